@@ -1,0 +1,2 @@
+"""learngene."""
+from learngene._version import __version__

@@ -1,0 +1,49 @@
+"""The errors a user can cause.
+
+Every one carries a single line that says what is wrong, where, and what would be right. The command
+line prints that line and exits with code 2; a traceback appears only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LearngeneError(ValueError):
+    """Something the caller can put right: a bad shape, file, recipe, ancestry, data set or path."""
+
+
+class ShapeError(LearngeneError):
+    """A shape that no Vision Transformer can have, or that a method cannot make."""
+
+
+class GeneFileError(LearngeneError):
+    """A gene file that is damaged, incomplete or not a gene file."""
+
+
+class DataError(LearngeneError):
+    """Data that cannot be read, or that does not fit the model."""
+
+
+class RecipeError(LearngeneError):
+    """A recipe with an unknown key or a value out of range."""
+
+
+class TrainingDivergedError(LearngeneError):
+    """A loss that is no longer finite; the last good state is kept."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
+    known = sorted(known)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(known)}"
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises ``RecipeError`` for the first given key that is not known, naming the nearest right one."""
+    known = set(known)
+    for key in given:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key '{key}'{nearest(key, known)}")

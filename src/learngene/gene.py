@@ -1,0 +1,339 @@
+"""The learngene: a differentiable function from a shape to weights.
+
+Condensing trains that function (``forward`` is the auxiliary model), expanding evaluates it once. Both call
+``weights``, so the auxiliary model at a shape is the descendant at that shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from learngene.errors import LearngeneError, ShapeError, nearest
+from learngene.files import write_file
+from learngene.genefile import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    PLACEHOLDER,
+    gene_tensors,
+    read_header,
+    seal,
+    verify,
+)
+from learngene.initial import fresh
+from learngene.methods import Method, default_settings
+from learngene.shape import MODULE_PARAMS, ViTShape
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types in which a gene file can store its tensors; a loaded gene is always float32."""
+
+
+class Learngene(nn.Module):
+    """The tensors of a gene and the method that turns them into the weights of any shape.
+
+    Its parameters carry the documented names of the gene file: ``A.attn.qkv.weight``, ``stage0.norm1.bias``,
+    ``pos_embed``, ``norm.weight``, ``head.weight`` and so on.
+
+    Attributes:
+        method: The method with its settings.
+        shape: The auxiliary shape, at which the gene is condensed.
+        metadata: What the gene file says about its origin; see ``docs/format.md``.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        shape: ViTShape,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        seed: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Makes a gene from given tensors, or a fresh one to be condensed.
+
+        Args:
+            method: The method with its settings.
+            shape: The auxiliary shape.
+            tensors: All tensors by name. Without them the gene starts as the authors' auxiliary models do.
+            seed: Of the start values; unused if ``tensors`` are given.
+            metadata: Provenance, see ``docs/format.md``.
+
+        Raises:
+            ShapeError: If the method cannot be condensed at this shape.
+        """
+        super().__init__()
+        method.refuse_auxiliary(shape)
+        self.method = method
+        self.shape = shape
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self._skeletons: dict[ViTShape, VisionTransformer] = {}
+        shapes = gene_tensors(method, shape)
+        if tensors is None:
+            generator = torch.Generator().manual_seed(seed)
+            layers = method.layer_tensors(shape)
+            tensors = {
+                name: (method.initial if name in layers else fresh)(name, shapes, generator) for name in shapes
+            }
+        for name, size in shapes.items():
+            if name not in tensors or tuple(tensors[name].shape) != size:
+                raise LearngeneError(f"gene: tensor '{name}' is missing or does not have shape {size}")
+            self._register(name, tensors[name])
+
+    def _register(self, name: str, value: Tensor) -> None:
+        """Registers a parameter under a dotted name by nesting plain modules."""
+        *parents, last = name.split(".")
+        module: nn.Module = self
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, nn.Module())
+            module = getattr(module, parent)
+        module.register_parameter(last, nn.Parameter(value))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The gene's own tensors by their documented names."""
+        return dict(self.named_parameters())
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizers shall not decay besides norms and biases, as for any timm ViT."""
+        return {"pos_embed", "cls_token"}
+
+    # -- the one idea --------------------------------------------------------------------------------
+
+    def weights(self, shape: ViTShape | None = None, **options: Any) -> dict[str, Tensor]:
+        """The weights of a model of the given shape, differentiable in the gene's own tensors.
+
+        Stem and final norm are always carried, position embeddings are resampled for another image size, the head
+        is carried if the number of classes is the same.
+
+        Args:
+            shape: The shape to make; the auxiliary shape by default.
+            **options: The method's choices at expansion, for example SWS's ``order``.
+
+        Returns:
+            Tensors under timm's parameter names. A name is absent where the gene has nothing to say: the head of
+            another task, or modules that an ablation left out.
+
+        Raises:
+            ShapeError: If the method cannot make the shape.
+        """
+        shape = shape or self.shape
+        self.method.refuse(self.shape, shape, **options)
+        tensors = self.tensors()
+        out = {name: tensors[name] for name in self.shape.stem_params()}
+        if shape.grid_size != self.shape.grid_size:
+            out["pos_embed"] = _resample(out["pos_embed"], shape)
+        out |= self.method.weights(tensors, self.shape, shape, **options)
+        out |= {name: tensors[f"norm.{name.partition('.')[2]}"] for name in shape.norm_params()}
+        if shape.num_classes == self.shape.num_classes:
+            out |= {name: tensors[name] for name in shape.head_params()}
+        return out
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], shape: ViTShape | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """The auxiliary model: a plain timm ViT that computes with ``weights(shape)``.
+
+        Args:
+            images: Normalised images.
+            shape: The shape to compute at; the auxiliary shape by default. All its weights must come from the gene.
+
+        Returns:
+            Logits.
+        """
+        shape = shape or self.shape
+        skeleton = self.skeleton(shape)
+        if skeleton.training != self.training:
+            skeleton.train(self.training)
+        return functional_call(skeleton, self.weights(shape), (images,), strict=True)
+
+    def skeleton(self, shape: ViTShape) -> VisionTransformer:
+        """The structure that ``forward`` computes with: one meta-device timm model per shape, kept between steps."""
+        if shape not in self._skeletons:
+            self._skeletons[shape] = shape.skeleton()
+        return self._skeletons[shape]
+
+    # -- expanding -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def expand(
+        self,
+        shape: ViTShape | int | None = None,
+        *,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        layers: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> VisionTransformer:
+        """Makes an ordinary timm model, ready to train.
+
+        Args:
+            shape: The shape to make, or just its depth; the auxiliary shape by default.
+            num_classes: Classes of the new task, if they differ; the head is then fresh.
+            class_names: Names of the classes, which travel with the descendant. The gene's own by default.
+            layers: Fill only these layers, counted from 1 (TLEG Table 5); the others start fresh.
+            modules: Fill only these of ``msa``, ``mlp``, ``ln`` in every layer (TLEG Table 4).
+            seed: Of whatever starts fresh: a new head, or what ``layers`` and ``modules`` leave out.
+            **options: The method's choices, for example ``order="front-last-mid"`` for SWS.
+
+        Returns:
+            A timm ``VisionTransformer`` in evaluation mode whose parameters share no memory with the gene. Its
+            ``learngene`` attribute says which gene tensor fed which layer.
+
+        Raises:
+            ShapeError: If the method cannot make the shape, or a layer or module does not exist.
+        """
+        shape = self._target(shape, num_classes)
+        weights = self.weights(shape, **options)
+        keep = _kept(shape, layers, modules)
+        expected = shape.all_params()
+        generator = torch.Generator().manual_seed(seed)
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.parameters()}
+        state: dict[str, Tensor] = {}
+        new: list[str] = []
+        for name in expected:
+            if name in weights and name in keep:
+                # A copy of a gene tensor must not be the gene tensor, nor may two layers share one.
+                value = weights[name]
+                state[name] = value.clone() if value.untyped_storage().data_ptr() in own else value
+            else:
+                state[name] = fresh(name, expected, generator)
+                new.append(name)
+        model = shape.skeleton()
+        model.load_state_dict(state, strict=True, assign=True)
+        model.pretrained_cfg = model.default_cfg = self._pretrained_cfg(shape)
+        model.learngene = {
+            "gene": self.metadata.get("digest"),
+            "method": self.method.name,
+            "settings": default_settings(self.method),
+            "options": options,
+            "ancestry": self.metadata.get("ancestry"),
+            "shape": shape.to_dict(),
+            "layers": self.method.describe(self.shape, shape, **options),
+            "fresh": new,
+            "seed": seed,
+            "class_names": class_names or self._class_names(shape),
+        }
+        return model.eval()
+
+    def _target(self, shape: ViTShape | int | None, num_classes: int | None) -> ViTShape:
+        if isinstance(shape, int):
+            shape = self.shape.replace(depth=shape)
+        shape = shape or self.shape
+        return shape if num_classes is None else shape.replace(num_classes=num_classes)
+
+    def _class_names(self, shape: ViTShape) -> list[str] | None:
+        names = self.metadata.get("classes")
+        return names if names and len(names) == shape.num_classes else None
+
+    def _pretrained_cfg(self, shape: ViTShape) -> dict[str, Any]:
+        """timm's description of the input, from the ancestry instead of the architecture's default."""
+        given = self.metadata.get("preprocessing", {})
+        return {
+            "architecture": "vit_base_patch16_224",  # every size of a plain ViT, through timm's model_args
+            "tag": f"learngene_{self.method.name}",
+            "num_classes": shape.num_classes,
+            "input_size": (shape.in_chans, shape.img_size, shape.img_size),
+            "fixed_input_size": True,
+            "interpolation": given.get("interpolation", "bicubic"),
+            "crop_pct": given.get("crop_pct", 0.875),
+            "crop_mode": "center",
+            "mean": tuple(given.get("mean", (0.485, 0.456, 0.406))),
+            "std": tuple(given.get("std", (0.229, 0.224, 0.225))),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+
+    # -- the gene file -------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, dtype: str = "float32") -> None:
+        """Writes the gene file: to a temporary name, flushed, renamed.
+
+        Args:
+            path: The file to write; an old file of that name is replaced only when the new one is complete.
+            dtype: ``float32``, or ``bfloat16`` or ``float16`` for half the size.
+
+        Raises:
+            LearngeneError: If the type is unknown or the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        if dtype not in STORAGE:
+            raise LearngeneError(f"gene: unknown storage type '{dtype}'{nearest(dtype, STORAGE)}")
+        tensors = {
+            name: value.detach().to("cpu", STORAGE[dtype]).contiguous() for name, value in self.tensors().items()
+        }
+        described = {
+            "version": FORMAT_VERSION,
+            "method": self.method.name,
+            "settings": default_settings(self.method),
+            "shape": self.shape.to_dict(),
+        }
+        metadata = json.loads(json.dumps({**self.metadata, **described, "digest": PLACEHOLDER}))
+
+        def write(temporary: Path) -> None:
+            save_file(tensors, temporary, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+            seal(temporary, metadata)
+
+        path = Path(path)
+        write_file(path, write)
+        self.metadata = read_header(path).metadata
+
+    @classmethod
+    def load(cls, path: str | Path, *, verify_content: bool = True) -> Learngene:
+        """Reads a gene file, checks its header and, by default, every byte.
+
+        Args:
+            path: The gene file.
+            verify_content: Hash the whole content and compare it with the digest that was written.
+
+        Raises:
+            GeneFileError: If the file is not a whole, unchanged gene of a known method and version.
+        """
+        from safetensors.torch import load_file
+
+        header = read_header(path)
+        if verify_content:
+            verify(header)
+        tensors = {name: value.float() for name, value in load_file(header.path).items()}
+        return cls(header.method, header.shape, tensors, metadata=header.metadata)
+
+    def extra_repr(self) -> str:
+        """The method and the auxiliary shape, for ``print``."""
+        return f"{self.method}, auxiliary shape: {self.shape}"
+
+
+def _resample(pos_embed: Tensor, shape: ViTShape) -> Tensor:
+    """Position embeddings for another number of patches, by timm's bicubic interpolation."""
+    from timm.layers import resample_abs_pos_embed
+
+    return resample_abs_pos_embed(
+        pos_embed, new_size=[shape.grid_size, shape.grid_size], num_prefix_tokens=int(shape.class_token)
+    )
+
+
+def _kept(shape: ViTShape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
+    """The parameters to fill: all outside the layers, and those layers and modules that were asked for."""
+    layers = range(1, shape.depth + 1) if layers is None else layers
+    modules = tuple(MODULE_PARAMS) if modules is None else modules
+    for layer in layers:
+        if not 1 <= layer <= shape.depth:
+            raise ShapeError(f"expand: layer {layer} does not exist; layers count from 1 to {shape.depth}")
+    for module in modules:
+        if module not in MODULE_PARAMS:
+            raise ShapeError(f"expand: unknown module '{module}'{nearest(module, MODULE_PARAMS)}")
+    inside = {
+        f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in MODULE_PARAMS[module]
+    }
+    return inside | (shape.all_params().keys() - {n for n in shape.all_params() if n.startswith("blocks.")})

@@ -1,0 +1,211 @@
+"""The gene file: one safetensors file with one JSON string of metadata. Reading never unpickles.
+
+This module reads and checks the header, verifies the content and imports no torch; ``gene.py`` turns a checked
+file into a ``Learngene``. The format is described in ``docs/format.md``; ``FORMAT_VERSION`` is its number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from learngene.errors import GeneFileError, LearngeneError
+from learngene.methods import Method, method
+from learngene.shape import ViTShape
+
+FORMAT_VERSION = 1
+METADATA_KEY = "learngene"
+DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
+"""safetensors' names of the storage types a gene may have, with their size in bytes."""
+
+MAX_HEADER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of the file: its type, shape and place, in bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class GeneHeader:
+    """Everything a gene file says before its tensors.
+
+    Attributes:
+        path: Where the file lies.
+        method: The method with the settings the gene was condensed with.
+        shape: The auxiliary shape.
+        metadata: The whole metadata, as documented in ``docs/format.md``.
+        tensors: The table of tensors by name.
+        data_start: Offset of the first tensor in the file, in bytes.
+    """
+
+    path: Path
+    method: Method
+    shape: ViTShape
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    data_start: int
+
+    @property
+    def stored_params(self) -> int:
+        """Number of parameters the file stores, the papers' S-Params with every part counted."""
+        return sum(math.prod(entry.shape) for entry in self.tensors.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file in bytes."""
+        return self.data_start + max((entry.end for entry in self.tensors.values()), default=0)
+
+
+def gene_tensors(kind: Method, shape: ViTShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a gene: the stem, the method's layers, the final norm and the head."""
+    norm = {f"norm.{name.partition('.')[2]}": size for name, size in shape.norm_params().items()}
+    return shape.stem_params() | kind.layer_tensors(shape) | norm | shape.head_params()
+
+
+def read_header(path: str | Path) -> GeneHeader:
+    """Reads and checks the header of a gene file; touches no tensor.
+
+    Args:
+        path: The gene file.
+
+    Raises:
+        GeneFileError: If the file is missing, is not safetensors (a pickle, say), is truncated, has another format
+            version or method, or its tensors are not those that its method and shape require.
+    """
+    path = Path(path)
+    header, data_start = _read_json_header(path)
+    text = header.pop("__metadata__", {}).get(METADATA_KEY)
+    if text is None:
+        raise GeneFileError(f"{path}: a safetensors file, but not a gene (its metadata has no '{METADATA_KEY}' entry)")
+    try:
+        metadata = json.loads(text)
+        version = metadata["version"]
+    except (ValueError, KeyError, TypeError):
+        raise GeneFileError(f"{path}: the gene's metadata is damaged; get or condense the file again") from None
+    if version != FORMAT_VERSION:
+        raise GeneFileError(
+            f"{path}: gene format version {version!r}, but this learngene reads version {FORMAT_VERSION}; "
+            "use the learngene release that wrote it, or condense it again"
+        )
+    try:
+        kind = method(metadata["method"], metadata["settings"])
+        shape = ViTShape.from_dict(metadata["shape"])
+        kind.refuse_auxiliary(shape)
+        tensors = {
+            name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+            for name, entry in header.items()
+        }
+    except LearngeneError as error:
+        raise GeneFileError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError):
+        raise GeneFileError(f"{path}: the gene's metadata is damaged; get or condense the file again") from None
+    result = GeneHeader(path, kind, shape, metadata, tensors, data_start)
+    _check_tensors(result)
+    return result
+
+
+def verify(header: GeneHeader) -> None:
+    """Hashes the whole content and compares it with the digest in the metadata.
+
+    Raises:
+        GeneFileError: If any byte of a tensor, of the table or of the metadata differs from what was written.
+    """
+    with header.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = _digest(header.metadata, header.tensors, memoryview(content)[header.data_start :])
+    if found != header.metadata.get("digest"):
+        raise GeneFileError(
+            f"{header.path}: the content does not match its digest (a byte was changed); get or condense the file again"
+        )
+
+
+def seal(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Puts the metadata with its digest into a safetensors file that holds the tensors already.
+
+    Args:
+        path: A safetensors file whose metadata has a placeholder digest of the right length.
+        metadata: The same metadata; only its ``digest`` is replaced.
+    """
+    header, data_start = _read_json_header(path)
+    header.pop("__metadata__")
+    tensors = {
+        name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+        for name, entry in header.items()
+    }
+    with path.open("rb+") as file, mmap.mmap(file.fileno(), 0) as content:
+        with memoryview(content) as view, view[data_start:] as data:
+            digest = _digest(dict(metadata), tensors, data)
+        place = content.find(PLACEHOLDER.encode(), 0, data_start)
+        content[place : place + len(digest)] = digest.encode()
+
+
+PLACEHOLDER = "xxh3_128:" + "-" * 32
+
+
+def _digest(metadata: dict[str, Any], tensors: Mapping[str, TensorEntry], data: memoryview) -> str:
+    """XXH3 of the metadata without its digest, the table of tensors and all tensor bytes, in that order."""
+    hasher = xxhash.xxh3_128()
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
+    hasher.update(json.dumps(rest, sort_keys=True).encode())
+    table = [[name, t.dtype, list(t.shape), t.begin, t.end] for name, t in sorted(tensors.items())]
+    hasher.update(json.dumps(table).encode())
+    hasher.update(data)
+    data.release()
+    return f"xxh3_128:{hasher.hexdigest()}"
+
+
+def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file and the offset of the data behind it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+                raise GeneFileError(f"{path}: a pickle, not a gene file; learngene never unpickles a gene")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes, header of {length})")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except FileNotFoundError:
+        raise GeneFileError(f"{path}: no such gene file") from None
+    except OSError as error:
+        raise GeneFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, GeneFileError):
+            raise
+        raise GeneFileError(f"{path}: the header is damaged; get or condense the file again") from None
+    if size != expected:
+        state = "truncated" if size < expected else "too long"
+        raise GeneFileError(f"{path}: {state}: {size} bytes where the header says {expected}; get the file again")
+    return header, 8 + length
+
+
+def _check_tensors(header: GeneHeader) -> None:
+    """Refuses missing, extra and misshapen tensors, and types that are no floats."""
+    path, expected = header.path, gene_tensors(header.method, header.shape)
+    if missing := [name for name in expected if name not in header.tensors]:
+        raise GeneFileError(f"{path}: tensor '{missing[0]}' is missing ({len(missing)} in all)")
+    if extra := [name for name in header.tensors if name not in expected]:
+        raise GeneFileError(f"{path}: unexpected tensor '{extra[0]}' ({len(extra)} in all)")
+    for name, entry in header.tensors.items():
+        if entry.shape != expected[name]:
+            raise GeneFileError(f"{path}: tensor '{name}' has shape {entry.shape}, but should have {expected[name]}")
+        if entry.dtype not in DTYPES:
+            raise GeneFileError(f"{path}: tensor '{name}' has type {entry.dtype}; known: {', '.join(DTYPES)}")
+        if entry.end - entry.begin != math.prod(entry.shape) * DTYPES[entry.dtype]:
+            raise GeneFileError(f"{path}: tensor '{name}' has the wrong number of bytes; get the file again")

@@ -1,0 +1,37 @@
+"""Fresh values of a parameter, by its timm name: what the papers' auxiliary models and new heads start from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def fresh(name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
+    """Draws the start value of one parameter as timm does for a Vision Transformer.
+
+    Linear weights and position embeddings: normal with std 0.02 truncated at two units, biases 0, norm weights 1,
+    patch convolution: PyTorch's default, class token: std 1e-6.
+
+    Args:
+        name: The parameter's name; only its ending matters, so ``B.norm1.weight`` is a norm weight.
+        shapes: The shapes of all parameters by name; a convolution's bias depends on the shape of its weight.
+        generator: Source of randomness; the caller seeds it.
+
+    Returns:
+        A float32 tensor on the CPU.
+    """
+    value = torch.empty(shapes[name])
+    module, _, kind = name.rpartition(".")
+    if module.endswith("patch_embed.proj"):
+        bound = 1.0 / math.sqrt(math.prod(shapes[f"{module}.weight"][1:]))
+        return value.uniform_(-bound, bound, generator=generator)
+    if kind == "bias":
+        return value.zero_()
+    if "norm" in module.rpartition(".")[2]:
+        return value.fill_(1.0)
+    if kind == "cls_token":
+        return value.normal_(std=1e-6, generator=generator)
+    return torch.nn.init.trunc_normal_(value, std=0.02, generator=generator)

@@ -1,0 +1,85 @@
+"""The step that layer-wise methods share: every layer is a linear combination of the gene's layers.
+
+TLEG's layer is B + (i/d) A, a stage-wise layer is one copy with coefficient 1. A method writes down the terms
+once; the weights, the explanation a user reads and the provenance of a descendant all follow from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from learngene.errors import ShapeError
+from learngene.shape import MODULE_PARAMS, ViTShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Terms = tuple[tuple[str, Fraction], ...]
+"""Layers of the gene by name, each with its coefficient; empty where a descendant's module stays fresh."""
+
+LayerTerms = dict[str, Terms]
+"""The terms of one layer's ``msa``, ``mlp`` and ``ln``."""
+
+
+def whole_layer(*terms: tuple[str, Fraction]) -> LayerTerms:
+    """The same terms for every module of a layer."""
+    return dict.fromkeys(MODULE_PARAMS, terms)
+
+
+def combine(tensors: Mapping[str, Tensor], layers: Sequence[LayerTerms]) -> dict[str, Tensor]:
+    """Evaluates the terms: ``blocks.i.name = sum of coefficient * tensors[term.name]``.
+
+    A single term with coefficient 1 is the gene's tensor itself, not a copy: while training, that is what sharing
+    weights means.
+    """
+    out: dict[str, Tensor] = {}
+    for i, layer in enumerate(layers):
+        for module, terms in layer.items():
+            used = [(source, coefficient) for source, coefficient in terms if coefficient]
+            for name in MODULE_PARAMS[module] if used else ():
+                (first, scale), *rest = used
+                value = tensors[f"{first}.{name}"]
+                value = value if scale == 1 else value * float(scale)
+                for source, coefficient in rest:
+                    value = value.add(tensors[f"{source}.{name}"], alpha=float(coefficient))
+                out[f"blocks.{i}.{name}"] = value
+    return out
+
+
+def describe(layers: Sequence[LayerTerms], denominator: int = 1) -> list[str]:
+    """One readable line per layer, such as ``B + 3/12 A`` or ``msa: B + 1/6 A, mlp and ln: fresh``.
+
+    Args:
+        layers: The terms of every layer.
+        denominator: Fractions are written with it, unreduced, as the paper does.
+    """
+    lines = []
+    for layer in layers:
+        by_text: dict[str, list[str]] = {}
+        for module, terms in layer.items():
+            by_text.setdefault(_text(terms, denominator), []).append(module)
+        if len(by_text) == 1:
+            lines.append(next(iter(by_text)))
+        else:
+            lines.append(", ".join(f"{' and '.join(mods)}: {text}" for text, mods in by_text.items()))
+    return lines
+
+
+def _text(terms: Terms, denominator: int) -> str:
+    def one(source: str, coefficient: Fraction) -> str:
+        return source if coefficient == 1 else f"{coefficient * denominator}/{denominator} {source}"
+
+    return " + ".join(one(source, coefficient) for source, coefficient in terms if coefficient) or "fresh"
+
+
+def same_width(auxiliary: ViTShape, shape: ViTShape) -> None:
+    """Raises ``ShapeError`` unless ``shape`` differs from the auxiliary shape only in what needs no new layers.
+
+    Depth, classes, image size and ending may differ; heads are never reinterpreted.
+    """
+    for field in ("embed_dim", "num_heads", "mlp_ratio", "patch_size", "in_chans", "class_token"):
+        have, want = getattr(auxiliary, field), getattr(shape, field)
+        if have != want:
+            raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")

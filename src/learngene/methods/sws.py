@@ -1,0 +1,161 @@
+"""SWS: Stage-wise Weight Sharing (Xia et al., IJCAI 2024).
+
+The auxiliary model has M stages; stage m applies one layer L_m times (equation 1), so the learngene is M layers. A
+descendant's layers are copies of them, every stage at its own place, either cyclically or randomly assigned.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from learngene.errors import ShapeError, nearest, refuse_unknown
+from learngene.methods.combination import combine, describe, same_width, whole_layer
+from learngene.shape import ViTShape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Order = str | Sequence[int]
+NAMED_ORDERS = ("front-mid-last", "front-last-mid")
+
+
+@dataclass(frozen=True)
+class SWS:
+    """Stages of one shared layer each.
+
+    Attributes:
+        stages: Layers of the auxiliary model per stage, front to last; their sum is its depth. The default is the
+            paper's balanced MS-WS6 (Table 5); any other assignment is allowed, for example 1,4,1,1,4,1.
+    """
+
+    stages: tuple[int, ...] = (3, 3, 4, 3, 3)
+
+    name: ClassVar[str] = "sws"
+    title: ClassVar[str] = "Stage-wise Weight Sharing"
+    paper: ClassVar[str] = "Xia et al., IJCAI 2024"
+    distillation: ClassVar[str] = "sws-official"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stages, (str, int)) or not all(isinstance(n, int) and n >= 1 for n in self.stages):
+            raise ShapeError(f"sws: stages must be a list of positive layer counts, not {self.stages!r}")
+        if not self.stages:
+            raise ShapeError("sws: stages is empty; name the number of layers of at least one stage")
+        object.__setattr__(self, "stages", tuple(self.stages))
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """How the stages are laid out in a descendant; section 3.3 of the paper."""
+        return {
+            "order": "which stages repeat first: front-mid-last (default), front-last-mid, or a list of all stages",
+            "assign": "cyclic (default), random (sorted, every stage present), or as-trained (the auxiliary depth only)",
+            "seed": "of the random assignment; default 0",
+        }
+
+    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
+        """The stages must add up to the auxiliary model's depth."""
+        if sum(self.stages) != auxiliary.depth:
+            raise ShapeError(
+                f"sws: stages {','.join(map(str, self.stages))} add up to {sum(self.stages)} layers, "
+                f"but the auxiliary shape has depth {auxiliary.depth}"
+            )
+
+    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+        """Depths below the number of stages are undefined in the paper and refused."""
+        refuse_unknown(options, self.options, "sws: expansion options")
+        same_width(auxiliary, shape)
+        self.stage_of_layer(shape.depth, **options)
+
+    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """One layer per stage."""
+        return {
+            f"stage{m}.{name}": shape
+            for m in range(len(self.stages))
+            for name, shape in auxiliary.layer_params().items()
+        }
+
+    def initial(
+        self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator
+    ) -> Tensor:
+        """Every stage starts as an ordinary timm layer."""
+        from learngene.initial import fresh
+
+        return fresh(name, shapes, generator)
+
+    # -- section 3.3: initialisation strategy and order ------------------------------------------------
+
+    def stage_of_layer(
+        self, depth: int, order: Order | None = None, assign: str | None = None, seed: int = 0
+    ) -> list[int]:
+        """The stage that feeds each layer, in ascending order: the papers' layer string.
+
+        Args:
+            depth: Layers of the descendant.
+            order: Stages in the order in which they get one of the ``depth mod M`` extra layers.
+            assign: ``cyclic``, ``random`` or ``as-trained``. Without any option, the auxiliary model's own depth is
+                laid out as trained (so that this descendant is the auxiliary model) and any other one cyclically.
+            seed: Of the random assignment.
+
+        Raises:
+            ShapeError: If there are fewer layers than stages, or an option has no meaning.
+        """
+        count = len(self.stages)
+        if depth < count:
+            raise ShapeError(
+                f"sws: depth {depth} is below the {count} stages of this gene; the smallest depth is {count}"
+            )
+        if assign is None:
+            assign = "as-trained" if order is None and depth == sum(self.stages) else "cyclic"
+        if assign == "as-trained":
+            if depth != sum(self.stages):
+                raise ShapeError(f"sws: 'as-trained' needs the auxiliary depth {sum(self.stages)}, not {depth}")
+            repeats = list(self.stages)
+        elif assign == "cyclic":
+            # Every stage gets floor(d / M) layers; the extra ones go to the first stages of the order (Table 4).
+            first = self.order(order)[: depth % count]
+            repeats = [depth // count + (m in first) for m in range(count)]
+        elif assign == "random":
+            # Not in the authors' code. Table 4's random row stays far above chance, so the stages cannot be shuffled:
+            # how often each is used is drawn, every one at least once, and the stages keep their places.
+            draw = random.Random(seed)
+            repeats = [1] * count
+            for _ in range(depth - count):
+                repeats[draw.randrange(count)] += 1
+        else:
+            known = ["cyclic", "random", "as-trained"]
+            raise ShapeError(f"sws: unknown assignment '{assign}'{nearest(str(assign), known)}")
+        return [m for m, times in enumerate(repeats) for _ in range(times)]
+
+    def order(self, order: Order | None) -> list[int]:
+        """All stages in the order of a name or of a list, checked to be a permutation."""
+        count = len(self.stages)
+        if order is None or order == "front-mid-last":
+            return list(range(count))
+        if order == "front-last-mid":
+            # From the ends inward: 0, M-1, 1, M-2, ...; the paper shows it for M = 3 (Figure 3c).
+            return [m // 2 if m % 2 == 0 else count - 1 - m // 2 for m in range(count)]
+        if isinstance(order, str):
+            try:
+                order = [int(part) for part in order.split(",")]
+            except ValueError:
+                raise ShapeError(f"sws: unknown order '{order}'{nearest(order, NAMED_ORDERS)}") from None
+        if sorted(order) != list(range(count)):
+            raise ShapeError(f"sws: order {list(order)} must name each of the stages 0 to {count - 1} once")
+        return list(order)
+
+    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+        """For example ``stage0``, ``stage0``, ``stage1`` and so on."""
+        return describe([whole_layer(term) for term in self._terms(shape, options)])
+
+    def weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> dict[str, Tensor]:
+        """Equation 1: every layer is its stage's layer."""
+        return combine(tensors, [whole_layer(term) for term in self._terms(shape, options)])
+
+    def _terms(self, shape: ViTShape, options: Mapping[str, Any]) -> list[tuple[str, Fraction]]:
+        return [(f"stage{m}", Fraction(1)) for m in self.stage_of_layer(shape.depth, **options)]

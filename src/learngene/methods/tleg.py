@@ -1,0 +1,127 @@
+"""TLEG: Transformer as Linear Expansion of learnGene (Xia et al., AAAI 2024).
+
+The learngene is two layers, A and B. Layer l of an L-layer model is
+
+    theta_l = theta_B + (l - 1) / L * theta_A,    l = 1 .. L                        (equation 1)
+
+for the attention (2), the MLP (3) and the layer norms (4), weights and biases alike, in the auxiliary model
+(L is its depth) and in every descendant (L is the descendant's depth).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from learngene.errors import ShapeError, nearest, refuse_unknown
+from learngene.methods.combination import LayerTerms, combine, describe, same_width
+from learngene.shape import MODULE_PARAMS, ViTShape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TLEG:
+    """Linear expansion of two layers.
+
+    Attributes:
+        modules: What is linearly expanded (Table 4): any of ``msa``, ``mlp``, ``ln``. The others are ordinary in
+            every layer of the auxiliary model; a descendant of another depth starts them fresh.
+        first_layer: The first linearly expanded layer, counted from 1 (Table 6 uses 3). Earlier layers are
+            ordinary and are copied into descendants; the coefficient counts inside the expanded group.
+    """
+
+    modules: tuple[str, ...] = ("msa", "mlp", "ln")
+    first_layer: int = 1
+
+    name: ClassVar[str] = "tleg"
+    title: ClassVar[str] = "Transformer as Linear Expansion of learnGene"
+    paper: ClassVar[str] = "Xia et al., AAAI 2024"
+    distillation: ClassVar[str] = "tleg-official"
+
+    def __post_init__(self) -> None:
+        modules = (self.modules,) if isinstance(self.modules, str) else tuple(self.modules)
+        for module in modules:
+            if module not in MODULE_PARAMS:
+                raise ShapeError(f"tleg: unknown module '{module}' in modules{nearest(module, MODULE_PARAMS)}")
+        if not modules:
+            raise ShapeError("tleg: modules is empty; name at least one of msa, mlp, ln")
+        if not isinstance(self.first_layer, int) or self.first_layer < 1:
+            raise ShapeError(f"tleg: first_layer counts from 1, not {self.first_layer!r}")
+        object.__setattr__(self, "modules", tuple(m for m in MODULE_PARAMS if m in modules))
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """TLEG has no choice left at expansion."""
+        return {}
+
+    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
+        """A needs at least two expanded layers to be used at all: its coefficient in the first is 0."""
+        if auxiliary.depth < self.first_layer + 1:
+            raise ShapeError(
+                f"tleg: an auxiliary model of depth {auxiliary.depth} has no second expanded layer; "
+                f"use depth {self.first_layer + 1} or more"
+            )
+
+    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+        """Any depth that has room for the ordinary layers and one expanded layer can be made."""
+        refuse_unknown(options, self.options, "tleg: expansion options")
+        same_width(auxiliary, shape)
+        if shape.depth < self.first_layer:
+            raise ShapeError(
+                f"tleg: depth {shape.depth} is below {self.first_layer}, the first linearly expanded layer of this gene"
+            )
+
+    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """A and B for the expanded modules, and what the auxiliary model keeps per layer."""
+        shapes = auxiliary.layer_params()
+        tensors = {
+            f"{source}.{name}": shapes[name]
+            for source in ("A", "B")
+            for module in self.modules
+            for name in MODULE_PARAMS[module]
+        }
+        for i in range(auxiliary.depth):
+            for module in MODULE_PARAMS:
+                if i + 1 < self.first_layer or module not in self.modules:
+                    tensors |= {f"layer{i}.{name}": shapes[name] for name in MODULE_PARAMS[module]}
+        return tensors
+
+    def initial(
+        self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator
+    ) -> Tensor:
+        """As the authors' code: A and B both std 0.02, but A's norms start at 0 so that every norm starts at 1."""
+        from learngene.initial import fresh
+
+        value = fresh(name, shapes, generator)
+        return value.zero_() if name.startswith("A.norm") else value
+
+    def layers(self, auxiliary: ViTShape, depth: int) -> list[LayerTerms]:
+        """The terms of every layer at a depth: equation 1, with the ablations of Tables 4 and 6."""
+        ordinary = self.first_layer - 1
+        expanded = depth - ordinary
+        terms: list[LayerTerms] = []
+        for i in range(depth):
+            own = ((f"layer{i}", Fraction(1)),)
+            if i < ordinary:
+                terms.append(dict.fromkeys(MODULE_PARAMS, own))
+                continue
+            linear = (("B", Fraction(1)), ("A", Fraction(i - ordinary, expanded)))
+            # Ordinary modules belong to the layers of the auxiliary model; another depth has no counterpart.
+            other = own if depth == auxiliary.depth else ()
+            terms.append({m: linear if m in self.modules else other for m in MODULE_PARAMS})
+        return terms
+
+    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+        """For example ``B``, ``B + 1/3 A``, ``B + 2/3 A`` at depth 3."""
+        return describe(self.layers(auxiliary, shape.depth), shape.depth - self.first_layer + 1)
+
+    def weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> dict[str, Tensor]:
+        """Equation 1 for every layer of ``shape``."""
+        return combine(tensors, self.layers(auxiliary, shape.depth))
