@@ -35,16 +35,21 @@ def combine(tensors: Mapping[str, Tensor], layers: Sequence[LayerTerms]) -> dict
     weights means.
     """
     out: dict[str, Tensor] = {}
-    for i, layer in enumerate(layers):
-        for module, terms in layer.items():
-            used = [(source, coefficient) for source, coefficient in terms if coefficient]
-            for name in MODULE_PARAMS[module] if used else ():
-                (first, scale), *rest = used
-                value = tensors[f"{first}.{name}"]
-                value = value if scale == 1 else value * float(scale)
-                for source, coefficient in rest:
-                    value = value.add(tensors[f"{source}.{name}"], alpha=float(coefficient))
-                out[f"blocks.{i}.{name}"] = value
+    for module, names in MODULE_PARAMS.items():
+        sums: dict[tuple[str, ...], dict[int, list[float]]] = {}
+        for i, layer in enumerate(layers):
+            used = [(source, coefficient) for source, coefficient in layer[module] if coefficient]
+            if len(used) == 1 and used[0][1] == 1:
+                out |= {f"blocks.{i}.{name}": tensors[f"{used[0][0]}.{name}"] for name in names}
+            elif used:
+                sources = tuple(source for source, _ in used)
+                sums.setdefault(sources, {})[i] = [float(coefficient) for _, coefficient in used]
+        for sources, rows in sums.items():
+            from learngene.methods.blend import blend  # the only step that needs torch itself
+
+            for name in names:
+                values = blend(tuple(rows.values()), [tensors[f"{source}.{name}"] for source in sources])
+                out |= {f"blocks.{i}.{name}": value for i, value in zip(rows, values, strict=True)}
     return out
 
 
