@@ -42,10 +42,11 @@ class Section(BaseModel):
     def _known_keys(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        refuse_unknown(given, cls.model_fields, cls.__name__.lower())
+        section = cls.__name__.removesuffix("Spec").removesuffix("Recipe").lower()
+        refuse_unknown(given, cls.model_fields, section)
         if name := given.get("preset"):
             if name not in cls.presets:
-                raise RecipeError(f"{cls.__name__.lower()}: unknown preset '{name}'{nearest(str(name), cls.presets)}")
+                raise RecipeError(f"{section}: unknown preset '{name}'{nearest(str(name), cls.presets)}")
             given = merge(cls.presets[name], given)
         return given
 

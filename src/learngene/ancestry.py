@@ -1,0 +1,231 @@
+"""The ancestry model: a frozen teacher, pinned by name, tag and sha256 of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from learngene.errors import LearngeneError, nearest
+from learngene.recipe import AncestrySpec, DataSpec
+from learngene.shape import ViTShape
+
+
+class Ancestry(nn.Module):
+    """Any timm classifier, frozen and in evaluation mode.
+
+    Attributes:
+        model: The timm model.
+        identity: ``name``, ``tag``, ``source`` and ``sha256`` of the weights, as stored in every gene.
+        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``input_size`` it was trained with.
+        num_classes: Number of its outputs.
+        class_names: Names of its classes, if its files say so.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | nn.Module,
+        *,
+        architecture: str | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        pretrained: bool = True,
+        sha256: str | None = None,
+    ) -> None:
+        """Loads the model and fingerprints its weights.
+
+        Args:
+            source: A timm model name (with its tag, to pin it), a descendant folder, a ``.safetensors`` file, a
+                ``.pth`` file (read with weights-only loading), or a timm model in memory.
+            architecture: timm's name of the architecture, for a checkpoint file.
+            model_args: Arguments for ``timm.create_model``, for example ``{"img_size": 32}``.
+            pretrained: Whether a timm name loads its pretrained weights (from timm's cache or the network).
+            sha256: If given, any other weights are refused.
+
+        Raises:
+            LearngeneError: If the source is unknown, unreadable, unsafe, or has another sha256.
+        """
+        super().__init__()
+        arguments = dict(model_args or {})
+        names: Any = None
+        if isinstance(source, nn.Module):
+            self.model, label = source, str(source.pretrained_cfg.get("architecture", type(source).__name__))
+        elif Path(source).is_dir():
+            self.model, names, label = *_from_folder(Path(source), arguments), Path(source).name
+        elif Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin"):
+            self.model, label = _from_checkpoint(Path(source), architecture, arguments), Path(source).name
+        else:
+            self.model, label = _from_timm(str(source), pretrained, arguments), str(source)
+        self.model.eval().requires_grad_(False)
+        cfg = self.model.pretrained_cfg
+        self.preprocessing = _preprocessing(self.model)
+        self.num_classes = int(self.model.num_classes)
+        self.class_names: list[str] | None = list(names) if names else None
+        self.identity = {
+            "name": str(cfg.get("architecture") or label),
+            "tag": str(cfg.get("tag") or ""),
+            "source": label,
+            "sha256": weights_sha256(self.model),
+        }
+        if sha256 is not None and sha256 != self.identity["sha256"]:
+            raise LearngeneError(
+                f"ancestry {label}: its weights have sha256 {self.identity['sha256']}, not {sha256}; "
+                "the name now means other weights"
+            )
+
+    @classmethod
+    def from_spec(cls, spec: AncestrySpec) -> Ancestry:
+        """Loads the ancestry a recipe names."""
+        return cls(
+            spec.source,
+            architecture=spec.architecture,
+            model_args=spec.model_args,
+            pretrained=spec.pretrained,
+            sha256=spec.sha256,
+        )
+
+    def train(self, mode: bool = True) -> Ancestry:
+        """Stays in evaluation mode: a teacher that drops paths or updates statistics is another teacher."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Logits for normalised images; two heads are averaged, as timm's distilled models do in evaluation."""
+        logits = self.model(images)
+        return logits if isinstance(logits, Tensor) else sum(logits) / len(logits)
+
+    def refuse_mismatch(self, shape: ViTShape, num_classes: int, data: DataSpec) -> None:
+        """Checks classes, normalisation and image size against the data before a step is trained.
+
+        Args:
+            shape: The auxiliary shape.
+            num_classes: Classes of the data.
+            data: How images are normalised.
+
+        Raises:
+            LearngeneError: One line that says which of them do not fit.
+        """
+        label = self.identity["source"]
+        for owner, count in (("the data", num_classes), ("the auxiliary shape", shape.num_classes)):
+            if count != self.num_classes:
+                raise LearngeneError(
+                    f"ancestry {label} has {self.num_classes} classes but {owner} has {count}; "
+                    "distillation needs the same classes: use an ancestry trained on this data"
+                )
+        for field in ("mean", "std"):
+            given = getattr(data, field)
+            if given is not None and tuple(given) != tuple(self.preprocessing[field]):
+                raise LearngeneError(
+                    f"data.{field} {tuple(given)} differs from the ancestry's {tuple(self.preprocessing[field])}; "
+                    f"leave data.{field} out to use the ancestry's"
+                )
+        try:
+            self(torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size, device=self.device))
+        except (AssertionError, RuntimeError) as error:
+            size = self.preprocessing["input_size"]
+            raise LearngeneError(
+                f"ancestry {label} takes images of {size[1]} px with {size[0]} channels, but the auxiliary shape has "
+                f"{shape.img_size} px with {shape.in_chans}; change shape.img_size or pass "
+                f"ancestry.model_args={{img_size: {shape.img_size}}} ({str(error).splitlines()[0]})"
+            ) from None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return next(self.model.parameters()).device
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a model's state, the same whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _preprocessing(model: nn.Module) -> dict[str, Any]:
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    return {key: list(config[key]) if isinstance(config[key], tuple) else config[key] for key in keys}
+
+
+def _from_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
+    architecture = name.split(":", 1)[-1] if ":" in name else name.partition(".")[0]
+    if ":" not in name and not timm.is_model(architecture):
+        raise LearngeneError(
+            f"ancestry: '{name}' is no timm model, folder or file{nearest(architecture, timm.list_models())[:200]}"
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0][:160]
+        hint = "; the network or timm's cache must hold its weights" if pretrained else ""
+        raise LearngeneError(f"ancestry {name}: cannot be loaded{hint} ({reason})") from None
+
+
+def _from_folder(path: Path, arguments: dict[str, Any]) -> tuple[nn.Module, list[str] | None]:
+    from learngene.descendant import load_descendant
+
+    model = load_descendant(path, **arguments)
+    return model, json.loads((path / "config.json").read_text()).get("label_names")
+
+
+def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if architecture is None:
+        raise LearngeneError(
+            f"ancestry {path}: a checkpoint file does not say which model it is; set ancestry.architecture, "
+            "for example deit_base_patch16_224"
+        )
+    if not timm.is_model(architecture):
+        raise LearngeneError(f"ancestry.architecture: {nearest_model(architecture)}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise LearngeneError(f"ancestry {path}: no such file") from None
+    except pickle.UnpicklingError:
+        raise LearngeneError(
+            f"ancestry {path}: holds more than tensors and is not unpickled; save its state_dict as .safetensors"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise LearngeneError(f"ancestry {path}: damaged or unreadable ({str(error).splitlines()[0]})") from None
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    model = timm.create_model(architecture, pretrained=False, **arguments)
+    try:
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise LearngeneError(
+            f"ancestry {path}: does not hold the weights of {architecture} with {arguments or 'default arguments'}: "
+            f"{lines[1] if len(lines) > 1 else lines[0]}"[:300]
+        ) from None
+    return model
+
+
+def nearest_model(name: str) -> str:
+    """A line that says a timm model does not exist, with the closest name that does."""
+    import timm
+
+    return f"unknown timm model '{name}'{nearest(name, timm.list_models())[:200]}"

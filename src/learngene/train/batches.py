@@ -1,0 +1,272 @@
+"""Batches as a pure function of (seed, epoch, step), whatever the number of processes, loaders or restarts.
+
+The order of an epoch, the random augmentation of every image and the mixing of every batch each have a seed of
+their own, made from where they stand in the run and from nothing else. So a run can stop at any step and go on,
+or be spread over more processes, and see the very same images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from timm.data import Mixup, create_transform
+from timm.data.mixup import mixup_target
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from learngene.errors import DataError
+from learngene.recipe import Augment, DataSpec, Train
+from learngene.train.images import ImageSet
+
+ORDER, AUGMENT, MIX = 1, 2, 3
+"""Purposes of randomness: each has its own stream of seeds."""
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds Python's, numpy's and torch's CPU generators inside the block and restores them behind it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def epoch_order(count: int, seed: int, epoch: int, batch_size: int, repeats: int = 1) -> np.ndarray:
+    """The images of one epoch in order, cut to whole batches.
+
+    Args:
+        count: Images in the set.
+        seed: Of the run.
+        epoch: Counted from 0.
+        batch_size: Images per optimizer step.
+        repeats: Repeated augmentation: every drawn image follows itself this many times, so that an epoch has about
+            ``count / repeats`` distinct images, as in DeiT.
+
+    Returns:
+        Indices, ``count // batch_size * batch_size`` of them.
+    """
+    order = np.random.default_rng([ORDER, seed, epoch]).permutation(count)
+    return np.repeat(order, repeats)[: count // batch_size * batch_size]
+
+
+def micro_batch(positions: np.ndarray, cell: int, cells: int) -> np.ndarray:
+    """One process's share of a batch, or one accumulated part of it.
+
+    timm's mixup pairs image i with image B-1-i. A share is therefore cut symmetrically around the middle: then every
+    pair stays together and the same pairs are mixed on any number of processes.
+
+    Args:
+        positions: The batch, an even number of entries per cell (or any number if nothing is mixed).
+        cell: Which share, counted from 0.
+        cells: Processes times accumulated parts; divides the batch.
+
+    Returns:
+        ``len(positions) // cells`` entries.
+    """
+    size = len(positions) // cells
+    if size % 2:
+        return positions[cell * size : (cell + 1) * size]
+    half = size // 2
+    front = positions[cell * half : (cell + 1) * half]
+    back = positions[::-1][cell * half : (cell + 1) * half][::-1]
+    return np.concatenate([front, back])
+
+
+def accumulation(train: Train, processes: int) -> int:
+    """How many parts a process accumulates so that ``batch_size`` stays what the recipe says.
+
+    Raises:
+        DataError: If the batch cannot be cut evenly.
+    """
+    if train.batch_size % processes:
+        raise DataError(f"train.batch_size {train.batch_size} cannot be shared by {processes} processes evenly")
+    share = train.batch_size // processes
+    unit = 2 if train.augment.mixup or train.augment.cutmix else 1
+    for parts in range(1, share + 1):
+        size = share // parts
+        if share % parts == 0 and size % unit == 0 and size <= (train.micro_batch or share):
+            return parts
+    raise DataError(
+        f"train.micro_batch {train.micro_batch}: a process's {share} images per step cannot be cut into even parts "
+        "of that size (mixing needs pairs)"
+    )
+
+
+class _Views(Dataset[tuple[Tensor, int]]):
+    """Augmented images, addressed by (epoch, position in the epoch, index of the image)."""
+
+    def __init__(self, images: ImageSet, transform: Any, mode: str, seed: int) -> None:
+        self.images, self.transform, self.mode, self.seed = images, transform, mode, seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
+        epoch, position, index = key
+        image = self.images.image(index, self.mode)
+        with seeded(AUGMENT, self.seed, epoch, position):
+            return self.transform(image), self.images.labels[index]
+
+
+class TrainBatches:
+    """The training batches of a run."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        spec: DataSpec,
+        train: Train,
+        *,
+        img_size: int,
+        in_chans: int = 3,
+        rank: int = 0,
+        processes: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        """Prepares augmentation and mixing.
+
+        Args:
+            images: The training images.
+            spec: The data section; its mean and std must be known by now.
+            train: The train section.
+            img_size: Side of the images in pixels.
+            in_chans: 3 for colour, 1 for grey.
+            rank: This process.
+            processes: All of them.
+            pin_memory: For copies to a GPU.
+
+        Raises:
+            DataError: If there are fewer images than one batch.
+        """
+        if len(images) < train.batch_size:
+            raise DataError(
+                f"{images.where}: {len(images)} training images are fewer than train.batch_size {train.batch_size}; "
+                f"use {max(2, len(images) // 2 * 2)} or less"
+            )
+        self.train, self.count, self.classes = train, len(images), len(images.class_names)
+        self.rank, self.processes = rank, processes
+        self.parts = accumulation(train, processes)
+        self.steps_per_epoch = self.count // train.batch_size
+        transform = train_transform(train.augment, spec, img_size)
+        views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed)
+        self._loader = dict(
+            dataset=views,
+            num_workers=spec.workers,
+            pin_memory=pin_memory,
+            multiprocessing_context="fork" if spec.workers else None,
+        )
+        self.mixup = _mixup(train.augment, self.classes)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Batches of one epoch, each as the list of this process's parts.
+
+        Args:
+            epoch: Counted from 0.
+            first_step: Steps of this epoch that were done before an interruption.
+
+        Yields:
+            One list per optimizer step of (images, integer labels), on the CPU, not yet mixed.
+        """
+        size = self.train.batch_size
+        order = epoch_order(self.count, self.train.seed, epoch, size, self.train.augment.repeats)
+        cells = self.processes * self.parts
+        keys = [
+            [
+                (epoch, int(position), int(order[position]))
+                for position in micro_batch(np.arange(step * size, (step + 1) * size), cell, cells)
+            ]
+            for step in range(first_step, self.steps_per_epoch)
+            for cell in range(self.rank * self.parts, (self.rank + 1) * self.parts)
+        ]
+        parts: list[tuple[Tensor, Tensor]] = []
+        for images, labels in DataLoader(batch_sampler=keys, **self._loader):  # type: ignore[arg-type]
+            parts.append((images, labels))
+            if len(parts) == self.parts:
+                yield parts
+                parts = []
+
+    def mix(
+        self, images: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"], epoch: int, step: int
+    ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch classes"]]:
+        """Mixup or cutmix, the same for every part of a step, and label smoothing.
+
+        Returns:
+            The mixed images and soft targets that sum to 1.
+        """
+        if self.mixup is None:
+            return images, mixup_target(labels, self.classes, smoothing=self.train.augment.smoothing)
+        with seeded(MIX, self.train.seed, epoch, step):
+            mixed, targets = self.mixup(images, labels)
+        return mixed, targets
+
+
+def train_transform(augment: Augment, spec: DataSpec, img_size: int) -> Any:
+    """timm's training transform for an augmentation section."""
+    scale, ratio = (augment.scale, augment.ratio) if augment.scale else ((1.0, 1.0), (1.0, 1.0))
+    return create_transform(
+        img_size,
+        is_training=True,
+        scale=scale,
+        ratio=ratio,
+        hflip=augment.hflip,
+        color_jitter=augment.color_jitter or None,
+        auto_augment=augment.rand_augment,
+        interpolation=spec.interpolation,
+        mean=spec.mean or (),
+        std=spec.std or (),
+        re_prob=augment.erasing,
+        re_mode=augment.erasing_mode,
+        re_count=augment.erasing_count,
+    )
+
+
+def eval_loader(
+    images: ImageSet,
+    spec: DataSpec,
+    *,
+    img_size: int,
+    in_chans: int = 3,
+    batch_size: int = 256,
+    rank: int = 0,
+    processes: int = 1,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop."""
+    transform = create_transform(
+        img_size,
+        interpolation=spec.interpolation,
+        crop_pct=spec.crop_pct,
+        mean=spec.mean or (),
+        std=spec.std or (),
+    )
+    views = _Views(images, transform, "L" if in_chans == 1 else "RGB", seed=0)
+    keys: Sequence[tuple[int, int, int]] = [(0, index, index) for index in range(rank, len(images), processes)]
+    return DataLoader(
+        views,
+        batch_size=batch_size,
+        sampler=keys,  # type: ignore[arg-type]
+        num_workers=spec.workers,
+        multiprocessing_context="fork" if spec.workers else None,
+    )
+
+
+def _mixup(augment: Augment, classes: int) -> Mixup | None:
+    if not (augment.mixup or augment.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mix_prob,
+        switch_prob=augment.mix_switch,
+        label_smoothing=augment.smoothing,
+        num_classes=classes,
+    )
