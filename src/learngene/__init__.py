@@ -1,2 +1,56 @@
-"""learngene."""
+"""Condense one large Vision Transformer into a learngene and expand it into timm ViTs of any depth.
+
+The public names are loaded when first used, so that ``import learngene`` and the command line stay instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from learngene._version import __version__
+
+if TYPE_CHECKING:
+    from learngene.ancestry import Ancestry
+    from learngene.budget import Budget, Candidate, plan
+    from learngene.condensing import condense
+    from learngene.descendant import load_descendant, save_descendant
+    from learngene.errors import LearngeneError
+    from learngene.export import export_onnx
+    from learngene.finetuning import evaluate, finetune, scratch
+    from learngene.gene import Learngene
+    from learngene.measure import latency
+    from learngene.recipe import load_recipe
+    from learngene.shape import ViTShape
+
+_HOMES = {
+    "Ancestry": "ancestry",
+    "Budget": "budget",
+    "Candidate": "budget",
+    "Learngene": "gene",
+    "LearngeneError": "errors",
+    "ViTShape": "shape",
+    "condense": "condensing",
+    "evaluate": "finetuning",
+    "export_onnx": "export",
+    "finetune": "finetuning",
+    "latency": "measure",
+    "load_descendant": "descendant",
+    "load_recipe": "recipe",
+    "plan": "budget",
+    "save_descendant": "descendant",
+    "scratch": "finetuning",
+}
+
+__all__ = ["__version__", "load", *_HOMES]
+
+
+def load(path: str, *, verify_content: bool = True) -> "Learngene":
+    """Reads a gene file; short for ``Learngene.load``."""
+    from learngene.gene import Learngene
+
+    return Learngene.load(path, verify_content=verify_content)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'learngene' has no attribute '{name}'")
+    return getattr(import_module(f"learngene.{_HOMES[name]}"), name)

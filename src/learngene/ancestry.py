@@ -69,7 +69,7 @@ class Ancestry(nn.Module):
         self.class_names: list[str] | None = list(names) if names else None
         self.identity = {
             "name": str(cfg.get("architecture") or label),
-            "tag": str(cfg.get("tag") or ""),
+            "tag": str(cfg.get("tag") or "") if pretrained else "random-weights",
             "source": label,
             "sha256": weights_sha256(self.model),
         }
@@ -120,6 +120,10 @@ class Ancestry(nn.Module):
                     f"ancestry {label} has {self.num_classes} classes but {owner} has {count}; "
                     "distillation needs the same classes: use an ancestry trained on this data"
                 )
+        if data.img_size not in (None, shape.img_size):
+            raise LearngeneError(
+                f"data.img_size {data.img_size} differs from the auxiliary shape's {shape.img_size}; leave it out"
+            )
         for field in ("mean", "std"):
             given = getattr(data, field)
             if given is not None and tuple(given) != tuple(self.preprocessing[field]):

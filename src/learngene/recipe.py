@@ -72,10 +72,15 @@ class DataSpec(Section):
     train_split: str = "train"
     val_split: str = "val"
     download: bool = Field(False, description="let timm download a named data set")
+    img_size: Positive | None = Field(
+        None, description="side in pixels; what the model takes by default, which timm does not always record"
+    )
     mean: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
     std: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
     interpolation: str = Field("bicubic", description="as DeiT")
-    crop_pct: float = Field(0.875, gt=0, le=1, description="evaluation: resize to img_size / crop_pct, then crop")
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px"
+    )
     skip_corrupt: bool = Field(False, description="count and leave out images that cannot be decoded")
     workers: int = Field(2, ge=0, description="loader processes per training process; results do not depend on it")
 
@@ -284,19 +289,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: If the file, a key or a value is wrong; the message names the place and the nearest right key.
     """
-    fields = _read_yaml(Path(path), seen=())
+    fields = apply_overrides(_read_yaml(Path(path), seen=()), overrides)
+    return build_recipe(fields, where=str(path))
+
+
+def apply_overrides(fields: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Fields with ``key.sub=value`` assignments applied; values are YAML.
+
+    Raises:
+        RecipeError: If an assignment is not of that form.
+    """
+    out = merge(fields, {})
     for assignment in overrides:
         key, sign, value = assignment.partition("=")
         if not sign or not key:
             raise RecipeError(f"override '{assignment}' is not of the form key.sub=value")
-        place: Any = fields
-        *parents, last = key.split(".")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise RecipeError(f"override '{assignment}': '{parent}' is a value, not a section")
-        place[last] = _parse_value(value, assignment)
-    return build_recipe(fields, where=str(path))
+        nested: Any = _parse_value(value, assignment)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        out = merge(out, nested)
+    return out
 
 
 def build_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:

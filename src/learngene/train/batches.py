@@ -24,6 +24,12 @@ from learngene.errors import DataError
 from learngene.recipe import Augment, DataSpec, Train
 from learngene.train.images import ImageSet
 
+SMALL_IMAGE = 64
+"""Side in pixels up to which evaluation does not crop."""
+
+KEEP_BYTES = 256 << 20
+"""Most memory for prepared images that are the same in every epoch."""
+
 ORDER, AUGMENT, MIX = 1, 2, 3
 """Purposes of randomness: each has its own stream of seeds."""
 
@@ -108,14 +114,21 @@ def accumulation(train: Train, processes: int) -> int:
 class _Views(Dataset[tuple[Tensor, int]]):
     """Augmented images, addressed by (epoch, position in the epoch, index of the image)."""
 
-    def __init__(self, images: ImageSet, transform: Any, mode: str, seed: int) -> None:
+    def __init__(self, images: ImageSet, transform: Any, mode: str, seed: int, keep: bool) -> None:
+        """Prepares the views; ``keep`` holds every view in memory, for transforms without randomness."""
         self.images, self.transform, self.mode, self.seed = images, transform, mode, seed
+        self.kept: dict[int, Tensor] | None = {} if keep else None
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
         epoch, position, index = key
+        if self.kept is not None and index in self.kept:
+            return self.kept[index], self.images.labels[index]
         image = self.images.image(index, self.mode)
         with seeded(AUGMENT, self.seed, epoch, position):
-            return self.transform(image), self.images.labels[index]
+            view = self.transform(image)
+        if self.kept is not None:
+            self.kept[index] = view
+        return view, self.images.labels[index]
 
 
 class TrainBatches:
@@ -158,7 +171,8 @@ class TrainBatches:
         self.parts = accumulation(train, processes)
         self.steps_per_epoch = self.count // train.batch_size
         transform = train_transform(train.augment, spec, img_size)
-        views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed)
+        keep = not _is_random(train.augment) and _fits_in_memory(images, spec, img_size, in_chans)
+        views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed, keep)
         self._loader = dict(
             dataset=views,
             num_workers=spec.workers,
@@ -244,11 +258,12 @@ def eval_loader(
     transform = create_transform(
         img_size,
         interpolation=spec.interpolation,
-        crop_pct=spec.crop_pct,
+        crop_pct=spec.crop_pct or default_crop(img_size),
         mean=spec.mean or (),
         std=spec.std or (),
     )
-    views = _Views(images, transform, "L" if in_chans == 1 else "RGB", seed=0)
+    keep = _fits_in_memory(images, spec, img_size, in_chans)
+    views = _Views(images, transform, "L" if in_chans == 1 else "RGB", 0, keep)
     keys: Sequence[tuple[int, int, int]] = [(0, index, index) for index in range(rank, len(images), processes)]
     return DataLoader(
         views,
@@ -257,6 +272,23 @@ def eval_loader(
         num_workers=spec.workers,
         multiprocessing_context="fork" if spec.workers else None,
     )
+
+
+def default_crop(img_size: int) -> float:
+    """The share of the image that evaluation looks at: DeiT's 0.875, but all of a small image, which has no border."""
+    return 1.0 if img_size <= SMALL_IMAGE else 0.875
+
+
+def _is_random(augment: Augment) -> bool:
+    """Whether two views of an image differ; mixing comes later and does not count."""
+    return bool(
+        augment.scale or augment.hflip or augment.color_jitter or augment.rand_augment or augment.erasing
+    )
+
+
+def _fits_in_memory(images: ImageSet, spec: DataSpec, img_size: int, in_chans: int) -> bool:
+    """Whether the prepared images of a set may stay in memory; loader processes would each keep their own."""
+    return spec.workers == 0 and 4 * len(images) * in_chans * img_size**2 <= KEEP_BYTES
 
 
 def _mixup(augment: Augment, classes: int) -> Mixup | None:

@@ -1,0 +1,164 @@
+"""Planning: which shapes of a gene fit a budget, best first. No weights are touched and no torch is imported.
+
+Latency is the exception: a shape that was never timed on this machine is built and timed once, then remembered
+together with the machine's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from learngene.errors import LearngeneError, ShapeError
+from learngene.files import write_file
+from learngene.genefile import GeneHeader, read_header
+from learngene.measure import environment
+from learngene.shape import ViTShape
+
+if TYPE_CHECKING:
+    from learngene.gene import Learngene
+
+DEEPEST = 48
+"""Deepest shape that is looked at, unless the auxiliary model is deeper still."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that all have to hold; a limit of None does not bind.
+
+    Attributes:
+        max_params: Parameters of the descendant, head included.
+        max_macs: Multiply-adds of one image.
+        max_latency: Milliseconds of one forward pass on this machine.
+        batch_size: Images per forward pass when timing.
+        device: Where to time: ``cpu`` or ``cuda``.
+    """
+
+    max_params: float | None = None
+    max_macs: float | None = None
+    max_latency: float | None = None
+    batch_size: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("max_params", "max_macs", "max_latency"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise LearngeneError(f"budget: {name} must be positive, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape that fits.
+
+    Attributes:
+        shape: What to expand.
+        params: Its parameters.
+        macs: Multiply-adds of one image.
+        latency: Milliseconds per forward pass on this machine, or None if the budget did not ask.
+        layers: Which of the gene's tensors feed each layer.
+        beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning mends it.
+    """
+
+    shape: ViTShape
+    params: int
+    macs: int
+    latency: float | None
+    layers: list[str]
+    beyond_auxiliary: bool
+
+
+def plan(
+    gene: Learngene | GeneHeader | str | Path,
+    budget: Budget | None = None,
+    *,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    timer: Callable[[ViTShape, int, str], float] | None = None,
+    **options: Any,
+) -> list[Candidate]:
+    """Lists the shapes of a gene that fit a budget, best first.
+
+    Best is deepest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1), so the largest
+    model that fits comes first.
+
+    Args:
+        gene: A gene, its header, or its file.
+        budget: Limits that all have to hold; without one, every depth up to ``DEEPEST`` is listed.
+        num_classes: Of the task; the gene's own by default.
+        img_size: Of the task in pixels; the gene's own by default.
+        timer: Times a shape at a batch size on a device; measures and remembers by default.
+        **options: The method's choices at expansion, for example ``order``.
+
+    Returns:
+        Shapes with their parameters, multiply-adds and, if limited, latency. Empty if nothing fits.
+
+    Raises:
+        LearngeneError: If the gene cannot be read or the task's shape is impossible.
+    """
+    budget = budget or Budget()
+    source = read_header(gene) if isinstance(gene, (str, Path)) else gene
+    base = source.shape.replace(
+        num_classes=source.shape.num_classes if num_classes is None else num_classes,
+        img_size=img_size or source.shape.img_size,
+    )
+    fitting = []
+    for depth in range(1, max(DEEPEST, base.depth) + 1):
+        shape = base.replace(depth=depth)
+        if depth == base.depth:
+            source.method.refuse(source.shape, shape, **options)  # a wrong option is an error, a depth is not
+        try:
+            source.method.refuse(source.shape, shape, **options)
+        except ShapeError:
+            continue
+        if shape.params() <= (budget.max_params or float("inf")) and shape.macs() <= (budget.max_macs or float("inf")):
+            fitting.append(shape)
+    time_shape = timer or measured_latency
+    candidates = []
+    for shape in reversed(fitting):
+        latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
+        if latency is None or latency <= (budget.max_latency or 0):
+            layers = source.method.describe(source.shape, shape, **options)
+            beyond = shape.depth > source.shape.depth
+            candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond))
+    return candidates
+
+
+def measured_latency(shape: ViTShape, batch_size: int, device: str) -> float:
+    """Milliseconds of a forward pass on this machine, remembered by shape and environment.
+
+    The memory is one JSON file per environment in ``$LEARNGENE_CACHE``, by default ``~/.cache/learngene``.
+    """
+    where = environment()
+    if device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise LearngeneError(f"budget: device '{device}' is not available on this machine; use cpu")
+        where["accelerator"] = torch.cuda.get_device_name()
+    key = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / f"latency-{key}.json"
+    try:
+        known = json.loads(path.read_text())["milliseconds"]
+    except (OSError, ValueError, KeyError):
+        known = {}
+    size = {**asdict(shape), "batch_size": batch_size, "device": device}
+    entry = json.dumps({key: value for key, value in size.items() if key != "num_classes"}, sort_keys=True)
+    if entry not in known:
+        from learngene.measure import latency
+
+        known[entry] = latency(shape, batch_size=batch_size, device=device)
+        content = json.dumps({"environment": where, "milliseconds": known}, indent=1)
+        write_file(path, lambda temporary: temporary.write_text(content))
+    return float(known[entry])
+
+
+def cache_folder() -> Path:
+    """Where learngene keeps what it can measure or make again."""
+    given = os.environ.get("LEARNGENE_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "learngene"

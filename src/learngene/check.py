@@ -1,0 +1,78 @@
+"""``learngene check``: everything about a recipe that can be known before the first step is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from learngene.errors import LearngeneError
+from learngene.files import refuse_foreign, refuse_full_disk
+from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
+from learngene.train.batches import accumulation
+from learngene.train.images import open_data
+from learngene.train.state import MARKER, RunFolder
+
+
+def check_recipe(recipe: Recipe) -> Iterator[str]:
+    """Checks data, classes, shapes, ancestry or model, disk and resume state; trains and writes nothing.
+
+    Args:
+        recipe: A recipe, whose keys and values are valid already.
+
+    Yields:
+        One line per thing that was found to be in order.
+
+    Raises:
+        LearngeneError: One line for the first thing that is not.
+    """
+    train, val = open_data(recipe.data)
+    yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
+    if train.corrupt or val.corrupt:
+        yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
+    if len(train) < recipe.train.batch_size:
+        raise LearngeneError(
+            f"{train.where}: {len(train)} training images are fewer than train.batch_size {recipe.train.batch_size}"
+        )
+    accumulation(recipe.train, processes=1)
+    updates = len(train) // recipe.train.batch_size * recipe.train.epochs
+    yield f"training: {recipe.train.epochs} epochs, {updates} steps of {recipe.train.batch_size} images"
+    if isinstance(recipe, CondenseRecipe):
+        yield from _check_condense(recipe)
+    else:
+        yield from _check_finetune(recipe)
+    yield _check_folder(recipe)
+
+
+def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
+    from learngene.condensing import gene_path, prepare, refuse_foreign_gene
+
+    prepared = prepare(recipe)
+    identity = prepared.ancestry.identity
+    yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
+    stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
+    yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
+    refuse_foreign_gene(gene_path(recipe))
+    refuse_full_disk(gene_path(recipe), 40 * stored)
+
+
+def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:
+    from learngene.descendant import PROVENANCE
+    from learngene.finetuning import starting_model
+    from learngene.train.images import open_split
+
+    images = open_split(recipe.data, "train")
+    model = starting_model(recipe, images)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    yield f"model: {getattr(model, 'learngene', {}).get('method', 'timm')}, {size / 1e6:.3f} M parameters"
+    refuse_foreign(recipe.out / "descendant", PROVENANCE)
+    refuse_full_disk(recipe.out, 44 * size)
+
+
+def _check_folder(recipe: Recipe) -> str:
+    refuse_foreign(recipe.out, MARKER)
+    if not (Path(recipe.out) / MARKER).exists():
+        return f"out: {recipe.out} is new"
+    saved = RunFolder(recipe.out, recipe).load()
+    if saved is None:
+        return f"out: {recipe.out} has no saved state yet"
+    return f"out: {recipe.out} continues after epoch {saved[1].epoch}, step {saved[1].step}"

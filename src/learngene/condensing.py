@@ -1,0 +1,220 @@
+"""Condensing: an ancestry model and data in, a gene out.
+
+The auxiliary model is the gene evaluated at its auxiliary shape, the teacher is the ancestry model, and gradients flow
+into the gene's own tensors, so that a method's constraint holds at every step by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from learngene.ancestry import Ancestry
+from learngene.errors import GeneFileError, LearngeneError
+from learngene.files import refuse_full_disk
+from learngene.gene import Learngene
+from learngene.genefile import read_header
+from learngene.measure import environment
+from learngene.methods import method as find_method
+from learngene.recipe import CondenseRecipe, Distill, build_recipe
+from learngene.shape import ViTShape
+from learngene.train.batches import default_crop
+from learngene.train.images import ImageSet, open_data
+from learngene.train.loop import Stage, TrainResult, set_drop_path, train
+from learngene.train.losses import distillation_loss
+from learngene.train.state import RunFolder
+
+
+def condense(
+    ancestry: Ancestry | str | Path,
+    *,
+    method: str,
+    shape: ViTShape | str | Mapping[str, Any],
+    data: str | list[str] | Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    distill: Mapping[str, Any] | str | None = None,
+    out: str | Path | None = None,
+    show: bool = True,
+    **train_fields: Any,
+) -> Learngene:
+    """Condenses an ancestry model into a learngene.
+
+    Args:
+        ancestry: The teacher, or a timm name, folder or checkpoint file for it.
+        method: ``tleg`` or ``sws``.
+        shape: The auxiliary shape.
+        data: Where the images are, or a whole data section.
+        settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
+        distill: A distillation section or the name of a preset; the method's official one by default.
+        out: A run folder, to be able to stop and go on; None keeps the run in memory.
+        show: Whether to print progress.
+        **train_fields: Fields of the train section: ``epochs``, ``batch_size``, ``preset`` and so on.
+
+    Returns:
+        The gene, with its provenance and measured accuracy in ``metadata``.
+
+    Raises:
+        LearngeneError: If anything does not fit, before the first step is trained.
+    """
+    known = ancestry if isinstance(ancestry, Ancestry) else None
+    source = known.identity["source"] if known else str(ancestry)
+    fields: dict[str, Any] = {
+        "kind": "condense",
+        "method": method,
+        "settings": dict(settings or {}),
+        "ancestry": {"source": source},
+        "shape": shape,
+        "data": data if isinstance(data, Mapping) else {"source": data},
+        "train": train_fields,
+    }
+    if distill is not None:
+        fields["distill"] = {"preset": distill} if isinstance(distill, str) else dict(distill)
+    if out is not None:
+        fields["out"] = str(out)
+    recipe = build_recipe(fields)
+    assert isinstance(recipe, CondenseRecipe)
+    return run(recipe, ancestry=known, keep=out is not None, show=show).gene
+
+
+@dataclass
+class Condensed:
+    """What a condensing run made: the gene, where it was written, and how the training went."""
+
+    gene: Learngene
+    path: Path | None
+    result: TrainResult
+
+
+@dataclass
+class Prepared:
+    """Everything that a condensing run needs, checked against each other."""
+
+    recipe: CondenseRecipe
+    ancestry: Ancestry
+    gene: Learngene
+    images: tuple[ImageSet, ImageSet]
+
+
+def gene_path(recipe: CondenseRecipe) -> Path:
+    """Where the gene of a recipe is written: beside its run folder."""
+    return recipe.out.with_name(f"{recipe.out.name}.safetensors")
+
+
+def prepare(recipe: CondenseRecipe, ancestry: Ancestry | None = None) -> Prepared:
+    """Loads ancestry and data, builds the gene and checks that all of it fits together.
+
+    Raises:
+        LearngeneError: One line that says what does not fit; nothing has been written.
+    """
+    images = open_data(recipe.data)
+    ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
+    ancestry.refuse_mismatch(recipe.shape, len(images[0].class_names), recipe.data)
+    if ancestry.class_names and ancestry.class_names != images[0].class_names:
+        raise LearngeneError(
+            f"ancestry {ancestry.identity['source']} was trained on other classes than the data has "
+            f"('{ancestry.class_names[0]}', ... against '{images[0].class_names[0]}', ...)"
+        )
+    normalisation = {key: tuple(ancestry.preprocessing[key]) for key in ("mean", "std")}
+    data = recipe.data.model_copy(update=normalisation)
+    recipe = recipe.model_copy(update={"data": data})
+    gene = Learngene(find_method(recipe.method, recipe.settings), recipe.shape, seed=recipe.train.seed)
+    return Prepared(recipe, ancestry, gene, images)
+
+
+def run(
+    recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool = True, show: bool = True
+) -> Condensed:
+    """Runs a condensing recipe, or continues it if its run folder holds an unfinished run.
+
+    Args:
+        recipe: What to do.
+        ancestry: The teacher, if it is loaded already.
+        keep: Write the run folder and the gene file.
+        show: Whether to print progress.
+
+    Raises:
+        LearngeneError: If anything does not fit or cannot be written.
+    """
+    path = gene_path(recipe) if keep else None
+    if path:
+        refuse_foreign_gene(path)
+    prepared = prepare(recipe, ancestry)
+    recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
+    accelerator = Accelerator(mixed_precision="no")
+    if path:
+        # A state holds weights and two moments, twice (last and best), and one more while it is replaced.
+        stored = 4 * sum(parameter.numel() for parameter in gene.parameters())
+        refuse_full_disk(path, 10 * stored)
+    set_drop_path(gene.skeleton(recipe.shape), recipe.train.drop_path)
+    stage = auxiliary_stage(gene, teacher, recipe.distill)
+    folder = RunFolder(recipe.out, recipe) if keep else None
+    result = train(
+        stage, *prepared.images, recipe.data, recipe.train, folder=folder, show=show, accelerator=accelerator
+    )
+    gene.to("cpu")
+    if recipe.train.use_ema and result.averaged is not None:
+        gene.load_state_dict(result.averaged.state_dict())
+    gene.metadata = provenance(prepared, result)
+    if path and accelerator.is_main_process:
+        gene.save(path, dtype=recipe.dtype)
+    accelerator.wait_for_everyone()
+    return Condensed(gene, path, result)
+
+
+def auxiliary_stage(gene: Learngene, ancestry: Ancestry, distill: Distill) -> Stage:
+    """What is trained when condensing at one auxiliary shape: the gene, by distillation."""
+
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        # The teacher sees the same mixed and erased batch, as in the authors' code.
+        student = model(images)
+        teacher = ancestry(images) if distill.alpha > 0 else student.detach()
+        return distillation_loss(student, teacher, targets, distill)
+
+    shape = gene.shape
+    return Stage(f"condense {gene.method.name}", gene, objective, shape.img_size, shape.in_chans, (ancestry,))
+
+
+def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
+    """The metadata of a condensed gene, as documented in ``docs/format.md``."""
+    recipe, (train_images, val_images) = prepared.recipe, prepared.images
+    return {
+        "ancestry": prepared.ancestry.identity,
+        "preprocessing": {
+            "mean": list(recipe.data.mean or ()),
+            "std": list(recipe.data.std or ()),
+            "interpolation": recipe.data.interpolation,
+            "crop_pct": recipe.data.crop_pct or default_crop(recipe.shape.img_size),
+        },
+        "classes": train_images.class_names,
+        "data": {
+            "source": [Path(source).name for source in recipe.data.sources],
+            "train_images": len(train_images),
+            "val_images": len(val_images),
+            "fingerprint": train_images.fingerprint(),
+        },
+        "training": {
+            "epochs": recipe.train.epochs,
+            "updates": result.updates,
+            "images": result.images,
+            "seconds": round(result.seconds, 1),
+            "seed": recipe.train.seed,
+            "recipe": recipe.model_dump(mode="json", include={"train", "distill"}),
+        },
+        "accuracy": {key: round(value, 4) for key, value in asdict(result.final).items()},
+        "versions": environment()["versions"],
+    }
+
+
+def refuse_foreign_gene(path: Path) -> None:
+    """Raises ``LearngeneError`` if a file that is no gene stands where a gene shall be written."""
+    if not path.exists():
+        return
+    try:
+        read_header(path)
+    except GeneFileError as error:
+        raise LearngeneError(f"{path} exists and is not a gene ({error}); choose another out") from None

@@ -1,0 +1,261 @@
+"""Fine-tuning: ordinary training of a descendant, or of any timm classifier, with no constraint left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from learngene.descendant import PROVENANCE, load_descendant, save_descendant
+from learngene.errors import LearngeneError
+from learngene.files import refuse_foreign, refuse_full_disk
+from learngene.gene import Learngene
+from learngene.measure import Accuracy, accuracy
+from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe
+from learngene.shape import ViTShape
+from learngene.train.batches import default_crop, eval_loader
+from learngene.train.images import ImageSet, open_data, open_split
+from learngene.train.loop import Stage, TrainResult, set_drop_path, train
+from learngene.train.losses import classification_loss
+from learngene.train.state import RunFolder
+
+
+def finetune(
+    model: nn.Module,
+    *,
+    data: str | list[str] | Mapping[str, Any],
+    out: str | Path | None = None,
+    show: bool = True,
+    **train_fields: Any,
+) -> TrainResult:
+    """Trains a timm classifier in place.
+
+    Args:
+        model: A descendant, or any timm model with as many outputs as the data has classes.
+        data: Where the images are, or a whole data section.
+        out: A run folder, to be able to stop and go on, with the descendant in ``out/descendant``; None keeps
+            everything in memory.
+        show: Whether to print progress.
+        **train_fields: Fields of the train section: ``epochs``, ``lr``, ``preset`` and so on.
+
+    Returns:
+        How the training went.
+
+    Raises:
+        LearngeneError: If anything does not fit, before the first step is trained.
+    """
+    fields: dict[str, Any] = {
+        "kind": "finetune",
+        "model": "in memory",
+        "data": data if isinstance(data, Mapping) else {"source": data},
+        "train": train_fields,
+    }
+    if out is not None:
+        fields["out"] = str(out)
+    recipe = build_recipe(fields)
+    assert isinstance(recipe, FinetuneRecipe)
+    return train_model(model, recipe, open_data(recipe.data), keep=out is not None, show=show)
+
+
+@dataclass
+class Finetuned:
+    """What a fine-tuning run made: the model, its folder, its accuracy before, and how the training went."""
+
+    model: nn.Module
+    path: Path
+    untuned: Accuracy
+    result: TrainResult
+
+
+def run(recipe: FinetuneRecipe, *, show: bool = True) -> Finetuned:
+    """Runs a fine-tuning recipe, or continues it if its run folder holds an unfinished run.
+
+    Raises:
+        LearngeneError: If anything does not fit or cannot be written.
+    """
+    images = open_data(recipe.data)
+    model = starting_model(recipe, images[0])
+    path = recipe.out / "descendant"
+    refuse_foreign(path, PROVENANCE)
+    refuse_full_disk(path, 44 * sum(parameter.numel() for parameter in model.parameters()))
+    untuned = evaluate(model, recipe.data, images=images[1])
+    result = train_model(model, recipe, images, keep=True, show=show)
+    return Finetuned(model, path, untuned, result)
+
+
+def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> nn.Module:
+    """The model a recipe starts from: expanded from a gene, loaded from a folder, or fresh.
+
+    Raises:
+        LearngeneError: If the source is none of these, or the shape cannot be made.
+    """
+    source, names = recipe.model, images.class_names
+    if source == "scratch":
+        if recipe.shape is None:
+            raise LearngeneError("model scratch: needs a shape, for example shape: {embed_dim: 192, num_heads: 3}")
+        return scratch(ViTShape.from_dict(recipe.shape), recipe.train.seed, class_names=names)
+    if Path(source).is_dir():
+        if recipe.shape is not None:
+            raise LearngeneError(f"model {source}: a descendant has its shape; leave shape out")
+        model = load_descendant(source)
+        if model.num_classes != len(names):
+            model.reset_classifier(len(names))
+            model.learngene = {**getattr(model, "learngene", {}), "class_names": names}
+            if "shape" in model.learngene:
+                model.learngene["shape"]["num_classes"] = len(names)
+        return model
+    gene = Learngene.load(source)
+    changes = recipe.shape.to_dict() if isinstance(recipe.shape, ViTShape) else dict(recipe.shape or {})
+    shape = gene.shape.replace(**{"num_classes": len(names), **changes})
+    return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
+
+
+def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None) -> nn.Module:
+    """A timm ViT of a shape with timm's random initialisation: what every method has to beat."""
+    import torch
+
+    from learngene.initial import fresh
+
+    generator = torch.Generator().manual_seed(seed)
+    shapes = shape.all_params()
+    model = shape.skeleton()
+    model.load_state_dict({name: fresh(name, shapes, generator) for name in shapes}, assign=True)
+    model.pretrained_cfg = model.default_cfg = {
+        "architecture": "vit_base_patch16_224",
+        "tag": "scratch",
+        "num_classes": shape.num_classes,
+        "input_size": (shape.in_chans, shape.img_size, shape.img_size),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    model.learngene = {"method": "scratch", "shape": shape.to_dict(), "seed": seed, "class_names": class_names}
+    return model.eval()
+
+
+def train_model(
+    model: nn.Module, recipe: FinetuneRecipe, images: tuple[ImageSet, ImageSet], *, keep: bool, show: bool
+) -> TrainResult:
+    """Trains a model on opened data and writes the descendant folder if ``keep``."""
+    _refuse_classes(model, images[0])
+    data = fill_preprocessing(recipe.data, model)
+    recipe = recipe.model_copy(update={"data": data})
+    accelerator = Accelerator(mixed_precision="no")
+    chans, size = input_size(model, data)
+    set_drop_path(model, recipe.train.drop_path)
+    stage = Stage(f"finetune {stage_name(model)}", model, _objective, size, chans)
+    folder = RunFolder(recipe.out, recipe) if keep else None
+    result = train(stage, *images, data, recipe.train, folder=folder, show=show, accelerator=accelerator)
+    set_drop_path(model, 0.0)
+    model.to("cpu")
+    if recipe.train.use_ema and result.averaged is not None:
+        model.load_state_dict(result.averaged.state_dict())
+    _record_preprocessing(model, data, size, chans)
+    model.learngene = {
+        **getattr(model, "learngene", {}),
+        "class_names": images[0].class_names,
+        "finetuned": {
+            "data": [Path(source).name for source in recipe.data.sources],
+            "train": recipe.train.model_dump(mode="json"),
+            "accuracy": asdict(result.final),
+        },
+    }
+    if keep and accelerator.is_main_process:
+        save_descendant(model, recipe.out / "descendant")
+    accelerator.wait_for_everyone()
+    return result
+
+
+def evaluate(
+    model: nn.Module,
+    data: DataSpec | str | Mapping[str, Any],
+    *,
+    images: ImageSet | None = None,
+    split: str = "val",
+    precision: str = "fp32",
+) -> Accuracy:
+    """Scores a model on a split, on an accelerator if there is one.
+
+    Args:
+        model: A descendant, or any timm classifier.
+        data: Where the images are; the model's own normalisation is used unless the section says otherwise.
+        images: The opened split, if it is open already.
+        split: ``val`` or ``train``.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+
+    Raises:
+        LearngeneError: If the data does not fit the model.
+    """
+    spec = data if isinstance(data, DataSpec) else data_section(data)
+    images = images or open_split(spec, split)
+    _refuse_classes(model, images)
+    chans, size = input_size(model, spec)
+    loader = eval_loader(images, fill_preprocessing(spec, model), img_size=size, in_chans=chans)
+    device = Accelerator(mixed_precision="no").device
+    score = accuracy(model.to(device), loader, precision=precision)
+    model.to("cpu")
+    return score
+
+
+def data_section(data: str | list[str] | Mapping[str, Any]) -> DataSpec:
+    """A data section from a bare source or from its fields, with the one-line errors of a recipe."""
+    fields = data if isinstance(data, Mapping) else {"source": data}
+    recipe = build_recipe({"kind": "finetune", "model": "in memory", "data": fields})
+    return recipe.data
+
+
+def fill_preprocessing(data: DataSpec, model: nn.Module) -> DataSpec:
+    """The data section with mean and std taken from the model where it leaves them open."""
+    cfg = model.pretrained_cfg
+    return data.model_copy(
+        update={key: getattr(data, key) or tuple(cfg[key]) for key in ("mean", "std")}
+    )
+
+
+def input_size(model: nn.Module, data: DataSpec) -> tuple[int, int]:
+    """Channels and side of the images a timm model takes; the data section decides if it says so."""
+    from timm.data import resolve_model_data_config
+
+    chans, size, _ = resolve_model_data_config(model)["input_size"]
+    return chans, data.img_size or size
+
+
+def stage_name(model: nn.Module) -> str:
+    """What to call a model while it trains."""
+    record = getattr(model, "learngene", {})
+    if "shape" in record:
+        return f"{record.get('method')}-{record['shape']['depth']}"
+    return str(model.pretrained_cfg.get("architecture", type(model).__name__))
+
+
+def _objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    return classification_loss(model(images), targets)
+
+
+def _refuse_classes(model: nn.Module, images: ImageSet) -> None:
+    if model.num_classes != len(images.class_names):
+        raise LearngeneError(
+            f"the model has {model.num_classes} classes but {images.where} has {len(images.class_names)}; "
+            "expand it with the data's number of classes"
+        )
+
+
+def _record_preprocessing(model: nn.Module, data: DataSpec, size: int, chans: int) -> None:
+    """Makes the model say how the images it was trained on were prepared."""
+    model.pretrained_cfg = model.default_cfg = {
+        **model.pretrained_cfg,
+        "tag": model.pretrained_cfg.get("tag") if hasattr(model, "learngene") else "learngene_trained",
+        "input_size": (chans, size, size),
+        "mean": data.mean,
+        "std": data.std,
+        "interpolation": data.interpolation,
+        "crop_pct": data.crop_pct or default_crop(size),
+    }

@@ -1,0 +1,142 @@
+"""Measuring: accuracy on a split, latency on this machine, and the fingerprint of that machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from learngene.shape import ViTShape
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a classifier scores on a split.
+
+    Attributes:
+        top1: Percent of images whose first guess is right.
+        top5: Percent whose class is among the five best guesses (all of them if there are fewer classes).
+        loss: Mean cross-entropy in nats.
+        images: How many images were judged.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+
+def accuracy(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str = "fp32", reduce: Any = None
+) -> Accuracy:
+    """Scores a model.
+
+    Args:
+        model: A classifier; put into evaluation mode and back.
+        batches: Normalised images and integer labels.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+        reduce: Sums a tensor over processes, for example ``Accelerator.reduce``; None with one process.
+
+    Returns:
+        Percentages and mean loss over all images of all processes.
+    """
+    import torch
+    import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+
+    device = next(model.parameters()).device
+    sums = torch.zeros(4, dtype=torch.float64)
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for images, labels in batches:
+            with autocast(device.type, precision):
+                logits = model(images.to(device, non_blocking=True)).float()
+            labels = labels.to(device)
+            guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            parts = [guesses[:, 0].sum(), guesses.any(1).sum(), loss, torch.tensor(len(labels), device=device)]
+            sums += torch.stack([part.double() for part in parts]).cpu()
+    model.train(training)
+    if reduce is not None:
+        sums = reduce(sums.float().to(device), reduction="sum").double().cpu()
+    right, right5, loss_sum, count = sums.tolist()
+    return Accuracy(100 * right / count, 100 * right5 / count, loss_sum / count, int(count))
+
+
+def autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager[None]:
+    """torch's autocast for a recipe's precision; nothing for fp32."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device_type, dtype)
+
+
+def latency(shape: ViTShape, *, batch_size: int = 1, rounds: int = 9, device: str = "cpu") -> float:
+    """Median time of one forward pass of a plain timm ViT of this shape, eager, float32.
+
+    Args:
+        shape: What to time; its weights do not matter.
+        batch_size: Images per pass.
+        rounds: Timed passes, after three that warm up.
+        device: Where to run.
+
+    Returns:
+        Milliseconds.
+    """
+    import torch
+
+    model = shape.skeleton().to_empty(device=device).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.01)  # uninitialised memory may hold denormals, which are slow
+    images = torch.full((batch_size, shape.in_chans, shape.img_size, shape.img_size), 0.1, device=device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(rounds + 3):
+            start = time.perf_counter()
+            model(images)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[3:])
+
+
+def environment() -> dict[str, Any]:
+    """What a measurement depends on: processor, threads, accelerator and versions. Imports no torch."""
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes."""
+    out = {}
+    for package in ("learngene", "torch", "timm", "torchvision", "accelerate", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            out[package] = metadata.version(package)
+    return out
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,83 @@
+"""What a long run shows and records: a live line, one line per epoch, ``metrics.jsonl`` and TensorBoard events."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainLog:
+    """Shows progress on a terminal and writes events; silent where ``show`` is off."""
+
+    def __init__(self, title: str, steps: int, folder: Path | None, show: bool) -> None:
+        """Prepares the log.
+
+        Args:
+            title: What is being trained.
+            steps: Optimizer steps of the whole run.
+            folder: Where TensorBoard events go, if tensorboard is installed.
+            show: Whether to print.
+        """
+        self.title, self.show = title, show
+        self.console = Console(stderr=True)
+        self._steps = steps
+        self._live: Progress | None = None
+        self._events = _events(folder) if folder else None
+
+    @contextlib.contextmanager
+    def running(self, done: int) -> Iterator[None]:
+        """Shows the live line inside the block."""
+        if not (self.show and self.console.is_terminal):
+            yield
+            return
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        ]
+        with Progress(*columns, console=self.console, transient=True) as self._live:
+            self._task = self._live.add_task(self.title, total=self._steps, completed=done, numbers="")
+            yield
+        self._live = None
+
+    def step(self, updates: int, loss: float, images_per_second: float) -> None:
+        """Updates the live line."""
+        if self._live:
+            numbers = f"loss {loss:.4g}  {images_per_second:.0f} images/s"
+            self._live.update(self._task, completed=updates, numbers=numbers)
+
+    def epoch(self, entry: Mapping[str, Any]) -> None:
+        """Prints one line for a finished epoch and writes its events."""
+        if self._events:
+            for key, value in entry.items():
+                if isinstance(value, float):
+                    self._events.add_scalar(key, value, entry["epoch"])
+            self._events.flush()
+        if self.show:
+            accuracy = f"  top-1 {entry['top1']:.2f} %" if "top1" in entry else ""
+            self.console.print(
+                f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  loss {entry['loss']:.4g}{accuracy}  "
+                f"{entry['images_per_second']:.0f} images/s",
+                highlight=False,
+            )
+
+    def note(self, text: str) -> None:
+        """Prints a remark."""
+        if self.show:
+            self.console.print(text, highlight=False)
+
+
+def _events(folder: Path) -> Any:
+    """A TensorBoard writer, or None without the ``track`` extra."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]

@@ -1,0 +1,107 @@
+"""The state of a run on disk: enough to continue it bit for bit, written so that a crash cannot spoil it.
+
+No random generator is stored, because none carries over: every random number of a run is drawn from a seed made of
+(seed, epoch, step), see ``batches.py`` and ``loop.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from learngene.errors import LearngeneError
+from learngene.files import refuse_foreign, write_file
+from learngene.recipe import Section, dump_recipe
+
+MARKER = "recipe.yaml"
+FREE_TO_CHANGE = {"out", "data.workers", "data.root", "train.micro_batch", "train.save_every", "train.compile"}
+"""Recipe entries that do not change what a run computes."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands and what it has measured.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps done in the current epoch.
+        updates: Optimizer steps in all.
+        loss_sum: Sum of the training losses of the current epoch.
+        seconds: Time trained, over all restarts.
+        best: Highest top-1 accuracy so far, in percent.
+        history: One entry per completed epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    best: float = -1.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RunFolder:
+    """A folder with the resolved recipe, ``metrics.jsonl`` and the last and best state."""
+
+    def __init__(self, path: Path, recipe: Section) -> None:
+        """Opens or makes the folder.
+
+        Raises:
+            LearngeneError: If the path exists and is not a run folder, or holds a run of another recipe.
+        """
+        self.path = path
+        refuse_foreign(path, MARKER)
+        text = dump_recipe(recipe)
+        if (path / MARKER).exists():
+            _refuse_other_recipe(path, yaml.safe_load((path / MARKER).read_text()) or {}, yaml.safe_load(text))
+        write_file(path / MARKER, lambda temporary: temporary.write_text(text))
+
+    def save(self, tensors: Mapping[str, Any], progress: Progress, name: str = "last.pt") -> None:
+        """Writes a state under a temporary name, flushed, then renamed over the old one."""
+        content = {**tensors, "progress": json.dumps(asdict(progress))}
+        write_file(self.path / name, lambda temporary: torch.save(content, temporary))
+
+    def load(self, name: str = "last.pt") -> tuple[dict[str, Any], Progress] | None:
+        """The saved state with its progress, or None if there is none. Read with weights-only loading."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            return content, Progress(**json.loads(content.pop("progress")))
+        except Exception as error:
+            raise LearngeneError(
+                f"{path}: the saved state is damaged ({type(error).__name__}); delete it to start this run again"
+            ) from None
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Appends one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _refuse_other_recipe(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    before, now = _flat(old), _flat(new)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE:
+            raise LearngeneError(
+                f"{path} holds a run with {key}={before.get(key)}, but this one has {key}={now.get(key)}; "
+                "choose another out, or delete the folder"
+            )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

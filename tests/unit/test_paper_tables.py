@@ -1,0 +1,329 @@
+"""The sizes printed in the tables of TLEG and SWS, reproduced from shapes alone, at the printed precision."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+import pytest
+
+from learngene.genefile import gene_tensors
+from learngene.methods import method
+from learngene.shape import ViTShape
+
+WIDTHS = {"Ti": "deit_tiny_patch16_224", "S": "deit_small_patch16_224", "B": "deit_base_patch16_224"}
+MILLION, GIGA = 10**6, 10**9
+
+
+class Entry(NamedTuple):
+    """One number of a table: where it is, what is printed, and the exact value in the same unit."""
+
+    table: str
+    model: str
+    depth: int
+    column: str
+    printed: str
+    exact: Fraction
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        return self[:4]
+
+
+def at_precision(exact: Fraction | int, printed: str, rounding: str = ROUND_HALF_UP) -> str:
+    """The exact value with as many decimals as the printed one has."""
+    # Exact for integers in millions or billions; TLEG Table 2's averages are far from ties.
+    value = Decimal(exact.numerator) / Decimal(exact.denominator)
+    return str(value.quantize(Decimal(printed), rounding=rounding))
+
+
+def vit(model: str, depth: int, classes: int = 1000) -> ViTShape:
+    return ViTShape.named(WIDTHS[model], depth=depth, num_classes=classes)
+
+
+def stored(name: str, shape: ViTShape, **settings: object) -> int:
+    """Parameters of the whole auxiliary model, each shared one counted once: what a gene file holds."""
+    return sum(math.prod(size) for size in gene_tensors(method(name, settings), shape).values())
+
+
+def stem(model: str, *, positions: bool = True) -> int:
+    """Parameters of the patch projection and the position embedding."""
+    return sum(
+        math.prod(s) for name, s in vit(model, 1).stem_params().items() if positions or name != "pos_embed"
+    )
+
+
+# -- the tables ------------------------------------------------------------------------------------------
+
+# depth: (Params (M), FLOPs (G)) on ImageNet-1K. Des-Ti, Des-S and Des-B are one family in both papers.
+TI = {3: ("1.7", "0.3"), 6: ("3.1", "0.6"), 9: ("4.4", "0.9"), 12: ("5.7", "1.3")}
+S = {
+    **{3: ("6.1", "1.2"), 4: ("7.9", "1.6"), 5: ("9.6", "1.9"), 6: ("11.4", "2.3"), 7: ("13.2", "2.7")},
+    **{8: ("15.0", "3.1"), 9: ("16.7", "3.5"), 10: ("18.5", "3.8"), 11: ("20.3", "4.2"), 12: ("22.1", "4.6")},
+}
+B = {
+    **{3: ("22.8", "4.5"), 4: ("29.9", "5.9"), 5: ("37.0", "7.4"), 6: ("44.0", "8.8"), 7: ("51.1", "10.3")},
+    **{8: ("58.2", "11.7"), 9: ("65.3", "13.1"), 10: ("72.4", "14.6"), 11: ("79.5", "16.0")},
+    **{12: ("86.6", "17.5"), 13: ("93.7", "18.9"), 14: ("100.7", "20.4"), 15: ("107.8", "21.8")},
+}
+IMAGENET_TABLES = {
+    "TLEG 1": {"Ti": TI, "S": S, "B": {d: B[d] for d in range(3, 13)}},
+    "SWS 1": {"B": {d: B[d] for d in range(6, 16)}},
+    "SWS 3": {"B": {d: B[d] for d in range(8, 13)}},
+    "SWS 4": {"B": {d: B[d] for d in range(7, 13)}},
+}
+
+# TLEG Table 2: classes of iNat 19, Mini-ImageNet, Tiny-ImageNet, CIFAR-100, CIFAR-10, Food-101.
+SIX_SETS = (1010, 100, 200, 100, 10, 101)
+
+# Des-B on CIFAR-100: depth: (Params, parameters that pre-training stores: S-P in TLEG, P-S in SWS).
+TLEG_3 = {
+    **{4: ("29.2", "28.8"), 6: ("43.3", "43.0"), 8: ("57.6", "57.1"), 10: ("71.7", "71.3")},
+    **{12: ("85.9", "85.5")},
+}
+SWS_2 = {
+    **{6: ("43.4", "44.0"), 7: ("50.4", "51.1"), 8: ("57.5", "58.2"), 9: ("64.6", "65.3")},
+    **{10: ("71.7", "72.4"), 11: ("78.8", "79.5"), 12: ("85.9", "86.6"), 13: ("93.0", "93.7")},
+    **{14: ("100.1", "100.7"), 15: ("107.1", "107.8")},
+}
+
+# SWS Table 5: name: (stages, Params, FLOPs).
+SWS_5 = {
+    "MS-WS1": ((2, 2, 2, 2, 2, 2), "44.0", "17.5"),
+    "MS-WS1 (wo dis)": ((2, 2, 2, 2, 2, 2), "44.0", "17.5"),
+    "MS-WS2": ((1, 4, 1, 1, 4, 1), "44.0", "17.5"),
+    "MS-WS3": ((1, 5, 1, 4, 1), "37.0", "17.5"),
+    "MS-WS4": ((4, 1, 6, 1, 4), "37.0", "23.3"),
+    "MS-WS5": ((4, 1, 5, 2, 3), "37.0", "21.8"),
+    "MS-WS6": ((3, 3, 4, 3, 3), "37.0", "23.3"),
+}
+
+
+def mini_deit_b() -> tuple[int, int]:
+    """Parameters and fvcore multiply-adds of Mini-DeiT-B: 6 shared layers, each used twice.
+
+    Not shared are the two norms, two 1x1 convolutions between the 12 heads, and a relative position table of
+    49 buckets per layer for all heads (the published code of MiniViT).
+    """
+    shape, heads, tokens, buckets = vit("B", 12), 12, 196, 49
+    second_norms = 6 * 4 * shape.embed_dim
+    convolutions = 12 * 2 * heads**2
+    positions = 12 * buckets * shape.head_dim
+    added = 12 * (2 * heads**2 * tokens**2 + tokens * shape.embed_dim * buckets)
+    return vit("B", 6).params() + second_norms + convolutions + positions, shape.macs_fvcore() + added
+
+
+def entries() -> list[Entry]:
+    """Every Params (M) and FLOPs (G) entry of TLEG Tables 1 to 3 and SWS Tables 1 to 5, and stored sizes."""
+    out: list[Entry] = []
+
+    def add(table: str, model: str, depth: int, column: str, printed: str, exact: Fraction | int) -> None:
+        unit = GIGA if column == "FLOPs" else MILLION
+        out.append(Entry(table, model, depth, column, printed, Fraction(exact) / unit))
+
+    for table, models in IMAGENET_TABLES.items():
+        for model, rows in models.items():
+            for depth, (params, flops) in rows.items():
+                add(table, f"Des-{model}", depth, "Params", params, vit(model, depth).params())
+                add(table, f"Des-{model}", depth, "FLOPs", flops, vit(model, depth).macs_fvcore())
+
+    # "The average number of individual model parameters on different datasets"
+    for model, printed in (("Ti", "3.0"), ("S", "11.3")):
+        total = sum(vit(model, 6, classes).params() for classes in SIX_SETS)
+        add("TLEG 2", f"Des-{model}", 6, "Params", printed, Fraction(total, len(SIX_SETS)))
+    for model, pre_fin, he_lg, share, mini in (
+        ("Ti", "2.9", "1.4", "0.6", "2.8"),
+        ("S", "11.0", "5.3", "2.1", "11.0"),
+    ):
+        shape, layer = vit(model, 6), vit(model, 6).layer_size()
+        final_norm = 2 * shape.embed_dim
+        add("TLEG 2", "Pre-Fin(U)", 6, f"S-Params {model}", pre_fin, 6 * layer + stem(model) + final_norm)
+        add("TLEG 2", "He-LG", 6, f"S-Params {model}", he_lg, 3 * layer)
+        add("TLEG 2", "Share-Init", 6, f"S-Params {model}", share, layer + stem(model, positions=False))
+        # Both norms of the 6 shared blocks and the head-mixing convolutions; no positions.
+        mini_exact = (
+            6 * layer + stem(model, positions=False) + 6 * 4 * shape.embed_dim + 24 * shape.num_heads**2
+        )
+        add("TLEG 2", "Mini-Init", 6, f"S-Params {model}", mini, mini_exact)
+
+    for depth, (params, _) in TLEG_3.items():
+        add("TLEG 3", "Des-B", depth, "Params", params, vit("B", depth, 100).params())
+
+    for depth, (params, pretrained) in SWS_2.items():
+        add("SWS 2", "Des-B", depth, "Params", params, vit("B", depth, 100).params())
+        add("SWS 2", "Des-B", depth, "P-S of PF", pretrained, vit("B", depth).params())
+    add("SWS 2", "Aux-B", 16, "P-S of SWS", "37.0", stored("sws", vit("B", 16)))
+
+    tleg = vit("B", 12)
+    mini_params, mini_macs = mini_deit_b()
+    add("SWS 5", "Scratch", 12, "Params", "86.6", tleg.params())
+    add("SWS 5", "Scratch", 12, "FLOPs", "17.5", tleg.macs_fvcore())
+    add("SWS 5", "TLEG", 12, "Params", "15.7", stored("tleg", tleg))
+    add("SWS 5", "TLEG", 12, "FLOPs", "17.6", tleg.macs_fvcore_expansion())
+    add("SWS 5", "Mini-DeiT", 12, "Params", "44.1", mini_params)
+    add("SWS 5", "Mini-DeiT", 12, "FLOPs", "17.5", mini_macs)
+    for name, (stages, params, flops) in SWS_5.items():
+        shape = vit("B", sum(stages))
+        add("SWS 5", name, shape.depth, "Params", params, stored("sws", shape, stages=stages))
+        add("SWS 5", name, shape.depth, "FLOPs", flops, shape.macs_fvcore())
+    return out
+
+
+ENTRIES = entries()
+
+MISPRINTS: dict[tuple[str, str, int, str], tuple[str, str, str]] = {
+    ("TLEG 1", "Des-Ti", 6, "Params"): ("3.1", "3.0", "3.0478 M"),
+    ("TLEG 1", "Des-S", 12, "Params"): ("22.1", "22.0", "22.0499 M; 22.0507 M with a class token"),
+    ("TLEG 2", "Des-Ti", 6, "Params"): ("3.0", "2.9", "the average over the six sets is 2.904 M"),
+    ("TLEG 2", "Des-S", 6, "Params"): ("11.3", "11.1", "the average over the six sets is 11.116 M"),
+    ("TLEG 2", "He-LG", 6, "S-Params Ti"): ("1.4", "1.3", "three layers are 1.335 M; those of S do give 5.3"),
+    ("TLEG 3", "Des-B", 8, "Params"): ("57.6", "57.5", "57.523 M, and SWS Table 2 prints 57.5"),
+    ("SWS 2", "Des-B", 6, "Params"): ("43.4", "43.3", "43.347 M, and TLEG Table 3 prints 43.3"),
+    ("SWS 2", "Des-B", 14, "Params"): ("100.1", "100.0", "100.0498 M"),
+    ("SWS 5", "Mini-DeiT", 12, "FLOPs"): (
+        "17.5",
+        "17.7",
+        "17.5 is a plain ViT's, without what Mini-DeiT adds",
+    ),
+}
+"""Entries that exact counting does not give: (printed, exact at that precision, remark)."""
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: "-".join(map(str, e.key)))
+def test_every_entry_is_reproduced_or_a_named_misprint(entry: Entry) -> None:
+    exact = at_precision(entry.exact, entry.printed)
+    if entry.key in MISPRINTS:
+        printed, counted, _ = MISPRINTS[entry.key]
+        assert (entry.printed, exact) == (printed, counted)
+        assert printed != counted
+    else:
+        assert exact == entry.printed
+
+
+def test_the_list_of_entries_is_complete_and_misprints_are_among_them() -> None:
+    counts: dict[tuple[str, str], int] = {}
+    for entry in ENTRIES:
+        place = (entry.table, entry.column.split()[0])
+        counts[place] = counts.get(place, 0) + 1
+    assert counts == {
+        **{("TLEG 1", "Params"): 24, ("TLEG 1", "FLOPs"): 24},
+        **{("TLEG 2", "Params"): 2, ("TLEG 2", "S-Params"): 8, ("TLEG 3", "Params"): 5},
+        **{("SWS 1", "Params"): 10, ("SWS 1", "FLOPs"): 10, ("SWS 2", "Params"): 10, ("SWS 2", "P-S"): 11},
+        **{("SWS 3", "Params"): 5, ("SWS 3", "FLOPs"): 5, ("SWS 4", "Params"): 6, ("SWS 4", "FLOPs"): 6},
+        **{("SWS 5", "Params"): 10, ("SWS 5", "FLOPs"): 10},
+    }
+    keys = [entry.key for entry in ENTRIES]
+    assert len(set(keys)) == len(keys)
+    assert MISPRINTS.keys() <= set(keys)
+
+
+@pytest.mark.parametrize("key", MISPRINTS, ids=lambda key: "-".join(map(str, key)))
+def test_the_exact_figure_in_a_remark_is_the_counted_one(key: tuple[str, str, int, str]) -> None:
+    remark = MISPRINTS[key][2]
+    figures = [word for word in remark.replace(";", " ").replace(",", " ").split() if word[0].isdigit()]
+    exact = next(entry.exact for entry in ENTRIES if entry.key == key)
+    if "plain" in remark:
+        exact = Fraction(vit("B", 12).macs_fvcore(), GIGA)
+    assert at_precision(exact, figures[0]) == figures[0]
+
+
+def test_no_class_token_is_what_reproduces_the_flops() -> None:
+    """27 of 27 widths and depths without a class token; with one, 11 of them are off."""
+    printed = {
+        (model, depth): rows[depth][1] for model, rows in (("Ti", TI), ("S", S), ("B", B)) for depth in rows
+    }
+    assert len(printed) == 27
+
+    def off(class_token: bool) -> int:
+        shapes = {(m, d): vit(m, d).replace(class_token=class_token) for m, d in printed}
+        exact = {place: Fraction(shape.macs_fvcore(), GIGA) for place, shape in shapes.items()}
+        return sum(at_precision(exact[place], text) != text for place, text in printed.items())
+
+    assert off(class_token=False) == 0
+    assert off(class_token=True) == 11
+
+
+# -- stored parameters that follow no single rule ----------------------------------------------------------
+
+TLEG_STORED = {"Ti": "1.0", "S": "3.9", "B": "14.7"}
+"""TLEG's own S-Params, Tables 2 and 3."""
+
+
+def test_tlegs_stored_parameters_follow_no_single_rule() -> None:
+    """Every choice of parts beside A and B misses at least one entry."""
+    misses = {}
+    for with_patch, with_positions, with_norm in ((p, q, n) for p in (0, 1) for q in (0, 1) for n in (0, 1)):
+        for rounding in (ROUND_HALF_UP, ROUND_DOWN):
+            wrong = []
+            for model, printed in TLEG_STORED.items():
+                patch = stem(model, positions=False)
+                positions = stem(model) - patch
+                shape = vit(model, 12)
+                exact = 2 * shape.layer_size() + with_patch * patch + with_positions * positions
+                exact += with_norm * 2 * shape.embed_dim
+                if at_precision(Fraction(exact, MILLION), printed, rounding) != printed:
+                    wrong.append(model)
+            misses[with_patch, with_positions, with_norm, rounding] = wrong
+    assert all(misses.values())
+    # The closest are two layers with patch projection, with or without the position embedding.
+    assert misses[1, 1, 0, ROUND_HALF_UP] == ["Ti", "B"]
+    assert misses[1, 0, 0, ROUND_HALF_UP] == ["S", "B"]
+    assert misses[1, 0, 0, ROUND_DOWN] == ["S"]
+
+
+def test_tlegs_stored_parameters_of_pre_fin_b_follow_no_rule() -> None:
+    """Table 3's column lies about 0.3 M below the rule that gives Table 2's: layers, patch, positions."""
+    for depth, (_, printed) in TLEG_3.items():
+        layers = depth * vit("B", depth).layer_size()
+        patch, norm = stem("B", positions=False), 2 * 768
+        parts = [0, patch, stem("B"), stem("B") + norm, patch + norm]
+        for rounding in (ROUND_HALF_UP, ROUND_DOWN):
+            counts = {at_precision(Fraction(layers + part, MILLION), printed, rounding) for part in parts}
+            assert printed not in counts, depth
+        gap = Fraction(layers + stem("B"), MILLION) - Fraction(printed)
+        assert Fraction("0.24") < gap < Fraction("0.35")
+
+
+# -- the ratios of the abstracts -----------------------------------------------------------------------------
+
+
+def test_19_times_fewer_stored_parameters() -> None:
+    """TLEG Table 3: 285.7M against 14.7M for five Des-B."""
+    total = sum(Fraction(printed) for _, printed in TLEG_3.values())
+    assert total == Fraction("285.7")
+    assert int(total / Fraction(TLEG_STORED["B"])) == 19
+    # Exact counts agree: layers, patch projection and positions on both sides.
+    exact = sum(depth * vit("B", depth).layer_size() + stem("B") for depth in TLEG_3)
+    gene = 2 * vit("B", 12).layer_size() + stem("B")
+    assert at_precision(Fraction(exact, gene), "1.00") == "19.25"
+
+
+def test_20_times_fewer_stored_parameters() -> None:
+    """SWS Table 2: 759.3M against 37.0M for ten Des-B."""
+    total = sum(Fraction(printed) for _, printed in SWS_2.values())
+    exact = sum(vit("B", depth).params() for depth in SWS_2)
+    gene = stored("sws", vit("B", 16))
+    assert at_precision(Fraction(exact, MILLION), "1.0") == "759.3"
+    assert at_precision(Fraction(gene, MILLION), "1.0") == "37.0"
+    # The ten printed sizes add up to the printed total; 20.5 is printed as "around 20".
+    assert total == Fraction("759.3")
+    assert int(total / Fraction("37.0")) == 20
+    assert at_precision(Fraction(exact, gene), "1.00") == "20.55"
+
+
+def test_2_9_times_fewer_stored_parameters() -> None:
+    """TLEG Figure 4: 57.4M against 19.6M for three 6-layer models or three genes."""
+    pretrained = sum(map(Fraction, ("2.9", "11.0", "43.5")))  # Table 3 prints 43.0 for the last one
+    genes = sum(map(Fraction, TLEG_STORED.values()))
+    assert (pretrained, genes) == (Fraction("57.4"), Fraction("19.6"))
+    assert at_precision(pretrained / genes, "1.0") == "2.9"
+    exact = sum(6 * vit(model, 6).layer_size() + stem(model) for model in WIDTHS)
+    exact_genes = sum(2 * vit(model, 12).layer_size() + stem(model) for model in WIDTHS)
+    assert at_precision(Fraction(exact, exact_genes), "1.00") == "2.87"
+
+
+def test_2_8_times_fewer_parameters_than_mini_init() -> None:
+    """TLEG Table 2, Des-S: 11.0M against 3.9M."""
+    assert at_precision(Fraction("11.0") / Fraction(TLEG_STORED["S"]), "1.0") == "2.8"

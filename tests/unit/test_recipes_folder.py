@@ -1,0 +1,188 @@
+"""The recipes under ``recipes/``: they load, say what to expect, and match the papers' tables."""
+
+from __future__ import annotations
+
+import importlib.util
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from test_paper_tables import TI, B, S, at_precision
+
+from learngene.errors import RecipeError
+from learngene.methods import method
+from learngene.recipe import CondenseRecipe, FinetuneRecipe, load_recipe
+from learngene.shape import ViTShape
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "recipes" / "paper"
+ALL = sorted(ROOT.glob("recipes/**/*.yaml"))
+RECIPES = [path for path in ALL if not path.name.startswith("_")]
+BASES = sorted(PAPER.rglob("_*.yaml"))
+AUXILIARY = {
+    f"{name}/aux-{size}": (name, size)
+    for name, sizes in (("tleg", ("ti", "s", "b")), ("sws", ("s", "b")))
+    for size in sizes
+}
+# Sizes in the tables; an S with more than 12 layers is only in SWS Figure 4.
+PRINTED = {"ti": TI, "s": S, "b": B}
+TLEG_DEPTHS = {"ti": (3, 6, 9, 12), "s": range(3, 13), "b": range(3, 13)}
+SWS_DEPTHS = {"s": range(6, 16), "b": range(6, 16)}
+DESCENDANTS = [
+    (name, size, depth)
+    for name, depths in (("tleg", TLEG_DEPTHS), ("sws", SWS_DEPTHS))
+    for size in depths
+    for depth in depths[size]
+]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def header(path: Path) -> str:
+    """The comment lines at the top of a file."""
+    lines = path.read_text().splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(lines[:end])
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("paper_recipes", PAPER / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def auxiliary(name: str, size: str) -> CondenseRecipe:
+    recipe = load_recipe(PAPER / name / f"aux-{size}.yaml")
+    assert isinstance(recipe, CondenseRecipe)
+    return recipe
+
+
+def descendant(name: str, size: str, depth: int) -> FinetuneRecipe:
+    recipe = load_recipe(PAPER / name / f"des-{size}-{depth:02d}.yaml")
+    assert isinstance(recipe, FinetuneRecipe)
+    return recipe
+
+
+# -- every recipe ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=relative)
+def test_a_recipe_loads_and_its_header_says_what_to_expect(path: Path) -> None:
+    load_recipe(path)
+    for word in ("Expected", "Cost", "Source"):
+        assert word in header(path), f"{relative(path)}: no '{word}' in the header"
+
+
+# -- the paper's recipes -----------------------------------------------------------------------------------
+
+
+def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_there() -> None:
+    expected = {f"{name}/des-{size}-{depth:02d}" for name, size, depth in DESCENDANTS} | set(AUXILIARY)
+    assert len(expected) == 24 + 3 + 20 + 2
+    there = {str(p.relative_to(PAPER).with_suffix("")) for p in RECIPES if p.is_relative_to(PAPER)}
+    assert there == expected
+
+
+def test_the_files_are_what_the_generator_writes() -> None:
+    rendered = generator().render()
+    files = {p.relative_to(PAPER).as_posix(): p.read_text() for p in RECIPES if p.is_relative_to(PAPER)}
+    assert files.keys() == rendered.keys()
+    assert [name for name in files if files[name] != rendered[name]] == []
+
+
+@pytest.mark.parametrize("path", BASES, ids=relative)
+def test_a_base_is_no_recipe_by_itself_and_says_so(path: Path) -> None:
+    assert "not a recipe by itself" in header(path)
+    with pytest.raises(RecipeError, match="Field required"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(("name", "size", "depth"), DESCENDANTS)
+def test_a_descendant_has_the_size_of_the_table_and_comes_from_its_gene(
+    name: str, size: str, depth: int
+) -> None:
+    aux, des = auxiliary(name, size), descendant(name, size, depth)
+    assert des.model == f"{aux.out}.safetensors"
+    assert des.shape is not None
+    shape = ViTShape.from_dict(des.shape)
+    assert shape.depth == depth
+    method(aux.method, aux.settings).refuse(aux.shape, shape, **des.options)
+    assert f"{shape.params():,} parameters" in header(PAPER / name / f"des-{size}-{depth:02d}.yaml")
+    if depth not in PRINTED[size]:
+        return
+    params, flops = PRINTED[size][depth]
+    assert at_precision(Fraction(shape.macs_fvcore(), 10**9), flops) == flops
+    if (size, depth) in {("ti", 6), ("s", 12)}:  # misprints of TLEG Table 1
+        assert at_precision(Fraction(shape.params(), 10**6), params) != params
+    else:
+        assert at_precision(Fraction(shape.params(), 10**6), params) == params
+
+
+@pytest.mark.parametrize(("name", "size"), AUXILIARY.values(), ids=AUXILIARY)
+def test_an_auxiliary_model_is_the_papers(name: str, size: str) -> None:
+    recipe = auxiliary(name, size)
+    heads = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}[size]
+    assert (recipe.method, recipe.shape.embed_dim, recipe.shape.num_heads) == (name, *heads)
+    assert recipe.shape.depth == {"tleg": 12, "sws": 16}[name]
+    assert recipe.ancestry.source == "levit_384.fb_dist_in1k"
+    assert recipe.distill.alpha == 1.0
+    assert recipe.settings == ({"stages": [3, 3, 4, 3, 3]} if name == "sws" else {})
+    train = recipe.train
+    assert (train.lr, train.batch_size, train.lr_batch) == (5e-4, 512, 512)
+    assert train.drop_path == {"tleg": 0.0, "sws": 0.1}[name]
+    assert (train.schedule.warmup_epochs, train.schedule.min_lr) == (5, 1e-5)
+
+
+@pytest.mark.parametrize(("name", "size", "depth"), DESCENDANTS)
+def test_a_descendant_is_trained_as_the_paper_does(name: str, size: str, depth: int) -> None:
+    train = descendant(name, size, depth).train
+    lr, min_lr = {"tleg": (5e-4, 1e-5), "sws": ({"s": 5e-5, "b": 1e-5}.get(size), 1e-6)}[name]
+    assert (train.lr, train.schedule.min_lr) == (lr, min_lr)
+    assert (train.schedule.warmup_epochs, train.drop_path, train.batch_size) == (0, 0.1, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "total"),
+    [
+        ("tleg", "ti", 150 + 4 * 50),
+        ("tleg", "s", 150 + 9 * 35 + 1 * 45),
+        ("tleg", "b", 100 + 10 * 40),
+        ("sws", "s", 150 + 7 * 10 + 3 * 15),
+        ("sws", "b", 100 + 10 * 10),
+    ],
+)
+def test_all_epochs_of_a_size_add_up_to_the_sum_in_the_text(name: str, size: str, total: int) -> None:
+    """TLEG "Main Results"; SWS section 4.1 for S, and section 4.2 where it compares its Des-B with TLEG's."""
+    depths = {"tleg": TLEG_DEPTHS, "sws": SWS_DEPTHS}[name][size]
+    epochs = [descendant(name, size, depth).train.epochs for depth in depths]
+    assert auxiliary(name, size).train.epochs + sum(epochs) == total
+
+
+def test_every_run_has_its_own_folder() -> None:
+    paths = [path for path in RECIPES if path.is_relative_to(PAPER)]
+    assert len({load_recipe(path).out for path in paths}) == len(paths)
+
+
+def test_the_images_are_named_on_the_command_line() -> None:
+    recipe = load_recipe(PAPER / "tleg" / "des-s-06.yaml", ["data.source=/path/to/imagenet"])
+    assert recipe.data.source == "/path/to/imagenet"
+    scratch = ["model=scratch", "train.epochs=100", "train.schedule.warmup_epochs=5"]
+    assert load_recipe(PAPER / "tleg" / "des-s-06.yaml", scratch).train.schedule.warmup_epochs == 5
+
+
+def test_the_cost_counts_the_ancestry_as_torch_does() -> None:
+    import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        teacher = timm.create_model("levit_384").eval()
+        with FlopCounterMode(display=False) as counter:
+            teacher(torch.zeros(1, 3, 224, 224))
+    assert counter.get_total_flops() == 2 * generator().TEACHER_MACS
