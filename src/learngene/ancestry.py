@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from learngene.descendant import TimmModel, load_descendant
 from learngene.errors import LearngeneError, nearest
 from learngene.recipe import AncestrySpec, DataSpec
 from learngene.shape import ViTShape
@@ -54,8 +55,9 @@ class Ancestry(nn.Module):
         super().__init__()
         arguments = dict(model_args or {})
         names: Any = None
+        self.model: TimmModel
         if isinstance(source, nn.Module):
-            self.model, label = source, str(source.pretrained_cfg.get("architecture", type(source).__name__))
+            self.model, label = source, str(_cfg(source).get("architecture", type(source).__name__))
         elif Path(source).is_dir():
             self.model, names, label = *_from_folder(Path(source), arguments), Path(source).name
         elif Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin"):
@@ -95,9 +97,7 @@ class Ancestry(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits for normalised images; two heads are averaged, as timm's distilled models do in evaluation."""
         logits = self.model(images)
         return logits if isinstance(logits, Tensor) else sum(logits) / len(logits)
@@ -157,7 +157,12 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _preprocessing(model: nn.Module) -> dict[str, Any]:
+def _cfg(model: TimmModel) -> dict[str, Any]:
+    cfg: dict[str, Any] = model.pretrained_cfg
+    return cfg
+
+
+def _preprocessing(model: TimmModel) -> dict[str, Any]:
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(model)
@@ -165,7 +170,7 @@ def _preprocessing(model: nn.Module) -> dict[str, Any]:
     return {key: list(config[key]) if isinstance(config[key], tuple) else config[key] for key in keys}
 
 
-def _from_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+def _from_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> TimmModel:
     import timm
 
     architecture = name.split(":", 1)[-1] if ":" in name else name.partition(".")[0]
@@ -181,14 +186,12 @@ def _from_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Mod
         raise LearngeneError(f"ancestry {name}: cannot be loaded{hint} ({reason})") from None
 
 
-def _from_folder(path: Path, arguments: dict[str, Any]) -> tuple[nn.Module, list[str] | None]:
-    from learngene.descendant import load_descendant
-
+def _from_folder(path: Path, arguments: dict[str, Any]) -> tuple[TimmModel, list[str] | None]:
     model = load_descendant(path, **arguments)
     return model, json.loads((path / "config.json").read_text()).get("label_names")
 
 
-def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, Any]) -> nn.Module:
+def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, Any]) -> TimmModel:
     import timm
     from safetensors import SafetensorError
     from safetensors.torch import load_file

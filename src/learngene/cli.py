@@ -28,7 +28,8 @@ GeneFile = Annotated[Path, typer.Argument(help="gene file (.safetensors)")]
 RecipeFile = Annotated[Path, typer.Argument(help="recipe (.yaml)")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, for example train.epochs=5")]
 Options = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="a choice of the method, for example order=front-last-mid")
+    list[str] | None,
+    typer.Option("--set", "-s", help="a choice of the method, for example order=front-last-mid"),
 ]
 Data = Annotated[list[str], typer.Option(help="digits, folder, tar or timm data set name; several are one set")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -164,7 +165,12 @@ def finetune(
     given = list(overrides or [])
     if recipe is not None and "=" in str(recipe) and not recipe.exists():
         recipe, given = None, [str(recipe), *given]
-    flags: dict[str, Any] = {"model": model, "shape.depth": depth, "train.epochs": epochs, "train.preset": preset}
+    flags: dict[str, Any] = {
+        "model": model,
+        "shape.depth": depth,
+        "train.epochs": epochs,
+        "train.preset": preset,
+    }
     flags |= {"data.source": data or None, "out": str(out) if out else None}
     given += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     if recipe is None:
@@ -244,7 +250,7 @@ def info(
         print(json.dumps({**header.metadata, "stored_params": header.stored_params}, indent=2))
         return
     meta = header.metadata
-    ancestry, accuracy = meta.get("ancestry", {}), meta.get("accuracy", {})
+    ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
         "settings": ", ".join(f"{key}={value}" for key, value in meta["settings"].items()),
@@ -254,7 +260,7 @@ def info(
         "data": ", ".join(meta.get("data", {}).get("source", ["?"])),
         "classes": f"{header.shape.num_classes}",
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy else "not measured",
-        "training": f"{meta.get('training', {}).get('epochs', '?')} epochs, seed {meta.get('training', {}).get('seed', '?')}",
+        "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",
     }
     for key, value in rows.items():

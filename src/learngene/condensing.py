@@ -126,9 +126,7 @@ def prepare(recipe: CondenseRecipe, ancestry: Ancestry | None = None) -> Prepare
     return Prepared(recipe, ancestry, gene, images)
 
 
-def run(
-    recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool = True, show: bool = True
-) -> Condensed:
+def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool = True, show: bool = True) -> Condensed:
     """Runs a condensing recipe, or continues it if its run folder holds an unfinished run.
 
     Args:

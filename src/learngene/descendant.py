@@ -12,17 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from learngene.errors import LearngeneError
 from learngene.files import write_folder
 
 PROVENANCE = "learngene.json"
 
+TimmModel = Any
+"""A timm classifier, with ``pretrained_cfg``, ``num_classes`` and ``reset_classifier``; timm has no type for it."""
 
-def save_descendant(
-    model: nn.Module, path: str | Path, *, extra: Mapping[str, Any] | None = None
-) -> None:
+
+def save_descendant(model: TimmModel, path: str | Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Writes a descendant folder under a temporary name and moves it into place.
 
     Args:
@@ -49,7 +48,7 @@ def save_descendant(
     write_folder(Path(path), PROVENANCE, write)
 
 
-def load_descendant(path: str | Path, **changes: Any) -> nn.Module:
+def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
     """Loads a descendant folder, or any other timm folder, with stock timm.
 
     Args:
@@ -75,8 +74,8 @@ def load_descendant(path: str | Path, **changes: Any) -> nn.Module:
     return model
 
 
-def model_arguments(model: nn.Module) -> dict[str, Any]:
-    """timm's arguments that rebuild the model: an expanded gene's from its shape, any other's as timm recorded."""
+def model_arguments(model: TimmModel) -> dict[str, Any]:
+    """Timm's arguments that rebuild the model: an expanded gene's from its shape, any other's as timm recorded."""
     from learngene.shape import ViTShape
 
     record = getattr(model, "learngene", {})
@@ -86,7 +85,16 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
 def _keep_preprocessing(config: Path, cfg: Mapping[str, Any]) -> None:
     """Restores the ancestry's preprocessing and tag, where timm writes the architecture's defaults."""
     written = json.loads(config.read_text())
-    for key in ("tag", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size"):
+    for key in (
+        "tag",
+        "input_size",
+        "mean",
+        "std",
+        "interpolation",
+        "crop_pct",
+        "crop_mode",
+        "fixed_input_size",
+    ):
         if key in cfg:
             written["pretrained_cfg"][key] = cfg[key]
     config.write_text(json.dumps(written, indent=2) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from learngene.descendant import PROVENANCE, load_descendant, save_descendant
+from learngene.descendant import PROVENANCE, TimmModel, load_descendant, save_descendant
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
@@ -25,7 +25,7 @@ from learngene.train.state import RunFolder
 
 
 def finetune(
-    model: nn.Module,
+    model: TimmModel,
     *,
     data: str | list[str] | Mapping[str, Any],
     out: str | Path | None = None,
@@ -65,7 +65,7 @@ def finetune(
 class Finetuned:
     """What a fine-tuning run made: the model, its folder, its accuracy before, and how the training went."""
 
-    model: nn.Module
+    model: TimmModel
     path: Path
     untuned: Accuracy
     result: TrainResult
@@ -87,7 +87,7 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> Finetuned:
     return Finetuned(model, path, untuned, result)
 
 
-def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> nn.Module:
+def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     """The model a recipe starts from: expanded from a gene, loaded from a folder, or fresh.
 
     Raises:
@@ -97,7 +97,8 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> nn.Module:
     if source == "scratch":
         if recipe.shape is None:
             raise LearngeneError("model scratch: needs a shape, for example shape: {embed_dim: 192, num_heads: 3}")
-        return scratch(ViTShape.from_dict(recipe.shape), recipe.train.seed, class_names=names)
+        shape = ViTShape.from_dict({"num_classes": len(names), **recipe.shape})
+        return scratch(shape, recipe.train.seed, class_names=names)
     if Path(source).is_dir():
         if recipe.shape is not None:
             raise LearngeneError(f"model {source}: a descendant has its shape; leave shape out")
@@ -109,12 +110,11 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> nn.Module:
                 model.learngene["shape"]["num_classes"] = len(names)
         return model
     gene = Learngene.load(source)
-    changes = recipe.shape.to_dict() if isinstance(recipe.shape, ViTShape) else dict(recipe.shape or {})
-    shape = gene.shape.replace(**{"num_classes": len(names), **changes})
+    shape = gene.shape.replace(**{"num_classes": len(names), **(recipe.shape or {})})
     return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
 
 
-def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None) -> nn.Module:
+def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:
     """A timm ViT of a shape with timm's random initialisation: what every method has to beat."""
     import torch
 
@@ -137,12 +137,17 @@ def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
-    model.learngene = {"method": "scratch", "shape": shape.to_dict(), "seed": seed, "class_names": class_names}
+    model.learngene = {
+        "method": "scratch",
+        "shape": shape.to_dict(),
+        "seed": seed,
+        "class_names": class_names,
+    }
     return model.eval()
 
 
 def train_model(
-    model: nn.Module, recipe: FinetuneRecipe, images: tuple[ImageSet, ImageSet], *, keep: bool, show: bool
+    model: TimmModel, recipe: FinetuneRecipe, images: tuple[ImageSet, ImageSet], *, keep: bool, show: bool
 ) -> TrainResult:
     """Trains a model on opened data and writes the descendant folder if ``keep``."""
     _refuse_classes(model, images[0])
@@ -175,7 +180,7 @@ def train_model(
 
 
 def evaluate(
-    model: nn.Module,
+    model: TimmModel,
     data: DataSpec | str | Mapping[str, Any],
     *,
     images: ImageSet | None = None,
@@ -212,15 +217,13 @@ def data_section(data: str | list[str] | Mapping[str, Any]) -> DataSpec:
     return recipe.data
 
 
-def fill_preprocessing(data: DataSpec, model: nn.Module) -> DataSpec:
+def fill_preprocessing(data: DataSpec, model: TimmModel) -> DataSpec:
     """The data section with mean and std taken from the model where it leaves them open."""
     cfg = model.pretrained_cfg
-    return data.model_copy(
-        update={key: getattr(data, key) or tuple(cfg[key]) for key in ("mean", "std")}
-    )
+    return data.model_copy(update={key: getattr(data, key) or tuple(cfg[key]) for key in ("mean", "std")})
 
 
-def input_size(model: nn.Module, data: DataSpec) -> tuple[int, int]:
+def input_size(model: TimmModel, data: DataSpec) -> tuple[int, int]:
     """Channels and side of the images a timm model takes; the data section decides if it says so."""
     from timm.data import resolve_model_data_config
 
@@ -228,7 +231,7 @@ def input_size(model: nn.Module, data: DataSpec) -> tuple[int, int]:
     return chans, data.img_size or size
 
 
-def stage_name(model: nn.Module) -> str:
+def stage_name(model: TimmModel) -> str:
     """What to call a model while it trains."""
     record = getattr(model, "learngene", {})
     if "shape" in record:
@@ -240,7 +243,7 @@ def _objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return classification_loss(model(images), targets)
 
 
-def _refuse_classes(model: nn.Module, images: ImageSet) -> None:
+def _refuse_classes(model: TimmModel, images: ImageSet) -> None:
     if model.num_classes != len(images.class_names):
         raise LearngeneError(
             f"the model has {model.num_classes} classes but {images.where} has {len(images.class_names)}; "
@@ -248,7 +251,7 @@ def _refuse_classes(model: nn.Module, images: ImageSet) -> None:
         )
 
 
-def _record_preprocessing(model: nn.Module, data: DataSpec, size: int, chans: int) -> None:
+def _record_preprocessing(model: TimmModel, data: DataSpec, size: int, chans: int) -> None:
     """Makes the model say how the images it was trained on were prepared."""
     model.pretrained_cfg = model.default_cfg = {
         **model.pretrained_cfg,

@@ -81,9 +81,7 @@ class Learngene(nn.Module):
         if tensors is None:
             generator = torch.Generator().manual_seed(seed)
             layers = method.layer_tensors(shape)
-            tensors = {
-                name: (method.initial if name in layers else fresh)(name, shapes, generator) for name in shapes
-            }
+            tensors = {name: (method.initial if name in layers else fresh)(name, shapes, generator) for name in shapes}
         for name, size in shapes.items():
             if name not in tensors or tuple(tensors[name].shape) != size:
                 raise LearngeneError(f"gene: tensor '{name}' is missing or does not have shape {size}")
@@ -238,7 +236,7 @@ class Learngene(nn.Module):
         return names if names and len(names) == shape.num_classes else None
 
     def _pretrained_cfg(self, shape: ViTShape) -> dict[str, Any]:
-        """timm's description of the input, from the ancestry instead of the architecture's default."""
+        """Timm's description of the input, from the ancestry instead of the architecture's default."""
         given = self.metadata.get("preprocessing", {})
         return {
             "architecture": "vit_base_patch16_224",  # every size of a plain ViT, through timm's model_args
@@ -333,7 +331,5 @@ def _kept(shape: ViTShape, layers: Collection[int] | None, modules: Collection[s
     for module in modules:
         if module not in MODULE_PARAMS:
             raise ShapeError(f"expand: unknown module '{module}'{nearest(module, MODULE_PARAMS)}")
-    inside = {
-        f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in MODULE_PARAMS[module]
-    }
+    inside = {f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in MODULE_PARAMS[module]}
     return inside | (shape.all_params().keys() - {n for n in shape.all_params() if n.startswith("blocks.")})

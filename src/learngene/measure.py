@@ -63,7 +63,12 @@ def accuracy(
             labels = labels.to(device)
             guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            parts = [guesses[:, 0].sum(), guesses.any(1).sum(), loss, torch.tensor(len(labels), device=device)]
+            parts = [
+                guesses[:, 0].sum(),
+                guesses.any(1).sum(),
+                loss,
+                torch.tensor(len(labels), device=device),
+            ]
             sums += torch.stack([part.double() for part in parts]).cpu()
     model.train(training)
     if reduce is not None:
@@ -73,7 +78,7 @@ def accuracy(
 
 
 def autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager[None]:
-    """torch's autocast for a recipe's precision; nothing for fp32."""
+    """Torch's autocast for a recipe's precision; nothing for fp32."""
     import torch
 
     if precision == "fp32":

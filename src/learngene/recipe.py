@@ -27,6 +27,20 @@ from learngene.methods import method
 from learngene.shape import ViTShape
 
 Shape = Annotated[ViTShape, BeforeValidator(ViTShape.from_dict), PlainSerializer(ViTShape.to_dict)]
+
+
+def _shape_changes(given: Any) -> Any:
+    """Fields of a shape that differ from another's: a name or a whole shape changes all of them."""
+    if isinstance(given, (str, ViTShape)):
+        return ViTShape.from_dict(given).to_dict()
+    if isinstance(given, Mapping):
+        if "named" in given:
+            return ViTShape.from_dict(given).to_dict()
+        refuse_unknown(given, ViTShape.__slots__, "shape")
+    return given
+
+
+ShapeChanges = Annotated[dict[str, Any], BeforeValidator(_shape_changes)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -79,7 +93,10 @@ class DataSpec(Section):
     std: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
     interpolation: str = Field("bicubic", description="as DeiT")
     crop_pct: float | None = Field(
-        None, gt=0, le=1, description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px"
+        None,
+        gt=0,
+        le=1,
+        description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px",
     )
     skip_corrupt: bool = Field(False, description="count and leave out images that cannot be decoded")
     workers: int = Field(2, ge=0, description="loader processes per training process; results do not depend on it")
@@ -151,8 +168,18 @@ class Distill(Section):
     """Soft distillation: (1 - alpha) base + alpha KD; TLEG equations 5 and 6, SWS equations 2 to 4."""
 
     presets: ClassVar = {
-        "tleg-paper": {"divergence": "student-teacher", "alpha": 0.5, "tau_squared": False, "reduction": "batch"},
-        "sws-paper": {"divergence": "cross-entropy", "alpha": 0.5, "tau_squared": False, "reduction": "batch"},
+        "tleg-paper": {
+            "divergence": "student-teacher",
+            "alpha": 0.5,
+            "tau_squared": False,
+            "reduction": "batch",
+        },
+        "sws-paper": {
+            "divergence": "cross-entropy",
+            "alpha": 0.5,
+            "tau_squared": False,
+            "reduction": "batch",
+        },
         "tleg-official": {},
         "sws-official": {},
         "none": {"alpha": 0.0},
@@ -165,7 +192,8 @@ class Distill(Section):
     alpha: Fraction = Field(1.0, description="weight of distillation; the published commands use 1.0: no labels at all")
     temperature: float = Field(1.0, gt=0)
     divergence: Literal["teacher-student", "student-teacher", "cross-entropy"] = Field(
-        "teacher-student", description="KL(teacher || student) as the code, KL(student || teacher), or soft CE"
+        "teacher-student",
+        description="KL(teacher || student) as the code, KL(student || teacher), or soft CE",
     )
     tau_squared: bool = Field(True, description="multiply by temperature squared")
     reduction: Literal["numel", "batch"] = Field(
@@ -194,7 +222,9 @@ class Train(Section):
         "laptop (small batches and light augmentation for small images)",
     )
     epochs: Positive = 100
-    batch_size: Positive = Field(512, description="images per optimizer step over all processes: kept whatever their number")
+    batch_size: Positive = Field(
+        512, description="images per optimizer step over all processes: kept whatever their number"
+    )
     micro_batch: Positive | None = Field(
         None, description="most images a process holds at once; smaller ones are accumulated to batch_size"
     )
@@ -263,8 +293,9 @@ class FinetuneRecipe(Section):
 
     kind: Literal["finetune"] = "finetune"
     model: str = Field(description="gene file, descendant folder, or scratch for random weights of `shape`")
-    shape: dict[str, Any] | Shape | None = Field(
-        None, description="of a gene's descendant: the fields that differ from the auxiliary shape, often just depth"
+    shape: ShapeChanges | None = Field(
+        None,
+        description="of a gene's descendant: the fields that differ from the auxiliary shape, often just depth",
     )
     options: dict[str, Any] = Field({}, description="the method's choices at expansion, and layers and modules")
     data: DataSpec

@@ -185,7 +185,7 @@ class ViTShape:
 
     @property
     def norm_name(self) -> str:
-        """timm's name of the final norm: it depends on whether it comes before or after the pooling."""
+        """Timm's name of the final norm: it depends on whether it comes before or after the pooling."""
         return "fc_norm" if self.ending == "official" else "norm"
 
     def stem_params(self) -> dict[str, tuple[int, ...]]:

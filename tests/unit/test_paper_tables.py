@@ -50,9 +50,7 @@ def stored(name: str, shape: ViTShape, **settings: object) -> int:
 
 def stem(model: str, *, positions: bool = True) -> int:
     """Parameters of the patch projection and the position embedding."""
-    return sum(
-        math.prod(s) for name, s in vit(model, 1).stem_params().items() if positions or name != "pos_embed"
-    )
+    return sum(math.prod(s) for name, s in vit(model, 1).stem_params().items() if positions or name != "pos_embed")
 
 
 # -- the tables ------------------------------------------------------------------------------------------
@@ -143,9 +141,7 @@ def entries() -> list[Entry]:
         add("TLEG 2", "He-LG", 6, f"S-Params {model}", he_lg, 3 * layer)
         add("TLEG 2", "Share-Init", 6, f"S-Params {model}", share, layer + stem(model, positions=False))
         # Both norms of the 6 shared blocks and the head-mixing convolutions; no positions.
-        mini_exact = (
-            6 * layer + stem(model, positions=False) + 6 * 4 * shape.embed_dim + 24 * shape.num_heads**2
-        )
+        mini_exact = 6 * layer + stem(model, positions=False) + 6 * 4 * shape.embed_dim + 24 * shape.num_heads**2
         add("TLEG 2", "Mini-Init", 6, f"S-Params {model}", mini, mini_exact)
 
     for depth, (params, _) in TLEG_3.items():
@@ -231,9 +227,7 @@ def test_the_exact_figure_in_a_remark_is_the_counted_one(key: tuple[str, str, in
 
 def test_no_class_token_is_what_reproduces_the_flops() -> None:
     """27 of 27 widths and depths without a class token; with one, 11 of them are off."""
-    printed = {
-        (model, depth): rows[depth][1] for model, rows in (("Ti", TI), ("S", S), ("B", B)) for depth in rows
-    }
+    printed = {(model, depth): rows[depth][1] for model, rows in (("Ti", TI), ("S", S), ("B", B)) for depth in rows}
     assert len(printed) == 27
 
     def off(class_token: bool) -> int:

@@ -104,9 +104,7 @@ def test_a_base_is_no_recipe_by_itself_and_says_so(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "size", "depth"), DESCENDANTS)
-def test_a_descendant_has_the_size_of_the_table_and_comes_from_its_gene(
-    name: str, size: str, depth: int
-) -> None:
+def test_a_descendant_has_the_size_of_the_table_and_comes_from_its_gene(name: str, size: str, depth: int) -> None:
     aux, des = auxiliary(name, size), descendant(name, size, depth)
     assert des.model == f"{aux.out}.safetensors"
     assert des.shape is not None

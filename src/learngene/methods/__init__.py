@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from learngene.errors import LearngeneError, nearest, refuse_unknown
 from learngene.methods.sws import SWS
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """What a learngene method must say about itself. Its fields are its settings, fixed when a gene is made."""
 
-    name: str
-    title: str
-    paper: str
-    distillation: str
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    distillation: ClassVar[str]
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -47,9 +47,7 @@ class Method(Protocol):
         """Name and shape of the tensors the gene holds for its layers; the ordinary parts are not listed."""
         ...
 
-    def initial(
-        self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator
-    ) -> Tensor:
+    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
         """The start value of one such tensor before condensing."""
         ...
 

@@ -50,5 +50,5 @@ def blend(coefficients: Sequence[Sequence[float]], sources: Sequence[Tensor]) ->
     Returns:
         One new tensor per layer.
     """
-    out: tuple[Tensor, ...] = _Blend.apply(coefficients, *sources)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, ...] = _Blend.apply(coefficients, *sources)
     return out

@@ -52,7 +52,7 @@ class SWS:
         """How the stages are laid out in a descendant; section 3.3 of the paper."""
         return {
             "order": "which stages repeat first: front-mid-last (default), front-last-mid, or a list of all stages",
-            "assign": "cyclic (default), random (sorted, every stage present), or as-trained (the auxiliary depth only)",
+            "assign": "cyclic (default), random (sorted, every stage present), or as-trained (auxiliary depth only)",
             "seed": "of the random assignment; default 0",
         }
 
@@ -78,9 +78,7 @@ class SWS:
             for name, shape in auxiliary.layer_params().items()
         }
 
-    def initial(
-        self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator
-    ) -> Tensor:
+    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
         """Every stage starts as an ordinary timm layer."""
         from learngene.initial import fresh
 
@@ -140,12 +138,14 @@ class SWS:
             return [m // 2 if m % 2 == 0 else count - 1 - m // 2 for m in range(count)]
         if isinstance(order, str):
             try:
-                order = [int(part) for part in order.split(",")]
+                stages = [int(part) for part in order.split(",")]
             except ValueError:
                 raise ShapeError(f"sws: unknown order '{order}'{nearest(order, NAMED_ORDERS)}") from None
-        if sorted(order) != list(range(count)):
-            raise ShapeError(f"sws: order {list(order)} must name each of the stages 0 to {count - 1} once")
-        return list(order)
+        else:
+            stages = list(order)
+        if sorted(stages) != list(range(count)):
+            raise ShapeError(f"sws: order {stages} must name each of the stages 0 to {count - 1} once")
+        return stages
 
     def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
         """For example ``stage0``, ``stage0``, ``stage1`` and so on."""

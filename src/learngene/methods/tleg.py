@@ -91,9 +91,7 @@ class TLEG:
                     tensors |= {f"layer{i}.{name}": shapes[name] for name in MODULE_PARAMS[module]}
         return tensors
 
-    def initial(
-        self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator
-    ) -> Tensor:
+    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
         """As the authors' code: A and B both std 0.02, but A's norms start at 0 so that every norm starts at 1."""
         from learngene.initial import fresh
 

@@ -210,7 +210,11 @@ class TrainBatches:
                 parts = []
 
     def mix(
-        self, images: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"], epoch: int, step: int
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        labels: Int[Tensor, " batch"],
+        epoch: int,
+        step: int,
     ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch classes"]]:
         """Mixup or cutmix, the same for every part of a step, and label smoothing.
 
@@ -225,7 +229,7 @@ class TrainBatches:
 
 
 def train_transform(augment: Augment, spec: DataSpec, img_size: int) -> Any:
-    """timm's training transform for an augmentation section."""
+    """Timm's training transform for an augmentation section."""
     scale, ratio = (augment.scale, augment.ratio) if augment.scale else ((1.0, 1.0), (1.0, 1.0))
     return create_transform(
         img_size,
@@ -253,7 +257,7 @@ def eval_loader(
     batch_size: int = 256,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[tuple[Tensor, int]]:
     """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop."""
     transform = create_transform(
         img_size,
@@ -268,7 +272,7 @@ def eval_loader(
     return DataLoader(
         views,
         batch_size=batch_size,
-        sampler=keys,  # type: ignore[arg-type]
+        sampler=keys,
         num_workers=spec.workers,
         multiprocessing_context="fork" if spec.workers else None,
     )
@@ -281,9 +285,7 @@ def default_crop(img_size: int) -> float:
 
 def _is_random(augment: Augment) -> bool:
     """Whether two views of an image differ; mixing comes later and does not count."""
-    return bool(
-        augment.scale or augment.hflip or augment.color_jitter or augment.rand_augment or augment.erasing
-    )
+    return bool(augment.scale or augment.hflip or augment.color_jitter or augment.rand_augment or augment.erasing)
 
 
 def _fits_in_memory(images: ImageSet, spec: DataSpec, img_size: int, in_chans: int) -> bool:

@@ -147,7 +147,7 @@ def open_split(spec: DataSpec, split: str) -> ImageSet:
         raise DataError(f"data {where}: the split '{wanted}' has no images")
     if len(images.class_names) < 2:
         raise DataError(
-            f"data {where}: the split '{wanted}' has one class ({images.class_names[0]}); a classifier needs two or more"
+            f"data {where}: the split '{wanted}' has one class ({images.class_names[0]}); a classifier needs two"
         )
     if spec.skip_corrupt or len(images) <= SCAN_LIMIT:
         images = images.scan(spec.skip_corrupt)

@@ -42,7 +42,7 @@ LOSS_CHECK_STEPS = 20
 """Steps between looks at the loss on an accelerator, where every look waits for the device; each step on a CPU."""
 
 
-class InterruptedRun(KeyboardInterrupt):  # noqa: N818 - not an error: the user asked for it
+class InterruptedRun(KeyboardInterrupt):
     """Ctrl-C or SIGTERM arrived; the state was saved and the same command continues."""
 
     def __init__(self, signal_number: int, where: str) -> None:
@@ -144,9 +144,7 @@ class _Run:
         self.device, processes = accelerator.device, accelerator.num_processes
         place = {"rank": accelerator.process_index, "processes": processes}
         size = {"img_size": stage.img_size, "in_chans": stage.in_chans}
-        self.batches = TrainBatches(
-            train_images, data, spec, **size, **place, pin_memory=self.device.type == "cuda"
-        )
+        self.batches = TrainBatches(train_images, data, spec, **size, **place, pin_memory=self.device.type == "cuda")
         self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
         for module in (stage.module, *stage.companions):
             module.to(self.device)
@@ -362,7 +360,7 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int) -> CosineLRScheduler:
-    """timm's cosine schedule, counted in steps or in epochs."""
+    """Timm's cosine schedule, counted in steps or in epochs."""
     schedule = spec.schedule
     unit = steps_per_epoch if schedule.stepping == "step" else 1
     return CosineLRScheduler(

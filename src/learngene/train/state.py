@@ -20,7 +20,14 @@ from learngene.files import refuse_foreign, write_file
 from learngene.recipe import Section, dump_recipe
 
 MARKER = "recipe.yaml"
-FREE_TO_CHANGE = {"out", "data.workers", "data.root", "train.micro_batch", "train.save_every", "train.compile"}
+FREE_TO_CHANGE = {
+    "out",
+    "data.workers",
+    "data.root",
+    "train.micro_batch",
+    "train.save_every",
+    "train.compile",
+}
 """Recipe entries that do not change what a run computes."""
 
 
