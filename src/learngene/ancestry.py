@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import pickle
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learngene.descendant import TimmModel, load_descendant
-from learngene.errors import LearngeneError, nearest
+from learngene.errors import LearngeneError
 from learngene.recipe import AncestrySpec, DataSpec
 from learngene.shape import ViTShape
 
@@ -63,7 +64,7 @@ class Ancestry(nn.Module):
         elif Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin"):
             self.model, label = _from_checkpoint(Path(source), architecture, arguments), Path(source).name
         else:
-            self.model, label = _from_timm(str(source), pretrained, arguments), str(source)
+            self.model, label = timm_model(str(source), pretrained, arguments), str(source)
         self.model.eval().requires_grad_(False)
         cfg = self.model.pretrained_cfg
         self.preprocessing = _preprocessing(self.model)
@@ -170,20 +171,23 @@ def _preprocessing(model: TimmModel) -> dict[str, Any]:
     return {key: list(config[key]) if isinstance(config[key], tuple) else config[key] for key in keys}
 
 
-def _from_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> TimmModel:
+def timm_model(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> TimmModel:
+    """A timm model by name, with pretrained weights from timm's cache or the network if asked for.
+
+    Raises:
+        LearngeneError: If there is no such model, or its weights cannot be had.
+    """
     import timm
 
     architecture = name.split(":", 1)[-1] if ":" in name else name.partition(".")[0]
     if ":" not in name and not timm.is_model(architecture):
-        raise LearngeneError(
-            f"ancestry: '{name}' is no timm model, folder or file{nearest(architecture, timm.list_models())[:200]}"
-        )
+        raise LearngeneError(f"'{name}' is no file or folder, and no timm model{_nearest_model(architecture)}")
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:160]
         hint = "; the network or timm's cache must hold its weights" if pretrained else ""
-        raise LearngeneError(f"ancestry {name}: cannot be loaded{hint} ({reason})") from None
+        raise LearngeneError(f"timm model {name}: cannot be loaded{hint} ({reason})") from None
 
 
 def _from_folder(path: Path, arguments: dict[str, Any]) -> tuple[TimmModel, list[str] | None]:
@@ -202,7 +206,7 @@ def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, 
             "for example deit_base_patch16_224"
         )
     if not timm.is_model(architecture):
-        raise LearngeneError(f"ancestry.architecture: {nearest_model(architecture)}")
+        raise LearngeneError(f"ancestry.architecture: '{architecture}' is no timm model{_nearest_model(architecture)}")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -231,8 +235,9 @@ def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, 
     return model
 
 
-def nearest_model(name: str) -> str:
-    """A line that says a timm model does not exist, with the closest name that does."""
+def _nearest_model(name: str) -> str:
+    """The closest name that timm knows, as a continuation of a sentence; nothing if none is close."""
     import timm
 
-    return f"unknown timm model '{name}'{nearest(name, timm.list_models())[:200]}"
+    match = difflib.get_close_matches(name, timm.list_models(), n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from learngene.ancestry import timm_model
 from learngene.descendant import PROVENANCE, TimmModel, load_descendant, save_descendant
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
+from learngene.initial import fresh
 from learngene.measure import Accuracy, accuracy
 from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe
 from learngene.shape import ViTShape
@@ -109,6 +112,11 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
             if "shape" in model.learngene:
                 model.learngene["shape"]["num_classes"] = len(names)
         return model
+    if not Path(source).exists() and Path(source).suffix != ".safetensors":
+        arguments = {**recipe.model_args, "num_classes": len(names)}
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.train.seed)
+            return timm_model(source, recipe.pretrained, arguments)
     gene = Learngene.load(source)
     shape = gene.shape.replace(**{"num_classes": len(names), **(recipe.shape or {})})
     return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
@@ -116,10 +124,6 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
 
 def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:
     """A timm ViT of a shape with timm's random initialisation: what every method has to beat."""
-    import torch
-
-    from learngene.initial import fresh
-
     generator = torch.Generator().manual_seed(seed)
     shapes = shape.all_params()
     model = shape.skeleton()

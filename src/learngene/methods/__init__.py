@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from learngene.errors import LearngeneError, nearest, refuse_unknown
 from learngene.methods.sws import SWS
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from learngene.shape import ViTShape
 
 
+@runtime_checkable
 class Method(Protocol):
     """What a learngene method must say about itself. Its fields are its settings, fixed when a gene is made."""
 

@@ -1,0 +1,54 @@
+"""Forward and backward of the auxiliary model over a plain timm ViT of the same shape: what the constraint costs.
+
+Width 192, depth 12, 3 heads, 32 px, patch 4, batch 32, one thread, CPU time; the authors' code: 1.06 and 1.02.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from bench import finish, paired_rounds, ratio, target
+from torch import nn
+
+from learngene.finetuning import scratch
+from learngene.gene import Learngene
+from learngene.methods import method
+from learngene.shape import ViTShape
+
+SHAPE = ViTShape(embed_dim=192, depth=12, num_heads=3, patch_size=4, img_size=32, num_classes=100)
+SETTINGS = {"tleg": {}, "sws": {"stages": (3, 3, 2, 2, 2)}}
+ROUNDS = 40
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    models = {"timm": scratch(SHAPE)} | {
+        name: Learngene(method(name, settings), SHAPE) for name, settings in SETTINGS.items()
+    }
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    # The same plain model a second time: how far from 1 its ratio lies is the noise of this run.
+    cases = {name: step(model.train(), images) for name, model in models.items()}
+    cases["timm again"] = step(models["timm"], images)
+    times = paired_rounds(cases, ROUNDS, warm_up=3)
+    targets = [
+        target("tleg step over timm", ratio(times, "tleg", "timm"), 1.03),
+        target("sws step over timm", ratio(times, "sws", "timm"), 1.01),
+    ]
+    finish("step", times, targets, noise=ratio(times, "timm again", "timm"), batch_size=32, shape=SHAPE.to_dict())
+
+
+def step(model: nn.Module, images: torch.Tensor) -> Callable[[], float]:
+    def run() -> float:
+        start = time.process_time()
+        model(images).sum().backward()
+        seconds = time.process_time() - start
+        model.zero_grad(set_to_none=True)
+        return seconds
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

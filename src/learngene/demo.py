@@ -1,0 +1,227 @@
+"""The demo: a digits classifier is condensed into two genes, which become ViTs of many depths, next to scratch.
+
+Everything is real and small: the ancestry is a LeViT (a convolution-attention hybrid, as in the papers), the genes are
+condensed from it by distillation alone, and the descendants are ordinary timm models. Same seed, same table.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from learngene.ancestry import Ancestry
+from learngene.budget import Budget, plan
+from learngene.condensing import run as run_condense
+from learngene.descendant import TimmModel, save_descendant
+from learngene.files import refuse_foreign, write_file
+from learngene.finetuning import evaluate, finetune, scratch
+from learngene.gene import Learngene
+from learngene.measure import environment
+from learngene.recipe import CondenseRecipe, DataSpec, build_recipe
+from learngene.report import demo_page, demo_plot
+from learngene.shape import ViTShape
+from learngene.train.images import open_data
+
+MARKER = "demo.json"
+DATA: dict[str, Any] = {"source": "digits", "workers": 0}
+AUXILIARY = ViTShape(embed_dim=64, depth=6, num_heads=4, patch_size=8, img_size=32, num_classes=10)
+DEPTHS = (3, 4, 5, 6, 7, 8)
+METHODS: dict[str, dict[str, Any]] = {"tleg": {}, "sws": {"stages": (2, 2, 2)}}
+EPOCHS = 2
+"""Fine-tuning epochs of a descendant; scratch gets as many, and three times as many."""
+
+BUDGETS = {
+    "at most 0.2 M parameters": Budget(max_params=0.2e6),
+    "at most 0.3 M parameters and 6 M multiply-adds": Budget(max_params=0.3e6, max_macs=6e6),
+    "at most 8 M multiply-adds": Budget(max_macs=8e6),
+}
+ANCESTRY_TRAIN: dict[str, Any] = {
+    "preset": "laptop",
+    "epochs": 12,
+    "lr": 2e-3,
+    "eval_every": 12,
+    "augment": {"preset": "none"},
+}
+CONDENSE_TRAIN: dict[str, Any] = {
+    "preset": "laptop",
+    "epochs": 30,
+    "lr": 4e-3,
+    "eval_every": 10,
+    "save_every": 10,
+    "schedule": {"warmup_epochs": 5},
+    "augment": {"preset": "none"},
+}
+TUNE_TRAIN: dict[str, Any] = {
+    "preset": "laptop",
+    "lr": 5e-4,
+    "eval_every": 100,
+    "schedule": {"warmup_epochs": 0},
+    "augment": {"preset": "none"},
+}
+SCRATCH_TRAIN: dict[str, Any] = {**TUNE_TRAIN, "lr": 4e-3, "schedule": {"warmup_epochs": 0.5}}
+"""Scratch has the learning rate that was best for it on this data, not the smaller one of fine-tuning."""
+
+
+@dataclass
+class Row:
+    """One depth of the demo's table; accuracies are top-1 in percent on the val split."""
+
+    depth: int
+    params: int
+    macs: int
+    tleg_untuned: float
+    tleg_tuned: float
+    sws_untuned: float
+    sws_tuned: float
+    scratch: float
+    scratch_3x: float
+
+
+def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
+    """Runs the demo and writes ``demo.json``, ``demo.png`` and ``index.html``.
+
+    Args:
+        out: Folder to write; what an earlier run left there (ancestry, finished genes) is used again.
+        seed: Of everything that is random.
+
+    Returns:
+        What was written to ``demo.json``.
+
+    Raises:
+        LearngeneError: If ``out`` is not ours or cannot be written.
+    """
+    console, start = Console(highlight=False), time.perf_counter()
+    refuse_foreign(out, MARKER)
+    if not (out / MARKER).exists():
+        write_file(out / MARKER, lambda temporary: temporary.write_text("{}\n"))
+    console.print("[bold]1. An ancestry model[/] learns scikit-learn's digits")
+    ancestry = _ancestry(out / f"ancestry-{seed}", seed)
+    teacher = evaluate(ancestry.model, DATA)
+    console.print(f"   {ancestry.identity['name']}: top-1 {teacher.top1:.1f} %")
+
+    console.print("[bold]2. Two genes[/] are condensed from it by distillation, without labels")
+    genes = {name: _gene(name, ancestry, out, seed) for name in METHODS}
+    for name, (gene, path) in genes.items():
+        accuracy = gene.metadata["accuracy"]["top1"]
+        console.print(f"   {name}: {path}, {path.stat().st_size / 1e6:.2f} MB, top-1 {accuracy:.1f} %")
+
+    console.print("[bold]3. Budgets[/] pick shapes; expanding one takes a fraction of a second")
+    picks = {text: plan(genes["tleg"][1], budget)[0].shape.depth for text, budget in BUDGETS.items()}
+    for text, depth in picks.items():
+        console.print(f"   {text}: {depth} layers")
+
+    console.print(f"[bold]4. Descendants[/] of {len(DEPTHS)} depths: untuned, tuned for {EPOCHS} epochs, and scratch")
+    rows = []
+    for depth in DEPTHS:
+        rows.append(_row(depth, {name: gene for name, (gene, _) in genes.items()}, seed))
+        done = rows[-1]
+        console.print(f"   {depth} layers: tuned {done.tleg_tuned:.1f} and {done.sws_tuned:.1f} %", style="dim")
+    result = {
+        "kind": "demo",
+        "seed": seed,
+        "data": {"source": "digits", "fingerprint": _fingerprint()},
+        "ancestry": {**ancestry.identity, "top1": teacher.top1},
+        "genes": {
+            name: {
+                "top1": gene.metadata["accuracy"]["top1"],
+                "bytes": path.stat().st_size,
+                "params": sum(p.numel() for p in gene.parameters()),
+            }
+            for name, (gene, path) in genes.items()
+        },
+        "budgets": picks,
+        "tune_epochs": EPOCHS,
+        "auxiliary_depth": AUXILIARY.depth,
+        "rows": [asdict(row) for row in rows],
+        "train": {"ancestry": ANCESTRY_TRAIN, "condense": CONDENSE_TRAIN, "tune": TUNE_TRAIN, "scratch": SCRATCH_TRAIN},
+        "environment": environment(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    write_file(out / MARKER, lambda temporary: temporary.write_text(json.dumps(result, indent=2) + "\n"))
+    demo_plot(result, out / "demo.png")
+    demo_page(result, out / "demo.png", out / "index.html")
+    _print(console, result, out)
+    return result
+
+
+def _fingerprint() -> str:
+    return open_data(DataSpec(**DATA))[0].fingerprint()
+
+
+def _ancestry(path: Path, seed: int) -> Ancestry:
+    """Trains the ancestry, or loads the one of the last run."""
+    if not path.exists():
+        import timm
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model: TimmModel = timm.create_model("levit_128s", num_classes=10, img_size=AUXILIARY.img_size)
+        finetune(model, data={**DATA, "img_size": AUXILIARY.img_size}, show=False, **ANCESTRY_TRAIN, seed=seed)
+        save_descendant(model, path)
+    return Ancestry(path)
+
+
+def _gene(name: str, ancestry: Ancestry, out: Path, seed: int) -> tuple[Learngene, Path]:
+    """Condenses a gene, or continues or reuses the run that an earlier demo left."""
+    recipe = build_recipe(
+        {
+            "kind": "condense",
+            "method": name,
+            "settings": METHODS[name],
+            "ancestry": {"source": ancestry.identity["source"], "sha256": ancestry.identity["sha256"]},
+            "shape": AUXILIARY,
+            "data": DATA,
+            "train": {**CONDENSE_TRAIN, "seed": seed},
+            "out": str(out / f"{name}-{seed}"),
+        }
+    )
+    assert isinstance(recipe, CondenseRecipe)
+    done = run_condense(recipe, ancestry=ancestry, show=True)
+    assert done.path is not None
+    return Learngene.load(done.path), done.path
+
+
+def _row(depth: int, genes: dict[str, Learngene], seed: int) -> Row:
+    shape = AUXILIARY.replace(depth=depth)
+    scores: dict[str, float] = {}
+    for name, gene in genes.items():
+        model = gene.expand(shape)
+        scores[f"{name}_untuned"] = evaluate(model, DATA).top1
+        scores[f"{name}_tuned"] = _trained(model, TUNE_TRAIN, EPOCHS, seed)
+    for name, epochs in (("scratch", EPOCHS), ("scratch_3x", 3 * EPOCHS)):
+        scores[name] = _trained(scratch(shape, seed), SCRATCH_TRAIN, epochs, seed)
+    return Row(depth=depth, params=shape.params(), macs=shape.macs(), **scores)
+
+
+def _trained(model: TimmModel, settings: dict[str, Any], epochs: int, seed: int) -> float:
+    result = finetune(model, data=DATA, show=False, epochs=epochs, seed=seed, **settings)
+    return result.final.top1
+
+
+def _print(console: Console, result: dict[str, Any], out: Path) -> None:
+    table = Table(title="top-1 accuracy in percent", title_justify="left")
+    for heading in ("depth", "params", "MACs", "TLEG", "tuned", "SWS", "tuned", "scratch", "scratch x3"):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        scores = [f"{row[key]:.1f}" for key in list(row)[3:]]
+        table.add_row(str(row["depth"]), f"{row['params'] / 1e6:.3f} M", f"{row['macs'] / 1e6:.2f} M", *scores)
+    console.print(table)
+    singly = sum(row["params"] for row in result["rows"])
+    for name, gene in result["genes"].items():
+        console.print(
+            f"{name.upper()}: {gene['params'] / 1e6:.3f} M parameters stored for all depths, {singly / gene['params']:.1f}"
+            f" times fewer than {singly / 1e6:.3f} M for these {len(result['rows'])} models"
+        )
+    console.print(f"\nWritten in {result['seconds']:.0f} s: {out / MARKER}, {out / 'demo.png'}, {out / 'index.html'}")
+    gene = out / f"tleg-{result['seed']}.safetensors"
+    console.print("Next, with your own budget and data:")
+    console.print(f"  learngene plan {gene} --max-latency 2 --explain", soft_wrap=True)
+    console.print(f"  learngene expand {gene} --depth 10 --out my-model", soft_wrap=True)
+    console.print("  learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine")
