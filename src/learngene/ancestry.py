@@ -178,7 +178,9 @@ def timm_model(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Tim
         LearngeneError: If there is no such model, or its weights cannot be had.
     """
     import timm
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # without a network it prints a line per retry; one line from us is enough
     architecture = name.split(":", 1)[-1] if ":" in name else name.partition(".")[0]
     if ":" not in name and not timm.is_model(architecture):
         raise LearngeneError(f"'{name}' is no file or folder, and no timm model{_nearest_model(architecture)}")

@@ -27,6 +27,7 @@ from learngene.train.batches import default_crop
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import Stage, TrainResult, set_drop_path, train
 from learngene.train.losses import distillation_loss
+from learngene.train.result import recorded
 from learngene.train.state import RunFolder
 
 
@@ -151,14 +152,17 @@ def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool 
     set_drop_path(gene.skeleton(recipe.shape), recipe.train.drop_path)
     stage = auxiliary_stage(gene, teacher, recipe.distill)
     folder = RunFolder(recipe.out, recipe) if keep else None
-    result = train(
-        stage, *prepared.images, recipe.data, recipe.train, folder=folder, show=show, accelerator=accelerator
-    )
+    main = keep and accelerator.is_main_process
+    with recorded(recipe.out if main else None, recipe, prepared.images) as results:
+        result = train(
+            stage, *prepared.images, recipe.data, recipe.train, folder=folder, show=show, accelerator=accelerator
+        )
+        results.append(result)
     gene.to("cpu")
     if recipe.train.use_ema and result.averaged is not None:
         gene.load_state_dict(result.averaged.state_dict())
     gene.metadata = provenance(prepared, result)
-    if path and accelerator.is_main_process:
+    if path and main:
         gene.save(path, dtype=recipe.dtype)
     accelerator.wait_for_everyone()
     return Condensed(gene, path, result)

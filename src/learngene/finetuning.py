@@ -24,6 +24,7 @@ from learngene.train.batches import default_crop, eval_loader
 from learngene.train.images import ImageSet, open_data, open_split
 from learngene.train.loop import Stage, TrainResult, set_drop_path, train
 from learngene.train.losses import classification_loss
+from learngene.train.result import recorded
 from learngene.train.state import RunFolder
 
 
@@ -162,7 +163,10 @@ def train_model(
     set_drop_path(model, recipe.train.drop_path)
     stage = Stage(f"finetune {stage_name(model)}", model, _objective, size, chans)
     folder = RunFolder(recipe.out, recipe) if keep else None
-    result = train(stage, *images, data, recipe.train, folder=folder, show=show, accelerator=accelerator)
+    main = keep and accelerator.is_main_process
+    with recorded(recipe.out if main else None, recipe, images) as results:
+        result = train(stage, *images, data, recipe.train, folder=folder, show=show, accelerator=accelerator)
+        results.append(result)
     set_drop_path(model, 0.0)
     model.to("cpu")
     if recipe.train.use_ema and result.averaged is not None:
@@ -177,7 +181,7 @@ def train_model(
             "accuracy": asdict(result.final),
         },
     }
-    if keep and accelerator.is_main_process:
+    if main:
         save_descendant(model, recipe.out / "descendant")
     accelerator.wait_for_everyone()
     return result

@@ -41,7 +41,8 @@ class SWS:
     distillation: ClassVar[str] = "sws-official"
 
     def __post_init__(self) -> None:
-        if isinstance(self.stages, (str, int)) or not all(isinstance(n, int) and n >= 1 for n in self.stages):
+        listed = isinstance(self.stages, Sequence) and not isinstance(self.stages, str)
+        if not listed or not all(isinstance(n, int) and n >= 1 for n in self.stages):
             raise ShapeError(f"sws: stages must be a list of positive layer counts, not {self.stages!r}")
         if not self.stages:
             raise ShapeError("sws: stages is empty; name the number of layers of at least one stage")
@@ -142,9 +143,9 @@ class SWS:
             except ValueError:
                 raise ShapeError(f"sws: unknown order '{order}'{nearest(order, NAMED_ORDERS)}") from None
         else:
-            stages = list(order)
-        if sorted(stages) != list(range(count)):
-            raise ShapeError(f"sws: order {stages} must name each of the stages 0 to {count - 1} once")
+            stages = list(order) if isinstance(order, (list, tuple)) else []
+        if len(stages) != count or any(m not in stages for m in range(count)):
+            raise ShapeError(f"sws: order {order} must name each of the stages 0 to {count - 1} once")
         return stages
 
     def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:

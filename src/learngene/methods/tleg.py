@@ -10,7 +10,7 @@ for the attention (2), the MLP (3) and the layer norms (4), weights and biases a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,13 +44,15 @@ class TLEG:
     distillation: ClassVar[str] = "tleg-official"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.modules, Sequence):
+            raise ShapeError(f"tleg: modules must be a list of msa, mlp, ln, not {self.modules!r}")
         modules = (self.modules,) if isinstance(self.modules, str) else tuple(self.modules)
         for module in modules:
-            if module not in MODULE_PARAMS:
-                raise ShapeError(f"tleg: unknown module '{module}' in modules{nearest(module, MODULE_PARAMS)}")
+            if module not in tuple(MODULE_PARAMS):
+                raise ShapeError(f"tleg: unknown module '{module}' in modules{nearest(str(module), MODULE_PARAMS)}")
         if not modules:
             raise ShapeError("tleg: modules is empty; name at least one of msa, mlp, ln")
-        if not isinstance(self.first_layer, int) or self.first_layer < 1:
+        if not isinstance(self.first_layer, int) or isinstance(self.first_layer, bool) or self.first_layer < 1:
             raise ShapeError(f"tleg: first_layer counts from 1, not {self.first_layer!r}")
         object.__setattr__(self, "modules", tuple(m for m in MODULE_PARAMS if m in modules))
 

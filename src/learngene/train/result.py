@@ -1,0 +1,87 @@
+"""The record of a run: one JSON file with everything needed to judge its numbers, written once at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from learngene.errors import TrainingDivergedError
+from learngene.files import write_file
+from learngene.measure import environment
+from learngene.recipe import CondenseRecipe, FinetuneRecipe
+from learngene.train.images import ImageSet
+from learngene.train.loop import TrainResult
+
+NAME = "result.json"
+
+
+@contextlib.contextmanager
+def recorded(
+    folder: Path | None, recipe: CondenseRecipe | FinetuneRecipe, images: tuple[ImageSet, ImageSet]
+) -> Iterator[list[TrainResult]]:
+    """Writes ``result.json`` when the block has put its result into the list, or when the training diverged.
+
+    Args:
+        folder: The run folder; None records nothing. A result that is there already is not written again.
+        recipe: The resolved recipe.
+        images: The training and validation images.
+
+    Yields:
+        An empty list for the result.
+    """
+    results: list[TrainResult] = []
+    error = None
+    try:
+        yield results
+    except TrainingDivergedError as diverged:
+        error = str(diverged)
+        raise
+    finally:
+        if folder and (results or error) and not _succeeded(folder / NAME):
+            content = json.dumps(_record(recipe, images, results[0] if results else None, error), indent=2)
+            write_file(folder / NAME, lambda temporary: temporary.write_text(content + "\n"))
+
+
+def _succeeded(path: Path) -> bool:
+    return path.exists() and json.loads(path.read_text())["error"] is None
+
+
+def _record(
+    recipe: CondenseRecipe | FinetuneRecipe,
+    images: tuple[ImageSet, ImageSet],
+    result: TrainResult | None,
+    error: str | None,
+) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.train.seed,
+        "commit": _commit(),
+        "environment": environment(),
+        "data": {
+            "train_images": len(images[0]),
+            "val_images": len(images[1]),
+            "corrupt": len(images[0].corrupt) + len(images[1].corrupt),
+            "fingerprint": images[0].fingerprint(),
+        },
+        "error": error,
+    }
+    if result:
+        record["cost"] = {"seconds": result.seconds, "updates": result.updates, "images": result.images}
+        record["metrics"] = {"final": asdict(result.final), "best_top1": result.best_top1, "history": result.history}
+    return record
+
+
+def _commit() -> str | None:
+    """The commit of the source tree learngene runs from, None if it is installed from a package."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        here = Path(__file__).parent
+        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__]
+        subprocess.run(tracked, check=True, capture_output=True)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return None
