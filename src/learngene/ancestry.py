@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,6 @@ def _from_folder(path: Path, arguments: dict[str, Any]) -> tuple[TimmModel, list
 
 def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, Any]) -> TimmModel:
     import timm
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if architecture is None:
@@ -213,15 +213,17 @@ def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, 
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that it refuses a moment later
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise LearngeneError(f"ancestry {path}: no such file") from None
     except pickle.UnpicklingError:
         raise LearngeneError(
             f"ancestry {path}: holds more than tensors and is not unpickled; save its state_dict as .safetensors"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise LearngeneError(f"ancestry {path}: damaged or unreadable ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a damaged file can end torch's reader in any of them
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LearngeneError(f"ancestry {path}: damaged or unreadable ({reason})") from None
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

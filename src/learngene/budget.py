@@ -50,6 +50,8 @@ class Budget:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise LearngeneError(f"budget: {name} must be positive, not {value!r}")
+        if self.batch_size < 1:
+            raise LearngeneError(f"budget: batch_size must be 1 or more, not {self.batch_size!r}")
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ def measured_latency(shape: ViTShape, batch_size: int, device: str) -> float:
     key = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / f"latency-{key}.json"
     try:
-        known = json.loads(path.read_text())["milliseconds"]
-    except (OSError, ValueError, KeyError):
+        known = dict(json.loads(path.read_text())["milliseconds"])
+    except (OSError, ValueError, KeyError, TypeError):
         known = {}
     size = {**asdict(shape), "batch_size": batch_size, "device": device}
     entry = json.dumps({key: value for key, value in size.items() if key != "num_classes"}, sort_keys=True)

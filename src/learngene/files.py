@@ -5,6 +5,7 @@ A folder that learngene writes carries a marker file; an existing path without i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -38,7 +39,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             raise
         raise LearngeneError(f"cannot write {path}: {reason}; nothing was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> None:

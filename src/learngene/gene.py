@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learngene.errors import LearngeneError, ShapeError, nearest
+from learngene.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.files import write_file
 from learngene.genefile import (
     FORMAT_VERSION,
@@ -299,12 +299,16 @@ class Learngene(nn.Module):
         Raises:
             GeneFileError: If the file is not a whole, unchanged gene of a known method and version.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         header = read_header(path)
         if verify_content:
             verify(header)
-        tensors = {name: value.float() for name, value in load_file(header.path).items()}
+        try:
+            tensors = {name: value.float() for name, value in load_file(header.path).items()}
+        except SafetensorError as error:
+            raise GeneFileError(f"{path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
         return cls(header.method, header.shape, tensors, metadata=header.metadata)
 
     def extra_repr(self) -> str:

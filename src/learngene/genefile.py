@@ -88,7 +88,8 @@ def read_header(path: str | Path) -> GeneHeader:
     """
     path = Path(path)
     header, data_start = _read_json_header(path)
-    text = header.pop("__metadata__", {}).get(METADATA_KEY)
+    embedded = header.pop("__metadata__", None)
+    text = embedded.get(METADATA_KEY) if isinstance(embedded, dict) else None
     if text is None:
         raise GeneFileError(f"{path}: a safetensors file, but not a gene (its metadata has no '{METADATA_KEY}' entry)")
     try:
@@ -174,9 +175,10 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
-                raise GeneFileError(f"{path}: a pickle, not a gene file; learngene never unpickles a gene")
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                # Read as a length, the first bytes of a pickle or a zip are far beyond any header.
+                if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+                    raise GeneFileError(f"{path}: a pickle, not a gene file; learngene never unpickles a gene")
                 raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes, header of {length})")
             header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

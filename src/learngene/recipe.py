@@ -278,7 +278,7 @@ class CondenseRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _distillation_of_the_method(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and "method" in given and "distill" not in given:
+        if isinstance(given, Mapping) and isinstance(given.get("method"), str) and "distill" not in given:
             return {**given, "distill": {"preset": method(given["method"]).distillation}}
         return given
 
@@ -403,6 +403,8 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
     base = fields.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise RecipeError(f"{path}: extends must name one recipe, not {base!r}")
     return merge(_read_yaml(path.parent / base, (*seen, path)), fields) if base else fields
 
 

@@ -128,6 +128,8 @@ class ViTShape:
             return fields
         if isinstance(fields, str):
             return cls.named(fields)
+        if not isinstance(fields, Mapping):
+            raise ShapeError(f"shape: must be a name or a mapping of fields, not {fields!r}")
         fields = dict(fields)
         if "named" in fields:
             return cls.named(fields.pop("named"), **fields)

@@ -124,11 +124,11 @@ class _Views(Dataset[tuple[Tensor, int]]):
         if self.kept is not None and index in self.kept:
             return self.kept[index], self.images.labels[index]
         image = self.images.image(index, self.mode)
-        with seeded(AUGMENT, self.seed, epoch, position):
-            view = self.transform(image)
         if self.kept is not None:
-            self.kept[index] = view
-        return view, self.images.labels[index]
+            view = self.kept[index] = self.transform(image)
+            return view, self.images.labels[index]
+        with seeded(AUGMENT, self.seed, epoch, position):
+            return self.transform(image), self.images.labels[index]
 
 
 class TrainBatches:

@@ -54,7 +54,8 @@ class ImageSet:
             DataError: If it cannot be decoded.
         """
         try:
-            return self.read(index).convert(mode)
+            with self.read(index) as image:
+                return image.convert(mode)
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError) as error:
             raise DataError(
                 f"{self.where}: image {self.names[index]} cannot be decoded ({type(error).__name__}); "
@@ -305,17 +306,23 @@ class _Named:
 def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
     from timm.data import create_dataset
 
+    def unusable(error: Exception) -> DataError:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        return DataError(f"data {name}: timm cannot open it ({reason}); set data.root and data.download")
+
     try:
         dataset = create_dataset(name, root=spec.root, split=split, download=spec.download)
+    except (ImportError, OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError) as error:
+        raise unusable(error) from None
+    try:
         count = len(dataset)
         dataset[0]
     except (NotImplementedError, TypeError, KeyError) as error:
         raise DataError(
             f"data {name}: needs random access, which this data set does not give ({error}); use a map-style one"
         ) from None
-    except (ImportError, OSError, RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DataError(f"data {name}: timm cannot open it ({reason}); set data.root and data.download") from None
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise unusable(error) from None
     labels = getattr(dataset, "targets", None)
     labels = [int(dataset[i][1]) for i in range(count)] if labels is None else [int(label) for label in labels]
     classes = getattr(dataset, "classes", None) or [str(label) for label in range(max(labels) + 1)]

@@ -148,15 +148,7 @@ class _Run:
         self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
         for module in (stage.module, *stage.companions):
             module.to(self.device)
-        layer_decay = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
-        self.optimizer = create_optimizer_v2(
-            stage.module,
-            opt=spec.optimizer,
-            lr=spec.lr * (spec.batch_size / spec.lr_batch if spec.lr_batch else 1.0),
-            weight_decay=spec.weight_decay,
-            **({"betas": spec.betas, "eps": spec.eps} if "adam" in spec.optimizer or spec.optimizer == "lamb" else {}),
-            **layer_decay,
-        )
+        self.optimizer = _optimizer(stage.module, spec)
         self.scheduler = _scheduler(self.optimizer, spec, self.batches.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
         self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
@@ -197,7 +189,7 @@ class _Run:
         self.stage.module.train()
         pending: list[Tensor] = []
         for step, parts in enumerate(batches.epoch(epoch, first), start=first):
-            rate = self._set_rate(epoch, step)
+            self._set_rate(epoch, step)
             pending.append(self._step(parts, epoch, step))
             progress.step, progress.updates = step + 1, progress.updates + 1
             stopped = self._stopped(received)
@@ -211,7 +203,7 @@ class _Run:
                 self._save()
                 raise InterruptedRun(stopped, f"epoch {epoch + 1}, step {progress.step}")
         speed = (batches.steps_per_epoch - first) * spec.batch_size / (time.perf_counter() - start)
-        self._finish_epoch(rate if batches.steps_per_epoch > first else 0.0, speed, start)
+        self._finish_epoch(self._set_rate(epoch, batches.steps_per_epoch - 1), speed, start)
 
     def _step(self, parts: list[tuple[Tensor, Tensor]], epoch: int, step: int) -> Tensor:
         """One optimizer step over this process's parts of the batch; returns the mean loss."""
@@ -240,7 +232,7 @@ class _Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update(self.stage.module, step=self.progress.updates)
+            self.ema.update(self.stage.module, step=self.progress.updates + 1)
         return mean
 
     def _finish_epoch(self, rate: float, speed: float, start: float) -> None:
@@ -357,6 +349,17 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
     for block, p in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
         block.drop_path1 = DropPath(p) if p else nn.Identity()
         block.drop_path2 = DropPath(p) if p else nn.Identity()
+
+
+def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
+    """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
+    more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
+    if "adam" in spec.optimizer or spec.optimizer == "lamb":
+        more |= {"betas": spec.betas, "eps": spec.eps}
+    if spec.optimizer in ("adam", "adamw"):
+        more["fused"] = True  # one kernel for all tensors, which small models feel even on a CPU
+    rate = spec.lr * (spec.batch_size / spec.lr_batch if spec.lr_batch else 1.0)
+    return create_optimizer_v2(module, opt=spec.optimizer, lr=rate, weight_decay=spec.weight_decay, **more)
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int) -> CosineLRScheduler:
