@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
-from learngene.train.batches import accumulation
-from learngene.train.images import open_data
+from learngene.train.batches import accumulation, refuse_too_few
+from learngene.train.images import ImageSet, open_data
 from learngene.train.state import MARKER, RunFolder
 
 
@@ -29,24 +28,21 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
     if train.corrupt or val.corrupt:
         yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
-    if len(train) < recipe.train.batch_size:
-        raise LearngeneError(
-            f"{train.where}: {len(train)} training images are fewer than train.batch_size {recipe.train.batch_size}"
-        )
+    refuse_too_few(train, recipe.train)
     accumulation(recipe.train, processes=1)
     updates = len(train) // recipe.train.batch_size * recipe.train.epochs
     yield f"training: {recipe.train.epochs} epochs, {updates} steps of {recipe.train.batch_size} images"
     if isinstance(recipe, CondenseRecipe):
-        yield from _check_condense(recipe)
+        yield from _check_condense(recipe, (train, val))
     else:
-        yield from _check_finetune(recipe)
+        yield from _check_finetune(recipe, train)
     yield _check_folder(recipe)
 
 
-def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
+def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Iterator[str]:
     from learngene.condensing import gene_path, prepare, refuse_foreign_gene
 
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, images=images)
     identity = prepared.ancestry.identity
     yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
@@ -55,12 +51,10 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
     refuse_full_disk(gene_path(recipe), 40 * stored)
 
 
-def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:
+def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Iterator[str]:
     from learngene.descendant import PROVENANCE
     from learngene.finetuning import starting_model
-    from learngene.train.images import open_split
 
-    images = open_split(recipe.data, "train")
     model = starting_model(recipe, images)
     size = sum(parameter.numel() for parameter in model.parameters())
     yield f"model: {getattr(model, 'learngene', {}).get('method', 'timm')}, {size / 1e6:.3f} M parameters"

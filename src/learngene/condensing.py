@@ -106,13 +106,15 @@ def gene_path(recipe: CondenseRecipe) -> Path:
     return recipe.out.with_name(f"{recipe.out.name}.safetensors")
 
 
-def prepare(recipe: CondenseRecipe, ancestry: Ancestry | None = None) -> Prepared:
+def prepare(
+    recipe: CondenseRecipe, ancestry: Ancestry | None = None, images: tuple[ImageSet, ImageSet] | None = None
+) -> Prepared:
     """Loads ancestry and data, builds the gene and checks that all of it fits together.
 
     Raises:
         LearngeneError: One line that says what does not fit; nothing has been written.
     """
-    images = open_data(recipe.data)
+    images = images or open_data(recipe.data)
     ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
     ancestry.refuse_mismatch(recipe.shape, len(images[0].class_names), recipe.data)
     if ancestry.class_names and ancestry.class_names != images[0].class_names:

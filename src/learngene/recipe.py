@@ -285,6 +285,8 @@ class CondenseRecipe(Section):
     @model_validator(mode="after")
     def _method_fits(self) -> CondenseRecipe:
         method(self.method, self.settings).refuse_auxiliary(self.shape)
+        if self.train.layer_decay is not None:
+            raise RecipeError("train: layer_decay is for fine-tuning; what is condensed has no layers of its own")
         return self
 
 

@@ -91,6 +91,15 @@ def micro_batch(positions: np.ndarray, cell: int, cells: int) -> np.ndarray:
     return np.concatenate([front, back])
 
 
+def refuse_too_few(images: ImageSet, train: Train) -> None:
+    """Raises ``DataError`` if the set does not fill a single batch."""
+    if len(images) < train.batch_size:
+        raise DataError(
+            f"{images.where}: {len(images)} training images are fewer than train.batch_size {train.batch_size}; "
+            f"use {max(2, len(images) // 2 * 2)} or less"
+        )
+
+
 def accumulation(train: Train, processes: int) -> int:
     """How many parts a process accumulates so that ``batch_size`` stays what the recipe says.
 
@@ -161,11 +170,7 @@ class TrainBatches:
         Raises:
             DataError: If there are fewer images than one batch.
         """
-        if len(images) < train.batch_size:
-            raise DataError(
-                f"{images.where}: {len(images)} training images are fewer than train.batch_size {train.batch_size}; "
-                f"use {max(2, len(images) // 2 * 2)} or less"
-            )
+        refuse_too_few(images, train)
         self.train, self.count, self.classes = train, len(images), len(images.class_names)
         self.rank, self.processes = rank, processes
         self.parts = accumulation(train, processes)

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.layers import DropPath
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from learngene.errors import LearngeneError, TrainingDivergedError
+from learngene.errors import LearngeneError, TrainingDivergedError, nearest
 from learngene.measure import Accuracy, accuracy, autocast
 from learngene.recipe import DataSpec, Train
 from learngene.train.batches import TrainBatches, eval_loader
@@ -320,6 +320,8 @@ class _Run:
 
     def _resume(self) -> None:
         saved = self.folder.load() if self.folder else None
+        if self.folder and self.accelerator.is_main_process:
+            self.folder.restart_log(saved[1].history if saved else [])
         if saved is None:
             return
         tensors, progress = saved
@@ -353,6 +355,9 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
 
 def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
     """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
+    known = list_optimizers()
+    if spec.optimizer not in known:
+        raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
     more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
     if "adam" in spec.optimizer or spec.optimizer == "lamb":
         more |= {"betas": spec.betas, "eps": spec.eps}

@@ -7,7 +7,7 @@ No random generator is stored, because none carries over: every random number of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,11 @@ class RunFolder:
             raise LearngeneError(
                 f"{path}: the saved state is damaged ({type(error).__name__}); delete it to start this run again"
             ) from None
+
+    def restart_log(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``metrics.jsonl`` anew: epochs that a crash left unsaved are trained, and logged, again."""
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(text))
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl``."""
