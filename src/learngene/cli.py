@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double the time of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -297,7 +299,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with _one_line(debug):
-        app(arguments, prog_name="learngene")
+        sys.exit(app(arguments, prog_name="learngene", standalone_mode=False))
 
 
 @contextlib.contextmanager
@@ -308,9 +310,10 @@ def _one_line(debug: bool) -> Iterator[None]:
     except LearngeneError as error:
         if debug:
             raise
-        _fail(" ".join(str(error).split()), 2)
-    except KeyboardInterrupt as stop:
-        number, where = getattr(stop, "signal_number", 2), getattr(stop, "where", None)
+        _fail(str(error), 2)
+    except typer.Abort as stop:  # what typer makes of KeyboardInterrupt
+        cause = stop.__cause__ or stop.__context__
+        number, where = getattr(cause, "signal_number", signal.SIGINT), getattr(cause, "where", None)
         saved = f"stopped and saved at {where}; the same command continues" if where else "stopped"
         _fail(saved, 128 + number)
     except BrokenPipeError:
@@ -319,13 +322,25 @@ def _one_line(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (a bug; --debug shows where)", 1)
+        if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
+            _usage(error)
+        _fail(f"{type(error).__name__}: {str(error)[:300]} (a bug; --debug shows where)", 1)
+
+
+def _usage(error: Any) -> None:
+    """Shows the help to who typed nothing, and one line to who typed something wrong."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "learngene"
+    if not sys.argv[1:]:
+        print(context.get_help() if context else "learngene --help shows the commands")
+        sys.exit(2)
+    _fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
 
 
 def _fail(text: str, code: int) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or code == 1:
-        print(f"learngene: {text}", file=sys.stderr)
+        print(f"learngene: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(code)
 
 
