@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
 from learngene.train.batches import accumulation, refuse_too_few
 from learngene.train.images import ImageSet, open_data
+from learngene.train.loop import refuse_unknown_optimizer, set_drop_path
 from learngene.train.state import MARKER, RunFolder
 
 
@@ -30,16 +31,18 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
     refuse_too_few(train, recipe.train)
     accumulation(recipe.train, processes=1)
+    refuse_unknown_optimizer(recipe.train)
     updates = len(train) // recipe.train.batch_size * recipe.train.epochs
     yield f"training: {recipe.train.epochs} epochs, {updates} steps of {recipe.train.batch_size} images"
+    resolved: Recipe
     if isinstance(recipe, CondenseRecipe):
-        yield from _check_condense(recipe, (train, val))
+        resolved = yield from _check_condense(recipe, (train, val))
     else:
-        yield from _check_finetune(recipe, train)
-    yield _check_folder(recipe)
+        resolved = yield from _check_finetune(recipe, train)
+    yield _check_folder(resolved)
 
 
-def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Iterator[str]:
+def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Generator[str, None, CondenseRecipe]:
     from learngene.condensing import gene_path, prepare, refuse_foreign_gene
 
     prepared = prepare(recipe, images=images)
@@ -49,17 +52,20 @@ def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
     refuse_foreign_gene(gene_path(recipe))
     refuse_full_disk(gene_path(recipe), 40 * stored)
+    return prepared.recipe
 
 
-def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Iterator[str]:
+def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, None, FinetuneRecipe]:
     from learngene.descendant import PROVENANCE
-    from learngene.finetuning import starting_model
+    from learngene.finetuning import fill_preprocessing, starting_model
 
     model = starting_model(recipe, images)
     size = sum(parameter.numel() for parameter in model.parameters())
     yield f"model: {getattr(model, 'learngene', {}).get('method', 'timm')}, {size / 1e6:.3f} M parameters"
     refuse_foreign(recipe.out / "descendant", PROVENANCE)
     refuse_full_disk(recipe.out, 44 * size)
+    set_drop_path(model, recipe.train.drop_path)
+    return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, model)})
 
 
 def _check_folder(recipe: Recipe) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -311,15 +310,13 @@ def _one_line(debug: bool) -> Iterator[None]:
         if debug:
             raise
         _fail(str(error), 2)
-    except typer.Abort as stop:  # what typer makes of KeyboardInterrupt
-        cause = stop.__cause__ or stop.__context__
-        number, where = getattr(cause, "signal_number", signal.SIGINT), getattr(cause, "where", None)
-        saved = f"stopped and saved at {where}; the same command continues" if where else "stopped"
-        _fail(saved, 128 + number)
     except BrokenPipeError:
         # The reader went away, as `head` does; not an error, but Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
+        if type(error).__name__ == "InterruptedRun":  # by name, because its module imports torch
+            number, where = error.args
+            _fail(f"stopped and saved at {where}; the same command continues", 128 + number)
         if debug:
             raise
         if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument

@@ -130,6 +130,8 @@ def open_split(spec: DataSpec, split: str) -> ImageSet:
         DataError: If the data is missing, lacks the split, is empty, has one class, or has corrupt images that were
             not asked to be skipped.
     """
+    if split not in ("train", "val"):
+        raise DataError(f"unknown split '{split}'; give train or val (data.val_split names another folder for val)")
     wanted = spec.train_split if split == "train" else spec.val_split
     where = " + ".join(spec.sources)
     if spec.sources == ["digits"]:

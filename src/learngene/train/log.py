@@ -66,12 +66,13 @@ class TrainLog:
                 f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  loss {entry['loss']:.4g}{accuracy}  "
                 f"{entry['images_per_second']:.0f} images/s",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def note(self, text: str) -> None:
         """Prints a remark."""
         if self.show:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def _events(folder: Path) -> Any:

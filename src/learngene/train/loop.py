@@ -42,11 +42,11 @@ LOSS_CHECK_STEPS = 20
 """Steps between looks at the loss on an accelerator, where every look waits for the device; each step on a CPU."""
 
 
-class InterruptedRun(KeyboardInterrupt):
+class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked for it
     """Ctrl-C or SIGTERM arrived; the state was saved and the same command continues."""
 
     def __init__(self, signal_number: int, where: str) -> None:
-        super().__init__(where)
+        super().__init__(signal_number, where)
         self.signal_number, self.where = signal_number, where
 
 
@@ -154,6 +154,8 @@ class _Run:
         self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
         self.progress = Progress()
         self._resume()
+        if folder and accelerator.is_main_process:
+            folder.begin(self.progress.history)
         if spec.compile:
             stage.module.compile()
         self.model = accelerator.prepare_model(stage.module)
@@ -320,8 +322,6 @@ class _Run:
 
     def _resume(self) -> None:
         saved = self.folder.load() if self.folder else None
-        if self.folder and self.accelerator.is_main_process:
-            self.folder.restart_log(saved[1].history if saved else [])
         if saved is None:
             return
         tensors, progress = saved
@@ -353,11 +353,16 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
         block.drop_path2 = DropPath(p) if p else nn.Identity()
 
 
-def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
-    """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
+def refuse_unknown_optimizer(spec: Train) -> None:
+    """Raises ``LearngeneError`` if timm has no optimizer of that name."""
     known = list_optimizers()
     if spec.optimizer not in known:
         raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
+
+
+def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
+    """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
+    refuse_unknown_optimizer(spec)
     more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
     if "adam" in spec.optimizer or spec.optimizer == "lamb":
         more |= {"betas": spec.betas, "eps": spec.eps}

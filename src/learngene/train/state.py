@@ -58,17 +58,30 @@ class RunFolder:
     """A folder with the resolved recipe, ``metrics.jsonl`` and the last and best state."""
 
     def __init__(self, path: Path, recipe: Section) -> None:
-        """Opens or makes the folder.
+        """Looks at the folder; ``begin`` makes it.
+
+        Args:
+            path: Where it is.
+            recipe: The resolved recipe.
 
         Raises:
             LearngeneError: If the path exists and is not a run folder, or holds a run of another recipe.
         """
         self.path = path
         refuse_foreign(path, MARKER)
-        text = dump_recipe(recipe)
-        if (path / MARKER).exists():
-            _refuse_other_recipe(path, yaml.safe_load((path / MARKER).read_text()) or {}, yaml.safe_load(text))
-        write_file(path / MARKER, lambda temporary: temporary.write_text(text))
+        self._recipe = dump_recipe(recipe)
+        if (path / "last.pt").exists():
+            _refuse_other_recipe(path, _read_recipe(path / MARKER), yaml.safe_load(self._recipe))
+
+    def begin(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Records the recipe and starts ``metrics.jsonl``; nothing is written before a run is known to be possible.
+
+        Args:
+            entries: Epochs of the saved state. Those that a crash left unsaved are trained, and logged, again.
+        """
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        write_file(self.path / MARKER, lambda temporary: temporary.write_text(self._recipe))
+        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
 
     def save(self, tensors: Mapping[str, Any], progress: Progress, name: str = "last.pt") -> None:
         """Writes a state under a temporary name, flushed, then renamed over the old one."""
@@ -88,15 +101,20 @@ class RunFolder:
                 f"{path}: the saved state is damaged ({type(error).__name__}); delete it to start this run again"
             ) from None
 
-    def restart_log(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Writes ``metrics.jsonl`` anew: epochs that a crash left unsaved are trained, and logged, again."""
-        text = "".join(json.dumps(entry) + "\n" for entry in entries)
-        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(text))
-
     def log(self, entry: Mapping[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _read_recipe(path: Path) -> Mapping[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        fields = None
+    if not isinstance(fields, Mapping):
+        raise LearngeneError(f"{path}: the run's recipe is damaged; choose another out, or delete the folder")
+    return fields
 
 
 def _refuse_other_recipe(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
