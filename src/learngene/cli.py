@@ -209,6 +209,8 @@ def evaluate(
     section = data_section({"source": list(data), "skip_corrupt": skip_corrupt})
     if Path(model).is_file():
         classifier: Any = Learngene.load(model).expand(depth)
+    elif depth is not None:
+        raise LearngeneError(f"--depth {depth}: only a gene file can be expanded, and {model} is none")
     else:
         classifier = Ancestry(model).model
     result = score(classifier, section, split=split)

@@ -42,6 +42,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
         raise LearngeneError(f"export: package '{error.name}' is missing; pip install 'learngene[export]'") from None
     from timm.data import resolve_model_data_config
 
+    path = Path(path)
+    _refuse_foreign(path)
     size = tuple(resolve_model_data_config(model)["input_size"])
     model = model.eval().cpu()
     differences: list[float] = []
@@ -62,8 +64,22 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
             if differences[-1] > TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise LearngeneError(f"export: at batch {batch} the file's logits differ by {differences[-1]:.2g}")
 
-    write_file(Path(path), write)
+    write_file(path, write)
     return max(differences)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises ``LearngeneError`` if something that is no ONNX file stands where one shall be written."""
+    import onnx
+
+    if not path.exists():
+        return
+    try:
+        known = bool(onnx.load(str(path), load_external_data=False).graph.node)
+    except Exception:
+        known = False
+    if not known:
+        raise LearngeneError(f"{path} exists and is no ONNX file; choose another output path")
 
 
 def _export(model: nn.Module, example: torch.Tensor, path: Path) -> None:

@@ -101,26 +101,36 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     if source == "scratch":
         if recipe.shape is None:
             raise LearngeneError("model scratch: needs a shape, for example shape: {embed_dim: 192, num_heads: 3}")
+        _refuse_unused(recipe, "random weights", "options", "model_args")
         shape = ViTShape.from_dict({"num_classes": len(names), **recipe.shape})
         return scratch(shape, recipe.train.seed, class_names=names)
     if Path(source).is_dir():
-        if recipe.shape is not None:
-            raise LearngeneError(f"model {source}: a descendant has its shape; leave shape out")
+        _refuse_unused(recipe, "a descendant, which has its shape", "shape", "options", "model_args")
         model = load_descendant(source)
         if model.num_classes != len(names):
-            model.reset_classifier(len(names))
+            with torch.random.fork_rng():
+                torch.manual_seed(recipe.train.seed)
+                model.reset_classifier(len(names))
             model.learngene = {**getattr(model, "learngene", {}), "class_names": names}
             if "shape" in model.learngene:
                 model.learngene["shape"]["num_classes"] = len(names)
         return model
     if not Path(source).exists() and Path(source).suffix != ".safetensors":
+        _refuse_unused(recipe, "a timm model, which has its shape", "shape", "options")
         arguments = {**recipe.model_args, "num_classes": len(names)}
         with torch.random.fork_rng():
             torch.manual_seed(recipe.train.seed)
             return timm_model(source, recipe.pretrained, arguments)
+    _refuse_unused(recipe, "a gene", "model_args")
     gene = Learngene.load(source)
     shape = gene.shape.replace(**{"num_classes": len(names), **(recipe.shape or {})})
     return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
+
+
+def _refuse_unused(recipe: FinetuneRecipe, what: str, *fields: str) -> None:
+    for field in fields:
+        if getattr(recipe, field):
+            raise LearngeneError(f"model {recipe.model}: {field} means nothing for {what}; leave it out")
 
 
 def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:

@@ -107,32 +107,24 @@ class DataSpec(Section):
         return [self.source] if isinstance(self.source, str) else list(self.source)
 
 
+_UNMIXED: dict[str, Any] = {
+    "color_jitter": 0.0,
+    "rand_augment": None,
+    "erasing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "smoothing": 0.0,
+    "repeats": 1,
+}
+
+
 class Augment(Section):
     """Augmentation of training images, all by timm; the defaults are DeiT's."""
 
     presets: ClassVar = {
         "deit": {},
-        "light": {
-            "scale": (0.6, 1.0),
-            "color_jitter": 0.0,
-            "rand_augment": None,
-            "erasing": 0.0,
-            "mixup": 0.0,
-            "cutmix": 0.0,
-            "smoothing": 0.0,
-            "repeats": 1,
-        },
-        "none": {
-            "scale": None,
-            "hflip": 0.0,
-            "color_jitter": 0.0,
-            "rand_augment": None,
-            "erasing": 0.0,
-            "mixup": 0.0,
-            "cutmix": 0.0,
-            "smoothing": 0.0,
-            "repeats": 1,
-        },
+        "light": _UNMIXED | {"scale": (0.6, 1.0)},
+        "none": _UNMIXED | {"scale": None, "hflip": 0.0},
     }
     preset: str | None = Field(None, description="deit (the default), light (crop and flip), none")
     scale: tuple[float, float] | None = Field((0.08, 1.0), description="area of the random crop; null: no crop")
