@@ -68,8 +68,8 @@ def condense(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from learngene.condensing import run
 
     done = run(loaded)
-    print(f"{done.path}: top-1 {done.result.final.top1:.2f} % at the auxiliary shape, {done.result.updates} steps")
-    print(f"next: learngene plan {done.path}")
+    _say(f"{done.path}: top-1 {done.result.final.top1:.2f} % at the auxiliary shape, {done.result.updates} steps")
+    _say(f"next: learngene plan {done.path}")
 
 
 @app.command()
@@ -187,8 +187,8 @@ def finetune(
     from learngene.finetuning import run
 
     done = run(loaded)
-    print(f"{done.path}: top-1 {done.untuned.top1:.2f} % untuned, {done.result.final.top1:.2f} % fine-tuned")
-    print(f"next: learngene export {done.path} --out MODEL.onnx")
+    _say(f"{done.path}: top-1 {done.untuned.top1:.2f} % untuned, {done.result.final.top1:.2f} % fine-tuned")
+    _say(f"next: learngene export {done.path} --out MODEL.onnx")
 
 
 @app.command("eval")
@@ -334,6 +334,12 @@ def _usage(error: Any) -> None:
         print(context.get_help() if context else "learngene --help shows the commands")
         sys.exit(2)
     _fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
+
+
+def _say(text: str) -> None:
+    """Prints what a training command has to say, once however many processes it runs in."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def _fail(text: str, code: int) -> None:
