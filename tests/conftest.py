@@ -1,0 +1,77 @@
+"""Fixtures of the whole suite. Everything is tiny: 8 px images of three colours, ViTs of width 16."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+# Set before torch is imported, and inherited by the commands that tests start: one thread (pico models gain nothing
+# from a second), no accelerator (what is compared bit by bit is the CPU), no network, no cache but the suite's own.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "ACCELERATE_USE_CPU": "true",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+    "LEARNGENE_CACHE": tempfile.mkdtemp(prefix="learngene-test-cache-"),
+}
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Under test, the modules that handle tensors check their shape annotations at every call.
+install_import_hook(
+    ["learngene.ancestry", "learngene.gene", "learngene.train.batches", "learngene.train.losses"], "beartype.beartype"
+)
+
+from learngene.cli import main  # noqa: E402 - after the hook
+from pico import CLI, Outcome, make_ancestry, make_images  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ and val/ of three colours, 8 and 4 images each; read only."""
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def ancestry_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A descendant folder with a small random ViT for the three colours; read only."""
+    return make_ancestry(tmp_path_factory.mktemp("ancestry") / "pico-vit")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CLI:
+    """Runs the command line in this process: ``cli("plan", gene)`` gives its exit code and what it printed."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["learngene", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: CLI) -> Callable[..., str]:
+    """Runs a command that must fail as bad input does: exit code 2, one line, no traceback. Returns the line."""
+
+    def run(*arguments: object) -> str:
+        result = cli(*arguments)
+        assert result.code == 2, result
+        assert result.out == ""
+        (line,) = result.err.splitlines()
+        assert line.startswith("learngene: ")
+        assert "Traceback" not in line
+        return line
+
+    return run

@@ -1,0 +1,255 @@
+"""The command line from end to end on tiny images, in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import timm
+import torch
+import yaml
+
+import learngene
+from learngene import load_descendant
+from pico import CLI, condense_fields, finetune_fields, make_images, pico_gene, pico_shape
+
+
+def written(path: Path, fields: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def test_from_an_ancestry_to_an_exported_descendant(cli: CLI, images: Path, tmp_path: Path) -> None:
+    """The whole way: train an ancestry, condense it, plan, expand, fine-tune, measure, export."""
+    train = {"epochs": 6, "batch_size": 8, "lr": 3e-3, "lr_batch": None, "schedule": {"warmup_epochs": 0}}
+    train["augment"] = {"preset": "none"}
+    ancestry = finetune_fields(
+        "scratch", images, tmp_path / "ancestry", shape=pico_shape(depth=2, num_heads=4).to_dict(), train=train
+    )
+    result = cli("finetune", written(tmp_path / "ancestry.yaml", ancestry))
+    assert result.code == 0, result.err
+    folder = tmp_path / "ancestry" / "descendant"
+    assert f"{folder}: top-1" in result.out
+
+    fields = condense_fields(folder, images, tmp_path / "gene", train={**train, "epochs": 20})
+    result = cli("condense", written(tmp_path / "condense.yaml", fields))
+    assert result.code == 0, result.err
+    gene = tmp_path / "gene.safetensors"
+    assert f"next: learngene plan {gene}" in result.out
+    meta = learngene.load(gene).metadata
+    assert meta["accuracy"]["top1"] > 90
+    assert meta["classes"] == ["blue", "green", "red"]
+    assert meta["ancestry"]["source"] == "descendant"
+
+    result = cli("info", gene, "--verify")
+    assert result.code == 0
+    assert "Transformer as Linear Expansion of learnGene" in result.out
+    assert f"{meta['digest']} (verified)" in result.out
+    shown = json.loads(cli("info", gene, "--json").out)
+    assert (shown["method"], shown["stored_params"]) == (
+        "tleg",
+        sum(p.numel() for p in learngene.load(gene).parameters()),
+    )
+
+    limit = pico_shape(depth=6).params()
+    result = cli("plan", gene, "--max-params", limit, "--explain")
+    assert result.code == 0
+    assert result.out.startswith("depth   6")
+    assert "    layer  2: B + 1/6 A" in result.out
+    rows = json.loads(cli("plan", gene, "--max-params", limit, "--json").out)
+    assert [row["shape"]["depth"] for row in rows] == [6, 5, 4, 3, 2, 1]
+    assert rows[0]["params"] == limit
+
+    des = tmp_path / "des-6"
+    result = cli("expand", gene, "--depth", 6, "--out", des)
+    assert result.code == 0
+    assert f"next: learngene finetune --model {des}" in result.out
+    model = timm.create_model(f"local-dir:{des}", pretrained=True)
+    assert len(model.blocks) == 6
+    assert json.loads((des / "config.json").read_text())["label_names"] == ["blue", "green", "red"]
+
+    untuned = json.loads(cli("eval", des, "--data", images, "--json").out)
+    assert untuned["images"] == 12
+    settings = [f"train.{key}={json.dumps(value)}" for key, value in train.items()]
+    result = cli("finetune", *settings, "--model", des, "--data", images, "--epochs", 2, "--out", tmp_path / "tuned")
+    assert result.code == 0, result.err
+    assert f"top-1 {untuned['top1']:.2f} % untuned" in result.out
+    tuned = tmp_path / "tuned" / "descendant"
+    scored = json.loads(cli("eval", tuned, "--data", images, "--json").out)
+    assert scored["top1"] > 90
+    assert "top-1" in cli("eval", tuned, "--data", images, "--split", "train").out
+    record = json.loads((tuned / "learngene.json").read_text())
+    assert record["layers"][0] == "B"
+    assert record["finetuned"]["accuracy"]["top1"] == scored["top1"]
+
+    result = cli("export", tuned, "--out", tmp_path / "model.onnx")
+    assert result.code == 0, result.err
+    assert "logits agree at batch 1 and 3" in result.out
+
+
+def test_a_gene_is_measured_and_finetuned_directly(cli: CLI, images: Path, tmp_path: Path) -> None:
+    pico_gene().save(tmp_path / "g.safetensors")
+    assert (
+        json.loads(cli("eval", tmp_path / "g.safetensors", "--data", images, "--depth", 3, "--json").out)["images"]
+        == 12
+    )
+    fields = finetune_fields(
+        tmp_path / "g.safetensors", images, tmp_path / "run", shape={"depth": 3}, options={"layers": [1, 2]}
+    )
+    result = cli("finetune", written(tmp_path / "r.yaml", fields))
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "run" / "descendant" / "learngene.json").read_text())
+    assert record["shape"]["depth"] == 3
+    assert len(record["fresh"]) == 12
+
+
+def test_classes_are_renamed_with_the_task(cli: CLI, tmp_path: Path) -> None:
+    two = make_images(tmp_path / "two", classes=("green", "red"))
+    pico_gene().save(tmp_path / "g.safetensors")
+    fields = finetune_fields(tmp_path / "g.safetensors", two, tmp_path / "run", shape={"depth": 2})
+    assert cli("finetune", written(tmp_path / "r.yaml", fields)).code == 0
+    config = json.loads((tmp_path / "run" / "descendant" / "config.json").read_text())
+    assert (config["num_classes"], config["label_names"]) == (2, ["green", "red"])
+    again = finetune_fields(tmp_path / "run" / "descendant", tmp_path / "three", tmp_path / "again")
+    make_images(tmp_path / "three")
+    assert cli("finetune", written(tmp_path / "again.yaml", again)).code == 0
+    config = json.loads((tmp_path / "again" / "descendant" / "config.json").read_text())
+    assert (config["num_classes"], config["label_names"]) == (3, ["blue", "green", "red"])
+    assert load_descendant(tmp_path / "again" / "descendant")(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+
+
+def test_larger_images_stay_larger_in_the_descendant(cli: CLI, tmp_path: Path) -> None:
+    large = make_images(tmp_path / "large", size=16)
+    pico_gene().save(tmp_path / "g.safetensors")
+    assert cli("expand", tmp_path / "g.safetensors", "--img-size", 16, "--out", tmp_path / "des").code == 0
+    fields = finetune_fields(tmp_path / "des", large, tmp_path / "run")
+    assert cli("finetune", written(tmp_path / "r.yaml", fields)).code == 0
+    model = load_descendant(tmp_path / "run" / "descendant")
+    assert model.pos_embed.shape == (1, 16, 16)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "layers"),
+    [
+        (["--depth", 5], ["stage0", "stage0", "stage1", "stage1", "stage2"]),
+        (["--depth", 5, "--set", "order=front-last-mid"], ["stage0", "stage0", "stage1", "stage2", "stage2"]),
+        (["--depth", 4, "-s", "order=[2, 1, 0]"], ["stage0", "stage1", "stage2", "stage2"]),
+        ([], ["stage0", "stage0", "stage1", "stage2"]),
+    ],
+    ids=str,
+)
+def test_the_methods_choices_are_flags(cli: CLI, flags: list[Any], layers: list[str], tmp_path: Path) -> None:
+    gene = tmp_path / "g.safetensors"
+    pico_gene("sws", {"stages": (2, 1, 1)}).save(gene)
+    result = cli("expand", gene, "--out", tmp_path / "des", *flags)
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "des" / "learngene.json").read_text())["layers"] == layers
+
+
+@pytest.mark.parametrize(
+    ("flags", "fresh"),
+    [([], 0), (["--layers", "1-3"], 12), (["--layers", "1,4", "--modules", "msa,ln"], 32), (["--num-classes", 9], 2)],
+    ids=str,
+)
+def test_partial_expansion_by_flags_says_what_starts_fresh(
+    cli: CLI, flags: list[Any], fresh: int, tmp_path: Path
+) -> None:
+    pico_gene().save(tmp_path / "g.safetensors")
+    result = cli("expand", tmp_path / "g.safetensors", "--out", tmp_path / "des", "--seed", 3, *flags)
+    assert result.code == 0, result.err
+    assert len(json.loads((tmp_path / "des" / "learngene.json").read_text())["fresh"]) == fresh
+    assert (f"{fresh} tensors start fresh" in result.out) == (fresh > 0)
+
+
+def test_methods_lists_settings_and_choices(cli: CLI) -> None:
+    result = cli("methods")
+    for text in ("tleg ", "sws ", "settings.stages = (3, 3, 4, 3, 3)", "settings.first_layer = 1", "--set order=..."):
+        assert text in result.out
+    assert (result.code, result.err) == (0, "")
+
+
+def test_the_version_is_the_packages(cli: CLI) -> None:
+    assert cli("--version").out == f"learngene {learngene.__version__}\n"
+
+
+def test_help_lists_every_command(cli: CLI) -> None:
+    result = cli("--help")
+    assert result.code == 0
+    for name in ("demo", "condense", "plan", "expand", "finetune", "eval", "export", "info", "check", "methods"):
+        assert f" {name} " in result.out
+
+
+def test_latency_limits_a_plan(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learngene.measure.latency", lambda shape, **_: float(shape.depth))
+    monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
+    pico_gene().save(tmp_path / "g.safetensors")
+    result = cli("plan", tmp_path / "g.safetensors", "--max-latency", 3, "--max-params", "1M")
+    assert result.code == 0, result.err
+    assert [line.split()[1] for line in result.out.splitlines()[:-1]] == ["3", "2", "1"]
+    assert "3.00 ms" in result.out
+
+
+# -- check -------------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_is_in_order_and_writes_nothing(
+    cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    recipe = written(tmp_path / "r.yaml", condense_fields(ancestry_folder, images, tmp_path / "run"))
+    result = cli("check", recipe, "train.epochs=5")
+    assert result.code == 0, result.err
+    for text in (
+        "data: 24 training and 12 validation images, 3 classes",
+        "training: 5 epochs, 15 steps of 8 images",
+        "ancestry: vit_base_patch16_224 scratch, sha256 ",
+        "gene: tleg at 4 layers x 16 (2 heads)",
+        f"out: {tmp_path / 'run'} is new",
+        f"next: learngene condense {recipe} train.epochs=5",
+    ):
+        assert text in result.out
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_check_of_a_descendant_names_its_model(cli: CLI, images: Path, tmp_path: Path) -> None:
+    pico_gene("sws", {"stages": (2, 2)}).save(tmp_path / "g.safetensors")
+    fields = finetune_fields(tmp_path / "g.safetensors", images, tmp_path / "run", shape={"depth": 3})
+    result = cli("check", written(tmp_path / "r.yaml", fields))
+    assert result.code == 0, result.err
+    assert f"model: sws, {pico_shape(depth=3).params() / 1e6:.3f} M parameters" in result.out
+
+
+@pytest.mark.parametrize("kind", ["condense", "finetune"])
+def test_check_sees_a_run_that_can_go_on(
+    cli: CLI, kind: str, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    make = condense_fields if kind == "condense" else finetune_fields
+    recipe = written(tmp_path / "r.yaml", make(ancestry_folder, images, tmp_path / "run"))
+    assert cli(kind, recipe).code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = cli("check", recipe)
+    assert result.code == 0, result.err
+    assert f"out: {tmp_path / 'run'} continues after epoch 2, step 0" in result.out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+# -- export ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"ending": "official"}, {"class_token": True}], ids=str)
+def test_an_exported_file_takes_any_batch(cli: CLI, changes: dict[str, Any], tmp_path: Path) -> None:
+    gene = pico_gene(**{key: value for key, value in changes.items() if key == "class_token"})
+    model = gene.expand(gene.shape.replace(depth=2, **changes))
+    learngene.save_descendant(model, tmp_path / "des")
+    result = cli("export", tmp_path / "des", "--out", tmp_path / "model.onnx")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for count in (1, 3, 5):
+        images = torch.randn(count, 3, 8, 8)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), model(images).detach(), rtol=1e-3, atol=1e-4)
+    assert {path.name for path in tmp_path.iterdir()} == {"des", "model.onnx"}

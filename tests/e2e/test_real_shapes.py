@@ -1,0 +1,70 @@
+"""The papers' recipes at their real shapes: two steps on four small pictures, with a random LeViT-384 as teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import learngene
+from learngene.gene import Learngene
+from learngene.methods import method
+from learngene.recipe import CondenseRecipe, load_recipe
+from pico import CLI, make_images
+
+PAPER = Path(__file__).parents[2] / "recipes" / "paper"
+TWO_STEPS = ["train.epochs=1", "train.batch_size=2", "train.schedule.warmup_epochs=0", "data.workers=0"]
+TWO_CLASSES = ["shape.num_classes=2", "ancestry.model_args={num_classes: 2}", "ancestry.pretrained=false"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("pictures"), train=2, val=1, size=40, classes=("blue", "red"))
+
+
+@pytest.mark.parametrize(("name", "stored"), [("tleg/aux-ti", 1_075_778), ("sws/aux-s", 9_244_418)])
+def test_an_auxiliary_recipe_takes_two_steps(name: str, stored: int, cli: CLI, pictures: Path, tmp_path: Path) -> None:
+    recipe = PAPER / f"{name}.yaml"
+    given = [f"data.source={pictures}", f"out={tmp_path / 'gene'}", *TWO_STEPS, *TWO_CLASSES]
+    result = cli("condense", recipe, *given)
+    assert result.code == 0, result.err
+    gene = learngene.load(tmp_path / "gene.safetensors")
+    loaded = load_recipe(recipe, given)
+    assert isinstance(loaded, CondenseRecipe)
+    assert gene.shape == loaded.shape
+    assert gene.metadata["training"]["updates"] == 2
+    assert gene.metadata["ancestry"]["name"] == "levit_384"
+    assert sum(parameter.numel() for parameter in gene.parameters()) == stored
+    start = Learngene(gene.method, gene.shape, seed=0).tensors()
+    moved = [name for name, value in gene.tensors().items() if not torch.equal(value, start[name])]
+    assert {"patch_embed.proj.weight", "head.weight", next(n for n in start if n.endswith("mlp.fc1.weight"))} <= set(
+        moved
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "width", "depth"),
+    [("tleg/des-s-06", "tleg", "deit_small_patch16_224", 12), ("sws/des-b-06", "sws", "deit_base_patch16_224", 16)],
+)
+def test_a_descendant_recipe_takes_two_steps(
+    name: str, kind: str, width: str, depth: int, cli: CLI, pictures: Path, tmp_path: Path
+) -> None:
+    gene = Learngene(method(kind), learngene.ViTShape.named(width, depth=depth))
+    gene.save(tmp_path / "gene.safetensors", dtype="float16")
+    given: list[Any] = [f"model={tmp_path / 'gene.safetensors'}", f"data.source={pictures}", f"out={tmp_path / 'run'}"]
+    result = cli("finetune", PAPER / f"{name}.yaml", *given, *TWO_STEPS)
+    assert result.code == 0, result.err
+    model = timm.create_model(f"local-dir:{tmp_path / 'run' / 'descendant'}", pretrained=True)
+    layers = int(name[-2:])
+    assert len(model.blocks) == layers
+    assert (
+        sum(parameter.numel() for parameter in model.parameters())
+        == gene.shape.replace(depth=layers, num_classes=2).params()
+    )
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["cost"]["updates"] == 2
+    assert record["recipe"]["train"]["drop_path"] == 0.1

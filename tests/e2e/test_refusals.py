@@ -1,0 +1,371 @@
+"""What bad input gets from the command line: one line, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import learngene
+from learngene.errors import LearngeneError
+from pico import CLI, FAST, command, condense_fields, finetune_fields, make_images, pico_gene, pico_shape
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def place(tmp_path: Path, images: Path, ancestry_folder: Path) -> Path:
+    """A folder with a gene, a descendant, and a recipe of each kind that works."""
+    gene = pico_gene("sws", {"stages": (2, 1, 1)})
+    gene.save(tmp_path / "gene.safetensors")
+    learngene.save_descendant(gene.expand(3), tmp_path / "des")
+    for name, fields in (
+        ("condense", condense_fields(ancestry_folder, images, tmp_path / "run")),
+        ("finetune", finetune_fields(tmp_path / "gene.safetensors", images, tmp_path / "run", shape={"depth": 3})),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(fields))
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+COMMANDS: dict[str, tuple[list[str], str]] = {
+    "unknown key": (["condense", "condense.yaml", "train.epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
+    "unknown key, finetune": (["finetune", "finetune.yaml", "train.lrr=3"], "unknown key 'lrr'; did you mean 'lr'"),
+    "wrong value": (["condense", "condense.yaml", "train.epochs=0"], "train.epochs: Input should be greater than"),
+    "not an override": (["condense", "condense.yaml", "epochs"], "override 'epochs' is not of the form key.sub=value"),
+    "no recipe": (["condense", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+    "recipe of another kind": (["condense", "finetune.yaml"], "a finetune recipe; run it with `learngene finetune`"),
+    "recipe of yet another kind": (
+        ["finetune", "condense.yaml"],
+        "a condense recipe; run it with",
+    ),
+    "width and heads": (
+        ["condense", "condense.yaml", "shape.num_heads=3"],
+        "embed_dim 16 is not divisible by num_heads 3",
+    ),
+    "unknown method": (["condense", "condense.yaml", "method=tlegg"], "unknown method 'tlegg'; did you mean 'tleg'"),
+    "stages": (
+        ["condense", "condense.yaml", "method=sws", "settings.stages=[1,1]"],
+        "stages 1,1 add up to 2 layers, but the auxiliary shape has depth 4",
+    ),
+    "ancestry": (["condense", "condense.yaml", "ancestry.source=levit_348"], "did you mean 'levit_384'"),
+    "pinned ancestry": (["condense", "condense.yaml", "ancestry.sha256=abc"], "the name now means other weights"),
+    "classes of the ancestry": (["condense", "condense.yaml", "data.source=digits"], "3 classes but the data has 10"),
+    "classes of the shape": (["condense", "condense.yaml", "shape.num_classes=4"], "the auxiliary shape has 4"),
+    "normalisation": (["condense", "condense.yaml", "data.mean=[0,0,0]"], "differs from the ancestry's"),
+    "image size": (["condense", "condense.yaml", "shape.img_size=16"], "takes images of 8 px with 3 channels"),
+    "no data": (["condense", "condense.yaml", "data.source=/nowhere"], "/nowhere: no such folder or tar"),
+    "batch too large": (["condense", "condense.yaml", "train.batch_size=26"], "24 training images are fewer"),
+    "batch too large, finetune": (["finetune", "finetune.yaml", "train.batch_size=26"], "24 training images are fewer"),
+    "micro batch": (
+        ["condense", "condense.yaml", "train.augment.mixup=1", "train.micro_batch=1"],
+        "(mixing needs pairs)",
+    ),
+    "unknown optimizer": (["condense", "condense.yaml", "train.optimizer=adamx"], "unknown optimizer 'adamx'"),
+    "diverging": (["condense", "condense.yaml", "train.lr=1e30"], "the loss became "),
+    "depth below stages": (["finetune", "finetune.yaml", "shape.depth=2"], "depth 2 is below the 3 stages"),
+    "heads of another": (["finetune", "finetune.yaml", "shape.num_heads=4"], "has num_heads 2, not 4"),
+    "wrong choice": (["finetune", "finetune.yaml", "options.order=front"], "unknown order 'front'"),
+    "unknown choice": (["finetune", "finetune.yaml", "options.ordre=front"], "did you mean 'order'"),
+    "no gene": (["finetune", "finetune.yaml", "model=none.safetensors"], "none.safetensors: no such gene file"),
+    "no model": (
+        ["finetune", "finetune.yaml", "model=deit_smal", "shape=null"],
+        "no file or folder, and no timm model",
+    ),
+    "scratch without shape": (
+        ["finetune", "finetune.yaml", "model=scratch", "shape=null"],
+        "scratch: needs a shape",
+    ),
+    "shape of a descendant": (
+        ["finetune", "finetune.yaml", "model=des"],
+        "model des: shape means nothing for a descendant",
+    ),
+    "shape of a timm model": (["finetune", "finetune.yaml", "model=resnet10t", "pretrained=false"], "shape"),
+    "wrong argument": (
+        ["finetune", "finetune.yaml", "model=resnet10t", "shape=null", "pretrained=false", "model_args={a: 1}"],
+        "timm model resnet10t: cannot be loaded",
+    ),
+    "dropped paths": (
+        ["finetune", "finetune.yaml", "model=resnet10t", "shape=null", "pretrained=false", "train.drop_path=0.1"],
+        "ResNet is not a timm ViT",
+    ),
+    "finetune nothing": (["finetune"], "give a recipe, or --model and --data"),
+    "finetune without data": (["finetune", "--model", "des"], "give a recipe, or --model and --data"),
+    "plan no gene": (["plan", "none.safetensors"], "none.safetensors: no such gene file"),
+    "plan a folder": (["plan", "des"], "cannot be read: Is a directory"),
+    "plan a recipe": (["plan", "condense.yaml"], "not a gene file"),
+    "plan nothing fits": (["plan", "gene.safetensors", "--max-params", "10"], "no shape fits this budget"),
+    "plan no number": (["plan", "gene.safetensors", "--max-params", "tiny"], "'tiny' is not a number such as 10M"),
+    "plan negative": (["plan", "gene.safetensors", "--max-macs", "0"], "max_macs must be positive"),
+    "plan unknown choice": (["plan", "gene.safetensors", "--set", "ordr=1"], "did you mean 'order'"),
+    "plan no choice": (["plan", "gene.safetensors", "--set", "order"], "--set 'order' is not of the form key=value"),
+    "expand too shallow": (["expand", "gene.safetensors", "--depth", "2", "--out", "new"], "below the 3 stages"),
+    "expand no layer": (
+        ["expand", "gene.safetensors", "--depth", "3", "--layers", "9", "--out", "new"],
+        "layer 9 does not exist",
+    ),
+    "expand no layers": (
+        ["expand", "gene.safetensors", "--layers", "a-b", "--out", "new"],
+        "'a-b' is not a list",
+    ),
+    "expand no module": (["expand", "gene.safetensors", "--modules", "mla", "--out", "new"], "unknown module 'mla'"),
+    "expand no ending": (["expand", "gene.safetensors", "--ending", "x", "--out", "new"], "unknown ending 'x'"),
+    "expand no size": (
+        ["expand", "gene.safetensors", "--img-size", "9", "--out", "new"],
+        "9 is not divisible",
+    ),
+    "expand no depth": (
+        ["expand", "gene.safetensors", "--depth", "0", "--out", "new"],
+        "must be a positive integer",
+    ),
+    "expand a descendant": (["expand", "des", "--out", "new"], "cannot be read: Is a directory"),
+    "eval no data": (["eval", "des", "--data", "/nowhere"], "/nowhere: no such folder or tar"),
+    "eval other classes": (["eval", "des", "--data", "digits"], "the model has 3 classes but digits has 10"),
+    "eval no model": (["eval", "levit_348", "--data", "digits"], "did you mean 'levit_384'"),
+    "eval no split": (["eval", "des", "--data", "digits", "--split", "dev"], "unknown split 'dev'; give train or val"),
+    "eval depth of a descendant": (["eval", "des", "--data", "digits", "--depth", "4"], "only a gene file"),
+    "export a gene": (["export", "gene.safetensors", "--out", "new.onnx"], "not a descendant folder"),
+    "export nothing": (["export", "nowhere", "--out", "new.onnx"], "not a descendant folder (no config.json)"),
+    "info of a recipe": (["info", "condense.yaml"], "not a gene file"),
+    "check unknown key": (["check", "condense.yaml", "train.epoch=3"], "did you mean 'epochs'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), COMMANDS.values(), ids=COMMANDS)
+def test_wrong_input_is_one_line_and_writes_nothing(
+    arguments: list[str], expected: str, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    before = contents(place)
+    assert expected in refused(*arguments)
+    after = contents(place)
+    if expected == "the loss became ":  # this run has begun: its folder is there, a gene is not
+        after = {name: content for name, content in after.items() if not name.startswith("run/")}
+    assert after == before
+
+
+CHECKS: dict[str, tuple[list[str], str]] = {
+    "data": (["data.source=/nowhere"], "no such folder or tar"),
+    "batch": (["train.batch_size=26"], "24 training images are fewer than train.batch_size 26"),
+    "micro batch": (["train.augment.mixup=1", "train.micro_batch=1"], "(mixing needs pairs)"),
+    "classes": (["data.source=digits"], "3 classes but the data has 10"),
+    "image size": (["shape.img_size=16"], "takes images of 8 px"),
+    "ancestry": (["ancestry.sha256=abc"], "the name now means other weights"),
+    "foreign folder": (["out=foreign"], "was not written by learngene"),
+    "foreign gene": (["out=thesis"], "exists and is not a gene"),
+    "optimizer": (["train.optimizer=adamx"], "unknown optimizer 'adamx'"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CHECKS.values(), ids=CHECKS)
+def test_check_refuses_what_the_run_would_refuse(
+    overrides: list[str], expected: str, cli: CLI, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "foreign").mkdir()
+    (place / "foreign" / "mine.txt").write_text("mine")
+    (place / "thesis.safetensors").write_text("mine")
+    before = contents(place)
+    for name in ("check", "condense"):
+        result = cli(name, "condense.yaml", *overrides)
+        assert result.code == 2
+        (line,) = result.err.splitlines()
+        assert expected in line, name
+        assert contents(place) == before, name
+
+
+def test_check_of_a_finetune_recipe_refuses_too(refused: Any, cli: CLI, place: Path) -> None:
+    result = cli("check", place / "finetune.yaml", "shape.depth=2")
+    assert result.code == 2
+    assert "depth 2 is below the 3 stages" in result.err
+
+
+# -- output paths ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["condense", "condense.yaml", "out=foreign"], "exists and was not written by learngene"),
+        (["condense", "condense.yaml", "out=thesis"], "exists and is not a gene"),
+        (["condense", "condense.yaml", "out=notes.txt"], "exists and is a file, not a folder"),
+        (["finetune", "finetune.yaml", "out=foreign"], "exists and was not written by learngene"),
+        (
+            ["finetune", "finetune.yaml", "out=half"],
+            "by learngene (it has no learngene.json)",
+        ),
+        (["expand", "gene.safetensors", "--out", "foreign"], "exists and was not written by learngene"),
+        (["expand", "gene.safetensors", "--out", "notes.txt"], "exists and is a file, not a folder"),
+        (["expand", "gene.safetensors", "--out", "notes.txt/des"], "cannot write"),
+        (["export", "des", "--out", "foreign"], "exists and is no ONNX file"),
+        (["export", "des", "--out", "notes.txt"], "exists and is no ONNX file"),
+        (["demo", "--out", "foreign"], "exists and was not written by learngene"),
+    ],
+    ids=str,
+)
+def test_an_output_that_is_not_ours_is_refused_and_left_alone(
+    arguments: list[str], expected: str, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "foreign").mkdir()
+    (place / "foreign" / "mine.txt").write_text("mine")
+    (place / "half" / "descendant").mkdir(parents=True)
+    (place / "half" / "recipe.yaml").write_text("{}")
+    (place / "half" / "descendant" / "mine.txt").write_text("mine")
+    for name in ("thesis.safetensors", "notes.txt"):
+        (place / name).write_text("mine")
+    before = contents(place)
+    assert expected in refused(*arguments)
+    assert contents(place) == before
+
+
+# -- gene files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plan", "expand", "info", "eval", "finetune"])
+def test_every_command_refuses_a_damaged_gene(
+    name: str, refused: Refused, place: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    gene = place / "gene.safetensors"
+    arguments = {
+        "plan": ["plan", gene],
+        "expand": ["expand", gene, "--out", "new"],
+        "info": ["info", gene, "--verify"],
+        "eval": ["eval", gene, "--data", images],
+        "finetune": ["finetune", "finetune.yaml"],
+    }[name]
+    content = gene.read_bytes()
+    gene.write_bytes(content[:-1])
+    assert "truncated" in refused(*arguments)
+    torch.save({"a": 1}, gene)
+    assert "a pickle, not a gene file; learngene never unpickles a gene" in refused(*arguments)
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    gene.write_bytes(flipped)
+    if name != "plan":  # planning reads the header only
+        assert "the content does not match its digest" in refused(*arguments)
+    assert not (place / "new").exists()
+
+
+def test_a_gene_may_be_read_unverified_if_asked(cli: CLI, place: Path) -> None:
+    gene = place / "gene.safetensors"
+    content = bytearray(gene.read_bytes())
+    content[-1] ^= 1
+    gene.write_bytes(content)
+    assert cli("expand", gene, "--out", place / "new", "--no-verify").code == 0
+    assert (place / "new" / "model.safetensors").exists()
+
+
+# -- data --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["condense", "finetune", "eval"])
+def test_corrupt_images_are_refused_with_their_number_and_skipped_only_if_asked(
+    name: str, cli: CLI, refused: Refused, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    broken = make_images(tmp_path / "broken", train=9)
+    for split in ("train", "val"):
+        (broken / split / "red" / "02.png").write_bytes(b"x")
+    arguments = ["eval", "des", "--data", broken] if name == "eval" else [name, f"{name}.yaml", f"data.source={broken}"]
+    line = refused(*arguments)
+    assert "images cannot be decoded, the first is" in line
+    assert "1 of 12" in line if name == "eval" else "1 of 27" in line
+    result = cli(*arguments, "--skip-corrupt" if name == "eval" else "data.skip_corrupt=true")
+    assert result.code == 0, result.err
+    if name == "eval":
+        assert "11 images" in result.out
+    else:
+        assert f"data {broken}: 1 corrupt training images left out\n" in result.err
+        assert json.loads((place / "run" / "result.json").read_text())["data"]["corrupt"] == 2
+
+
+# -- the real command --------------------------------------------------------------------------------------
+
+
+def test_the_real_command_exits_with_two_and_one_line(place: Path) -> None:
+    done = command("expand", place / "gene.safetensors", "--depth", 2, "--out", place / "new")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("learngene: sws: depth 2 is below the 3 stages of this gene; the smallest depth is 3\n")
+
+
+def test_debug_shows_the_traceback(place: Path, cli: CLI) -> None:
+    with pytest.raises(LearngeneError, match="is below the 3 stages"):
+        cli("--debug", "expand", place / "gene.safetensors", "--depth", 2, "--out", place / "new")
+    done = command("--debug", "plan", place / "none.safetensors")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "GeneFileError" in done.stderr.splitlines()[-1]
+
+
+def test_a_bug_is_called_a_bug(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("learngene.genefile.read_header", broken)
+    result = cli("info", "x.safetensors")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "learngene: ZeroDivisionError: division by zero (a bug; --debug shows where)\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
+    import subprocess
+    import sys
+
+    script = Path(sys.executable).with_name("learngene")
+    shell = f"set -o pipefail; {script} plan {place / 'gene.safetensors'} --explain | head -n 1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("depth  48")
+    assert done.stderr == ""
+
+
+# -- no space left -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["condense", "finetune"])
+def test_a_run_that_would_not_fit_on_the_disk_is_refused_before_it_starts(
+    name: str, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(place)
+    usage = shutil.disk_usage(place)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    assert "are needed but only 0 MB are free; free some space" in refused(name, place / f"{name}.yaml")
+    assert contents(place) == before
+
+
+def test_a_disk_that_fills_up_while_training_stops_the_run_and_keeps_the_last_state(
+    cli: CLI, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import os
+
+    save, calls = torch.save, []
+
+    def filling(content: object, path: object) -> None:
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", filling)
+    recipe = [place / "condense.yaml", "train.epochs=4"]
+    result = cli("condense", *recipe)
+    assert result.code == 2
+    assert "no space left on the device; nothing was changed" in result.err.splitlines()[-1]
+    monkeypatch.undo()
+    assert {path.name for path in (place / "run").iterdir() if path.suffix == ".pt"} <= {"best.pt", "last.pt"}
+    assert not list(place.rglob("*.tmp"))
+    assert cli("check", *recipe).code == 0
+    assert cli("condense", *recipe).code == 0
+    assert learngene.load(place / "run.safetensors").shape == pico_shape()
+    assert FAST["epochs"] == 2

@@ -1,0 +1,165 @@
+"""The gene against a few lines of plain PyTorch: weights, gradients, and a ViT written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from learngene.gene import Learngene
+from learngene.shape import MODULE_PARAMS
+from pico import batch, pico_gene, pico_shape
+
+PARAMS = [name for names in MODULE_PARAMS.values() for name in names]
+
+
+def plain_vit(w: dict[str, Tensor], images: Tensor, depth: int, heads: int, ending: str) -> Tensor:
+    """A ViT without class token, from the textbook."""
+    x = F.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=4).flatten(2).transpose(1, 2)
+    x = x + w["pos_embed"]
+    count, tokens, width = x.shape
+    for i in range(depth):
+        p = {name: w[f"blocks.{i}.{name}"] for name in PARAMS}
+        y = F.layer_norm(x, (width,), p["norm1.weight"], p["norm1.bias"], eps=1e-6)
+        qkv = F.linear(y, p["attn.qkv.weight"], p["attn.qkv.bias"]).view(count, tokens, 3, heads, width // heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)
+        y = (attention @ v).transpose(1, 2).reshape(count, tokens, width)
+        x = x + F.linear(y, p["attn.proj.weight"], p["attn.proj.bias"])
+        y = F.layer_norm(x, (width,), p["norm2.weight"], p["norm2.bias"], eps=1e-6)
+        y = F.gelu(F.linear(y, p["mlp.fc1.weight"], p["mlp.fc1.bias"]))
+        x = x + F.linear(y, p["mlp.fc2.weight"], p["mlp.fc2.bias"])
+    if ending == "official":
+        x = F.layer_norm(x.mean(dim=1), (width,), w["norm.weight"], w["norm.bias"], eps=1e-6)
+    else:
+        x = F.layer_norm(x, (width,), w["norm.weight"], w["norm.bias"], eps=1e-6).mean(dim=1)
+    return F.linear(x, w["head.weight"], w["head.bias"])
+
+
+def plain_weights(gene: Learngene, depth: int, sources: list[dict[str, float]]) -> dict[str, Tensor]:
+    """Weights of every layer as a sum of the gene's layers with the given coefficients."""
+    t = gene.tensors()
+    out = {name: value for name, value in t.items() if name.split(".")[0] not in {s for row in sources for s in row}}
+    for i in range(depth):
+        for name in PARAMS:
+            out[f"blocks.{i}.{name}"] = sum(c * t[f"{s}.{name}"] for s, c in sources[i].items())  # type: ignore[assignment]
+    return out
+
+
+CASES: dict[str, tuple[str, dict[str, Any], int, list[dict[str, float]]]] = {
+    **{f"tleg {d}": ("tleg", {}, d, [{"B": 1.0, "A": i / d} for i in range(d)]) for d in (1, 3, 4, 7, 12)},
+    "tleg from layer 3": (
+        "tleg",
+        {"first_layer": 3},
+        6,
+        [{"layer0": 1.0}, {"layer1": 1.0}, *({"B": 1.0, "A": i / 4} for i in range(4))],
+    ),
+    "sws as trained": ("sws", {"stages": (1, 3)}, 4, [{"stage0": 1.0}, *[{"stage1": 1.0}] * 3]),
+    "sws deeper": ("sws", {"stages": (1, 3)}, 5, [*[{"stage0": 1.0}] * 3, *[{"stage1": 1.0}] * 2]),
+}
+cases = pytest.mark.parametrize(("name", "settings", "depth", "sources"), CASES.values(), ids=CASES)
+
+
+@cases
+def test_weights_are_the_papers_formula(
+    name: str, settings: dict[str, Any], depth: int, sources: list[dict[str, float]]
+) -> None:
+    gene = pico_gene(name, settings)
+    found = gene.weights(pico_shape(depth=depth))
+    expected = plain_weights(gene, depth, sources)
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-7)
+
+
+@cases
+@pytest.mark.parametrize("ending", ["aligned", "official"])
+def test_logits_are_those_of_a_vit_written_by_hand(
+    name: str, settings: dict[str, Any], depth: int, sources: list[dict[str, float]], ending: str
+) -> None:
+    gene = pico_gene(name, settings)
+    shape = pico_shape(depth=depth, ending=ending)
+    images = batch(shape, 4)
+    expected = plain_vit(plain_weights(gene, depth, sources), images, depth, 2, ending)
+    torch.testing.assert_close(gene(images, shape), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gene.expand(shape)(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@cases
+def test_gradients_are_those_of_plain_autograd(
+    name: str, settings: dict[str, Any], depth: int, sources: list[dict[str, float]]
+) -> None:
+    gene = pico_gene(name, settings)
+    shape = pico_shape(depth=depth)
+    images = batch(shape, 4)
+    ours = torch.autograd.grad(gene(images, shape).square().sum(), gene.tensors().values(), allow_unused=True)
+    plain = plain_vit(plain_weights(gene, depth, sources), images, depth, 2, "aligned").square().sum()
+    theirs = torch.autograd.grad(plain, gene.tensors().values(), allow_unused=True, materialize_grads=True)
+    for key, mine, other in zip(gene.tensors(), ours, theirs, strict=True):
+        expected = torch.zeros_like(other) if mine is None else mine
+        torch.testing.assert_close(expected, other, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def untied_gradients(gene: Learngene, images: Tensor) -> dict[str, Tensor]:
+    """Gradients of an ordinary timm model, whose layers share nothing, at the same weights."""
+    model = VisionTransformer(**gene.shape.timm_kwargs()).eval()
+    model.load_state_dict(gene.expand().state_dict())
+    model(images).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("stages", [(2, 2), (1, 3), (4,), (1, 1, 2)], ids=str)
+def test_a_stage_gets_the_sum_of_its_repeats_gradients(stages: tuple[int, ...]) -> None:
+    gene = pico_gene("sws", {"stages": stages})
+    images = batch(gene.shape, 4)
+    gene(images).square().sum().backward()
+    untied = untied_gradients(gene, images)
+    layer = 0
+    for m, repeats in enumerate(stages):
+        for name in PARAMS:
+            expected = torch.stack([untied[f"blocks.{layer + j}.{name}"] for j in range(repeats)]).sum(0)
+            torch.testing.assert_close(gene.tensors()[f"stage{m}.{name}"].grad, expected, rtol=1e-4, atol=1e-5)
+        layer += repeats
+    for name in ("pos_embed", "norm.weight", "head.bias"):
+        torch.testing.assert_close(gene.tensors()[name].grad, untied[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_and_b_get_the_weighted_sums_of_the_layers_gradients() -> None:
+    gene = pico_gene()
+    images = batch(gene.shape, 4)
+    gene(images).square().sum().backward()
+    untied = untied_gradients(gene, images)
+    for name in PARAMS:
+        layers = [untied[f"blocks.{i}.{name}"] for i in range(4)]
+        slope = sum(i / 4 * gradient for i, gradient in enumerate(layers))
+        torch.testing.assert_close(gene.tensors()[f"A.{name}"].grad, slope, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gene.tensors()[f"B.{name}"].grad, sum(layers), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tleg", "sws"])
+def test_the_official_ending_is_timms_norm_after_pooling(name: str) -> None:
+    """The authors' descendants: ``global_pool='avg'`` without class token, where timm names the norm ``fc_norm``."""
+    gene = pico_gene(name, {"stages": (2, 2)} if name == "sws" else None)
+    official = gene.expand(pico_shape(ending="official"))
+    timm_model = VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=4, num_heads=2, mlp_ratio=2.0, num_classes=3,
+        class_token=False, global_pool="avg",
+    ).eval()  # fmt: skip
+    state = {key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value
+             for key, value in gene.expand().state_dict().items()}  # fmt: skip
+    timm_model.load_state_dict(state, strict=True)
+    images = batch(gene.shape, 4)
+    assert torch.equal(official(images), timm_model(images))
+    assert (official(images) - gene(images)).abs().max() > 0.01
+
+
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    gene = pico_gene()
+    loss = gene(batch(gene.shape)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, [gene.tensors()["A.mlp.fc1.weight"]], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

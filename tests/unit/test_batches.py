@@ -1,0 +1,269 @@
+"""Batches: a pure function of seed, epoch and step, on any number of processes, parts and loaders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learngene.errors import DataError
+from learngene.recipe import DataSpec, Train
+from learngene.train.batches import (
+    TrainBatches,
+    accumulation,
+    default_crop,
+    epoch_order,
+    eval_loader,
+    micro_batch,
+    seeded,
+)
+from learngene.train.images import open_split
+from pico import FAST, MIXED
+
+NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+
+
+def batches(images: Path, train: dict[str, Any], *, workers: int = 0, **place: int) -> TrainBatches:
+    spec = DataSpec(source=str(images), workers=workers, **NORMAL)
+    return TrainBatches(open_split(spec, "train"), spec, Train(**train), img_size=8, **place)
+
+
+def content(made: TrainBatches, epoch: int = 0, first_step: int = 0) -> list[Tensor]:
+    """Everything of an epoch, flat: images and labels of each part of each step."""
+    return [tensor for parts in made.epoch(epoch, first_step) for part in parts for tensor in part]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# -- order -------------------------------------------------------------------------------------------------
+
+
+@given(
+    count=st.integers(1, 200),
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 1000),
+    size=st.integers(1, 40),
+    repeats=st.integers(1, 4),
+)
+def test_the_order_is_a_pure_function(count: int, seed: int, epoch: int, size: int, repeats: int) -> None:
+    np.random.seed(epoch)
+    order = epoch_order(count, seed, epoch, size, repeats)
+    np.random.seed(seed % 1000)
+    assert np.array_equal(order, epoch_order(count, seed, epoch, size, repeats))
+    assert len(order) == count // size * size
+    assert set(order) <= set(range(count))
+    # Every image that is drawn follows itself; only the last one may be cut off.
+    assert all(times == repeats for times in list(Counter(order.tolist()).values())[:-1])
+    assert [k for k, _ in zip(order[::repeats], order[::repeats], strict=True)] == list(dict.fromkeys(order))
+
+
+def test_without_repeats_an_epoch_is_every_image_once() -> None:
+    assert sorted(epoch_order(60, seed=3, epoch=2, batch_size=10)) == list(range(60))
+
+
+def test_three_repeats_are_a_third_of_the_images_three_times() -> None:
+    """Repeated augmentation: the authors' epoch has as many samples and a third of the images."""
+    counts = Counter(epoch_order(600, seed=0, epoch=0, batch_size=60, repeats=3).tolist())
+    assert len(counts) == 200
+    assert set(counts.values()) == {3}
+
+
+def test_orders_differ_by_epoch_and_by_seed() -> None:
+    orders = [tuple(epoch_order(50, seed, epoch, 10)) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+
+
+# -- shares of a batch -------------------------------------------------------------------------------------
+
+
+@given(half=st.integers(1, 6), cells=st.integers(1, 8))
+def test_shares_make_up_the_batch_and_keep_mirrored_pairs_together(half: int, cells: int) -> None:
+    """timm mixes image i with image B-1-i, in the batch and in every share of it."""
+    size = 2 * half
+    positions = np.arange(100, 100 + size * cells)
+    mirrored = dict(zip(positions, positions[::-1], strict=True))
+    shares = [micro_batch(positions, cell, cells) for cell in range(cells)]
+    assert sorted(np.concatenate(shares)) == list(positions)
+    for share in shares:
+        assert len(share) == size
+        assert [mirrored[p] for p in share] == list(share[::-1])
+
+
+@given(size=st.integers(0, 5).map(lambda n: 2 * n + 1), cells=st.integers(1, 6))
+def test_shares_of_odd_size_make_up_the_batch(size: int, cells: int) -> None:
+    positions = np.arange(size * cells)
+    shares = [micro_batch(positions, cell, cells) for cell in range(cells)]
+    assert sorted(np.concatenate(shares)) == list(positions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "parts"),
+    [
+        ({}, 1, 1),
+        ({"micro_batch": 8}, 1, 1),
+        ({"micro_batch": 4}, 1, 2),
+        ({"micro_batch": 5}, 1, 2),
+        ({"micro_batch": 3}, 1, 4),
+        ({"micro_batch": 2}, 1, 4),
+        ({"micro_batch": 2}, 2, 2),
+        ({"micro_batch": 100}, 4, 1),
+        ({"micro_batch": 3, "augment": {"preset": "none"}}, 1, 4),
+        ({"micro_batch": 1, "augment": {"preset": "none"}}, 1, 8),
+    ],
+    ids=str,
+)
+def test_the_batch_stays_what_the_recipe_says(changes: dict[str, Any], processes: int, parts: int) -> None:
+    assert accumulation(Train(**{"batch_size": 8, **changes}), processes) == parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "message"),
+    [
+        ({}, 3, "batch_size 8 cannot be shared by 3 processes evenly"),
+        ({}, 8, "mixing needs pairs"),
+        ({"micro_batch": 1}, 1, r"micro_batch 1: a process's 8 images .* \(mixing needs pairs\)"),
+    ],
+    ids=str,
+)
+def test_a_batch_that_cannot_be_cut_is_refused(changes: dict[str, Any], processes: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        accumulation(Train(**{"batch_size": 8, **changes}), processes)
+
+
+def test_fewer_images_than_a_batch_are_refused(images: Path) -> None:
+    with pytest.raises(DataError, match=r"24 training images are fewer than train.batch_size 32; use 24 or less"):
+        batches(images, {**FAST, "batch_size": 32})
+
+
+# -- images ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_epoch_is_the_same_whatever_was_drawn_before(images: Path) -> None:
+    made = batches(images, MIXED)
+    torch.manual_seed(1)
+    first = content(made, epoch=1)
+    assert same(first, content(made, epoch=1))
+    assert not same(first, content(made, epoch=2))
+    assert not same(first, content(batches(images, {**MIXED, "seed": 1}), epoch=1))
+
+
+def test_an_epoch_can_start_in_its_middle(images: Path) -> None:
+    made = batches(images, MIXED)
+    assert same(content(made)[2:], content(made, first_step=1))
+    assert content(made, first_step=3) == []
+
+
+@pytest.mark.parametrize("train", [FAST, MIXED], ids=["plain", "augmented"])
+def test_augmentation_does_not_depend_on_the_loaders(images: Path, train: dict[str, Any]) -> None:
+    assert same(content(batches(images, train)), content(batches(images, train, workers=2)))
+
+
+def test_repeated_views_of_an_image_differ(images: Path) -> None:
+    train = {**MIXED, "augment": {**MIXED["augment"], "repeats": 4}}
+    views, labels = content(batches(images, train))[:2]
+    assert labels[:4].unique().numel() == 1
+    assert not torch.equal(views[0], views[1])
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(2, None), (1, 4), (2, 2), (1, 2)])
+def test_processes_and_parts_see_the_same_mixed_images(images: Path, processes: int, micro: int | None) -> None:
+    """The batch of one process, mixed, is the mixed batch of two processes or of accumulated parts."""
+
+    def mixed(made: TrainBatches, step: int) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (image, target)
+            for part in list(made.epoch(1))[step]
+            for image, target in zip(*made.mix(*part, 1, step), strict=True)
+        ]
+
+    whole = batches(images, MIXED)
+    for step in range(3):
+        expected = mixed(whole, step)
+        found = [
+            pair
+            for rank in range(processes)
+            for pair in mixed(batches(images, {**MIXED, "micro_batch": micro}, rank=rank, processes=processes), step)
+        ]
+        assert len(found) == len(expected) == 8
+        # Cutmix draws its box once per step and every share pastes its own pairs, so each image is one of the batch's.
+        for image, target in found:
+            assert any(torch.equal(image, i) and torch.equal(target, t) for i, t in expected)
+
+
+def test_mixing_and_smoothing_give_targets_that_sum_to_one(images: Path) -> None:
+    made = batches(images, MIXED)
+    (part,) = next(iter(made.epoch(0)))
+    mixed, targets = made.mix(part[0].clone(), part[1], 0, 0)
+    torch.testing.assert_close(targets.sum(-1), torch.ones(8))
+    assert targets.min() == pytest.approx(0.1 / 3)
+    assert not torch.equal(mixed, part[0])
+    plain = batches(images, FAST)
+    (part,) = next(iter(plain.epoch(0)))
+    unmixed, targets = plain.mix(*part, 0, 0)
+    assert torch.equal(unmixed, part[0])
+    assert torch.equal(targets, torch.nn.functional.one_hot(part[1], 3).float())
+
+
+def test_smoothing_alone_needs_no_mixing(images: Path) -> None:
+    made = batches(images, {**FAST, "augment": {"preset": "none", "smoothing": 0.3}})
+    (part,) = next(iter(made.epoch(0)))
+    _, targets = made.mix(*part, 0, 0)
+    assert targets.max(-1).values.tolist() == pytest.approx([0.8] * 8)
+
+
+def test_images_are_normalised_as_the_data_section_says(images: Path) -> None:
+    made = batches(images, FAST)
+    split = open_split(DataSpec(source=str(images)), "train")
+    (part,) = next(iter(made.epoch(0)))
+    order = epoch_order(24, 0, 0, 8)
+    for view, label, index in zip(*part, order[:8], strict=True):
+        pixels = torch.from_numpy(np.array(split.image(int(index)))).permute(2, 0, 1) / 255
+        expected = (pixels - torch.tensor(NORMAL["mean"])[:, None, None]) / torch.tensor(NORMAL["std"])[:, None, None]
+        torch.testing.assert_close(view, expected, rtol=1e-5, atol=1e-5)
+        assert label == split.labels[index]
+
+
+def test_grey_images_have_one_channel(images: Path) -> None:
+    spec = DataSpec(source=str(images), workers=0, mean=(0.5,), std=(0.5,))
+    made = TrainBatches(open_split(spec, "train"), spec, Train(**FAST), img_size=8, in_chans=1)
+    assert content(made)[0].shape == (8, 1, 8, 8)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_sees_every_image_once_in_order(images: Path, processes: int) -> None:
+    spec = DataSpec(source=str(images), workers=0, **NORMAL)
+    split = open_split(spec, "val")
+    labels = [
+        torch.cat([y for _, y in eval_loader(split, spec, img_size=8, batch_size=5, rank=rank, processes=processes)])
+        for rank in range(processes)
+    ]
+    assert sorted(torch.cat(labels).tolist()) == sorted(split.labels)
+    assert all(torch.equal(mine, torch.tensor(split.labels)[rank::processes]) for rank, mine in enumerate(labels))
+
+
+def test_small_images_are_not_cropped_in_evaluation() -> None:
+    assert (default_crop(32), default_crop(64), default_crop(224)) == (1.0, 1.0, 0.875)
+
+
+def test_seeding_a_block_leaves_no_trace() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with seeded(1, 2):
+        first = torch.rand(3), np.random.rand(3)
+    with seeded(1, 2):
+        assert torch.equal(first[0], torch.rand(3))
+        assert np.array_equal(first[1], np.random.rand(3))
+    with seeded(1, 3):
+        assert not torch.equal(first[0], torch.rand(3))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])

@@ -1,0 +1,252 @@
+"""Planning: limits combine, the deepest shape comes first, latency is measured once per machine, no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learngene import Budget, ViTShape, plan
+from learngene.budget import DEEPEST, measured_latency
+from learngene.errors import LearngeneError
+from learngene.genefile import read_header
+from learngene.measure import environment
+from pico import pico_gene, pico_shape
+
+GENE = pico_gene("sws", {"stages": (2, 1, 1)})
+
+
+@pytest.fixture(scope="module")
+def gene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "gene.safetensors"
+    GENE.save(path)
+    return path
+
+
+def depths(budget: Budget | None = None, **options: Any) -> list[int]:
+    return [candidate.shape.depth for candidate in plan(GENE, budget, **options)]
+
+
+def at(depth: int) -> ViTShape:
+    return pico_shape(depth=depth)
+
+
+def test_without_a_budget_every_depth_the_method_can_make_is_listed_deepest_first() -> None:
+    assert depths() == list(range(DEEPEST, 2, -1))
+    assert [c.shape.depth for c in plan(pico_gene("tleg", {"first_layer": 3}))] == list(range(DEEPEST, 2, -1))
+    assert [c.shape.depth for c in plan(pico_gene())][-1] == 1
+
+
+def test_a_gene_its_header_and_its_file_give_the_same_plan(gene_file: Path) -> None:
+    budget = Budget(max_params=at(9).params())
+    expected = plan(GENE, budget)
+    assert plan(gene_file, budget) == plan(str(gene_file), budget) == plan(read_header(gene_file), budget) == expected
+
+
+def test_a_candidate_says_its_size_and_what_feeds_it() -> None:
+    (first, *_, last) = plan(GENE, Budget(max_params=at(5).params()))
+    assert (first.shape, first.params, first.macs, first.latency) == (at(5), at(5).params(), at(5).macs(), None)
+    assert first.layers == ["stage0", "stage0", "stage1", "stage1", "stage2"]
+    assert first.beyond_auxiliary
+    assert not last.beyond_auxiliary
+
+
+@pytest.mark.parametrize("limit", ["max_params", "max_macs"])
+@pytest.mark.parametrize(("slack", "deepest"), [(0, 6), (1, 6), (-1, 5)])
+def test_a_limit_is_met_exactly(limit: str, slack: int, deepest: int) -> None:
+    size = {"max_params": at(6).params(), "max_macs": at(6).macs()}[limit]
+    assert depths(Budget(**{limit: size + slack})) == list(range(deepest, 2, -1))
+
+
+def milliseconds(shape: ViTShape, batch_size: int, device: str) -> float:
+    """A machine that needs a millisecond a layer and image."""
+    assert device == "cpu"
+    return shape.depth * batch_size
+
+
+@given(
+    params=st.none() | st.integers(1, 60_000),
+    macs=st.none() | st.integers(1, 200_000),
+    time=st.none() | st.floats(0.5, 60),
+)
+def test_limits_combine(params: int | None, macs: int | None, time: float | None) -> None:
+    found = depths(Budget(params, macs, time), timer=milliseconds)
+    expected = [
+        d
+        for d in range(DEEPEST, 2, -1)
+        if (params is None or at(d).params() <= params)
+        and (macs is None or at(d).macs() <= macs)
+        and (time is None or d <= time)
+    ]
+    assert found == expected
+
+
+def test_latency_is_measured_at_the_batch_size_and_reported() -> None:
+    found = plan(GENE, Budget(max_latency=12, batch_size=3), timer=milliseconds)
+    assert [(c.shape.depth, c.latency) for c in found] == [(4, 12.0), (3, 9.0)]
+
+
+def test_only_what_fits_otherwise_is_timed() -> None:
+    timed = []
+
+    def timer(shape: ViTShape, batch_size: int, device: str) -> float:
+        timed.append(shape.depth)
+        return 1.0
+
+    assert depths(Budget(max_params=at(5).params(), max_latency=5), timer=timer) == timed == [5, 4, 3]
+    timed.clear()
+    assert depths(Budget(max_params=at(5).params()), timer=timer) == [5, 4, 3]
+    assert timed == []
+
+
+def test_nothing_fits_gives_nothing() -> None:
+    assert depths(Budget(max_params=10)) == []
+    assert depths(Budget(max_latency=0.5), timer=milliseconds) == []
+
+
+def test_the_task_counts_its_own_classes_and_pixels() -> None:
+    (first, *_) = plan(GENE, Budget(max_params=at(5).params()), num_classes=100, img_size=16)
+    assert first.shape == pico_shape(depth=first.shape.depth, num_classes=100, img_size=16)
+    assert first.params == first.shape.params() <= at(5).params()
+    assert first.shape.depth < 5
+    assert plan(GENE, num_classes=0)[0].shape.num_classes == 0
+
+
+def test_the_choices_of_the_method_are_the_plans() -> None:
+    (first, *_) = plan(GENE, Budget(max_params=at(5).params()), order="front-last-mid")
+    assert first.layers == ["stage0", "stage0", "stage1", "stage2", "stage2"]
+
+
+def test_a_gene_deeper_than_the_rest_is_planned_to_its_own_depth() -> None:
+    gene = pico_gene(embed_dim=2, num_heads=1, depth=60)
+    assert plan(gene)[0].shape.depth == 60
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Budget(max_params=0), "max_params must be positive, not 0"),
+        (lambda: Budget(max_macs=-1.0), "max_macs must be positive"),
+        (lambda: Budget(max_latency=float("nan")), "max_latency must be positive"),
+        (lambda: plan(GENE, ordr="x"), "unknown key 'ordr'; did you mean 'order'"),
+        (lambda: plan(GENE, order="front"), "unknown order 'front'"),
+        (lambda: plan(GENE, img_size=7), "img_size 7 is not divisible by patch_size 4"),
+        (lambda: plan("/nowhere.safetensors"), "/nowhere.safetensors: no such gene file"),
+        (lambda: plan(GENE, Budget(max_latency=1, device="cuda")), "device 'cuda' is not available"),
+        (lambda: plan(GENE, Budget(max_latency=1, batch_size=0)), "batch_size must be 1 or more, not 0"),
+    ],
+)
+def test_a_wrong_budget_or_choice_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(LearngeneError, match=message):
+        call()
+
+
+# -- measured latency --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_shape_is_timed_once_on_this_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def latency(shape: ViTShape, *, batch_size: int, device: str) -> float:
+        calls.append((shape.depth, batch_size))
+        return 0.25 * shape.depth
+
+    monkeypatch.setattr("learngene.measure.latency", latency)
+    for _ in range(2):
+        assert [c.latency for c in plan(GENE, Budget(max_params=at(4).params(), max_latency=9))] == [1.0, 0.75]
+    assert calls == [(4, 1), (3, 1)]
+    assert measured_latency(at(4), 2, "cpu") == 1.0
+    assert calls[2:] == [(4, 2)]
+    assert measured_latency(at(4).replace(num_classes=7), 1, "cpu") == 1.0  # the head costs next to nothing
+    assert len(calls) == 3
+    (path,) = cache.iterdir()
+    content = json.loads(path.read_text())
+    assert content["environment"]["processor"] == environment()["processor"]
+    assert len(content["milliseconds"]) == 3
+
+
+def test_another_environment_is_measured_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learngene.measure.latency", lambda shape, **_: 1.0)
+    measured_latency(at(4), 1, "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr("learngene.measure.latency", lambda shape, **_: 2.0)
+    assert measured_latency(at(4), 1, "cpu") == 2.0
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_damaged_memory_is_measured_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learngene.measure.latency", lambda shape, **_: 1.0)
+    measured_latency(at(4), 1, "cpu")
+    (path,) = cache.iterdir()
+    for text in ("{", "[]", '{"milliseconds": 3}', ""):
+        path.write_text(text)
+        assert measured_latency(at(4), 1, "cpu") == 1.0
+
+
+def test_latency_is_really_measured(cache: Path) -> None:
+    small, large = (measured_latency(pico_shape(embed_dim=width, depth=8), 8, "cpu") for width in (16, 256))
+    assert 0 < small < large
+
+
+# -- without torch -----------------------------------------------------------------------------------------
+
+SLIM = """
+import sys
+from learngene.cli import main
+sys.argv = ["learngene", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"torch", "timm", "numpy", "matplotlib", "sklearn", "accelerate"} & set(sys.modules)
+print("heavy:", sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["methods"],
+        ["plan", "GENE"],
+        ["plan", "GENE", "--max-params", "20K", "--max-macs", "1M", "--explain", "--set", "order=front-last-mid"],
+        ["info", "GENE"],
+        ["info", "GENE", "--verify", "--json"],
+        ["condense", "--help"],
+        ["finetune", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_quick_command_imports_no_torch(arguments: list[str], gene_file: Path) -> None:
+    given = [str(gene_file) if argument == "GENE" else argument for argument in arguments]
+    done = subprocess.run([sys.executable, "-c", SLIM, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert len(done.stdout.splitlines()) > 1
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, learngene; learngene.ViTShape(); learngene.Budget(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_unknown_names_of_the_package_are_attribute_errors() -> None:
+    import learngene
+
+    with pytest.raises(AttributeError, match="module 'learngene' has no attribute 'Learngenes'"):
+        learngene.Learngenes  # noqa: B018
+    assert all(getattr(learngene, name) is not None for name in learngene.__all__)

@@ -1,0 +1,189 @@
+"""Descendant folders: what is in them, what stock timm reads, and what is never overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from learngene import load_descendant, save_descendant, scratch
+from learngene.errors import LearngeneError
+from pico import batch, pico_gene, pico_shape
+
+FILES = {"config.json", "model.safetensors", "learngene.json"}
+
+
+def informed_gene() -> Any:
+    gene = pico_gene()
+    gene.metadata = {
+        "classes": ["blue", "green", "red"],
+        "preprocessing": {"mean": [0.1] * 3, "std": [0.4] * 3, "interpolation": "bilinear", "crop_pct": 0.9},
+    }
+    return gene
+
+
+def test_a_folder_holds_the_model_its_classes_and_its_origin(tmp_path: Path) -> None:
+    model = informed_gene().expand(3)
+    save_descendant(model, tmp_path / "des", extra={"accuracy": 50.0})
+    assert {path.name for path in (tmp_path / "des").iterdir()} == FILES
+    config = json.loads((tmp_path / "des" / "config.json").read_text())
+    assert config["label_names"] == ["blue", "green", "red"]
+    assert config["num_classes"] == 3
+    cfg = config["pretrained_cfg"]
+    assert (cfg["mean"], cfg["std"], cfg["crop_pct"], cfg["interpolation"]) == ([0.1] * 3, [0.4] * 3, 0.9, "bilinear")
+    assert (cfg["input_size"], cfg["tag"]) == ([3, 8, 8], "learngene_tleg")
+    record = json.loads((tmp_path / "des" / "learngene.json").read_text())
+    assert record["layers"] == ["B", "B + 1/3 A", "B + 2/3 A"]
+    assert record["accuracy"] == 50.0
+
+
+def test_timm_reads_the_preprocessing_from_the_folder(tmp_path: Path) -> None:
+    save_descendant(informed_gene().expand(3), tmp_path / "des")
+    model = timm.create_model(f"local-dir:{tmp_path / 'des'}", pretrained=True)
+    config = timm.data.resolve_model_data_config(model)
+    assert (tuple(config["mean"]), tuple(config["std"]), config["crop_pct"]) == ((0.1,) * 3, (0.4,) * 3, 0.9)
+    assert (tuple(config["input_size"]), config["interpolation"]) == ((3, 8, 8), "bilinear")
+
+
+WITHOUT = """
+import sys
+sys.modules["learngene"] = None
+import timm, torch
+model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True).eval()
+print(model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).double().tolist())
+"""
+
+
+def test_a_folder_needs_no_learngene_to_be_loaded(tmp_path: Path) -> None:
+    model = pico_gene().expand(3)
+    save_descendant(model, tmp_path / "des")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, tmp_path / "des"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).double().tolist()
+
+
+def test_a_folder_is_loaded_again_with_its_origin(tmp_path: Path) -> None:
+    model = informed_gene().expand(5)
+    save_descendant(model, tmp_path / "des")
+    loaded = load_descendant(tmp_path / "des")
+    images = batch(pico_shape())
+    assert torch.equal(loaded.eval()(images), model(images))
+    assert loaded.learngene["layers"] == model.learngene["layers"]
+    save_descendant(loaded, tmp_path / "again")
+    for name in ("learngene.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "des" / name).read_bytes(), name
+    again = load_descendant(tmp_path / "again")
+    assert torch.equal(again.eval()(images), model(images))
+    for key in ("mean", "std", "crop_pct", "interpolation", "input_size", "tag", "label_names"):
+        assert again.pretrained_cfg.get(key) == loaded.pretrained_cfg.get(key), key
+
+
+def test_a_folder_is_loaded_with_another_head(tmp_path: Path) -> None:
+    save_descendant(pico_gene().expand(3), tmp_path / "des")
+    assert load_descendant(tmp_path / "des", num_classes=7)(batch(pico_shape())).shape == (2, 7)
+
+
+def test_any_timm_model_can_be_saved(tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t", num_classes=3).eval()
+    save_descendant(model, tmp_path / "des")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_descendant(tmp_path / "des").eval()(images), model(images))
+
+
+def test_our_own_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    save_descendant(pico_gene().expand(3), tmp_path / "des")
+    (tmp_path / "des" / "leftover").write_text("old")
+    save_descendant(pico_gene().expand(5), tmp_path / "des")
+    assert {path.name for path in (tmp_path / "des").iterdir()} == FILES
+    assert len(load_descendant(tmp_path / "des").blocks) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["des"]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "des").mkdir()
+    save_descendant(pico_gene().expand(3), tmp_path / "des")
+    assert {path.name for path in (tmp_path / "des").iterdir()} == FILES
+
+
+def test_a_folder_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "des").mkdir()
+    (tmp_path / "des" / "thesis.txt").write_text("the only copy")
+    with pytest.raises(LearngeneError, match=r"exists and was not written by learngene \(it has no learngene.json\)"):
+        save_descendant(pico_gene().expand(3), tmp_path / "des")
+    assert [path.name for path in (tmp_path / "des").iterdir()] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["des"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "des").write_text("hello")
+    with pytest.raises(LearngeneError, match="exists and is a file, not a folder"):
+        save_descendant(pico_gene().expand(3), tmp_path / "des")
+    assert (tmp_path / "des").read_text() == "hello"
+
+
+@pytest.mark.parametrize("place", ["learngene.descendant._keep_preprocessing", "safetensors.torch.save_file"])
+def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_descendant(pico_gene().expand(3), tmp_path / "des")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "des").iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(place, full)
+    with pytest.raises(LearngeneError, match="no space left on the device; nothing was changed"):
+        save_descendant(pico_gene().expand(5), tmp_path / "des")
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "des").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["des"]
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_descendant(pico_gene().expand(3), tmp_path / "des")
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(LearngeneError, match="Permission denied; nothing was changed"):
+        save_descendant(pico_gene().expand(5), tmp_path / "des")
+    monkeypatch.undo()
+    assert len(load_descendant(tmp_path / "des").blocks) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["des"]
+
+
+# -- scratch -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"ending": "official"}, {"class_token": True}, {"num_classes": 0}], ids=str)
+def test_scratch_is_a_seeded_timm_vit_with_timms_start_values(changes: dict[str, Any], tmp_path: Path) -> None:
+    shape = pico_shape(**{"embed_dim": 64, **changes})
+    first, again, other = (scratch(shape, seed) for seed in (0, 0, 1))
+    assert {key: tuple(value.shape) for key, value in first.state_dict().items()} == shape.all_params()
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in first.state_dict().items())
+    assert not torch.equal(first.pos_embed, other.pos_embed)
+    torch.manual_seed(0)
+    reference = timm.models.vision_transformer.VisionTransformer(**shape.timm_kwargs()).state_dict()
+    for key, value in first.state_dict().items():
+        spread = float(reference[key].std()) if value.numel() > 1 else 0.0
+        if key != "head.weight":  # timm starts the head at zero
+            assert float(value.std()) == pytest.approx(spread, rel=0.25, abs=1e-4), key
+    save_descendant(first, tmp_path / "des")
+    images = batch(shape)
+    assert torch.equal(load_descendant(tmp_path / "des").eval()(images), first(images))

@@ -1,0 +1,314 @@
+"""Expanding: what every method promises of the models it makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+
+from learngene import ViTShape, save_descendant
+from learngene.errors import LearngeneError, ShapeError
+from learngene.gene import Learngene
+from learngene.shape import MODULE_PARAMS
+from pico import batch, pico_gene, pico_shape
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tleg": ("tleg", {}),
+    "tleg-partial": ("tleg", {"modules": ("msa", "ln"), "first_layer": 2}),
+    "sws": ("sws", {"stages": (2, 1, 1)}),
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "as condensed": {},
+    "shallower": {"depth": 3},
+    "deeper": {"depth": 9},
+    "official ending": {"depth": 5, "ending": "official"},
+    "larger images": {"img_size": 12},
+    "smaller images": {"img_size": 4},
+    "other classes": {"num_classes": 5},
+    "no head": {"num_classes": 0},
+    "all at once": {"depth": 5, "ending": "official", "img_size": 16, "num_classes": 7},
+}
+
+every_method = pytest.mark.parametrize(("name", "settings"), METHODS.values(), ids=METHODS)
+every_shape = pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+
+
+def storages(tensors: dict[str, torch.Tensor]) -> list[int]:
+    return [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
+
+
+# -- every emitted shape -----------------------------------------------------------------------------------
+
+
+@every_method
+@every_shape
+def test_an_expanded_model_trains_and_stock_timm_loads_it_bit_by_bit(
+    name: str, settings: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    gene = pico_gene(name, settings)
+    shape = gene.shape.replace(**changes)
+    model = gene.expand(shape)
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == shape.all_params()
+    images = batch(shape)
+    logits = model(images)
+    assert logits.shape == (2, shape.num_classes or shape.embed_dim)
+    logits.square().mean().backward()
+    assert [
+        key for key, value in model.named_parameters() if value.grad is None or not value.grad.isfinite().all()
+    ] == []
+    save_descendant(model, tmp_path / "des")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'des'}", pretrained=True).eval()
+    assert torch.equal(loaded(images), logits)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"class_token": True}, {"in_chans": 1}, {"mlp_ratio": 2.7}, {"num_heads": 1}, {"patch_size": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["tleg", "sws"])
+def test_other_kinds_of_vit_are_made_alike(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    gene = pico_gene(name, {"stages": (2, 2)} if name == "sws" else None, **changes)
+    images = batch(gene.shape)
+    assert torch.equal(gene(images), gene.expand()(images))
+    model = gene.expand(gene.shape.replace(depth=3, img_size=16))
+    save_descendant(model, tmp_path / "des")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'des'}", pretrained=True).eval()
+    images = batch(gene.shape.replace(img_size=16))
+    assert torch.equal(loaded(images), model(images))
+
+
+@every_method
+def test_the_official_auxiliary_model_is_the_official_descendant(name: str, settings: dict[str, Any]) -> None:
+    gene = pico_gene(name, settings, ending="official")
+    images = batch(gene.shape)
+    assert torch.equal(gene(images), gene.expand()(images))
+
+
+@pytest.mark.parametrize("name", ["tleg", "sws"])
+@pytest.mark.parametrize("key", [key for key, changes in SHAPES.items() if "num_classes" not in changes])
+def test_the_gene_computes_at_any_shape_what_the_descendant_computes(name: str, key: str) -> None:
+    gene = pico_gene(*METHODS[name])
+    shape = gene.shape.replace(**SHAPES[key])
+    images = batch(shape)
+    assert torch.equal(gene(images, shape), gene.expand(shape)(images))
+
+
+@every_method
+@every_shape
+def test_the_gene_says_nothing_about_what_starts_fresh(
+    name: str, settings: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    gene = pico_gene(name, settings)
+    shape = gene.shape.replace(**changes)
+    fresh = gene.expand(shape).learngene["fresh"]
+    assert gene.weights(shape).keys() == shape.all_params().keys() - set(fresh)
+    assert ("head.weight" in fresh) == (shape.num_classes not in (0, 3))
+
+
+@every_method
+@every_shape
+def test_expanding_twice_gives_the_same_model(name: str, settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    gene = pico_gene(name, settings)
+    shape = gene.shape.replace(**changes)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = gene.expand(shape, seed=4).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = gene.expand(shape, seed=4).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@every_method
+@every_shape
+def test_a_descendant_shares_no_memory(name: str, settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    gene = pico_gene(name, settings)
+    before = {key: value.clone() for key, value in gene.tensors().items()}
+    model = gene.expand(gene.shape.replace(**changes))
+    places = storages(model.state_dict())
+    assert len(set(places)) == len(places)
+    assert not set(places) & set(storages(gene.tensors()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    assert all(torch.equal(before[key], value) for key, value in gene.tensors().items())
+
+
+@every_method
+def test_every_parameter_of_a_descendant_can_be_trained(name: str, settings: dict[str, Any]) -> None:
+    model = pico_gene(name, settings).expand(5)
+    assert not model.training
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+
+
+# -- stem, norm and head -----------------------------------------------------------------------------------
+
+
+@every_method
+def test_stem_norm_and_head_are_carried(name: str, settings: dict[str, Any]) -> None:
+    gene = pico_gene(name, settings)
+    state, tensors = gene.expand(6).state_dict(), gene.tensors()
+    for key in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"):
+        assert torch.equal(state[key], tensors[key]), key
+    for key in ("head.weight", "head.bias"):
+        assert torch.equal(state[key], tensors[key]), key
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_another_task_gets_a_fresh_seeded_head_and_keeps_the_rest(classes: int) -> None:
+    gene = pico_gene()
+    own, first, again, other = (
+        gene.expand(4, num_classes=n, seed=s) for n, s in ((3, 0), (classes, 1), (classes, 1), (classes, 2))
+    )
+    assert first.learngene["fresh"] == ["head.weight", "head.bias"]
+    assert first.get_classifier().weight.shape == (classes, 16)
+    assert torch.equal(first.head.weight, again.head.weight)
+    assert not torch.equal(first.head.weight, other.head.weight)
+    assert not first.head.bias.any()
+    rest = [key for key in own.state_dict() if not key.startswith("head")]
+    assert all(torch.equal(own.state_dict()[key], first.state_dict()[key]) for key in rest)
+
+
+def test_a_fresh_head_is_small_and_truncated() -> None:
+    weight = pico_gene(embed_dim=64).expand(num_classes=200).head.weight
+    assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_position_embeddings_are_resampled_as_timm_does(class_token: bool) -> None:
+    gene = pico_gene(class_token=class_token)
+    model = gene.expand(gene.shape.replace(img_size=20))
+    expected = resample_abs_pos_embed(gene.tensors()["pos_embed"], [5, 5], num_prefix_tokens=int(class_token))
+    assert torch.equal(model.pos_embed, expected)
+    assert model.pos_embed.shape == (1, 25 + class_token, 16)
+
+
+def test_position_embeddings_of_the_same_size_are_not_touched() -> None:
+    gene = pico_gene()
+    assert torch.equal(gene.expand(7).pos_embed, gene.tensors()["pos_embed"])
+
+
+# -- partial initialisation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [None, [1, 2], [3, 4], [2], []], ids=str)
+@pytest.mark.parametrize("modules", [None, ["msa"], ["mlp", "ln"], []], ids=str)
+@pytest.mark.parametrize("name", ["tleg", "sws"])
+def test_partial_initialisation_fills_exactly_what_was_asked_for(
+    name: str, layers: list[int] | None, modules: list[str] | None
+) -> None:
+    gene = pico_gene(name, {"stages": (2, 1, 1)} if name == "sws" else None)
+    whole, part = gene.expand(4), gene.expand(4, layers=layers, modules=modules, seed=3)
+    filled = {
+        f"blocks.{layer - 1}.{param}"
+        for layer in (range(1, 5) if layers is None else layers)
+        for module in (MODULE_PARAMS if modules is None else modules)
+        for param in MODULE_PARAMS[module]
+    }
+    inside = {key for key in whole.state_dict() if key.startswith("blocks.")}
+    assert set(part.learngene["fresh"]) == inside - filled
+    for key, value in part.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[key]) == (key in filled or key not in inside), key
+
+
+def test_what_is_left_out_starts_as_timm_starts_it_and_by_the_seed() -> None:
+    gene = pico_gene(embed_dim=64)
+    first, again, other = (gene.expand(4, layers=[1], seed=seed).state_dict() for seed in (0, 0, 1))
+    assert first["blocks.2.mlp.fc1.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert first["blocks.2.mlp.fc1.weight"].abs().max() < 0.1
+    assert not first["blocks.2.mlp.fc1.bias"].any()
+    assert torch.equal(first["blocks.2.norm1.weight"], torch.ones(64))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["blocks.2.mlp.fc1.weight"], other["blocks.2.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"layers": [0]}, "layer 0 does not exist; layers count from 1 to 4"),
+        ({"layers": [5]}, "layer 5 does not exist; layers count from 1 to 4"),
+        ({"modules": ["mpl"]}, "unknown module 'mpl'; did you mean 'mlp'"),
+    ],
+    ids=str,
+)
+def test_a_layer_or_module_that_does_not_exist_is_refused(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        pico_gene().expand(4, **choices)
+
+
+# -- provenance and refusals -------------------------------------------------------------------------------
+
+
+def test_a_descendant_says_where_it_comes_from() -> None:
+    gene = pico_gene("sws", {"stages": (2, 2)})
+    gene.metadata = {
+        "digest": "xxh3_128:1",
+        "ancestry": {"name": "levit_384"},
+        "classes": ["a", "b", "c"],
+        "preprocessing": {"mean": [0.1] * 3, "std": [0.4] * 3, "interpolation": "bilinear", "crop_pct": 1.0},
+    }
+    model = gene.expand(3, order="front-last-mid", seed=7)
+    record = model.learngene
+    assert (record["method"], record["settings"], record["options"]) == (
+        "sws",
+        {"stages": (2, 2)},
+        {"order": "front-last-mid"},
+    )
+    assert (record["gene"], record["ancestry"], record["seed"]) == ("xxh3_128:1", {"name": "levit_384"}, 7)
+    assert record["class_names"] == ["a", "b", "c"]
+    assert ViTShape.from_dict(record["shape"]) == gene.shape.replace(depth=3)
+    cfg = model.pretrained_cfg
+    assert (cfg["mean"], cfg["std"], cfg["crop_pct"]) == ((0.1,) * 3, (0.4,) * 3, 1.0)
+    assert (cfg["interpolation"], cfg["input_size"], cfg["tag"]) == ("bilinear", (3, 8, 8), "learngene_sws")
+    assert gene.expand(3, num_classes=2).learngene["class_names"] is None
+    assert gene.expand(3, num_classes=2, class_names=["x", "y"]).learngene["class_names"] == ["x", "y"]
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 32}, "has embed_dim 16, not 32"),
+        ({"num_heads": 4}, "has num_heads 2, not 4"),
+        ({"mlp_ratio": 4.0}, "has mlp_ratio 2.0, not 4.0"),
+        ({"patch_size": 2}, "has patch_size 4, not 2"),
+        ({"in_chans": 1}, "has in_chans 3, not 1"),
+        ({"class_token": True}, "has class_token False, not True"),
+    ],
+    ids=str,
+)
+def test_another_width_or_head_is_refused(
+    name: str, settings: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    gene = pico_gene(name, settings)
+    with pytest.raises(ShapeError, match=message):
+        gene.expand(gene.shape.replace(**changes))
+    with pytest.raises(ShapeError, match=message):
+        gene.weights(gene.shape.replace(**changes))
+
+
+@pytest.mark.parametrize("tensors", [{}, {"pos_embed": torch.zeros(1, 4, 8)}], ids=["none", "misshapen"])
+def test_a_gene_is_not_made_from_missing_or_misshapen_tensors(tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(LearngeneError, match="tensor 'pos_embed' is missing or does not have shape"):
+        Learngene(pico_gene().method, pico_shape(), tensors)
+
+
+def test_training_mode_reaches_the_auxiliary_model() -> None:
+    from learngene.train.loop import set_drop_path
+
+    gene = pico_gene()
+    set_drop_path(gene.skeleton(gene.shape), 0.5)
+    images = batch(gene.shape, 8)
+    assert torch.equal(gene(images), gene(images))
+    gene.train()
+    torch.manual_seed(0)
+    assert not torch.equal(gene(images), gene(images))
+    gene.eval()
+    assert torch.equal(gene(images), gene.expand()(images))
