@@ -266,4 +266,6 @@ def _print(console: Console, result: dict[str, Any], out: Path) -> None:
     console.print("Next, with your own budget and data:")
     console.print(f"  learngene plan {gene} --max-latency 2 --explain", soft_wrap=True)
     console.print(f"  learngene expand {gene} --depth 10 --out my-model", soft_wrap=True)
-    console.print("  learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine")
+    console.print(
+        "  learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine", soft_wrap=True
+    )

@@ -1,0 +1,83 @@
+"""The demo in small: 200 digits, one epoch of everything, two depths, in one process."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sklearn.datasets
+import timm
+from PIL import Image
+
+import learngene
+from learngene import demo
+from learngene.report import SERIES
+from pico import CLI
+
+
+class Here:
+    """Runs at once what a pool of processes would run."""
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def submit(self, call: Any, *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call(*arguments))
+        return done
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = sklearn.datasets.load_digits()
+    digits.images, digits.target = digits.images[:200], digits.target[:200]
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+    monkeypatch.setattr(demo, "_workers", Here)
+    monkeypatch.setattr(demo, "DEPTHS", (3, 7))
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    for name in ("ANCESTRY_TRAIN", "CONDENSE_TRAIN"):
+        settings = {**getattr(demo, name), "epochs": 1, "batch_size": 50, "schedule": {"warmup_epochs": 0}}
+        monkeypatch.setattr(demo, name, settings)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_demo_writes_its_table_picture_and_page_and_uses_what_it_left(cli: CLI, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = cli("demo", "--out", out)
+    assert result.code == 0, result.err
+    next_command = "learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine\n"
+    for text in ("1. An ancestry model", "2. Two genes", "3. Budgets", "4. Descendants", next_command):
+        assert text in result.out
+    record = json.loads((out / "demo.json").read_text())
+    assert [row["depth"] for row in record["rows"]] == [3, 7]
+    for row in record["rows"]:
+        shape = demo.AUXILIARY.replace(depth=row["depth"])
+        assert (row["params"], row["macs"]) == (shape.params(), shape.macs())
+        assert all(0 <= row[key] <= 100 for key in SERIES)
+    assert record["budgets"].keys() == demo.BUDGETS.keys()
+    for name in ("tleg", "sws"):
+        gene = learngene.load(out / f"{name}-0.safetensors")
+        assert record["genes"][name]["params"] == sum(parameter.numel() for parameter in gene.parameters())
+        assert gene.metadata["ancestry"]["sha256"] == record["ancestry"]["sha256"]
+    assert timm.create_model(f"local-dir:{out / 'ancestry-0'}", pretrained=True).num_classes == 10
+    with Image.open(out / "demo.png") as picture:
+        assert picture.size[0] > 500
+    page = (out / "index.html").read_text()
+    assert "data:image/png;base64," in page
+    assert f"<td>{record['rows'][1]['tleg_tuned']:.1f}" in page
+    assert "http" not in page  # nothing is loaded from elsewhere
+
+    (out / "demo.png").unlink()
+    before = (out / "tleg-0.safetensors").read_bytes()
+    assert cli("demo", "--out", out).code == 0
+    again = json.loads((out / "demo.json").read_text())
+    assert again["rows"] == record["rows"]  # same seed, same table
+    assert again["genes"] == record["genes"]
+    assert (out / "tleg-0.safetensors").read_bytes() == before
+    assert (out / "demo.png").exists()
