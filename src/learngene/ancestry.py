@@ -61,7 +61,7 @@ class Ancestry(nn.Module):
         if isinstance(source, nn.Module):
             self.model, label = source, str(_cfg(source).get("architecture", type(source).__name__))
         elif Path(source).is_dir():
-            self.model, names, label = *_from_folder(Path(source), arguments), Path(source).name
+            self.model, names, label = *_from_folder(Path(source), arguments), _folder_name(Path(source))
         elif Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin"):
             self.model, label = _from_checkpoint(Path(source), architecture, arguments), Path(source).name
         else:
@@ -149,6 +149,11 @@ class Ancestry(nn.Module):
         return next(self.model.parameters()).device
 
 
+def _folder_name(path: Path) -> str:
+    """What to call a folder: a run's descendant after its run."""
+    return f"{path.absolute().parent.name}/{path.name}" if path.name == "descendant" else path.name
+
+
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of a model's state, the same whatever file it came from."""
     digest = hashlib.sha256()
@@ -202,6 +207,8 @@ def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, 
     import timm
     from safetensors.torch import load_file
 
+    if not path.exists():
+        raise LearngeneError(f"ancestry {path}: no such file")
     if architecture is None:
         raise LearngeneError(
             f"ancestry {path}: a checkpoint file does not say which model it is; set ancestry.architecture, "

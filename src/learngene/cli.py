@@ -105,7 +105,10 @@ def plan(
             if explain:
                 for number, line in enumerate(c.layers, start=1):
                     print(f"    layer {number:2d}: {line}")
-        print(f"next: learngene expand {gene} --depth {found[0].shape.depth} --out DESCENDANT")
+        task = {"--num-classes": num_classes, "--img-size": img_size}
+        flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
+        flags += [f"--set {option}" for option in options or []]
+        print(" ".join(["next: learngene expand", str(gene), f"--depth {found[0].shape.depth}", *flags, "--out DIR"]))
 
 
 @app.command()
@@ -115,7 +118,7 @@ def expand(
     depth: Annotated[int | None, typer.Option(help="layers; the auxiliary depth by default")] = None,
     num_classes: Annotated[int | None, typer.Option(help="classes; a new head if they differ")] = None,
     img_size: Annotated[int | None, typer.Option(help="image side; position embeddings are resampled")] = None,
-    ending: Annotated[str, typer.Option(help="aligned (norm, pool) or official (pool, norm)")] = "aligned",
+    ending: Annotated[str | None, typer.Option(help="aligned (norm, pool) or official (pool, norm)")] = None,
     layers: Annotated[str | None, typer.Option(help="fill only these layers, for example 1-3 or 1,4")] = None,
     modules: Annotated[str | None, typer.Option(help="fill only these modules, for example msa,mlp")] = None,
     seed: Annotated[int, typer.Option(help="of whatever starts fresh")] = 0,
@@ -207,7 +210,7 @@ def evaluate(
     from learngene.gene import Learngene
 
     section = data_section({"source": list(data), "skip_corrupt": skip_corrupt})
-    if Path(model).is_file():
+    if Path(model).is_file() or Path(model).suffix == ".safetensors":
         classifier: Any = Learngene.load(model).expand(depth)
     elif depth is not None:
         raise LearngeneError(f"--depth {depth}: only a gene file can be expanded, and {model} is none")

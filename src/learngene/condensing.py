@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from learngene.ancestry import Ancestry
@@ -25,7 +24,7 @@ from learngene.recipe import CondenseRecipe, Distill, build_recipe
 from learngene.shape import ViTShape
 from learngene.train.batches import default_crop
 from learngene.train.images import ImageSet, open_data
-from learngene.train.loop import Stage, TrainResult, set_drop_path, train
+from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path, train
 from learngene.train.losses import distillation_loss
 from learngene.train.result import recorded
 from learngene.train.state import RunFolder
@@ -146,7 +145,7 @@ def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool 
         refuse_foreign_gene(path)
     prepared = prepare(recipe, ancestry)
     recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = make_accelerator()
     if path:
         # A state holds weights and two moments, twice (last and best), and one more while it is replaced.
         stored = 4 * sum(parameter.numel() for parameter in gene.parameters())
@@ -154,6 +153,7 @@ def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool 
     set_drop_path(gene.skeleton(recipe.shape), recipe.train.drop_path)
     stage = auxiliary_stage(gene, teacher, recipe.distill)
     folder = RunFolder(recipe.out, recipe) if keep else None
+    accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
     main = keep and accelerator.is_main_process
     with recorded(recipe.out if main else None, recipe, prepared.images) as results:
         result = train(

@@ -267,5 +267,7 @@ def _print(console: Console, result: dict[str, Any], out: Path) -> None:
     console.print(f"  learngene plan {gene} --max-latency 2 --explain", soft_wrap=True)
     console.print(f"  learngene expand {gene} --depth 10 --out my-model", soft_wrap=True)
     console.print(
-        "  learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine", soft_wrap=True
+        "  learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine "
+        "train.augment.preset=none",
+        soft_wrap=True,
     )

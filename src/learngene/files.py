@@ -30,6 +30,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        _readable(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -60,6 +61,8 @@ def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> No
     try:
         temporary.mkdir(parents=True)
         write(temporary)
+        for file in temporary.iterdir():
+            _readable(file)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -97,6 +100,13 @@ def refuse_full_disk(path: Path, needed: int) -> None:
         raise LearngeneError(
             f"{path}: {needed / 1e6:.0f} MB are needed but only {free / 1e6:.0f} MB are free; free some space"
         )
+
+
+def _readable(path: Path) -> None:
+    """Gives a file the user's ordinary permissions; safetensors writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _reason(error: Exception) -> str | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from learngene.ancestry import timm_model
@@ -22,7 +21,7 @@ from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe
 from learngene.shape import ViTShape
 from learngene.train.batches import default_crop, eval_loader
 from learngene.train.images import ImageSet, open_data, open_split
-from learngene.train.loop import Stage, TrainResult, set_drop_path, train
+from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path, train
 from learngene.train.losses import classification_loss
 from learngene.train.result import recorded
 from learngene.train.state import RunFolder
@@ -147,8 +146,8 @@ def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 0.875,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
+        "mean": (0.485, 0.456, 0.406) if shape.in_chans == 3 else (0.5,) * shape.in_chans,
+        "std": (0.229, 0.224, 0.225) if shape.in_chans == 3 else (0.5,) * shape.in_chans,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
@@ -168,11 +167,12 @@ def train_model(
     _refuse_classes(model, images[0])
     data = fill_preprocessing(recipe.data, model)
     recipe = recipe.model_copy(update={"data": data})
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = make_accelerator()
     chans, size = input_size(model, data)
     set_drop_path(model, recipe.train.drop_path)
     stage = Stage(f"finetune {stage_name(model)}", model, _objective, size, chans)
     folder = RunFolder(recipe.out, recipe) if keep else None
+    accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
     main = keep and accelerator.is_main_process
     with recorded(recipe.out if main else None, recipe, images) as results:
         result = train(stage, *images, data, recipe.train, folder=folder, show=show, accelerator=accelerator)
@@ -222,7 +222,7 @@ def evaluate(
     _refuse_classes(model, images)
     chans, size = input_size(model, spec)
     loader = eval_loader(images, fill_preprocessing(spec, model), img_size=size, in_chans=chans)
-    device = Accelerator(mixed_precision="no").device
+    device = make_accelerator().device
     score = accuracy(model.to(device), loader, precision=precision)
     model.to("cpu")
     return score

@@ -179,7 +179,7 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
                 # Read as a length, the first bytes of a pickle or a zip are far beyond any header.
                 if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
                     raise GeneFileError(f"{path}: a pickle, not a gene file; learngene never unpickles a gene")
-                raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes, header of {length})")
+                raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes)")
             header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)

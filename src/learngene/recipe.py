@@ -80,7 +80,7 @@ class DataSpec(Section):
 
     source: str | list[str] = Field(
         description="digits, a folder or tar with train/<class>/ and val/<class>/, several of them, "
-        "or a timm data set name such as torch/cifar100, hfds/..., wds/..."
+        "or the name of one of timm's map-style data sets, such as torch/cifar100 or hfds/..."
     )
     root: Path | None = Field(None, description="where timm keeps or finds a named data set")
     train_split: str = "train"
@@ -203,7 +203,7 @@ class Train(Section):
             "batch_size": 64,
             "lr": 1e-3,
             "lr_batch": None,
-            "schedule": {"warmup_epochs": 1},
+            "schedule": {"warmup_epochs": 0.5},
             "augment": {"preset": "light"},
             "precision": "fp32",
         },

@@ -127,15 +127,15 @@ def test_every_stage_is_used_in_place_and_evenly(stages: list[int], more: int, d
 @given(stages=st.integers(1, 6), more=st.integers(0, 12), seed=st.integers(0, 2**32))
 def test_the_random_assignment_is_seeded_sorted_and_leaves_no_stage_out(stages: int, more: int, seed: int) -> None:
     kind = SWS((1,) * stages)
-    layers = kind.stage_of_layer(stages + more, assign="random", seed=seed)
-    assert layers == kind.stage_of_layer(stages + more, assign="random", seed=seed)
+    layers = kind.stage_of_layer(stages + more, assign="random", assign_seed=seed)
+    assert layers == kind.stage_of_layer(stages + more, assign="random", assign_seed=seed)
     assert layers == sorted(layers)
     assert set(layers) == set(range(stages))
     assert len(layers) == stages + more
 
 
 def test_random_assignments_differ_by_seed() -> None:
-    drawn = {tuple(PAPER.stage_of_layer(10, assign="random", seed=seed)) for seed in range(20)}
+    drawn = {tuple(PAPER.stage_of_layer(10, assign="random", assign_seed=seed)) for seed in range(20)}
     assert len(drawn) > 10
 
 

@@ -54,7 +54,7 @@ class SWS:
         return {
             "order": "which stages repeat first: front-mid-last (default), front-last-mid, or a list of all stages",
             "assign": "cyclic (default), random (sorted, every stage present), or as-trained (auxiliary depth only)",
-            "seed": "of the random assignment; default 0",
+            "assign_seed": "of the random assignment; default 0",
         }
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
@@ -88,7 +88,7 @@ class SWS:
     # -- section 3.3: initialisation strategy and order ------------------------------------------------
 
     def stage_of_layer(
-        self, depth: int, order: Order | None = None, assign: str | None = None, seed: int = 0
+        self, depth: int, order: Order | None = None, assign: str | None = None, assign_seed: int = 0
     ) -> list[int]:
         """The stage that feeds each layer, in ascending order: the papers' layer string.
 
@@ -97,7 +97,7 @@ class SWS:
             order: Stages in the order in which they get one of the ``depth mod M`` extra layers.
             assign: ``cyclic``, ``random`` or ``as-trained``. Without any option, the auxiliary model's own depth is
                 laid out as trained (so that this descendant is the auxiliary model) and any other one cyclically.
-            seed: Of the random assignment.
+            assign_seed: Of the random assignment; its own name, because ``seed`` is that of fresh tensors.
 
         Raises:
             ShapeError: If there are fewer layers than stages, or an option has no meaning.
@@ -120,7 +120,7 @@ class SWS:
         elif assign == "random":
             # Not in the authors' code. Table 4's random row stays far above chance, so the stages cannot be shuffled:
             # how often each is used is drawn, every one at least once, and the stages keep their places.
-            draw = random.Random(seed)
+            draw = random.Random(assign_seed)
             repeats = [1] * count
             for _ in range(depth - count):
                 repeats[draw.randrange(count)] += 1

@@ -20,6 +20,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 """Folder names that count as a split, in order of preference."""
 
+TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+"""How the names of timm's data sets begin."""
+
 SCAN_LIMIT = 20_000
 """Sets up to this size are decoded once before training, which takes seconds, so that bad files show at once."""
 
@@ -140,7 +143,7 @@ def open_split(spec: DataSpec, split: str) -> ImageSet:
         images = _files(spec.sources, wanted, where)
     else:
         missing = next(source for source in spec.sources if not Path(source).exists())
-        if "/" not in missing or missing.startswith((".", "/", "~")) or len(spec.sources) > 1:
+        if not missing.startswith(TIMM_PREFIXES) or len(spec.sources) > 1:
             raise DataError(
                 f"data {missing}: no such folder or tar, and not a data set name; "
                 "give a folder, a tar, digits, or a timm name such as torch/cifar100"
@@ -314,7 +317,9 @@ def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
 
     try:
         dataset = create_dataset(name, root=spec.root, split=split, download=spec.download)
-    except (ImportError, OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError) as error:
+    except ImportError as error:
+        raise DataError(f"data {name}: package '{error.name}' is missing; pip install 'learngene[data]'") from None
+    except (OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError) as error:
         raise unusable(error) from None
     try:
         count = len(dataset)

@@ -121,9 +121,15 @@ def train(
         TrainingDivergedError: If the loss is no longer finite; the last saved state stays.
         InterruptedRun: After Ctrl-C or SIGTERM, when the state has been saved.
     """
-    accelerator = accelerator or Accelerator(mixed_precision="no")
+    accelerator = accelerator or make_accelerator()
     with torch.random.fork_rng():
         return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator).train()
+
+
+def make_accelerator() -> Accelerator:
+    """The device and the processes that the launcher set up; precision is the recipe's, see ``measure.autocast``."""
+    # Accelerate ignores torchrun's processes on a machine without an accelerator unless it is told to use the CPU.
+    return Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
 
 
 class _Run:
