@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +23,8 @@ os.environ |= {
 
 import pytest
 from jaxtyping import install_import_hook
+
+atexit.register(shutil.rmtree, os.environ["LEARNGENE_CACHE"], ignore_errors=True)
 
 # Under test, the modules that handle tensors check their shape annotations at every call.
 install_import_hook(

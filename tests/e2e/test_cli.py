@@ -42,7 +42,7 @@ def test_from_an_ancestry_to_an_exported_descendant(cli: CLI, images: Path, tmp_
     meta = learngene.load(gene).metadata
     assert meta["accuracy"]["top1"] > 90
     assert meta["classes"] == ["blue", "green", "red"]
-    assert meta["ancestry"]["source"] == "descendant"
+    assert meta["ancestry"]["source"] == "ancestry/descendant"
 
     result = cli("info", gene, "--verify")
     assert result.code == 0

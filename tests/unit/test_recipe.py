@@ -111,7 +111,7 @@ def test_what_is_given_wins_over_a_preset() -> None:
     fields = {**FINETUNE, "train": {"preset": "laptop", "epochs": 4, "augment": {"preset": "none", "hflip": 0.25}}}
     train = build_recipe(fields).train
     assert (train.batch_size, train.lr, train.lr_batch, train.precision) == (64, 1e-3, None, "fp32")
-    assert train.schedule.warmup_epochs == 1
+    assert train.schedule.warmup_epochs == 0.5
     assert (train.augment.mixup, train.augment.scale, train.augment.hflip) == (0.0, None, 0.25)
 
 

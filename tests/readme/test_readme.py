@@ -1,0 +1,177 @@
+"""Every example in the README and in docs/ is run as it stands, on 100 digits instead of 1,797."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import sklearn.datasets
+import yaml
+
+from learngene.methods import METHODS
+from learngene.recipe import build_recipe
+from pico import CLI, pico_gene
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+# Not run here: targets that make the environment; a setting of the shell; two processes and torch.compile, which take
+# long and have tests of their own in tests/e2e.
+SKIPPED = ("make ", "export ", "pip ", "ACCELERATE_USE_CPU=true torchrun", "torchrun")
+SKIPPED_ARGUMENTS = {"train.compile=true"}
+
+
+class Block(NamedTuple):
+    """A fenced block: its language and its text."""
+
+    language: str
+    text: str
+
+
+def blocks(document: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [Block(*block) for block in found]
+
+
+def commands(text: str) -> Iterator[str]:
+    """Shell commands, one by one: continued lines and here-documents in one piece."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        while line.endswith("\\"):
+            line = f"{line[:-1]} {next(lines)}"
+        if end := re.search(r"<<\s*'?(\w+)'?", line):
+            rest = []
+            while not rest or rest[-1] != end.group(1):
+                rest.append(next(lines))
+            line = "\n".join([line, *rest])
+        if line.strip() and not line.startswith("#"):
+            yield line
+
+
+def run_shell(text: str, cli: CLI) -> int:
+    """Runs a block: learngene in this process, which is faster, everything else in bash."""
+    count = 0
+    for line in commands(text):
+        arguments = shlex.split(line.split("\n")[0], comments=True)
+        if line.startswith(SKIPPED) or SKIPPED_ARGUMENTS & set(arguments):
+            continue
+        if arguments[0] == "learngene":
+            import time; t0=time.time(); result = cli(*arguments[1:]); print("TIME", round(time.time()-t0,2), line[:100], file=sys.__stderr__)
+            assert result.code == 0, f"{line}\n{result.err}"
+        else:
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            done = subprocess.run(
+                ["bash", "-euc", line], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+        count += 1
+    return count
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the repository's recipes, and few digits."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    digits = sklearn.datasets.load_digits()
+    digits.images, digits.target = digits.images[:100], digits.target[:100]
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+def test_the_examples_run_as_they_stand(name: str, cli: CLI, workplace: Path) -> None:
+    counts = {"bash": 0, "python": 0, "yaml": 0}
+    for block in blocks(ROOT / name):
+        if block.language == "bash":
+            counts["bash"] += run_shell(block.text, cli)
+        elif block.language == "python":
+            exec(compile(block.text, f"{name} (python)", "exec"), {"__name__": "example"})
+            counts["python"] += 1
+        elif block.language == "yaml":
+            recipe = build_recipe(yaml.safe_load(block.text))
+            assert recipe.train.epochs > 0
+            counts["yaml"] += 1
+    assert counts["bash"] >= 7, counts
+    assert counts["python"] == 1
+    assert (workplace / "runs").is_dir()
+
+
+def test_the_library_in_twelve_lines_has_twelve_lines() -> None:
+    (example,) = [block.text for block in blocks(ROOT / "README.md") if block.language == "python"]
+    assert len([line for line in example.splitlines() if line and not line.startswith("import")]) <= 12
+
+
+def test_the_program_that_checks_a_digest_agrees(tmp_path: Path) -> None:
+    (program,) = [block.text for block in blocks(ROOT / "docs" / "format.md") if block.language == "python"]
+    gene = pico_gene()
+    gene.metadata = {"classes": ["Größe", '"quoted"', "c"], "training": {"eps": 1e-8}}
+    gene.save(tmp_path / "g.safetensors")
+    content = bytearray((tmp_path / "g.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "changed.safetensors").write_bytes(content)
+    for name, answer in (("g", "ok\n"), ("changed", "changed\n")):
+        call = [sys.executable, "-c", program, str(tmp_path / f"{name}.safetensors")]
+        assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == answer
+
+
+def test_the_example_of_a_new_method_works(
+    workplace: Path, capsys: pytest.CaptureFixture[str], cli: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition, registration, use = (
+        block.text for block in blocks(ROOT / "docs" / "adding-a-method.md") if block.language == "python"
+    )
+    module = types.ModuleType("learngene.methods.shared")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(definition, "shared.py", "exec"), module.__dict__)
+    assert '"shared": Shared' in registration
+    monkeypatch.setitem(METHODS, "shared", module.Shared)
+    exec(compile(use, "use.py", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out == "['shared0', 'shared1', 'shared0', 'shared1', 'shared0']\n"
+    assert "shared  One block for all layers" in cli("methods").out
+    assert cli("plan", "shared.safetensors").code == 0
+
+
+def test_every_command_and_method_is_in_the_readme(cli: CLI) -> None:
+    text = (ROOT / "README.md").read_text()
+    listed = re.findall(r"^  (\w+) {2,}", cli("--help").out, flags=re.MULTILINE)
+    assert len(listed) >= 10
+    assert [name for name in listed if f"| `{name}` |" not in text] == []
+    assert [name for name in METHODS if name.upper() not in text] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links: list[str] = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    local = [link for link in links if not link.startswith(("http://", "https://", "mailto:"))]
+    missing = []
+    for link in local:
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(link)
+    assert missing == []
+
+
+def anchors(document: Path) -> set[str]:
+    """Names of a document's headings, as hosting sites make them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_guide_lists_every_setting() -> None:
+    from learngene.recipe import Augment, DataSpec, Schedule, Train
+
+    text = (ROOT / "docs" / "guide.md").read_text()
+    for section in (Train, Schedule, Augment, DataSpec):
+        missing = [name for name in section.model_fields if f"`{name}`" not in text and f"train.{name}" not in text]
+        assert missing == [], section.__name__
