@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -248,18 +249,21 @@ def _trained(model: TimmModel, settings: dict[str, Any], epochs: int, seed: int)
 
 
 def _print(console: Console, result: dict[str, Any], out: Path) -> None:
-    table = Table(title="top-1 accuracy in percent", title_justify="left")
-    for heading in ("depth", "params", "MACs", "TLEG", "tuned", "SWS", "tuned", "scratch", "scratch x3"):
-        table.add_column(heading, justify="right")
+    table = Table(title="top-1 accuracy in percent", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    headings = ["depth\n", "params\nM", "MACs\nM", "stored\nMB"]
+    headings += ["TLEG\nuntuned", "TLEG\ntuned", "SWS\nuntuned", "SWS\ntuned", "scratch\n", "scratch\n3x epochs"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:
-        scores = [f"{row[key]:.1f}" for key in list(row)[3:]]
-        table.add_row(str(row["depth"]), f"{row['params'] / 1e6:.3f} M", f"{row['macs'] / 1e6:.2f} M", *scores)
+        sizes = [f"{row['params'] / 1e6:.3f}", f"{row['macs'] / 1e6:.2f}", f"{4 * row['params'] / 1e6:.2f}"]
+        table.add_row(str(row["depth"]), *sizes, *(f"{row[key]:.1f}" for key in list(row)[3:]))
     console.print(table)
     singly = sum(row["params"] for row in result["rows"])
     for name, gene in result["genes"].items():
         console.print(
-            f"{name.upper()}: {gene['params'] / 1e6:.3f} M parameters stored for all depths, "
-            f"singly these models take {singly / 1e6:.3f} M, {singly / gene['params']:.1f} times as many"
+            f"{name.upper()}: {gene['bytes'] / 1e6:.2f} MB stored for all depths; "
+            f"singly these models take {4 * singly / 1e6:.2f} MB, {singly / gene['params']:.1f} times the parameters",
+            soft_wrap=True,
         )
     console.print(f"\nWritten in {result['seconds']:.0f} s: {out / MARKER}, {out / 'demo.png'}, {out / 'index.html'}")
     gene = out / f"tleg-{result['seed']}.safetensors"

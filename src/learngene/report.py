@@ -71,6 +71,7 @@ def demo_page(result: dict[str, Any], plot: Path, path: Path) -> None:
         "depth",
         "params",
         "MACs",
+        "stored",
         "TLEG untuned",
         f"TLEG, {epochs} epochs",
         "SWS untuned",
@@ -80,7 +81,7 @@ def demo_page(result: dict[str, Any], plot: Path, path: Path) -> None:
     ]
     body = "".join(
         f"<tr><td>{row['depth']}<td>{row['params'] / 1e6:.3f} M<td>{row['macs'] / 1e6:.2f} M"
-        + "".join(f"<td>{row[key]:.1f}" for key in list(row)[3:])
+        f"<td>{4 * row['params'] / 1e6:.2f} MB" + "".join(f"<td>{row[key]:.1f}" for key in list(row)[3:])
         for row in result["rows"]
     )
     genes = "".join(

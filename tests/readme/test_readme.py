@@ -64,7 +64,7 @@ def run_shell(text: str, cli: CLI) -> int:
         if line.startswith(SKIPPED) or SKIPPED_ARGUMENTS & set(arguments):
             continue
         if arguments[0] == "learngene":
-            import time; t0=time.time(); result = cli(*arguments[1:]); print("TIME", round(time.time()-t0,2), line[:100], file=sys.__stderr__)
+            result = cli(*arguments[1:])
             assert result.code == 0, f"{line}\n{result.err}"
         else:
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
