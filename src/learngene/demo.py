@@ -249,9 +249,11 @@ def _trained(model: TimmModel, settings: dict[str, Any], epochs: int, seed: int)
 
 
 def _print(console: Console, result: dict[str, Any], out: Path) -> None:
-    table = Table(title="top-1 accuracy in percent", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title="top-1 accuracy in percent", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     headings = ["depth\n", "params\nM", "MACs\nM", "stored\nMB"]
-    headings += ["TLEG\nuntuned", "TLEG\ntuned", "SWS\nuntuned", "SWS\ntuned", "scratch\n", "scratch\n3x epochs"]
+    headings += ["TLEG\nuntuned", "TLEG\ntuned", "SWS\nuntuned", "SWS\ntuned", "scratch\n", "scratch\nx3"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:

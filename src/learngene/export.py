@@ -36,8 +36,9 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
         LearngeneError: If the ``export`` extra is missing, the export fails or the logits differ.
     """
     try:
+        import onnx  # noqa: F401 - torch's exporter needs these two and says so only deep inside
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it and says so only deep inside
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise LearngeneError(f"export: package '{error.name}' is missing; pip install 'learngene[export]'") from None
     from timm.data import resolve_model_data_config

@@ -51,7 +51,10 @@ def test_the_demo_writes_its_table_picture_and_page_and_uses_what_it_left(cli: C
     out = tmp_path / "out"
     result = cli("demo", "--out", out)
     assert result.code == 0, result.err
-    next_command = "learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine train.augment.preset=none\n"
+    next_command = (
+        "learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine "
+        "train.augment.preset=none\n"
+    )
     for text in ("1. An ancestry model", "2. Two genes", "3. Budgets", "4. Descendants", next_command):
         assert text in result.out
     record = json.loads((out / "demo.json").read_text())
