@@ -15,7 +15,6 @@ from pathlib import Path
 os.environ |= {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    "ACCELERATE_USE_CPU": "true",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
     "LEARNGENE_CACHE": tempfile.mkdtemp(prefix="learngene-test-cache-"),

@@ -193,6 +193,45 @@ def test_latency_limits_a_plan(cli: CLI, tmp_path: Path, monkeypatch: pytest.Mon
     assert "3.00 ms" in result.out
 
 
+def test_the_next_command_repeats_what_was_asked_for(cli: CLI, tmp_path: Path) -> None:
+    gene = tmp_path / "g.safetensors"
+    pico_gene("sws", {"stages": (2, 1, 1)}).save(gene)
+    flags = ["--num-classes", 7, "--img-size", 16, "--set", "assign=random", "--set", "assign_seed=3"]
+    line = cli("plan", gene, "--max-params", 20_000, *flags).out.splitlines()[-1]
+    assert line.startswith("next: learngene expand ")
+    result = cli(*line.removeprefix("next: learngene ").replace(" DIR", f" {tmp_path / 'des'}").split())
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "des" / "learngene.json").read_text())
+    assert (record["shape"]["num_classes"], record["shape"]["img_size"]) == (7, 16)
+    assert record["options"] == {"assign": "random", "assign_seed": 3}
+
+
+def test_grey_images_train_a_grey_model(cli: CLI, images: Path, tmp_path: Path) -> None:
+    shape = pico_shape(depth=2, in_chans=1).to_dict()
+    recipe = written(tmp_path / "r.yaml", finetune_fields("scratch", images, tmp_path / "run", shape=shape))
+    assert cli("finetune", recipe).code == 0
+    folder = tmp_path / "run" / "descendant"
+    model = load_descendant(folder)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (1, 8, 8)
+    assert json.loads(cli("eval", folder, "--data", images, "--json").out)["images"] == 12
+
+
+def test_the_fresh_head_of_a_descendant_is_a_function_of_the_seed(cli: CLI, tmp_path: Path) -> None:
+    two = make_images(tmp_path / "two", classes=("green", "red"))
+    learngene.save_descendant(pico_gene().expand(2), tmp_path / "des")
+    heads = []
+    for number, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(number)
+        out = tmp_path / f"run{number}"
+        recipe = written(tmp_path / "r.yaml", finetune_fields(tmp_path / "des", two, out))
+        # A rate of nearly nothing leaves the fresh head as it was drawn.
+        still = ["train.lr=1e-30", "train.schedule.min_lr=0", f"train.seed={seed}"]
+        assert cli("finetune", recipe, *still).code == 0
+        heads.append(load_descendant(out / "descendant").head.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.allclose(heads[0], heads[2])
+
+
 # -- check -------------------------------------------------------------------------------------------------
 
 
@@ -253,3 +292,12 @@ def test_an_exported_file_takes_any_batch(cli: CLI, changes: dict[str, Any], tmp
         (logits,) = session.run(None, {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), model(images).detach(), rtol=1e-3, atol=1e-4)
     assert {path.name for path in tmp_path.iterdir()} == {"des", "model.onnx"}
+
+
+def test_an_exported_file_that_differs_gets_no_name(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learngene.save_descendant(pico_gene().expand(2), tmp_path / "des")
+    monkeypatch.setattr("learngene.export.TOLERANCE", -1.0)
+    result = cli("export", tmp_path / "des", "--out", tmp_path / "model.onnx")
+    assert result.code == 2
+    assert "export: at batch 1 the file's logits differ by" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["des"]

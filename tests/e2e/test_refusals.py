@@ -294,9 +294,27 @@ def test_corrupt_images_are_refused_with_their_number_and_skipped_only_if_asked(
 
 
 def test_the_real_command_exits_with_two_and_one_line(place: Path) -> None:
-    done = command("expand", place / "gene.safetensors", "--depth", 2, "--out", place / "new")
+    gene = place / "gene.safetensors"
+    done = command("plan", gene, "--max-params", 10)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("learngene: sws: depth 2 is below the 3 stages of this gene; the smallest depth is 3\n")
+    assert done.stderr == (
+        f"learngene: {gene}: no shape fits this budget; the smallest is shown by `learngene plan {gene}`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["plan"], "Missing argument 'gene'; see learngene plan --help"),
+        (["plan", "x", "--max-latency", "fast"], "see learngene plan --help"),
+        (["plan", "x", "--max-parms", "1"], "No such option: --max-parms"),
+        (["eval", "x"], "Missing option '--data'; see learngene eval --help"),
+        (["expnd"], "No such command 'expnd'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_call_is_one_line_too(arguments: list[str], expected: str, refused: Refused) -> None:
+    assert expected in refused(*arguments)
 
 
 def test_debug_shows_the_traceback(place: Path, cli: CLI) -> None:

@@ -60,14 +60,14 @@ def stopped(
 def test_a_run_that_is_stopped_twice_gives_the_gene_of_a_run_that_was_not(
     cli: CLI, many_images: Path, ancestry_folder: Path, tmp_path: Path
 ) -> None:
-    train = {**MIXED, "epochs": 24, "eval_every": 12, "save_every": 12, "drop_path": 0.1, "ema_decay": 0.9}
+    train = {**MIXED, "epochs": 16, "eval_every": 8, "save_every": 8, "drop_path": 0.1, "ema_decay": 0.9}
     recipe = written(
         tmp_path / "r.yaml", condense_fields(ancestry_folder, many_images, tmp_path / "whole", train=train)
     )
     result = cli("condense", recipe)
     assert result.code == 0, result.err
     again = ["condense", recipe, f"out={tmp_path / 'stopped'}"]
-    for epochs, number in ((2, signal.SIGINT), (9, signal.SIGTERM)):
+    for epochs, number in ((1, signal.SIGINT), (6, signal.SIGTERM)):
         done = stopped([*again], tmp_path / "stopped", epochs, number)
         assert (done.returncode, done.stdout) == (128 + number, "")
         last = done.stderr.splitlines()[-1]
@@ -76,7 +76,7 @@ def test_a_run_that_is_stopped_twice_gives_the_gene_of_a_run_that_was_not(
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "stopped.safetensors").exists()
         saved = json.loads(torch.load(tmp_path / "stopped" / "last.pt", weights_only=True)["progress"])
-        assert epochs <= saved["epoch"] < 24
+        assert epochs <= saved["epoch"] < 16
     assert f"continues after epoch {saved['epoch']}, step {saved['step']}" in cli("check", *again[1:]).out
     assert cli(*again).code == 0
     one, other = (learngene.load(tmp_path / f"{name}.safetensors") for name in ("whole", "stopped"))

@@ -36,7 +36,7 @@ def shapes(draw: st.DrawFn) -> ViTShape:
     )
 
 
-SOME_TIME = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SOME_TIME = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SOME_TIME

@@ -234,6 +234,36 @@ def test_the_auxiliary_model_is_the_descendant_after_training(images: Path, ance
     assert torch.equal(gene.eval()(x), gene.expand()(x))
 
 
+def test_the_teacher_sees_the_very_images_of_the_student(
+    images: Path, ancestry_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixed, erased and normalised alike, as in the authors' code."""
+    ancestry, seen = Ancestry(ancestry_folder), {"teacher": [], "student": []}
+    ancestry.register_forward_hook(lambda _module, inputs, _out: seen["teacher"].append(inputs[0].clone()))
+    forward = Learngene.forward
+
+    def student(self: Learngene, x: Tensor) -> Tensor:
+        if self.training:
+            seen["student"].append(x.clone())
+        return forward(self, x)
+
+    monkeypatch.setattr(Learngene, "forward", student)
+    condensed(None, images, ancestry, train=MIXED)
+    assert len(seen["student"]) == 6
+    pairs = zip(seen["student"], seen["teacher"][1:], strict=True)  # the teacher's first call checks the image size
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("distill", ["tleg-paper", {"preset": "tleg-paper", "alpha": 0.9}])
+def test_condensing_from_python_takes_a_preset_or_a_section(distill: Any, images: Path, ancestry_folder: Path) -> None:
+    arguments: dict[str, Any] = {"shape": pico_shape(), "data": {"source": str(images), "workers": 0}, "show": False}
+    gene = learngene.condense(ancestry_folder, method="tleg", distill=distill, **arguments, **FAST)
+    found = gene.metadata["training"]["recipe"]["distill"]
+    assert (found["preset"], found["alpha"]) == ("tleg-paper", 0.5 if isinstance(distill, str) else 0.9)
+    with pytest.raises(LearngeneError, match="distill: unknown preset 'tleg-papr'; did you mean 'tleg-paper'"):
+        learngene.condense(ancestry_folder, method="tleg", distill="tleg-papr", **arguments, **FAST)
+
+
 def test_the_ancestry_is_not_touched(images: Path, ancestry_folder: Path) -> None:
     ancestry = Ancestry(ancestry_folder)
     before = weights_sha256(ancestry.model)
