@@ -183,6 +183,15 @@ def test_check_refuses_what_the_run_would_refuse(
         assert contents(place) == before, name
 
 
+@pytest.mark.parametrize("name", ["check", "condense"])
+def test_classes_of_other_names_are_refused(name: str, cli: CLI, place: Path) -> None:
+    other = make_images(place / "other", classes=("cat", "dog", "emu"))
+    result = cli(name, place / "condense.yaml", f"data.source={other}")
+    assert result.code == 2
+    assert "was trained on other classes than the data has ('blue', ... against 'cat', ...)" in result.err
+    assert not (place / "run").exists()
+
+
 def test_check_of_a_finetune_recipe_refuses_too(refused: Any, cli: CLI, place: Path) -> None:
     result = cli("check", place / "finetune.yaml", "shape.depth=2")
     assert result.code == 2

@@ -156,6 +156,17 @@ def test_the_same_epoch_is_the_same_whatever_was_drawn_before(images: Path) -> N
     assert not same(first, content(batches(images, {**MIXED, "seed": 1}), epoch=1))
 
 
+def test_the_same_picture_is_augmented_anew_at_every_place_and_in_every_epoch(tmp_path: Path, images: Path) -> None:
+    picture = (images / "train" / "red" / "00.png").read_bytes()
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        path = tmp_path / "train" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    made = batches(tmp_path, {**MIXED, "batch_size": 4})
+    views = [view for epoch in range(3) for view in content(made, epoch)[0]]
+    assert len({view.numpy().tobytes() for view in views}) == 12
+
+
 def test_an_epoch_can_start_in_its_middle(images: Path) -> None:
     made = batches(images, MIXED)
     assert same(content(made)[2:], content(made, first_step=1))

@@ -108,6 +108,15 @@ def test_accuracy_counts_images_not_batches() -> None:
     assert accuracy(model, [(logits[:, :2], torch.tensor([0, 1, 0, 0]))]).top5 == 100.0
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_accuracy_can_be_measured_in_half_precision(precision: str, images: Path) -> None:
+    model, _ = tuned(images)
+    full, half = (learngene.evaluate(model, str(images), precision=p) for p in ("fp32", precision))
+    assert half.loss != full.loss
+    assert half.loss == pytest.approx(full.loss, rel=0.02)
+    assert full.images == half.images == 12
+
+
 # -- options -----------------------------------------------------------------------------------------------
 
 
@@ -613,6 +622,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
         finetune(model, data=data, out=tmp_path / "run", show=False, **train)
     assert len(str(error.value).splitlines()) == 1
     assert ("last good state is in" in str(error.value)) == (step > 3)
+    assert all(value.isfinite().all() for value in state(model).values())
     assert not (tmp_path / "run" / "descendant").exists()
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["error"] == str(error.value)
