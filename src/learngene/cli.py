@@ -14,6 +14,7 @@ import typer
 
 from learngene._version import __version__
 from learngene.errors import LearngeneError, RecipeError
+from learngene.shape import MAX_DEPTH
 
 app = typer.Typer(
     name="learngene",
@@ -49,7 +50,7 @@ def _main(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="where the page, plot and results go")] = Path("demo-output"),
-    seed: Annotated[int, typer.Option(help="same seed, same table")] = 0,
+    seed: Annotated[int, typer.Option(help="same seed, same table", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Condense a digits classifier into two genes and compare ViTs of six depths, in about two minutes."""
     from learngene.demo import run_demo
@@ -121,7 +122,7 @@ def expand(
     ending: Annotated[str | None, typer.Option(help="aligned (norm, pool) or official (pool, norm)")] = None,
     layers: Annotated[str | None, typer.Option(help="fill only these layers, for example 1-3 or 1,4")] = None,
     modules: Annotated[str | None, typer.Option(help="fill only these modules, for example msa,mlp")] = None,
-    seed: Annotated[int, typer.Option(help="of whatever starts fresh")] = 0,
+    seed: Annotated[int, typer.Option(help="of whatever starts fresh", min=0, max=2**63 - 1)] = 0,
     verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
     options: Options = None,
 ) -> None:
@@ -369,7 +370,10 @@ def _layers(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            out += range(int(first), int(last or first) + 1)
+            numbers = range(int(first), int(last or first) + 1)
+            if len(numbers) > MAX_DEPTH:
+                raise LearngeneError(f"--layers '{text}' names more than {MAX_DEPTH} layers")
+            out += numbers
     except ValueError:
         raise LearngeneError(f"--layers '{text}' is not a list such as 1-3 or 1,4") from None
     return out

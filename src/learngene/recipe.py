@@ -235,7 +235,7 @@ class Train(Section):
     compile: bool = Field(False, description="torch.compile; on GPUs it pays after about a minute")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="track an exponential average of the weights")
     use_ema: bool = Field(False, description="evaluate and keep the average; the authors never do")
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Positive = Field(1, description="epochs between evaluations; the last epoch is always evaluated")
     save_every: Positive = Field(1, description="epochs between saved states")
 

@@ -38,6 +38,10 @@ NAMED: dict[str, dict[str, int]] = {
 DeiT-S has 6; a gene made with it only expands into shapes with 12 heads."""
 
 
+MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
+"""Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class ViTShape:
     """The size of one plain Vision Transformer, in timm's terms.
@@ -100,6 +104,11 @@ class ViTShape:
         if self.ending not in ("aligned", "official"):
             raise ShapeError(
                 f"shape: unknown ending '{self.ending}'{nearest(str(self.ending), ['aligned', 'official'])}"
+            )
+        if self.depth > MAX_DEPTH or self.num_tokens > MAX_TOKENS:
+            raise ShapeError(
+                f"shape: {self.depth} layers and {self.num_tokens} tokens are more than {MAX_DEPTH} layers or "
+                f"{MAX_TOKENS} tokens; check depth and img_size for a typing error"
             )
         if self.class_token and self.ending == "official":
             raise ShapeError("shape: ending 'official' averages the tokens, so it needs class_token false")

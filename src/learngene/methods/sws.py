@@ -118,6 +118,8 @@ class SWS:
             first = self.order(order)[: depth % count]
             repeats = [depth // count + (m in first) for m in range(count)]
         elif assign == "random":
+            if not isinstance(assign_seed, int):
+                raise ShapeError(f"sws: assign_seed must be an integer, not {assign_seed!r}")
             # Not in the authors' code. Table 4's random row stays far above chance, so the stages cannot be shuffled:
             # how often each is used is drawn, every one at least once, and the stages keep their places.
             draw = random.Random(assign_seed)
