@@ -266,7 +266,7 @@ def info(
         "ancestry": f"{ancestry.get('name', '?')} {ancestry.get('tag', '')} sha256 {ancestry.get('sha256', '?')[:12]}",
         "data": ", ".join(meta.get("data", {}).get("source", ["?"])),
         "classes": f"{header.shape.num_classes}",
-        "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy else "not measured",
+        "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",
     }

@@ -22,6 +22,7 @@ from learngene.genefile import (
     FORMAT_VERSION,
     METADATA_KEY,
     PLACEHOLDER,
+    check_metadata,
     gene_tensors,
     read_header,
     seal,
@@ -279,6 +280,8 @@ class Learngene(nn.Module):
             "shape": self.shape.to_dict(),
         }
         metadata = json.loads(json.dumps({**self.metadata, **described, "digest": PLACEHOLDER}))
+
+        check_metadata(Path(path), metadata)
 
         def write(temporary: Path) -> None:
             save_file(tensors, temporary, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})

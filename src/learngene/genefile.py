@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import xxhash
@@ -95,7 +96,7 @@ def read_header(path: str | Path) -> GeneHeader:
     try:
         metadata = json.loads(text)
         version = metadata["version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise GeneFileError(f"{path}: the gene's metadata is damaged; get or condense the file again") from None
     if version != FORMAT_VERSION:
         raise GeneFileError(
@@ -114,6 +115,7 @@ def read_header(path: str | Path) -> GeneHeader:
         raise GeneFileError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError):
         raise GeneFileError(f"{path}: the gene's metadata is damaged; get or condense the file again") from None
+    check_metadata(path, metadata)
     result = GeneHeader(path, kind, shape, metadata, tensors, data_start)
     _check_tensors(result)
     return result
@@ -187,7 +189,7 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
         raise GeneFileError(f"{path}: no such gene file") from None
     except OSError as error:
         raise GeneFileError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         if isinstance(error, GeneFileError):
             raise
         raise GeneFileError(f"{path}: the header is damaged; get or condense the file again") from None
@@ -195,6 +197,28 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
         state = "truncated" if size < expected else "too long"
         raise GeneFileError(f"{path}: {state}: {size} bytes where the header says {expected}; get the file again")
     return header, 8 + length
+
+
+def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuses optional entries whose type is not the documented one, so that whoever shows them need not ask.
+
+    Raises:
+        GeneFileError: For the first such entry.
+    """
+    for key in ("ancestry", "data", "training", "accuracy"):
+        if not isinstance(metadata.get(key, {}), dict):
+            raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
+    entries: dict[str, dict[str, type | UnionType]] = {
+        "ancestry": {"name": str, "tag": str, "sha256": str},
+        "data": {"source": list},
+        "accuracy": {"top1": int | float, "top5": int | float, "loss": int | float},
+    }
+    for key, fields in entries.items():
+        for field, kinds in fields.items():
+            value = metadata.get(key, {}).get(field)
+            bad_list = isinstance(value, list) and not all(isinstance(item, str) for item in value)
+            if value is not None and (not isinstance(value, kinds) or bad_list):
+                raise GeneFileError(f"{path}: metadata entry '{key}.{field}' has the wrong type")
 
 
 def _check_tensors(header: GeneHeader) -> None:

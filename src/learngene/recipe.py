@@ -43,12 +43,14 @@ def _shape_changes(given: Any) -> Any:
 ShapeChanges = Annotated[dict[str, Any], BeforeValidator(_shape_changes)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Above0 = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
     """A part of a recipe: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @model_validator(mode="before")
@@ -90,8 +92,10 @@ class DataSpec(Section):
         None, description="side in pixels; what the model takes by default, which timm does not always record"
     )
     mean: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
-    std: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
-    interpolation: str = Field("bicubic", description="as DeiT")
+    std: tuple[Above0, ...] | None = Field(None, description="normalisation; the ancestry's by default")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = Field(
+        "bicubic", description="as DeiT"
+    )
     crop_pct: float | None = Field(
         None,
         gt=0,
@@ -127,8 +131,8 @@ class Augment(Section):
         "none": _UNMIXED | {"scale": None, "hflip": 0.0},
     }
     preset: str | None = Field(None, description="deit (the default), light (crop and flip), none")
-    scale: tuple[float, float] | None = Field((0.08, 1.0), description="area of the random crop; null: no crop")
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of the random crop")
+    scale: tuple[Above0, Fraction] | None = Field((0.08, 1.0), description="area of the random crop; null: no crop")
+    ratio: tuple[Above0, Above0] = Field((3 / 4, 4 / 3), description="aspect ratio of the random crop")
     hflip: Fraction = 0.5
     color_jitter: float = Field(0.4, ge=0, description="unused while rand_augment is on, as in DeiT")
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
@@ -141,6 +145,13 @@ class Augment(Section):
     mix_switch: Fraction = Field(0.5, description="probability of cutmix when both are on")
     smoothing: Fraction = 0.1
     repeats: Positive = Field(3, description="repeated augmentation: views of an image that follow each other")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augment:
+        for name, pair in (("scale", self.scale), ("ratio", self.ratio)):
+            if pair is not None and pair[0] > pair[1]:
+                raise RecipeError(f"augment: {name} {list(pair)} must be smallest first, then largest")
+        return self
 
 
 class Schedule(Section):
@@ -224,7 +235,7 @@ class Train(Section):
     lr: float = Field(5e-4, gt=0, description="base rate for lr_batch images per step")
     lr_batch: Positive | None = Field(512, description="scale the rate by batch_size / lr_batch; null: do not scale")
     weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, position embeddings")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1, description="fine-tuning: rate per layer, by timm")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; the papers do not clip")

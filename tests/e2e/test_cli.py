@@ -216,6 +216,19 @@ def test_grey_images_train_a_grey_model(cli: CLI, images: Path, tmp_path: Path) 
     assert json.loads(cli("eval", folder, "--data", images, "--json").out)["images"] == 12
 
 
+def test_a_timm_model_remembers_the_size_it_was_trained_at(cli: CLI, images: Path, tmp_path: Path) -> None:
+    fields = finetune_fields("resnet10t", images, tmp_path / "run", pretrained=False)
+    fields["data"]["img_size"] = 32
+    result = cli("finetune", written(tmp_path / "r.yaml", fields), "train.epochs=1")
+    assert result.code == 0, result.err
+    folder = tmp_path / "run" / "descendant"
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    config = timm.data.resolve_model_data_config(model)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 32, 32), 1.0)
+    assert model.pretrained_cfg["label_names"] == ["blue", "green", "red"]
+    assert json.loads(cli("eval", folder, "--data", images, "--json").out)["images"] == 12
+
+
 def test_the_fresh_head_of_a_descendant_is_a_function_of_the_seed(cli: CLI, tmp_path: Path) -> None:
     two = make_images(tmp_path / "two", classes=("green", "red"))
     learngene.save_descendant(pico_gene().expand(2), tmp_path / "des")

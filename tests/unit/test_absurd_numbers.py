@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from learngene.errors import LearngeneError, RecipeError, ShapeError
+from learngene.errors import GeneFileError, LearngeneError, RecipeError, ShapeError
 from learngene.methods import method
 from learngene.recipe import build_recipe
 from learngene.shape import MAX_DEPTH, ViTShape
+from learngene.train.state import RunFolder
 from pico import CLI, pico_gene
 
 
@@ -41,3 +42,58 @@ def test_the_command_line_refuses_them_in_one_line(cli: CLI, tmp_path: Path, fla
     assert len(result.err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
     assert issubclass(ShapeError, LearngeneError)
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("train", {"lr": float("inf")}),
+        ("train", {"betas": [2, 3]}),
+        ("train", {"augment": {"scale": [0, 0]}}),
+        ("train", {"augment": {"scale": [0.9, 0.1]}}),
+        ("train", {"augment": {"ratio": [-1, 1]}}),
+        ("data", {"source": "digits", "std": [0, 0, 0]}),
+        ("data", {"source": "digits", "std": [float("nan"), 1, 1]}),
+        ("data", {"source": "digits", "interpolation": "foo"}),
+    ],
+)
+def test_values_that_train_to_nonsense_are_refused_when_the_recipe_is_read(
+    section: str, value: dict[str, object]
+) -> None:
+    fields = {"kind": "finetune", "model": "x", "data": {"source": "digits"}, section: value}
+    with pytest.raises(RecipeError):
+        build_recipe(fields)
+
+
+@pytest.mark.parametrize("override", ["data.mean=[1]", "train.augment.rand_augment=zzz"])
+def test_settings_that_do_not_fit_the_images_are_refused(cli: CLI, tmp_path: Path, override: str) -> None:
+    pico_gene().save(tmp_path / "gene.safetensors")
+    flags = ("--model", tmp_path / "gene.safetensors", "--data", "digits", "--out", tmp_path / "run")
+    result = cli("finetune", *flags, "train.schedule.warmup_epochs=0", "data.workers=0", override)
+    assert result.code == 2
+    assert override.partition("=")[0] in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_serves_one_run_at_a_time(tmp_path: Path) -> None:
+    recipe = build_recipe({"kind": "finetune", "model": "x", "data": {"source": "digits"}})
+    first, second = RunFolder(tmp_path / "run", recipe), RunFolder(tmp_path / "run", recipe)
+    first.begin([])
+    with pytest.raises(LearngeneError, match="in use by another run"):
+        second.begin([])
+    first.release()
+    second.begin([])
+    assert (tmp_path / "run" / "recipe.yaml").exists()
+    second.release()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("ancestry", "x"), ("ancestry", {"sha256": 5}), ("accuracy", {"top1": "a"}), ("data", {"source": [1]})],
+)
+def test_metadata_of_the_wrong_type_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    gene = pico_gene()
+    gene.metadata[key] = value
+    with pytest.raises(GeneFileError, match=key):
+        gene.save(tmp_path / "gene.safetensors")
+    assert not (tmp_path / "gene.safetensors").exists()

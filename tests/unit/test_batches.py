@@ -224,6 +224,18 @@ def test_mixing_and_smoothing_give_targets_that_sum_to_one(images: Path) -> None
     assert torch.equal(targets, torch.nn.functional.one_hot(part[1], 3).float())
 
 
+def test_every_step_is_mixed_in_its_own_way(images: Path) -> None:
+    made = batches(images, {**MIXED, "augment": {**MIXED["augment"], "cutmix": 0.0}})
+    labels = torch.tensor([0] * 4 + [1] * 4)
+    shares = {
+        (epoch, step): made.mix(torch.zeros(8, 3, 8, 8), labels, epoch, step)[1].max().item()
+        for epoch in range(3)
+        for step in range(3)
+    }
+    assert len(set(shares.values())) == 9
+    assert made.mix(torch.zeros(8, 3, 8, 8), labels, 1, 2)[1].max().item() == shares[1, 2]
+
+
 def test_smoothing_alone_needs_no_mixing(images: Path) -> None:
     made = batches(images, {**FAST, "augment": {"preset": "none", "smoothing": 0.3}})
     (part,) = next(iter(made.epoch(0)))

@@ -100,6 +100,14 @@ def refuse_too_few(images: ImageSet, train: Train) -> None:
         )
 
 
+def refuse_channels(spec: DataSpec, in_chans: int) -> None:
+    """Raises ``DataError`` unless mean and std have one value per channel."""
+    for name in ("mean", "std"):
+        values = getattr(spec, name) or ()
+        if len(values) != in_chans:
+            raise DataError(f"data.{name} has {len(values)} values, but the images have {in_chans} channels")
+
+
 def accumulation(train: Train, processes: int) -> int:
     """How many parts a process accumulates so that ``batch_size`` stays what the recipe says.
 
@@ -171,6 +179,7 @@ class TrainBatches:
             DataError: If there are fewer images than one batch.
         """
         refuse_too_few(images, train)
+        refuse_channels(spec, in_chans)
         self.train, self.count, self.classes = train, len(images), len(images.class_names)
         self.rank, self.processes = rank, processes
         self.parts = accumulation(train, processes)
@@ -236,6 +245,15 @@ class TrainBatches:
 def train_transform(augment: Augment, spec: DataSpec, img_size: int) -> Any:
     """Timm's training transform for an augmentation section."""
     scale, ratio = (augment.scale, augment.ratio) if augment.scale else ((1.0, 1.0), (1.0, 1.0))
+    try:
+        return _create_train_transform(augment, spec, img_size, scale, ratio)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise DataError(f"train.augment.rand_augment '{augment.rand_augment}': timm refuses it ({error})") from None
+
+
+def _create_train_transform(
+    augment: Augment, spec: DataSpec, img_size: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Any:
     return create_transform(
         img_size,
         is_training=True,
@@ -264,6 +282,7 @@ def eval_loader(
     processes: int = 1,
 ) -> DataLoader[tuple[Tensor, int]]:
     """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop."""
+    refuse_channels(spec, in_chans)
     transform = create_transform(
         img_size,
         interpolation=spec.interpolation,

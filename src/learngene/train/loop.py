@@ -122,8 +122,12 @@ def train(
         InterruptedRun: After Ctrl-C or SIGTERM, when the state has been saved.
     """
     accelerator = accelerator or make_accelerator()
-    with torch.random.fork_rng():
-        return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator).train()
+    try:
+        with torch.random.fork_rng():
+            return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator).train()
+    finally:
+        if folder:
+            folder.release()
 
 
 def make_accelerator() -> Accelerator:

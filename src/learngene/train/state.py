@@ -6,11 +6,12 @@ No random generator is stored, because none carries over: every random number of
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -20,6 +21,7 @@ from learngene.files import refuse_foreign, write_file
 from learngene.recipe import Section, dump_recipe
 
 MARKER = "recipe.yaml"
+LOCK = ".lock"
 FREE_TO_CHANGE = {
     "out",
     "data.workers",
@@ -68,6 +70,7 @@ class RunFolder:
             LearngeneError: If the path exists and is not a run folder, or holds a run of another recipe.
         """
         self.path = path
+        self._lock: IO[str] | None = None
         refuse_foreign(path, MARKER)
         self._recipe = dump_recipe(recipe)
         if (path / "last.pt").exists():
@@ -78,10 +81,21 @@ class RunFolder:
 
         Args:
             entries: Epochs of the saved state. Those that a crash left unsaved are trained, and logged, again.
+
+        Raises:
+            LearngeneError: If another process is running in this folder.
         """
+        self._lock = _lock(self.path)
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         write_file(self.path / MARKER, lambda temporary: temporary.write_text(self._recipe))
         write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+
+    def release(self) -> None:
+        """Lets another run use the folder."""
+        if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
 
     def save(self, tensors: Mapping[str, Any], progress: Progress, name: str = "last.pt") -> None:
         """Writes a state under a temporary name, flushed, then renamed over the old one."""
@@ -105,6 +119,18 @@ class RunFolder:
         """Appends one line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _lock(path: Path) -> IO[str]:
+    """Takes the folder's lock, which the operating system gives back even if the process dies."""
+    path.mkdir(parents=True, exist_ok=True)
+    file = (path / LOCK).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise LearngeneError(f"{path} is in use by another run; wait for it to end, or choose another out") from None
+    return file
 
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:
