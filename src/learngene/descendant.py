@@ -14,28 +14,29 @@ from typing import Any
 
 from learngene.errors import LearngeneError
 from learngene.files import write_folder
+from learngene.shape import ViTShape
 
 PROVENANCE = "learngene.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TimmModel = Any
 """A timm classifier, with ``pretrained_cfg``, ``num_classes`` and ``reset_classifier``; timm has no type for it."""
 
 
-def save_descendant(model: TimmModel, path: str | Path, *, extra: Mapping[str, Any] | None = None) -> None:
+def save_descendant(model: TimmModel, path: str | Path) -> None:
     """Writes a descendant folder under a temporary name and moves it into place.
 
     Args:
         model: A timm model, for example from ``Learngene.expand``. Its ``pretrained_cfg`` (normalisation, input
             size) and its ``learngene`` record travel with it.
         path: The folder to write. One that ``save_descendant`` wrote is replaced, anything else is refused.
-        extra: More entries for ``learngene.json``, for example measured accuracies.
 
     Raises:
         LearngeneError: If the path is not ours or cannot be written.
     """
     from timm.models import save_for_hf
 
-    record = {**getattr(model, "learngene", {}), **(extra or {})}
+    record = getattr(model, "learngene", {})
     names = record.get("class_names")
     arguments = model_arguments(model)
 
@@ -76,10 +77,34 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
 
 def model_arguments(model: TimmModel) -> dict[str, Any]:
     """Timm's arguments that rebuild the model: an expanded gene's from its shape, any other's as timm recorded."""
-    from learngene.shape import ViTShape
-
     record = getattr(model, "learngene", {})
     return ViTShape.from_dict(record["shape"]).timm_kwargs() if "shape" in record else {}
+
+
+def plain_vit_cfg(shape: ViTShape, tag: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm keeps as ``pretrained_cfg`` of a plain ViT of any size.
+
+    Args:
+        shape: The model's shape.
+        tag: Where its weights come from.
+        preprocessing: ``mean``, ``std``, ``interpolation`` and ``crop_pct`` where they are known; ImageNet's values
+            otherwise, or 0.5 for images without three channels.
+    """
+    colour = shape.in_chans == 3
+    return {
+        "architecture": "vit_base_patch16_224",  # every size of a plain ViT, through timm's model_args
+        "tag": tag,
+        "num_classes": shape.num_classes,
+        "input_size": (shape.in_chans, shape.img_size, shape.img_size),
+        "fixed_input_size": True,
+        "interpolation": preprocessing.get("interpolation", "bicubic"),
+        "crop_pct": preprocessing.get("crop_pct", 0.875),
+        "crop_mode": "center",
+        "mean": tuple(preprocessing.get("mean", IMAGENET_MEAN if colour else (0.5,) * shape.in_chans)),
+        "std": tuple(preprocessing.get("std", IMAGENET_STD if colour else (0.5,) * shape.in_chans)),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
 
 
 def _keep_preprocessing(config: Path, cfg: Mapping[str, Any]) -> None:

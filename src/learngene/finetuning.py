@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learngene.ancestry import timm_model
-from learngene.descendant import PROVENANCE, TimmModel, load_descendant, save_descendant
+from learngene.descendant import PROVENANCE, TimmModel, load_descendant, plain_vit_cfg, save_descendant
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
@@ -138,19 +138,7 @@ def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None
     shapes = shape.all_params()
     model = shape.skeleton()
     model.load_state_dict({name: fresh(name, shapes, generator) for name in shapes}, assign=True)
-    model.pretrained_cfg = model.default_cfg = {
-        "architecture": "vit_base_patch16_224",
-        "tag": "scratch",
-        "num_classes": shape.num_classes,
-        "input_size": (shape.in_chans, shape.img_size, shape.img_size),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "mean": (0.485, 0.456, 0.406) if shape.in_chans == 3 else (0.5,) * shape.in_chans,
-        "std": (0.229, 0.224, 0.225) if shape.in_chans == 3 else (0.5,) * shape.in_chans,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
+    model.pretrained_cfg = model.default_cfg = plain_vit_cfg(shape, "scratch", {})
     model.learngene = {
         "method": "scratch",
         "shape": shape.to_dict(),

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from learngene.descendant import plain_vit_cfg
 from learngene.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.files import write_file
 from learngene.genefile import (
@@ -211,7 +212,8 @@ class Learngene(nn.Module):
                 new.append(name)
         model = shape.skeleton()
         model.load_state_dict(state, strict=True, assign=True)
-        model.pretrained_cfg = model.default_cfg = self._pretrained_cfg(shape)
+        tag, preprocessing = f"learngene_{self.method.name}", self.metadata.get("preprocessing", {})
+        model.pretrained_cfg = model.default_cfg = plain_vit_cfg(shape, tag, preprocessing)
         model.learngene = {
             "gene": self.metadata.get("digest"),
             "method": self.method.name,
@@ -235,24 +237,6 @@ class Learngene(nn.Module):
     def _class_names(self, shape: ViTShape) -> list[str] | None:
         names = self.metadata.get("classes")
         return names if names and len(names) == shape.num_classes else None
-
-    def _pretrained_cfg(self, shape: ViTShape) -> dict[str, Any]:
-        """Timm's description of the input, from the ancestry instead of the architecture's default."""
-        given = self.metadata.get("preprocessing", {})
-        return {
-            "architecture": "vit_base_patch16_224",  # every size of a plain ViT, through timm's model_args
-            "tag": f"learngene_{self.method.name}",
-            "num_classes": shape.num_classes,
-            "input_size": (shape.in_chans, shape.img_size, shape.img_size),
-            "fixed_input_size": True,
-            "interpolation": given.get("interpolation", "bicubic"),
-            "crop_pct": given.get("crop_pct", 0.875),
-            "crop_mode": "center",
-            "mean": tuple(given.get("mean", (0.485, 0.456, 0.406))),
-            "std": tuple(given.get("std", (0.229, 0.224, 0.225))),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        }
 
     # -- the gene file -------------------------------------------------------------------------------
 
