@@ -10,6 +10,7 @@ from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
 from learngene.train.batches import accumulation, refuse_too_few
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import refuse_unknown_optimizer, set_drop_path
+from learngene.train.run import run_bytes
 from learngene.train.state import MARKER, RunFolder
 
 
@@ -51,7 +52,7 @@ def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
     refuse_foreign_gene(gene_path(recipe))
-    refuse_full_disk(gene_path(recipe), 40 * stored)
+    refuse_full_disk(gene_path(recipe), run_bytes(prepared.gene))
     return prepared.recipe
 
 
@@ -63,7 +64,7 @@ def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, 
     size = sum(parameter.numel() for parameter in model.parameters())
     yield f"model: {getattr(model, 'learngene', {}).get('method', 'timm')}, {size / 1e6:.3f} M parameters"
     refuse_foreign(recipe.out / "descendant", PROVENANCE)
-    refuse_full_disk(recipe.out, 44 * size)
+    refuse_full_disk(recipe.out, run_bytes(model))
     set_drop_path(model, recipe.train.drop_path)
     return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, model)})
 

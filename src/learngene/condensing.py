@@ -24,10 +24,9 @@ from learngene.recipe import CondenseRecipe, Distill, build_recipe
 from learngene.shape import ViTShape
 from learngene.train.batches import default_crop
 from learngene.train.images import ImageSet, open_data
-from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path, train
+from learngene.train.loop import Stage, TrainResult, set_drop_path
 from learngene.train.losses import distillation_loss
-from learngene.train.result import recorded
-from learngene.train.state import RunFolder
+from learngene.train.run import run_bytes, run_stage, write_once
 
 
 def condense(
@@ -145,28 +144,13 @@ def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool 
         refuse_foreign_gene(path)
     prepared = prepare(recipe, ancestry)
     recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
-    accelerator = make_accelerator()
     if path:
-        # A state holds weights and two moments, twice (last and best), and one more while it is replaced.
-        stored = 4 * sum(parameter.numel() for parameter in gene.parameters())
-        refuse_full_disk(path, 10 * stored)
+        refuse_full_disk(path, run_bytes(gene))
     set_drop_path(gene.skeleton(recipe.shape), recipe.train.drop_path)
-    stage = auxiliary_stage(gene, teacher, recipe.distill)
-    folder = RunFolder(recipe.out, recipe) if keep else None
-    accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
-    main = keep and accelerator.is_main_process
-    with recorded(recipe.out if main else None, recipe, prepared.images) as results:
-        result = train(
-            stage, *prepared.images, recipe.data, recipe.train, folder=folder, show=show, accelerator=accelerator
-        )
-        results.append(result)
-    gene.to("cpu")
-    if recipe.train.use_ema and result.averaged is not None:
-        gene.load_state_dict(result.averaged.state_dict())
+    result = run_stage(auxiliary_stage(gene, teacher, recipe.distill), recipe, prepared.images, keep=keep, show=show)
     gene.metadata = provenance(prepared, result)
-    if path and main:
-        gene.save(path, dtype=recipe.dtype)
-    accelerator.wait_for_everyone()
+    if path:
+        write_once(lambda: gene.save(path, dtype=recipe.dtype))
     return Condensed(gene, path, result)
 
 

@@ -21,10 +21,9 @@ from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe
 from learngene.shape import ViTShape
 from learngene.train.batches import default_crop, eval_loader
 from learngene.train.images import ImageSet, open_data, open_split
-from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path, train
+from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path
 from learngene.train.losses import classification_loss
-from learngene.train.result import recorded
-from learngene.train.state import RunFolder
+from learngene.train.run import run_bytes, run_stage, write_once
 
 
 def finetune(
@@ -84,7 +83,7 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> Finetuned:
     model = starting_model(recipe, images[0])
     path = recipe.out / "descendant"
     refuse_foreign(path, PROVENANCE)
-    refuse_full_disk(path, 44 * sum(parameter.numel() for parameter in model.parameters()))
+    refuse_full_disk(path, run_bytes(model))
     untuned = evaluate(model, recipe.data, images=images[1])
     result = train_model(model, recipe, images, keep=True, show=show)
     return Finetuned(model, path, untuned, result)
@@ -155,20 +154,11 @@ def train_model(
     _refuse_classes(model, images[0])
     data = fill_preprocessing(recipe.data, model)
     recipe = recipe.model_copy(update={"data": data})
-    accelerator = make_accelerator()
     chans, size = input_size(model, data)
     set_drop_path(model, recipe.train.drop_path)
     stage = Stage(f"finetune {stage_name(model)}", model, _objective, size, chans)
-    folder = RunFolder(recipe.out, recipe) if keep else None
-    accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
-    main = keep and accelerator.is_main_process
-    with recorded(recipe.out if main else None, recipe, images) as results:
-        result = train(stage, *images, data, recipe.train, folder=folder, show=show, accelerator=accelerator)
-        results.append(result)
+    result = run_stage(stage, recipe, images, keep=keep, show=show)
     set_drop_path(model, 0.0)
-    model.to("cpu")
-    if recipe.train.use_ema and result.averaged is not None:
-        model.load_state_dict(result.averaged.state_dict())
     _record_preprocessing(model, data, size, chans)
     model.learngene = {
         **getattr(model, "learngene", {}),
@@ -179,9 +169,8 @@ def train_model(
             "accuracy": asdict(result.final),
         },
     }
-    if main:
-        save_descendant(model, recipe.out / "descendant")
-    accelerator.wait_for_everyone()
+    if keep:
+        write_once(lambda: save_descendant(model, recipe.out / "descendant"))
     return result
 
 
