@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from learngene.genefile import gene_tensors
 from learngene.methods import method
 from learngene.shape import NAMED, ViTShape
 
@@ -74,7 +73,7 @@ def render() -> dict[str, str]:
 
 def _auxiliary(name: str, size: str) -> str:
     shape = ViTShape.named(SIZES[size], depth={"tleg": 12, "sws": 16}[name])
-    stored = sum(math.prod(tensor) for tensor in gene_tensors(method(name), shape).values())
+    stored = sum(math.prod(tensor) for tensor in method(name).gene_tensors(shape).values())
     note = {("tleg", "ti"): NO_COMMAND, ("sws", "s"): HEADS}.get((name, size), "")
     header = f"""\
 Aux-{size.capitalize()} of {name.upper()}, {shape.depth} layers: condenses the gene.

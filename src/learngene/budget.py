@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,7 @@ def plan(
 ) -> list[Candidate]:
     """Lists the shapes of a gene that fit a budget, best first.
 
-    Best is deepest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1), so the largest
-    model that fits comes first.
+    Best is largest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1).
 
     Args:
         gene: A gene, its header, or its file.
@@ -109,11 +109,11 @@ def plan(
         num_classes=source.shape.num_classes if num_classes is None else num_classes,
         img_size=img_size or source.shape.img_size,
     )
+    source.method.refuse(source.shape, base, **options)  # a wrong option is an error, a depth or a width is not
     fitting = []
-    for depth in range(1, max(DEEPEST, base.depth) + 1):
-        shape = base.replace(depth=depth)
-        if depth == base.depth:
-            source.method.refuse(source.shape, shape, **options)  # a wrong option is an error, a depth is not
+    sizes = product(range(1, max(DEEPEST, base.depth) + 1), source.method.widths(source.shape))
+    for depth, (embed_dim, num_heads) in sizes:
+        shape = base.replace(depth=depth, embed_dim=embed_dim, num_heads=num_heads)
         try:
             source.method.refuse(source.shape, shape, **options)
         except ShapeError:
@@ -122,7 +122,7 @@ def plan(
             fitting.append(shape)
     time_shape = timer or measured_latency
     candidates = []
-    for shape in reversed(fitting):
+    for shape in sorted(fitting, key=lambda shape: shape.params(), reverse=True):
         latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
         if latency is None or latency <= (budget.max_latency or 0):
             layers = source.method.describe(source.shape, shape, **options)

@@ -47,8 +47,9 @@ def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -
     from learngene.condensing import gene_path, prepare, refuse_foreign_gene
 
     prepared = prepare(recipe, images=images)
-    identity = prepared.ancestry.identity
-    yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
+    if prepared.ancestry:
+        identity = prepared.ancestry.identity
+        yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
     refuse_foreign_gene(gene_path(recipe))

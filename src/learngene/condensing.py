@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from learngene.ancestry import Ancestry
+from learngene.descendant import plain_vit_cfg
 from learngene.errors import GeneFileError, LearngeneError
 from learngene.files import refuse_full_disk
 from learngene.gene import Learngene
@@ -30,7 +31,7 @@ from learngene.train.run import run_bytes, run_stage, write_once
 
 
 def condense(
-    ancestry: Ancestry | str | Path,
+    ancestry: Ancestry | str | Path | None = None,
     *,
     method: str,
     shape: ViTShape | str | Mapping[str, Any],
@@ -44,8 +45,9 @@ def condense(
     """Condenses an ancestry model into a learngene.
 
     Args:
-        ancestry: The teacher, or a timm name, folder or checkpoint file for it.
-        method: ``tleg`` or ``sws``.
+        ancestry: The teacher, or a timm name, folder or checkpoint file for it. A method that learns from labels
+            alone, such as ``pre-fin`` or ``share-init``, needs none.
+        method: A method whose gene is trained, see ``learngene.methods``.
         shape: The auxiliary shape.
         data: Where the images are, or a whole data section.
         settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
@@ -61,12 +63,12 @@ def condense(
         LearngeneError: If anything does not fit, before the first step is trained.
     """
     known = ancestry if isinstance(ancestry, Ancestry) else None
-    source = known.identity["source"] if known else str(ancestry)
+    source = known.identity["source"] if known else ancestry
     fields: dict[str, Any] = {
         "kind": "condense",
         "method": method,
         "settings": dict(settings or {}),
-        "ancestry": {"source": source},
+        "ancestry": {"source": str(source)} if source is not None else None,
         "shape": shape,
         "data": data if isinstance(data, Mapping) else {"source": data},
         "train": train_fields,
@@ -94,7 +96,7 @@ class Prepared:
     """Everything that a condensing run needs, checked against each other."""
 
     recipe: CondenseRecipe
-    ancestry: Ancestry
+    ancestry: Ancestry | None
     gene: Learngene
     images: tuple[ImageSet, ImageSet]
 
@@ -113,26 +115,56 @@ def prepare(
         LearngeneError: One line that says what does not fit; nothing has been written.
     """
     images = images or open_data(recipe.data)
-    ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
-    ancestry.refuse_mismatch(recipe.shape, len(images[0].class_names), recipe.data)
-    if ancestry.class_names and ancestry.class_names != images[0].class_names:
-        raise LearngeneError(
-            f"ancestry {ancestry.identity['source']} was trained on other classes than the data has "
-            f"('{ancestry.class_names[0]}', ... against '{images[0].class_names[0]}', ...)"
-        )
-    normalisation = {key: tuple(ancestry.preprocessing[key]) for key in ("mean", "std")}
+    if recipe.ancestry:
+        ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
+        _refuse_other_task(ancestry, recipe, images[0])
+        given = ancestry.preprocessing
+    else:
+        _refuse_other_size(recipe, images[0])
+        given = plain_vit_cfg(recipe.shape, "", {})
+    normalisation = {key: getattr(recipe.data, key) or tuple(given[key]) for key in ("mean", "std")}
     data = recipe.data.model_copy(update=normalisation)
     recipe = recipe.model_copy(update={"data": data})
     gene = Learngene(find_method(recipe.method, recipe.settings), recipe.shape, seed=recipe.train.seed)
     return Prepared(recipe, ancestry, gene, images)
 
 
-def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool = True, show: bool = True) -> Condensed:
+def _refuse_other_task(ancestry: Ancestry, recipe: CondenseRecipe, images: ImageSet) -> None:
+    ancestry.refuse_mismatch(recipe.shape, len(images.class_names), recipe.data)
+    if ancestry.class_names and ancestry.class_names != images.class_names:
+        raise LearngeneError(
+            f"ancestry {ancestry.identity['source']} was trained on other classes than the data has "
+            f"('{ancestry.class_names[0]}', ... against '{images.class_names[0]}', ...)"
+        )
+
+
+def _refuse_other_size(recipe: CondenseRecipe, images: ImageSet) -> None:
+    if recipe.shape.num_classes != len(images.class_names):
+        raise LearngeneError(
+            f"the auxiliary shape has {recipe.shape.num_classes} classes but {images.where} has "
+            f"{len(images.class_names)}; set shape.num_classes"
+        )
+    if recipe.data.img_size not in (None, recipe.shape.img_size):
+        raise LearngeneError(
+            f"data.img_size {recipe.data.img_size} differs from the auxiliary shape's {recipe.shape.img_size}; "
+            "leave it out"
+        )
+
+
+def run(
+    recipe: CondenseRecipe,
+    *,
+    ancestry: Ancestry | None = None,
+    images: tuple[ImageSet, ImageSet] | None = None,
+    keep: bool = True,
+    show: bool = True,
+) -> Condensed:
     """Runs a condensing recipe, or continues it if its run folder holds an unfinished run.
 
     Args:
         recipe: What to do.
         ancestry: The teacher, if it is loaded already.
+        images: The training and validation images, if they are open already.
         keep: Write the run folder and the gene file.
         show: Whether to print progress.
 
@@ -142,11 +174,11 @@ def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool 
     path = gene_path(recipe) if keep else None
     if path:
         refuse_foreign_gene(path)
-    prepared = prepare(recipe, ancestry)
+    prepared = prepare(recipe, ancestry, images)
     recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
     if path:
         refuse_full_disk(path, run_bytes(gene))
-    set_drop_path(gene.skeleton(recipe.shape), recipe.train.drop_path)
+    set_drop_path(gene.skeleton(), recipe.train.drop_path)
     result = run_stage(auxiliary_stage(gene, teacher, recipe.distill), recipe, prepared.images, keep=keep, show=show)
     gene.metadata = provenance(prepared, result)
     if path:
@@ -154,24 +186,24 @@ def run(recipe: CondenseRecipe, *, ancestry: Ancestry | None = None, keep: bool 
     return Condensed(gene, path, result)
 
 
-def auxiliary_stage(gene: Learngene, ancestry: Ancestry, distill: Distill) -> Stage:
-    """What is trained when condensing at one auxiliary shape: the gene, by distillation."""
+def auxiliary_stage(gene: Learngene, ancestry: Ancestry | None, distill: Distill) -> Stage:
+    """What is trained when condensing at one auxiliary shape: the gene, by distillation, labels or both."""
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         # The teacher sees the same mixed and erased batch, as in the authors' code.
         student = model(images)
-        teacher = ancestry(images) if distill.alpha > 0 else student.detach()
+        teacher = ancestry(images) if ancestry and distill.alpha > 0 else student.detach()
         return distillation_loss(student, teacher, targets, distill)
 
-    shape = gene.shape
-    return Stage(f"condense {gene.method.name}", gene, objective, shape.img_size, shape.in_chans, (ancestry,))
+    shape, companions = gene.shape, (ancestry,) if ancestry else ()
+    return Stage(f"condense {gene.method.name}", gene, objective, shape.img_size, shape.in_chans, companions)
 
 
 def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, (train_images, val_images) = prepared.recipe, prepared.images
     return {
-        "ancestry": prepared.ancestry.identity,
+        "ancestry": prepared.ancestry.identity if prepared.ancestry else {},
         "preprocessing": {
             "mean": list(recipe.data.mean or ()),
             "std": list(recipe.data.std or ()),

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from learngene.errors import LearngeneError
 
@@ -78,6 +80,25 @@ def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> No
         shutil.rmtree(old, ignore_errors=True)
 
 
+def take_lock(path: Path) -> IO[str] | None:
+    """Takes the lock that a file stands for, which the operating system gives back even if the process dies.
+
+    Args:
+        path: The file; made if it is missing, together with its folder.
+
+    Returns:
+        The open file, which holds the lock until it is closed, or None if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
 def refuse_foreign(path: Path, marker: str) -> None:
     """Raises ``LearngeneError`` if ``path`` exists and is neither empty nor a folder that holds ``marker``."""
     if not path.exists():
@@ -88,6 +109,18 @@ def refuse_foreign(path: Path, marker: str) -> None:
         raise LearngeneError(
             f"{path} exists and was not written by learngene (it has no {marker}); choose another output path"
         )
+
+
+def find_folder(name: str) -> Path:
+    """A folder of the project, such as ``claims``: in the working folder, or beside the sources of a checkout.
+
+    Raises:
+        LearngeneError: If it is in neither; it is not part of an installed package.
+    """
+    for folder in (Path(name), Path(__file__).parents[2] / name):
+        if folder.is_dir():
+            return folder
+    raise LearngeneError(f"no folder '{name}' here; run this in a checkout of learngene")
 
 
 def refuse_full_disk(path: Path, needed: int) -> None:

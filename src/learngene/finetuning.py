@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from learngene.ancestry import timm_model
-from learngene.descendant import PROVENANCE, TimmModel, load_descendant, plain_vit_cfg, save_descendant
+from learngene.descendant import PROVENANCE, TimmModel, load_descendant, save_descendant
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
-from learngene.initial import fresh
 from learngene.measure import Accuracy, accuracy
+from learngene.methods import method as find_method
 from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe
 from learngene.shape import ViTShape
 from learngene.train.batches import default_crop, eval_loader
@@ -133,18 +133,7 @@ def _refuse_unused(recipe: FinetuneRecipe, what: str, *fields: str) -> None:
 
 def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:
     """A timm ViT of a shape with timm's random initialisation: what every method has to beat."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = shape.all_params()
-    model = shape.skeleton()
-    model.load_state_dict({name: fresh(name, shapes, generator) for name in shapes}, assign=True)
-    model.pretrained_cfg = model.default_cfg = plain_vit_cfg(shape, "scratch", {})
-    model.learngene = {
-        "method": "scratch",
-        "shape": shape.to_dict(),
-        "seed": seed,
-        "class_names": class_names,
-    }
-    return model.eval()
+    return Learngene(find_method("scratch"), shape).expand(seed=seed, class_names=class_names)
 
 
 def train_model(

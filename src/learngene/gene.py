@@ -24,7 +24,6 @@ from learngene.genefile import (
     METADATA_KEY,
     PLACEHOLDER,
     check_metadata,
-    gene_tensors,
     read_header,
     seal,
     verify,
@@ -78,12 +77,11 @@ class Learngene(nn.Module):
         self.method = method
         self.shape = shape
         self.metadata: dict[str, Any] = dict(metadata or {})
-        self._skeletons: dict[ViTShape, VisionTransformer] = {}
-        shapes = gene_tensors(method, shape)
+        self._skeletons: dict[ViTShape | None, VisionTransformer] = {}
+        shapes = method.gene_tensors(shape)
         if tensors is None:
             generator = torch.Generator().manual_seed(seed)
-            layers = method.layer_tensors(shape)
-            tensors = {name: (method.initial if name in layers else fresh)(name, shapes, generator) for name in shapes}
+            tensors = {name: method.initial(name, shapes, generator) for name in shapes}
         for name, size in shapes.items():
             if name not in tensors or tuple(tensors[name].shape) != size:
                 raise LearngeneError(f"gene: tensor '{name}' is missing or does not have shape {size}")
@@ -112,8 +110,8 @@ class Learngene(nn.Module):
     def weights(self, shape: ViTShape | None = None, **options: Any) -> dict[str, Tensor]:
         """The weights of a model of the given shape, differentiable in the gene's own tensors.
 
-        Stem and final norm are always carried, position embeddings are resampled for another image size, the head
-        is carried if the number of classes is the same.
+        Most methods always carry stem and final norm, and the head if the number of classes is the same; position
+        embeddings are resampled for another image size.
 
         Args:
             shape: The shape to make; the auxiliary shape by default.
@@ -128,14 +126,9 @@ class Learngene(nn.Module):
         """
         shape = shape or self.shape
         self.method.refuse(self.shape, shape, **options)
-        tensors = self.tensors()
-        out = {name: tensors[name] for name in self.shape.stem_params()}
-        if shape.grid_size != self.shape.grid_size:
+        out = self.method.weights(self.tensors(), self.shape, shape, **options)
+        if "pos_embed" in out and shape.grid_size != self.shape.grid_size:
             out["pos_embed"] = _resample(out["pos_embed"], shape)
-        out |= self.method.weights(tensors, self.shape, shape, **options)
-        out |= {name: tensors[f"norm.{name.partition('.')[2]}"] for name in shape.norm_params()}
-        if shape.num_classes == self.shape.num_classes:
-            out |= {name: tensors[name] for name in shape.head_params()}
         return out
 
     def forward(
@@ -145,21 +138,23 @@ class Learngene(nn.Module):
 
         Args:
             images: Normalised images.
-            shape: The shape to compute at; the auxiliary shape by default. All its weights must come from the gene.
+            shape: The shape to compute at, all of whose weights must come from the gene. By default the auxiliary
+                model, which is the descendant of the auxiliary shape unless the method trains with more than a plain
+                ViT has (Mini-Init).
 
         Returns:
             Logits.
         """
-        shape = shape or self.shape
         skeleton = self.skeleton(shape)
         if skeleton.training != self.training:
             skeleton.train(self.training)
-        return functional_call(skeleton, self.weights(shape), (images,), strict=True)
+        weights = self.weights(shape) if shape else self.method.auxiliary_weights(self.tensors(), self.shape)
+        return functional_call(skeleton, weights, (images,), strict=True)
 
-    def skeleton(self, shape: ViTShape) -> VisionTransformer:
+    def skeleton(self, shape: ViTShape | None = None) -> VisionTransformer:
         """The structure that ``forward`` computes with: one meta-device timm model per shape, kept between steps."""
         if shape not in self._skeletons:
-            self._skeletons[shape] = shape.skeleton()
+            self._skeletons[shape] = shape.skeleton() if shape else self.method.auxiliary_skeleton(self.shape)
         return self._skeletons[shape]
 
     # -- expanding -----------------------------------------------------------------------------------

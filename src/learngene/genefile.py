@@ -71,12 +71,6 @@ class GeneHeader:
         return self.data_start + max((entry.end for entry in self.tensors.values()), default=0)
 
 
-def gene_tensors(kind: Method, shape: ViTShape) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a gene: the stem, the method's layers, the final norm and the head."""
-    norm = {f"norm.{name.partition('.')[2]}": size for name, size in shape.norm_params().items()}
-    return shape.stem_params() | kind.layer_tensors(shape) | norm | shape.head_params()
-
-
 def read_header(path: str | Path) -> GeneHeader:
     """Reads and checks the header of a gene file; touches no tensor.
 
@@ -223,7 +217,7 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _check_tensors(header: GeneHeader) -> None:
     """Refuses missing, extra and misshapen tensors, and types that are no floats."""
-    path, expected = header.path, gene_tensors(header.method, header.shape)
+    path, expected = header.path, header.method.gene_tensors(header.shape)
     if missing := [name for name in expected if name not in header.tensors]:
         raise GeneFileError(f"{path}: tensor '{missing[0]}' is missing ({len(missing)} in all)")
     if extra := [name for name in header.tensors if name not in expected]:

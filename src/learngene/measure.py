@@ -117,6 +117,23 @@ def latency(shape: ViTShape, *, batch_size: int = 1, rounds: int = 9, device: st
     return 1e3 * statistics.median(times[3:])
 
 
+def multiply_adds(model: nn.Module, in_chans: int, img_size: int) -> int:
+    """Multiply-adds of one image through any model, by torch's own counter, whose FLOPs are two per multiply-add.
+
+    Args:
+        model: Any model.
+        in_chans: Channels of an image.
+        img_size: Its side in pixels.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.zeros(1, in_chans, img_size, img_size, device=next(model.parameters()).device))
+    return int(counter.get_total_flops() // 2)
+
+
 def environment() -> dict[str, Any]:
     """What a measurement depends on: processor, threads, accelerator and versions. Imports no torch."""
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -45,6 +45,7 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Above0 = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -65,6 +66,12 @@ class Section(BaseModel):
                 raise RecipeError(f"{section}: unknown preset '{name}'{nearest(str(name), cls.presets)}")
             given = merge(cls.presets[name], given)
         return given
+
+
+DATA_FOLDER = "$DATA"
+"""What stands in recipes for a folder of image sets that the command line gives."""
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 class AncestrySpec(Section):
@@ -246,7 +253,7 @@ class Train(Section):
     compile: bool = Field(False, description="torch.compile; on GPUs it pays after about a minute")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="track an exponential average of the weights")
     use_ema: bool = Field(False, description="evaluate and keep the average; the authors never do")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     eval_every: Positive = Field(1, description="epochs between evaluations; the last epoch is always evaluated")
     save_every: Positive = Field(1, description="epochs between saved states")
 
@@ -268,9 +275,9 @@ class CondenseRecipe(Section):
     """Ancestry and data to a gene file."""
 
     kind: Literal["condense"] = "condense"
-    method: str = Field(description="tleg or sws")
+    method: str = Field(description="a method whose gene is trained, see `learngene methods`")
     settings: dict[str, Any] = Field({}, description="the method's settings, see `learngene methods`")
-    ancestry: AncestrySpec
+    ancestry: AncestrySpec | None = Field(None, description="the teacher; not needed when distill.alpha is 0")
     shape: Shape = Field(description="the auxiliary shape: a name, or a mapping of ViTShape's fields")
     data: DataSpec
     train: Train = Train()
@@ -287,7 +294,13 @@ class CondenseRecipe(Section):
 
     @model_validator(mode="after")
     def _method_fits(self) -> CondenseRecipe:
-        method(self.method, self.settings).refuse_auxiliary(self.shape)
+        kind = method(self.method, self.settings)
+        if "condense" not in kind.origins:
+            how = "its gene is made by `learngene extract`" if kind.origins else "it needs no gene"
+            raise RecipeError(f"method {self.method} is not trained: {how}")
+        kind.refuse_auxiliary(self.shape)
+        if self.ancestry is None and self.distill.alpha > 0:
+            raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
         if self.train.layer_decay is not None:
             raise RecipeError("train: layer_decay is for fine-tuning; what is condensed has no layers of its own")
         return self
@@ -329,8 +342,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: If the file, a key or a value is wrong; the message names the place and the nearest right key.
     """
-    fields = apply_overrides(_read_yaml(Path(path), seen=()), overrides)
-    return build_recipe(fields, where=str(path))
+    return build_recipe(read_fields(path, overrides), where=str(path))
+
+
+def read_fields(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a YAML recipe with what it extends and ``key.sub=value`` overrides, not yet validated."""
+    return apply_overrides(_read_yaml(Path(path), seen=()), overrides)
+
+
+def with_data(fields: Any, data: Path | None) -> Any:
+    """Fields with every ``$DATA`` replaced by a folder, so that recipes do not say where images lie.
+
+    Raises:
+        RecipeError: If a recipe needs the folder and there is none.
+    """
+    if isinstance(fields, Mapping):
+        return {key: with_data(value, data) for key, value in fields.items()}
+    if isinstance(fields, list):
+        return [with_data(value, data) for value in fields]
+    if isinstance(fields, str) and DATA_FOLDER in fields:
+        if data is None:
+            raise RecipeError(f"the recipe reads '{fields}'; say where that folder is with --data FOLDER")
+        return fields.replace(DATA_FOLDER, str(data))
+    return fields
 
 
 def apply_overrides(fields: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -364,8 +398,17 @@ def build_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
     kind = fields.get("kind", "condense" if "method" in fields else "finetune")
     if kind not in KINDS:
         raise RecipeError(f"{where}: unknown kind '{kind}'{nearest(str(kind), KINDS)}")
+    return validated(KINDS[kind], fields, where)
+
+
+def validated(kind: type[SectionType], fields: Mapping[str, Any], where: str) -> SectionType:
+    """Builds a section from plain values.
+
+    Raises:
+        RecipeError: One line that names the place, what is wrong, and what would be right.
+    """
     try:
-        return KINDS[kind].model_validate(dict(fields))
+        return kind.model_validate(dict(fields))
     except LearngeneError as error:
         raise RecipeError(f"{where}: {error}") from None
     except ValidationError as error:

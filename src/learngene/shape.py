@@ -279,13 +279,17 @@ class ViTShape:
             "fc_norm": self.ending == "official",
         }
 
-    def skeleton(self) -> VisionTransformer:
-        """The timm model of this shape on the meta device: structure without memory or initialisation."""
+    def skeleton(self, **parts: Any) -> VisionTransformer:
+        """The timm model of this shape on the meta device: structure without memory or initialisation.
+
+        Args:
+            **parts: Modules that replace timm's own, for example ``attn_layer``.
+        """
         import torch
         from timm.models.vision_transformer import VisionTransformer
 
         with torch.device("meta"):
-            return VisionTransformer(**self.timm_kwargs(), weight_init="skip")
+            return VisionTransformer(**self.timm_kwargs(), weight_init="skip", **parts)
 
     def __str__(self) -> str:
         token = ", class token" if self.class_token else ""

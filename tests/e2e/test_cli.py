@@ -257,7 +257,7 @@ def test_check_says_what_is_in_order_and_writes_nothing(
     for text in (
         "data: 24 training and 12 validation images, 3 classes",
         "training: 5 epochs, 15 steps of 8 images",
-        "ancestry: vit_base_patch16_224 scratch, sha256 ",
+        "ancestry: vit_base_patch16_224 learngene_scratch, sha256 ",
         "gene: tleg at 4 layers x 16 (2 heads)",
         f"out: {tmp_path / 'run'} is new",
         f"next: learngene condense {recipe} train.epochs=5",

@@ -11,10 +11,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from learngene.gene import Learngene
+from learngene.methods import METHODS
 from learngene.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
 PARAMS = [name for names in MODULE_PARAMS.values() for name in names]
+ORDINARY = ("cls_token", "pos_embed", "patch_embed", "norm", "head")
 
 
 def plain_vit(w: dict[str, Tensor], images: Tensor, depth: int, heads: int, ending: str) -> Tensor:
@@ -43,7 +45,7 @@ def plain_vit(w: dict[str, Tensor], images: Tensor, depth: int, heads: int, endi
 def plain_weights(gene: Learngene, depth: int, sources: list[dict[str, float]]) -> dict[str, Tensor]:
     """Weights of every layer as a sum of the gene's layers with the given coefficients."""
     t = gene.tensors()
-    out = {name: value for name, value in t.items() if name.split(".")[0] not in {s for row in sources for s in row}}
+    out = {name: value for name, value in t.items() if name.split(".")[0] in ORDINARY}
     for i in range(depth):
         for name in PARAMS:
             out[f"blocks.{i}.{name}"] = sum(c * t[f"{s}.{name}"] for s, c in sources[i].items())  # type: ignore[assignment]
@@ -60,6 +62,12 @@ CASES: dict[str, tuple[str, dict[str, Any], int, list[dict[str, float]]]] = {
     ),
     "sws as trained": ("sws", {"stages": (1, 3)}, 4, [{"stage0": 1.0}, *[{"stage1": 1.0}] * 3]),
     "sws deeper": ("sws", {"stages": (1, 3)}, 5, [*[{"stage0": 1.0}] * 3, *[{"stage1": 1.0}] * 2]),
+    "simple-lg": ("simple-lg", {}, 6, [{f"layer{i}": 1.0} for i in (0, 0, 1, 1, 2, 3)]),
+    "share-init": ("share-init", {}, 5, [{"shared": 1.0}] * 5),
+    "pre-fin": ("pre-fin", {}, 4, [{f"layer{i}": 1.0} for i in range(4)]),
+    "distilled": ("distilled", {}, 4, [{f"layer{i}": 1.0} for i in range(4)]),
+    "weight-selection": ("weight-selection", {}, 3, [{f"layer{i}": 1.0} for i in range(3)]),
+    "weight-subcloning": ("weight-subcloning", {}, 3, [{f"layer{i}": 1.0} for i in (0, 1, 3)]),
 }
 cases = pytest.mark.parametrize(("name", "settings", "depth", "sources"), CASES.values(), ids=CASES)
 
@@ -104,6 +112,45 @@ def test_gradients_are_those_of_plain_autograd(
         torch.testing.assert_close(expected, other, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
 
 
+CONDENSED: dict[str, dict[str, Any]] = {
+    "tleg": {}, "sws": {"stages": (2, 2)}, "simple-lg": {}, "share-init": {}, "pre-fin": {}, "distilled": {},
+    "mini-init": {"blocks": 2},
+}  # fmt: skip
+
+
+def test_every_method_that_is_trained_is_tested_here() -> None:
+    assert CONDENSED.keys() == {name for name, kind in METHODS.items() if "condense" in kind.origins}
+
+
+@pytest.mark.parametrize("name", [name for name in CONDENSED if name != "mini-init"])
+def test_the_auxiliary_model_is_the_descendant_at_its_shape(name: str) -> None:
+    gene = pico_gene(name, CONDENSED[name])
+    images = batch(gene.shape, 4)
+    assert torch.equal(gene(images), gene.expand()(images))
+    assert torch.equal(gene(images), gene(images, gene.shape))
+    assert gene.expand().learngene["fresh"] == []
+
+
+def test_the_auxiliary_model_of_mini_init_is_more_than_a_descendant_can_be() -> None:
+    """By design: it trains with relative positions and mixed heads, for which a plain ViT has no place.
+
+    At its own shape it computes what the descendant computes only if asked for a shape, as a plain ViT; what it trains
+    is compared with Mini-DeiT in ``tests/unit/test_mini_init.py``.
+    """
+    gene = pico_gene("mini-init", CONDENSED["mini-init"])
+    images = batch(gene.shape, 4)
+    assert (gene(images) - gene.expand()(images)).abs().max() > 0.01
+    assert torch.equal(gene(images, gene.shape), gene.expand()(images))
+
+
+@pytest.mark.parametrize("name", CONDENSED)
+def test_gradients_reach_every_tensor_of_what_is_trained(name: str) -> None:
+    gene = pico_gene(name, CONDENSED[name])
+    gene(batch(gene.shape, 4)).square().sum().backward()
+    untouched = [key for key, value in gene.tensors().items() if value.grad is None or not value.grad.any()]
+    assert untouched == []
+
+
 def untied_gradients(gene: Learngene, images: Tensor) -> dict[str, Tensor]:
     """Gradients of an ordinary timm model, whose layers share nothing, at the same weights."""
     model = VisionTransformer(**gene.shape.timm_kwargs()).eval()
@@ -138,6 +185,16 @@ def test_a_and_b_get_the_weighted_sums_of_the_layers_gradients() -> None:
         slope = sum(i / 4 * gradient for i, gradient in enumerate(layers))
         torch.testing.assert_close(gene.tensors()[f"A.{name}"].grad, slope, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(gene.tensors()[f"B.{name}"].grad, sum(layers), rtol=1e-4, atol=1e-5)
+
+
+def test_the_one_layer_of_share_init_gets_the_sum_of_all_gradients() -> None:
+    gene = pico_gene("share-init")
+    images = batch(gene.shape, 4)
+    gene(images).square().sum().backward()
+    untied = untied_gradients(gene, images)
+    for name in PARAMS:
+        expected = torch.stack([untied[f"blocks.{i}.{name}"] for i in range(4)]).sum(0)
+        torch.testing.assert_close(gene.tensors()[f"shared.{name}"].grad, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tleg", "sws"])

@@ -16,7 +16,7 @@ import pytest
 import sklearn.datasets
 import yaml
 
-from learngene.methods import METHODS
+from learngene.methods import METHODS, default_settings, method
 from learngene.recipe import build_recipe
 from pico import CLI, pico_gene
 
@@ -133,7 +133,8 @@ def test_the_example_of_a_new_method_works(
     module = types.ModuleType("learngene.methods.shared")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(definition, "shared.py", "exec"), module.__dict__)
-    assert '"shared": Shared' in registration
+    assert "KINDS: tuple[type[Method], ...] = (\n    TLEG,\n" in registration
+    assert "    Shared,\n)" in registration
     monkeypatch.setitem(METHODS, "shared", module.Shared)
     exec(compile(use, "use.py", "exec"), {"__name__": "example"})
     assert capsys.readouterr().out == "['shared0', 'shared1', 'shared0', 'shared1', 'shared0']\n"
@@ -141,12 +142,16 @@ def test_the_example_of_a_new_method_works(
     assert cli("plan", "shared.safetensors").code == 0
 
 
-def test_every_command_and_method_is_in_the_readme(cli: CLI) -> None:
+def test_every_command_is_in_the_readme_and_every_method_in_its_document(cli: CLI) -> None:
     text = (ROOT / "README.md").read_text()
     listed = re.findall(r"^  (\w+) {2,}", cli("--help").out, flags=re.MULTILINE)
     assert len(listed) >= 10
     assert [name for name in listed if f"| `{name}` |" not in text] == []
-    assert [name for name in METHODS if name.upper() not in text] == []
+    assert [name for name in ("TLEG", "SWS") if f"**{name}**" not in text] == []
+    described = (ROOT / "docs" / "methods.md").read_text()
+    assert [name for name in METHODS if f"`{name}`" not in described] == []
+    assert [o for name in METHODS for o in method(name).options if f"`{o}`" not in described] == []
+    assert [s for kind in METHODS.values() for s in default_settings(kind) if f"`{s}`" not in described] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -13,17 +13,34 @@ from timm.layers import resample_abs_pos_embed
 from learngene import ViTShape, save_descendant
 from learngene.errors import LearngeneError, ShapeError
 from learngene.gene import Learngene
+from learngene.methods import method
 from learngene.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tleg": ("tleg", {}),
-    "tleg-partial": ("tleg", {"modules": ("msa", "ln"), "first_layer": 2}),
-    "sws": ("sws", {"stages": (2, 1, 1)}),
+METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "tleg": ("tleg", {}, {}),
+    "tleg-partial": ("tleg", {"modules": ("msa", "ln"), "first_layer": 2}, {}),
+    "sws": ("sws", {"stages": (2, 1, 1)}, {}),
+    "simple-lg": ("simple-lg", {}, {"order": "front-last-mid"}),
+    "vanilla-lg": ("vanilla-lg", {}, {}),
+    "vanilla-lg-stem": ("vanilla-lg", {"last": 2, "stem": True}, {}),
+    "share-init": ("share-init", {}, {}),
+    "mini-init": ("mini-init", {"blocks": 2}, {}),
+    "weight-selection": ("weight-selection", {}, {}),
+    "weight-selection-aligned": ("weight-selection", {"head": False}, {"rule": "aligned"}),
+    "weight-subcloning": ("weight-subcloning", {}, {}),
+    "pre-fin": ("pre-fin", {}, {"place": "middle"}),
+    "distilled": ("distilled", {}, {"place": "last"}),
+    "scratch": ("scratch", {}, {}),
 }
+"""Name, settings and options at expansion."""
+
+WITHOUT_HEAD = ("vanilla-lg", "vanilla-lg-stem", "weight-selection-aligned")
+
 SHAPES: dict[str, dict[str, Any]] = {
     "as condensed": {},
     "shallower": {"depth": 3},
+    "half as deep": {"depth": 2},
     "deeper": {"depth": 9},
     "official ending": {"depth": 5, "ending": "official"},
     "larger images": {"img_size": 12},
@@ -31,10 +48,35 @@ SHAPES: dict[str, dict[str, Any]] = {
     "other classes": {"num_classes": 5},
     "no head": {"num_classes": 0},
     "all at once": {"depth": 5, "ending": "official", "img_size": 16, "num_classes": 7},
+    "narrower": {"embed_dim": 8, "num_heads": 1, "depth": 2, "mlp_ratio": 1.5},
+    "all at once and narrower": {
+        "embed_dim": 8,
+        "num_heads": 1,
+        "ending": "official",
+        "img_size": 16,
+        "num_classes": 7,
+    },
 }
 
-every_method = pytest.mark.parametrize(("name", "settings"), METHODS.values(), ids=METHODS)
-every_shape = pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+
+def makes(name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]) -> bool:
+    shape = pico_shape()
+    try:
+        method(name, settings).refuse(shape, shape.replace(**changes), **options)
+    except ShapeError:
+        return False
+    return True
+
+
+CASES = {
+    f"{kind}: {what}": (*given, changes)
+    for kind, given in METHODS.items()
+    for what, changes in SHAPES.items()
+    if makes(*given, changes)
+}
+
+every_method = pytest.mark.parametrize(("name", "settings", "options"), METHODS.values(), ids=METHODS)
+every_case = pytest.mark.parametrize(("name", "settings", "options", "changes"), CASES.values(), ids=CASES)
 
 
 def storages(tensors: dict[str, torch.Tensor]) -> list[int]:
@@ -44,14 +86,23 @@ def storages(tensors: dict[str, torch.Tensor]) -> list[int]:
 # -- every emitted shape -----------------------------------------------------------------------------------
 
 
-@every_method
-@every_shape
+def test_most_methods_make_most_shapes() -> None:
+    """So that a method that refuses everything is not tested on nothing."""
+    made = {kind: sum(case.startswith(f"{kind}: ") for case in CASES) for kind in METHODS}
+    assert made.pop("scratch") == len(SHAPES)
+    assert made.pop("mini-init") == 6  # the trained depth and half of it
+    assert made.pop("vanilla-lg") == made.pop("sws") == len(SHAPES) - 3  # half as deep, narrower
+    assert made.pop("simple-lg") == len(SHAPES) - 4
+    assert set(made.values()) == {len(SHAPES) - 2, len(SHAPES) - 3}, made
+
+
+@every_case
 def test_an_expanded_model_trains_and_stock_timm_loads_it_bit_by_bit(
-    name: str, settings: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+    name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any], tmp_path: Path
 ) -> None:
     gene = pico_gene(name, settings)
     shape = gene.shape.replace(**changes)
-    model = gene.expand(shape)
+    model = gene.expand(shape, **options)
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == shape.all_params()
     images = batch(shape)
     logits = model(images)
@@ -72,7 +123,7 @@ def test_an_expanded_model_trains_and_stock_timm_loads_it_bit_by_bit(
     [{"class_token": True}, {"in_chans": 1}, {"mlp_ratio": 2.7}, {"num_heads": 1}, {"patch_size": 2}],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["tleg", "sws"])
+@pytest.mark.parametrize("name", ["tleg", "sws", "share-init", "weight-selection", "weight-subcloning"])
 def test_other_kinds_of_vit_are_made_alike(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     gene = pico_gene(name, {"stages": (2, 2)} if name == "sws" else None, **changes)
     images = batch(gene.shape)
@@ -84,54 +135,65 @@ def test_other_kinds_of_vit_are_made_alike(name: str, changes: dict[str, Any], t
     assert torch.equal(loaded(images), model(images))
 
 
-@every_method
-def test_the_official_auxiliary_model_is_the_official_descendant(name: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("key", [key for key in METHODS if key not in ("mini-init", "scratch", *WITHOUT_HEAD)])
+def test_the_official_auxiliary_model_is_the_official_descendant(key: str) -> None:
+    name, settings, _ = METHODS[key]
     gene = pico_gene(name, settings, ending="official")
     images = batch(gene.shape)
     assert torch.equal(gene(images), gene.expand()(images))
 
 
-@pytest.mark.parametrize("name", ["tleg", "sws"])
-@pytest.mark.parametrize("key", [key for key, changes in SHAPES.items() if "num_classes" not in changes])
-def test_the_gene_computes_at_any_shape_what_the_descendant_computes(name: str, key: str) -> None:
-    gene = pico_gene(*METHODS[name])
-    shape = gene.shape.replace(**SHAPES[key])
+WHOLE = {
+    key: case for key, case in CASES.items()
+    if case[0] not in ("vanilla-lg", "scratch") and not case[2] and "num_classes" not in case[3]
+    and not (key.startswith("tleg-partial") and "depth" in case[3])
+}  # fmt: skip
+"""Cases of which the gene says everything, with no options."""
+
+
+@pytest.mark.parametrize("key", WHOLE)
+def test_the_gene_computes_at_any_shape_what_the_descendant_computes(key: str) -> None:
+    name, settings, _, changes = WHOLE[key]
+    gene = pico_gene(name, settings)
+    shape = gene.shape.replace(**changes)
     images = batch(shape)
     assert torch.equal(gene(images, shape), gene.expand(shape)(images))
 
 
-@every_method
-@every_shape
+@every_case
 def test_the_gene_says_nothing_about_what_starts_fresh(
-    name: str, settings: dict[str, Any], changes: dict[str, Any]
+    name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     gene = pico_gene(name, settings)
     shape = gene.shape.replace(**changes)
-    fresh = gene.expand(shape).learngene["fresh"]
-    assert gene.weights(shape).keys() == shape.all_params().keys() - set(fresh)
-    assert ("head.weight" in fresh) == (shape.num_classes not in (0, 3))
+    fresh = gene.expand(shape, **options).learngene["fresh"]
+    assert gene.weights(shape, **options).keys() == shape.all_params().keys() - set(fresh)
+    carried = "head" in gene.method.parts and shape.num_classes == 3
+    assert ("head.weight" in fresh) == (shape.num_classes > 0 and not carried)
 
 
-@every_method
-@every_shape
-def test_expanding_twice_gives_the_same_model(name: str, settings: dict[str, Any], changes: dict[str, Any]) -> None:
+@every_case
+def test_expanding_twice_gives_the_same_model(
+    name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]
+) -> None:
     gene = pico_gene(name, settings)
     shape = gene.shape.replace(**changes)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = gene.expand(shape, seed=4).state_dict()
+    first = gene.expand(shape, seed=4, **options).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    second = gene.expand(shape, seed=4).state_dict()
+    second = gene.expand(shape, seed=4, **options).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@every_method
-@every_shape
-def test_a_descendant_shares_no_memory(name: str, settings: dict[str, Any], changes: dict[str, Any]) -> None:
+@every_case
+def test_a_descendant_shares_no_memory(
+    name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]
+) -> None:
     gene = pico_gene(name, settings)
     before = {key: value.clone() for key, value in gene.tensors().items()}
-    model = gene.expand(gene.shape.replace(**changes))
+    model = gene.expand(gene.shape.replace(**changes), **options)
     places = storages(model.state_dict())
     assert len(set(places)) == len(places)
     assert not set(places) & set(storages(gene.tensors()))
@@ -141,9 +203,11 @@ def test_a_descendant_shares_no_memory(name: str, settings: dict[str, Any], chan
     assert all(torch.equal(before[key], value) for key, value in gene.tensors().items())
 
 
-@every_method
-def test_every_parameter_of_a_descendant_can_be_trained(name: str, settings: dict[str, Any]) -> None:
-    model = pico_gene(name, settings).expand(5)
+@every_case
+def test_every_parameter_of_a_descendant_can_be_trained(
+    name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    model = pico_gene(name, settings).expand(pico_shape(**changes), **options)
     assert not model.training
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
 
@@ -152,13 +216,16 @@ def test_every_parameter_of_a_descendant_can_be_trained(name: str, settings: dic
 
 
 @every_method
-def test_stem_norm_and_head_are_carried(name: str, settings: dict[str, Any]) -> None:
+def test_stem_norm_and_head_are_carried_or_not_held(
+    name: str, settings: dict[str, Any], options: dict[str, Any]
+) -> None:
     gene = pico_gene(name, settings)
-    state, tensors = gene.expand(6).state_dict(), gene.tensors()
-    for key in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"):
-        assert torch.equal(state[key], tensors[key]), key
-    for key in ("head.weight", "head.bias"):
-        assert torch.equal(state[key], tensors[key]), key
+    model, tensors = gene.expand(2 if name == "mini-init" else 4, **options), gene.tensors()
+    stem = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    for part, keys in (("stem", stem), ("norm", ("norm.weight", "norm.bias")), ("head", ("head.weight", "head.bias"))):
+        for key in keys:
+            assert (key in tensors) == (part in gene.method.parts) == (key not in model.learngene["fresh"]), key
+            assert key not in tensors or torch.equal(model.state_dict()[key], tensors[key]), key
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -200,11 +267,11 @@ def test_position_embeddings_of_the_same_size_are_not_touched() -> None:
 
 @pytest.mark.parametrize("layers", [None, [1, 2], [3, 4], [2], []], ids=str)
 @pytest.mark.parametrize("modules", [None, ["msa"], ["mlp", "ln"], []], ids=str)
-@pytest.mark.parametrize("name", ["tleg", "sws"])
+@pytest.mark.parametrize("name", ["tleg", "sws", "mini-init", "weight-selection"])
 def test_partial_initialisation_fills_exactly_what_was_asked_for(
     name: str, layers: list[int] | None, modules: list[str] | None
 ) -> None:
-    gene = pico_gene(name, {"stages": (2, 1, 1)} if name == "sws" else None)
+    gene = pico_gene(*METHODS[name][:2])
     whole, part = gene.expand(4), gene.expand(4, layers=layers, modules=modules, seed=3)
     filled = {
         f"blocks.{layer - 1}.{param}"
@@ -271,7 +338,10 @@ def test_a_descendant_says_where_it_comes_from() -> None:
     assert gene.expand(3, num_classes=2, class_names=["x", "y"]).learngene["class_names"] == ["x", "y"]
 
 
-@every_method
+@pytest.mark.parametrize(
+    "key",
+    [key for key, given in METHODS.items() if given[0] not in ("scratch", "weight-selection", "weight-subcloning")],
+)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -284,9 +354,8 @@ def test_a_descendant_says_where_it_comes_from() -> None:
     ],
     ids=str,
 )
-def test_another_width_or_head_is_refused(
-    name: str, settings: dict[str, Any], changes: dict[str, Any], message: str
-) -> None:
+def test_another_width_or_head_is_refused(key: str, changes: dict[str, Any], message: str) -> None:
+    name, settings, _ = METHODS[key]
     gene = pico_gene(name, settings)
     with pytest.raises(ShapeError, match=message):
         gene.expand(gene.shape.replace(**changes))
@@ -304,7 +373,7 @@ def test_training_mode_reaches_the_auxiliary_model() -> None:
     from learngene.train.loop import set_drop_path
 
     gene = pico_gene()
-    set_drop_path(gene.skeleton(gene.shape), 0.5)
+    set_drop_path(gene.skeleton(), 0.5)
     images = batch(gene.shape, 8)
     assert torch.equal(gene(images), gene(images))
     gene.train()

@@ -26,7 +26,7 @@ import learngene
 from learngene.errors import GeneFileError, LearngeneError
 from learngene.gene import Learngene
 from learngene.genefile import read_header
-from learngene.methods import method
+from learngene.methods import METHODS, method
 from pico import batch, pico_gene, pico_shape
 
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
@@ -70,16 +70,19 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings_", "changes"),
+    ("name", "settings_", "changes", "depth"),
     [
-        ("tleg", {}, {}),
-        ("tleg", {"modules": ["mlp", "msa"], "first_layer": 2}, {"class_token": True}),
-        ("sws", {"stages": [1, 3]}, {"in_chans": 1, "mlp_ratio": 2.7}),
-        ("sws", {"stages": [2, 2]}, {"num_classes": 0}),
+        ("tleg", {}, {}, 5),
+        ("tleg", {"modules": ["mlp", "msa"], "first_layer": 2}, {"class_token": True}, 5),
+        ("sws", {"stages": [1, 3]}, {"in_chans": 1, "mlp_ratio": 2.7}, 5),
+        ("sws", {"stages": [2, 2]}, {"num_classes": 0}, 5),
+        *((name, {}, {}, 4) for name in METHODS if name not in ("sws", "mini-init")),
+        ("mini-init", {"blocks": 2}, {"num_heads": 4}, 2),
+        ("weight-subcloning", {}, {"ending": "official"}, 3),
     ],
 )
 def test_a_gene_survives_its_file(
-    name: str, settings_: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+    name: str, settings_: dict[str, Any], changes: dict[str, Any], depth: int, tmp_path: Path
 ) -> None:
     gene = pico_gene(name, settings_, **changes)
     gene.metadata = {"classes": ["ä", "b", "c"], "accuracy": {"top1": 97.5}}
@@ -91,7 +94,7 @@ def test_a_gene_survives_its_file(
     assert loaded.metadata == gene.metadata
     assert loaded.metadata["accuracy"] == {"top1": 97.5}
     images = batch(gene.shape)
-    assert torch.equal(loaded.expand(5)(images), gene.expand(5)(images))
+    assert torch.equal(loaded.expand(depth)(images), gene.expand(depth)(images))
 
 
 def test_saving_the_same_gene_twice_gives_the_same_bytes(gene_file: Path, tmp_path: Path) -> None:
@@ -440,7 +443,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 from learngene.errors import LearngeneError
 from learngene.gene import Learngene
-from learngene.methods import method
+from learngene.methods import METHODS, method
 from learngene.shape import ViTShape
 gene = Learngene(method("tleg"), ViTShape(64, 2, 4, patch_size=4, img_size=8, num_classes=3))
 try:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import learngene
 from learngene import Ancestry
 from learngene.condensing import run
-from learngene.methods import METHODS
+from learngene.errors import GeneFileError
+from learngene.extracting import extract
+from learngene.genefile import read_header
+from learngene.methods import METHODS, default_settings
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.shape import ViTShape
 from pico import FAST, condense_fields, pico_gene
@@ -87,7 +92,15 @@ def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("tleg", {"modules": ["mlp"], "first_layer": 2}), ("sws", {"stages": [1, 3]}), ("sws", {"stages": [4]})],
+    [
+        ("tleg", {"modules": ["mlp"], "first_layer": 2}),
+        ("sws", {"stages": [1, 3]}),
+        ("sws", {"stages": [4]}),
+        ("vanilla-lg", {"last": 1, "stem": True}),
+        ("mini-init", {"blocks": 2}),
+        ("weight-selection", {"head": False}),
+        *((name, {}) for name in METHODS if name not in ("sws", "mini-init")),
+    ],
 )
 def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     pico_gene(name, settings).save(tmp_path / "g.safetensors")
@@ -98,6 +111,53 @@ def test_the_schema_knows_every_method_and_field() -> None:
     assert set(SCHEMA["properties"]["method"]["enum"]) == set(METHODS)
     shape = SCHEMA["$defs"]["shape"]["properties"]
     assert {name: field["default"] for name, field in shape.items()} == ViTShape().to_dict()
+
+
+def test_the_schema_has_the_settings_of_every_method(tmp_path: Path) -> None:
+    conditions = {part["if"]["properties"]["method"]["const"]: part["then"] for part in SCHEMA["allOf"]
+                  if "const" in part["if"]["properties"]["method"]}  # fmt: skip
+    without = next(p["if"]["properties"]["method"]["enum"] for p in SCHEMA["allOf"]
+                   if "enum" in p["if"]["properties"]["method"])  # fmt: skip
+    assert conditions.keys() | set(without) == set(METHODS)
+    for name, then in conditions.items():
+        settings = SCHEMA["$defs"][then["properties"]["settings"]["$ref"].rpartition("/")[2]]
+        known = json.loads(json.dumps(default_settings(METHODS[name])))
+        assert {key: field["default"] for key, field in settings["properties"].items()} == known, name
+    assert all(default_settings(METHODS[name]) == {} for name in without)
+
+
+def test_a_gene_condensed_without_ancestry_fits_the_schema(images: Path, tmp_path: Path) -> None:
+    fields = condense_fields("none", images, tmp_path / "run", method="share-init", train={**FAST, "epochs": 1})
+    recipe = build_recipe({**fields, "ancestry": None})
+    assert isinstance(recipe, CondenseRecipe)
+    run(recipe, show=False)
+    metadata = learngene.load(tmp_path / "run.safetensors").metadata
+    assert metadata["ancestry"] == {}
+    assert list(faults(metadata, SCHEMA)) == []
+
+
+def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path) -> None:
+    extract(ancestry_folder, method="vanilla-lg", settings={"last": 2}).save(tmp_path / "g.safetensors")
+    metadata = learngene.load(tmp_path / "g.safetensors").metadata
+    assert list(faults(metadata, SCHEMA)) == []
+    assert set(SCHEMA["properties"]) - set(metadata) == {"data", "training", "accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vanilla-lg", {"last": 0}),
+        ("vanilla-lg", {"stem": "no"}),
+        ("mini-init", {"blocks": 0}),
+        ("weight-selection", {"head": 1}),
+        ("weight-selection", {"last": 1}),
+        ("pre-fin", {"place": "last"}),
+        ("scratch", {"x": 1}),
+    ],
+)
+def test_the_schema_refuses_wrong_settings(name: str, settings: dict[str, Any], metadata: dict[str, Any]) -> None:
+    assert list(faults({**metadata, "method": name, "settings": {}}, SCHEMA)) == []
+    assert list(faults({**metadata, "method": name, "settings": settings}, SCHEMA)) != []
 
 
 @pytest.mark.parametrize(
@@ -113,6 +173,7 @@ def test_the_schema_knows_every_method_and_field() -> None:
         ("digest", "md5:0"),
         ("classes", [1, 2]),
         ("ancestry", "levit_384"),
+        ("ancestry", {"name": "levit_384"}),
     ],
     ids=str,
 )
@@ -123,3 +184,54 @@ def test_the_schema_refuses_what_is_wrong(key: str, value: Any, metadata: dict[s
 @pytest.mark.parametrize("key", ["version", "method", "settings", "shape", "digest"])
 def test_the_schema_requires_what_a_reader_needs(key: str, metadata: dict[str, Any]) -> None:
     assert f"$: no {key}" in faults({k: v for k, v in metadata.items() if k != key}, SCHEMA)
+
+
+# -- the tensors of the methods ----------------------------------------------------------------------------
+
+MISFITS: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any], dict[str, Any]], object], str]] = {
+    "head of vanilla-lg": (
+        "vanilla-lg", {}, lambda _, t: t.update({"head.bias": torch.zeros(3)}), "unexpected tensor 'head.bias'",
+    ),
+    "stem of vanilla-lg": (
+        "vanilla-lg", {"stem": True}, lambda _, t: t.pop("pos_embed"), "tensor 'pos_embed' is missing",
+    ),
+    "fewer layers of vanilla-lg": (
+        "vanilla-lg", {}, lambda m, _: m["settings"].update(last=2), "unexpected tensor 'layer1.",
+    ),
+    "head of weight-selection": (
+        "weight-selection", {}, lambda m, _: m["settings"].update(head=False), "unexpected tensor 'head.",
+    ),
+    "another layer of share-init": (
+        "share-init", {}, lambda _, t: t.update({"shared1.norm1.bias": torch.zeros(16)}), "unexpected tensor 'shared1.",
+    ),
+    "positions of mini-init": (
+        "mini-init", {"blocks": 2}, lambda _, t: t.pop("layer3.attn.position"), "'layer3.attn.position' is missing",
+    ),
+    "norms of mini-init": (
+        "mini-init", {"blocks": 2}, lambda _, t: t.update({"block0.norm1.bias": torch.zeros(16)}), "unexpected tensor",
+    ),
+    "buckets of mini-init": (
+        "mini-init", {"blocks": 2}, lambda _, t: t.update({"layer0.attn.position": torch.zeros(8, 50)}), "has shape",
+    ),
+    "blocks of mini-init": (
+        "mini-init", {"blocks": 2}, lambda m, _: m["settings"].update(blocks=3), "not a multiple of the 3 shared",
+    ),
+    "anything of scratch": (
+        "scratch", {}, lambda _, t: t.update({"pos_embed": torch.zeros(1, 4, 16)}), "unexpected tensor 'pos_embed'",
+    ),
+    "a layer of pre-fin": (
+        "pre-fin", {}, lambda _, t: t.pop("layer2.mlp.fc2.bias"), "tensor 'layer2.mlp.fc2.bias' is missing",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings", "change", "message"), MISFITS.values(), ids=MISFITS)
+def test_a_file_with_other_tensors_than_its_method_has_is_refused(
+    name: str, settings: dict[str, Any], change: Callable[..., object], message: str, tmp_path: Path
+) -> None:
+    pico_gene(name, settings).save(tmp_path / "g.safetensors")
+    metadata, tensors = read_header(tmp_path / "g.safetensors").metadata, load_file(tmp_path / "g.safetensors")
+    change(metadata, tensors)
+    save_file(tensors, tmp_path / "other.safetensors", {"learngene": json.dumps(metadata)})
+    with pytest.raises(GeneFileError, match=message):
+        learngene.load(tmp_path / "other.safetensors")

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 
-from learngene.genefile import gene_tensors
 from learngene.methods import method
 from learngene.shape import ViTShape
 
@@ -45,7 +44,7 @@ def vit(model: str, depth: int, classes: int = 1000) -> ViTShape:
 
 def stored(name: str, shape: ViTShape, **settings: object) -> int:
     """Parameters of the whole auxiliary model, each shared one counted once: what a gene file holds."""
-    return sum(math.prod(size) for size in gene_tensors(method(name, settings), shape).values())
+    return sum(math.prod(size) for size in method(name, settings).gene_tensors(shape).values())
 
 
 def stem(model: str, *, positions: bool = True) -> int:

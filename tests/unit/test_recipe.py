@@ -255,10 +255,37 @@ def test_a_wrong_value_is_refused_where_it_stands(override: str, message: str, t
     assert one_line(error).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("key", ["method", "ancestry", "shape", "data"])
+@pytest.mark.parametrize("key", ["method", "shape", "data"])
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(RecipeError, match=f"{key}: Field required"):
         build_recipe({k: v for k, v in CONDENSE.items() if k != key}, where="recipe")
+
+
+def test_an_ancestry_may_be_left_out_only_where_nothing_is_distilled() -> None:
+    without = {k: v for k, v in CONDENSE.items() if k != "ancestry"}
+    with pytest.raises(RecipeError, match=r"ancestry is missing: distill.alpha 1 needs a teacher"):
+        build_recipe(without, where="recipe")
+    with pytest.raises(RecipeError, match=r"ancestry is missing: distill.alpha 0.5 needs a teacher"):
+        build_recipe({**without, "distill": {"preset": "tleg-paper"}}, where="recipe")
+    bare = {**without, "settings": {}}
+    for fields in (
+        {**without, "distill": {"preset": "none"}},
+        {**bare, "method": "pre-fin"},
+        {**bare, "method": "share-init"},
+    ):
+        recipe = build_recipe(fields, where="recipe")
+        assert isinstance(recipe, CondenseRecipe)
+        assert recipe.ancestry is None
+        assert recipe.distill.alpha == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("vanilla-lg", "its gene is made by `learngene extract`"), ("scratch", "it needs no gene")],
+)
+def test_a_method_that_is_not_trained_is_refused(name: str, how: str) -> None:
+    with pytest.raises(RecipeError, match=f"method {name} is not trained: {how}"):
+        build_recipe({**CONDENSE, "method": name, "settings": {}}, where="recipe")
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "epochs 3", "train.epochs=[1", "a: b"])

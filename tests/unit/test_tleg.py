@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from learngene.errors import LearngeneError
-from learngene.genefile import gene_tensors
 from learngene.methods import method
 from learngene.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
@@ -95,7 +94,7 @@ def test_modules_that_are_not_expanded_start_fresh_at_another_depth() -> None:
 @pytest.mark.parametrize("settings", ABLATIONS, ids=str)
 def test_the_gene_holds_what_its_settings_say(settings: dict[str, Any]) -> None:
     shape, modules, first = pico_shape(), settings["modules"], settings["first_layer"]
-    names = gene_tensors(method("tleg", settings), shape).keys()
+    names = method("tleg", settings).gene_tensors(shape).keys()
     for module, params in MODULE_PARAMS.items():
         for name in params:
             assert (f"A.{name}" in names) == (f"B.{name}" in names) == (module in modules)
@@ -132,7 +131,7 @@ def test_a_fresh_gene_is_a_function_of_its_seed(seed: int) -> None:
 
 def test_the_terms_are_exact_fractions() -> None:
     """Thirds and sevenths are rounded once, at the end."""
-    layers = method("tleg").layers(pico_shape(), 7)  # type: ignore[attr-defined]
+    layers = method("tleg").layers(pico_shape(), pico_shape(depth=7))  # type: ignore[attr-defined]
     assert [dict(layer["msa"])["A"] for layer in layers] == [Fraction(i, 7) for i in range(7)]
 
 

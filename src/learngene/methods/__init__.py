@@ -1,69 +1,41 @@
 """The registry of methods: what each is called, which paper it is, and which shapes it can make.
 
-A method is a small frozen object with no tensors of its own. It says which tensors a gene of a given auxiliary
-shape holds and how the layers of any other shape follow from them. Nothing here imports torch, so that listing
-methods and planning shapes stay instant.
+Nothing here imports torch, so that listing methods and planning shapes stay instant.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 
 from learngene.errors import LearngeneError, nearest, refuse_unknown
+from learngene.methods.base import Method
+from learngene.methods.mini_init import MiniInit
+from learngene.methods.pre_fin import Distilled, PreFin
+from learngene.methods.scratch import Scratch
+from learngene.methods.share_init import ShareInit
+from learngene.methods.simple_lg import SimpleLG
 from learngene.methods.sws import SWS
 from learngene.methods.tleg import TLEG
+from learngene.methods.vanilla_lg import VanillaLG
+from learngene.methods.weight_selection import WeightSelection
+from learngene.methods.weight_subcloning import WeightSubcloning
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from learngene.shape import ViTShape
-
-
-@runtime_checkable
-class Method(Protocol):
-    """What a learngene method must say about itself. Its fields are its settings, fixed when a gene is made."""
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    paper: ClassVar[str]
-    distillation: ClassVar[str]
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """Choices that may differ at every expansion, each with a line of explanation."""
-        ...
-
-    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
-        """Raises ``ShapeError`` if no gene can be condensed at this auxiliary shape."""
-        ...
-
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
-        """Raises ``ShapeError`` if a gene with this auxiliary shape cannot make ``shape``, or an option is wrong."""
-        ...
-
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the tensors the gene holds for its layers; the ordinary parts are not listed."""
-        ...
-
-    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
-        """The start value of one such tensor before condensing."""
-        ...
-
-    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
-        """One line per layer of ``shape``: which of the gene's tensors feed it."""
-        ...
-
-    def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
-    ) -> dict[str, Tensor]:
-        """The layers of ``shape`` as a differentiable function of the gene's tensors, under timm's names."""
-        ...
-
-
-METHODS: dict[str, type[Method]] = {"tleg": TLEG, "sws": SWS}
+KINDS: tuple[type[Method], ...] = (
+    TLEG,
+    SWS,
+    SimpleLG,
+    VanillaLG,
+    ShareInit,
+    MiniInit,
+    WeightSelection,
+    WeightSubcloning,
+    PreFin,
+    Distilled,
+    Scratch,
+)
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in KINDS}
 
 
 def method(name: str, settings: Mapping[str, Any] | None = None) -> Method:

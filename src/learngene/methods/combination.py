@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from learngene.errors import ShapeError
+from learngene.methods.base import Method
 from learngene.shape import MODULE_PARAMS, ViTShape
 
 if TYPE_CHECKING:
@@ -21,6 +21,38 @@ Terms = tuple[tuple[str, Fraction], ...]
 
 LayerTerms = dict[str, Terms]
 """The terms of one layer's ``msa``, ``mlp`` and ``ln``."""
+
+
+class LayerCombination(Method):
+    """A method that writes down terms; its weights and explanations follow."""
+
+    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+        """The terms of every layer of ``shape``."""
+        raise NotImplementedError
+
+    def denominator(self, shape: ViTShape) -> int:
+        """With what fractions are written in ``describe``."""
+        return 1
+
+    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+        """The terms as text, for example ``B + 1/3 A`` or ``stage0``."""
+        return describe(self.layers(auxiliary, shape, **options), self.denominator(shape))
+
+    def layer_weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> dict[str, Tensor]:
+        """The terms, evaluated."""
+        return combine(tensors, self.layers(auxiliary, shape, **options))
+
+
+def copies(sources: Sequence[str | None]) -> list[LayerTerms]:
+    """Every layer a copy of the named one; None leaves a layer fresh."""
+    return [whole_layer((source, Fraction(1))) if source else whole_layer() for source in sources]
+
+
+def layer_tensors(names: Sequence[str], auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the tensors of whole layers called ``names``."""
+    return {f"{layer}.{name}": size for layer in names for name, size in auxiliary.layer_params().items()}
 
 
 def whole_layer(*terms: tuple[str, Fraction]) -> LayerTerms:
@@ -77,14 +109,3 @@ def _text(terms: Terms, denominator: int) -> str:
         return source if coefficient == 1 else f"{coefficient * denominator}/{denominator} {source}"
 
     return " + ".join(one(source, coefficient) for source, coefficient in terms if coefficient) or "fresh"
-
-
-def same_width(auxiliary: ViTShape, shape: ViTShape) -> None:
-    """Raises ``ShapeError`` unless ``shape`` differs from the auxiliary shape only in what needs no new layers.
-
-    Depth, classes, image size and ending may differ; heads are never reinterpreted.
-    """
-    for field in ("embed_dim", "num_heads", "mlp_ratio", "patch_size", "in_chans", "class_token"):
-        have, want = getattr(auxiliary, field), getattr(shape, field)
-        if have != want:
-            raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")

@@ -9,23 +9,18 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from learngene.errors import ShapeError, nearest, refuse_unknown
-from learngene.methods.combination import combine, describe, same_width, whole_layer
+from learngene.errors import ShapeError, nearest
+from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
 from learngene.shape import ViTShape
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 Order = str | Sequence[int]
 NAMED_ORDERS = ("front-mid-last", "front-last-mid")
 
 
 @dataclass(frozen=True)
-class SWS:
+class SWS(LayerCombination):
     """Stages of one shared layer each.
 
     Attributes:
@@ -67,23 +62,12 @@ class SWS:
 
     def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
         """Depths below the number of stages are undefined in the paper and refused."""
-        refuse_unknown(options, self.options, "sws: expansion options")
-        same_width(auxiliary, shape)
+        super().refuse(auxiliary, shape, **options)
         self.stage_of_layer(shape.depth, **options)
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """One layer per stage."""
-        return {
-            f"stage{m}.{name}": shape
-            for m in range(len(self.stages))
-            for name, shape in auxiliary.layer_params().items()
-        }
-
-    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
-        """Every stage starts as an ordinary timm layer."""
-        from learngene.initial import fresh
-
-        return fresh(name, shapes, generator)
+        return layer_tensors([f"stage{m}" for m in range(len(self.stages))], auxiliary)
 
     # -- section 3.3: initialisation strategy and order ------------------------------------------------
 
@@ -150,15 +134,6 @@ class SWS:
             raise ShapeError(f"sws: order {order} must name each of the stages 0 to {count - 1} once")
         return stages
 
-    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
-        """For example ``stage0``, ``stage0``, ``stage1`` and so on."""
-        return describe([whole_layer(term) for term in self._terms(shape, options)])
-
-    def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
-    ) -> dict[str, Tensor]:
+    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
         """Equation 1: every layer is its stage's layer."""
-        return combine(tensors, [whole_layer(term) for term in self._terms(shape, options)])
-
-    def _terms(self, shape: ViTShape, options: Mapping[str, Any]) -> list[tuple[str, Fraction]]:
-        return [(f"stage{m}", Fraction(1)) for m in self.stage_of_layer(shape.depth, **options)]
+        return copies([f"stage{m}" for m in self.stage_of_layer(shape.depth, **options)])

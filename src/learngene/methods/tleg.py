@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.errors import ShapeError, nearest, refuse_unknown
-from learngene.methods.combination import LayerTerms, combine, describe, same_width
+from learngene.errors import ShapeError, nearest
+from learngene.methods.combination import LayerCombination, LayerTerms
 from learngene.shape import MODULE_PARAMS, ViTShape
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TLEG:
+class TLEG(LayerCombination):
     """Linear expansion of two layers.
 
     Attributes:
@@ -56,11 +56,6 @@ class TLEG:
             raise ShapeError(f"tleg: first_layer counts from 1, not {self.first_layer!r}")
         object.__setattr__(self, "modules", tuple(m for m in MODULE_PARAMS if m in modules))
 
-    @property
-    def options(self) -> Mapping[str, str]:
-        """TLEG has no choice left at expansion."""
-        return {}
-
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """A needs at least two expanded layers to be used at all: its coefficient in the first is 0."""
         if auxiliary.depth < self.first_layer + 1:
@@ -71,8 +66,7 @@ class TLEG:
 
     def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
         """Any depth that has room for the ordinary layers and one expanded layer can be made."""
-        refuse_unknown(options, self.options, "tleg: expansion options")
-        same_width(auxiliary, shape)
+        super().refuse(auxiliary, shape, **options)
         if shape.depth < self.first_layer:
             raise ShapeError(
                 f"tleg: depth {shape.depth} is below {self.first_layer}, the first linearly expanded layer of this gene"
@@ -95,33 +89,25 @@ class TLEG:
 
     def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
         """As the authors' code: A and B both std 0.02, but A's norms start at 0 so that every norm starts at 1."""
-        from learngene.initial import fresh
-
-        value = fresh(name, shapes, generator)
+        value = super().initial(name, shapes, generator)
         return value.zero_() if name.startswith("A.norm") else value
 
-    def layers(self, auxiliary: ViTShape, depth: int) -> list[LayerTerms]:
-        """The terms of every layer at a depth: equation 1, with the ablations of Tables 4 and 6."""
+    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+        """Equation 1 for every layer, with the ablations of Tables 4 and 6."""
         ordinary = self.first_layer - 1
-        expanded = depth - ordinary
+        expanded = self.denominator(shape)
         terms: list[LayerTerms] = []
-        for i in range(depth):
+        for i in range(shape.depth):
             own = ((f"layer{i}", Fraction(1)),)
             if i < ordinary:
                 terms.append(dict.fromkeys(MODULE_PARAMS, own))
                 continue
             linear = (("B", Fraction(1)), ("A", Fraction(i - ordinary, expanded)))
             # Ordinary modules belong to the layers of the auxiliary model; another depth has no counterpart.
-            other = own if depth == auxiliary.depth else ()
+            other = own if shape.depth == auxiliary.depth else ()
             terms.append({m: linear if m in self.modules else other for m in MODULE_PARAMS})
         return terms
 
-    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
-        """For example ``B``, ``B + 1/3 A``, ``B + 2/3 A`` at depth 3."""
-        return describe(self.layers(auxiliary, shape.depth), shape.depth - self.first_layer + 1)
-
-    def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
-    ) -> dict[str, Tensor]:
-        """Equation 1 for every layer of ``shape``."""
-        return combine(tensors, self.layers(auxiliary, shape.depth))
+    def denominator(self, shape: ViTShape) -> int:
+        """The expanded layers, among which the coefficient counts."""
+        return shape.depth - self.first_layer + 1

@@ -94,14 +94,17 @@ class ImageSet:
         kept = [index for index in range(len(self)) if index not in gone]
         if not kept:
             raise DataError(f"{self.where}: none of its {len(self)} images can be decoded")
-        return ImageSet(
-            self.where,
-            _Picked(self.read, kept),
-            [self.names[i] for i in kept],
-            [self.labels[i] for i in kept],
-            self.class_names,
-            [self.names[i] for i in bad],
-        )
+        return self.picked(kept, corrupt=[self.names[i] for i in bad])
+
+    def picked(self, kept: Sequence[int], corrupt: Sequence[str] = ()) -> ImageSet:
+        """The set of some of its images.
+
+        Args:
+            kept: Their indices.
+            corrupt: Names of images that were left out because they cannot be decoded.
+        """
+        names, labels = [self.names[i] for i in kept], [self.labels[i] for i in kept]
+        return ImageSet(self.where, _Picked(self.read, kept), names, labels, self.class_names, list(corrupt))
 
     def fingerprint(self) -> str:
         """A short hash of the names and labels: two sets with the same hash list the same images."""
@@ -116,7 +119,7 @@ class _Picked:
     """Reads a subset; a class, not a closure, so that loader processes can receive it."""
 
     read: Callable[[int], Image.Image]
-    kept: list[int]
+    kept: Sequence[int]
 
     def __call__(self, index: int) -> Image.Image:
         return self.read(self.kept[index])

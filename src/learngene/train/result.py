@@ -60,7 +60,7 @@ def _record(
     record: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.train.seed,
-        "commit": _commit(),
+        "commit": commit(),
         "environment": environment(),
         "data": {
             "train_images": len(images[0]),
@@ -76,7 +76,7 @@ def _record(
     return record
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the source tree learngene runs from, None if it is installed from a package."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         here = Path(__file__).parent

@@ -6,7 +6,6 @@ No random generator is stored, because none carries over: every random number of
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ import torch
 import yaml
 
 from learngene.errors import LearngeneError
-from learngene.files import refuse_foreign, write_file
+from learngene.files import refuse_foreign, take_lock, write_file
 from learngene.recipe import Section, dump_recipe
 
 MARKER = "recipe.yaml"
@@ -85,7 +84,9 @@ class RunFolder:
         Raises:
             LearngeneError: If another process is running in this folder.
         """
-        self._lock = _lock(self.path)
+        self._lock = take_lock(self.path / LOCK)
+        if self._lock is None:
+            raise LearngeneError(f"{self.path} is in use by another run; wait for it to end, or choose another out")
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         write_file(self.path / MARKER, lambda temporary: temporary.write_text(self._recipe))
         write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
@@ -119,18 +120,6 @@ class RunFolder:
         """Appends one line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def _lock(path: Path) -> IO[str]:
-    """Takes the folder's lock, which the operating system gives back even if the process dies."""
-    path.mkdir(parents=True, exist_ok=True)
-    file = (path / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise LearngeneError(f"{path} is in use by another run; wait for it to end, or choose another out") from None
-    return file
 
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:

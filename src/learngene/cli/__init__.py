@@ -1,0 +1,74 @@
+"""The command line. Every command imports what it needs inside, so that those without torch answer at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from learngene._version import __version__
+from learngene.cli import experiments, genes, models  # noqa: F401 - they register their commands
+from learngene.cli.app import app
+from learngene.errors import LearngeneError
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    if version:
+        print(f"learngene {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line: exit code 0 if all went well, 2 with one line if the input was wrong."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    with _one_line(debug):
+        sys.exit(app(arguments, prog_name="learngene", standalone_mode=False))
+
+
+@contextlib.contextmanager
+def _one_line(debug: bool) -> Iterator[None]:
+    """Turns errors into one line and an exit code, unless the traceback is asked for."""
+    try:
+        yield
+    except LearngeneError as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    except BrokenPipeError:
+        # The reader went away, as `head` does; not an error, but Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if type(error).__name__ == "InterruptedRun":  # by name, because its module imports torch
+            number, where = error.args
+            _fail(f"stopped and saved at {where}; the same command continues", 128 + number)
+        if debug:
+            raise
+        if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
+            _usage(error)
+        _fail(f"{type(error).__name__}: {str(error)[:300]} (a bug; --debug shows where)", 1)
+
+
+def _usage(error: Any) -> None:
+    """Shows the help to who typed nothing, and one line to who typed something wrong."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "learngene"
+    if not sys.argv[1:]:
+        print(context.get_help() if context else "learngene --help shows the commands")
+        sys.exit(2)
+    _fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
+
+
+def _fail(text: str, code: int) -> None:
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or code == 1:
+        print(f"learngene: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,79 @@
+"""The application, and what its commands share: their arguments and how they speak."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from learngene.errors import LearngeneError
+from learngene.shape import MAX_DEPTH
+
+app = typer.Typer(
+    name="learngene",
+    help="Condense one large Vision Transformer into a small learngene; expand it into timm ViTs of any depth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double the time of --help
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+GeneFile = Annotated[Path, typer.Argument(help="gene file (.safetensors)")]
+RecipeFile = Annotated[Path, typer.Argument(help="recipe (.yaml)")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value, for example train.epochs=5")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="a choice of the method, for example order=front-last-mid"),
+]
+Data = Annotated[list[str], typer.Option(help="digits, folder, tar or timm data set name; several are one set")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def say(text: str) -> None:
+    """Prints what a training command has to say, once however many processes it runs in."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
+def amount(text: str | None) -> float | None:
+    """A count with an optional K, M or G, such as 10M or 2.5G."""
+    if text is None:
+        return None
+    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 1.0)
+    try:
+        return float(text[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        raise LearngeneError(f"'{text}' is not a number such as 10M, 2.5G or 5000") from None
+
+
+def layer_list(text: str) -> list[int]:
+    """Layers from a text such as 1-3 or 1,4."""
+    out: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            numbers = range(int(first), int(last or first) + 1)
+            if len(numbers) > MAX_DEPTH:
+                raise LearngeneError(f"--layers '{text}' names more than {MAX_DEPTH} layers")
+            out += numbers
+    except ValueError:
+        raise LearngeneError(f"--layers '{text}' is not a list such as 1-3 or 1,4") from None
+    return out
+
+
+def choices(options: list[str] | None) -> dict[str, Any]:
+    """The method's choices from ``key=value`` flags; values are JSON where they can be."""
+    out: dict[str, Any] = {}
+    for option in options or []:
+        key, sign, value = option.partition("=")
+        if not sign:
+            raise LearngeneError(f"--set '{option}' is not of the form key=value")
+        try:
+            out[key] = json.loads(value)
+        except ValueError:
+            out[key] = value
+    return out

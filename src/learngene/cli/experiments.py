@@ -1,0 +1,125 @@
+"""Commands that compare: the demo, comparisons, published claims, the report and pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from learngene.cli.app import Overrides, RecipeFile, app
+from learngene.errors import LearngeneError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="where the page, plot and results go")] = Path("demo-output"),
+    seed: Annotated[int, typer.Option(help="same seed, same table", min=0, max=2**63 - 1)] = 0,
+) -> None:
+    """Condense a digits classifier into two genes and compare ViTs of six depths, in about two minutes."""
+    from learngene.demo import run_demo
+
+    run_demo(out, seed)
+
+
+DataFolder = Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")]
+Processes = Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1, max=256)]
+
+
+@app.command()
+def compare(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    processes: Processes = 1,
+    collect: Annotated[bool, typer.Option("--collect", help="run nothing; only read what is there")] = False,
+) -> None:
+    """Compare methods at equal terms: run what is missing, then write tables and plots."""
+    from learngene.compare.recipe import CompareRecipe
+    from learngene.recipe import read_fields, validated, with_data
+
+    fields = with_data(read_fields(recipe, overrides or []), data)
+    loaded = validated(CompareRecipe, fields, str(recipe))
+    from learngene.compare.plots import save_plots
+    from learngene.compare.results import as_markdown, save_tables
+    from learngene.compare.run import compare as run_all
+    from learngene.compare.run import read_results
+
+    found = read_results(loaded) if collect else run_all(loaded, processes=processes)
+    for line in [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]:
+        print(f"learngene: {line}", file=sys.stderr)
+    if found.rows:
+        print(as_markdown(found.rows))
+        written = [*save_tables(found, loaded.out), *save_plots(found.rows, loaded.out / "plots")]
+        print(f"{len(found.rows)} cells; written: {', '.join(str(path) for path in written)}")
+    if found.missing or found.failed or found.foreign:
+        missing = f"{len(found.missing)} cells without a result, {len(found.failed)} failed jobs, "
+        raise LearngeneError(f"{loaded.out}: {missing}{len(found.foreign)} files that are no results")
+
+
+@app.command()
+def reproduce(
+    claims: Annotated[str | None, typer.Argument(help="a group such as tleg.table2; none lists them")] = None,
+    overrides: Overrides = None,
+    scale: Annotated[str, typer.Option(help="laptop, gpu or paper")] = "laptop",
+    data: DataFolder = None,
+    processes: Processes = 1,
+    cost: Annotated[bool, typer.Option("--cost", help="run nothing; say what it would take")] = False,
+) -> None:
+    """Test a group of published claims and write its verdicts; stopped ones continue with the same command."""
+    from learngene.ledger.claims import comparison_of, find_group, load_claims
+
+    if claims is None:
+        for group in load_claims().values():
+            print(f"{group.id:14s} {group.paper} {group.source}: {group.title} ({len(group.claims)} claims)")
+        print("next: learngene reproduce GROUP --scale laptop --data FOLDER")
+        return
+    group = find_group(claims)
+    recipe = comparison_of(group, scale, data, overrides or [], declared=cost)
+    if cost:
+        from learngene.ledger.cost import estimate
+
+        print(estimate(group, recipe))
+        return
+    from learngene.ledger.reproduce import reproduce as run_group
+
+    path = run_group(group, recipe, scale, processes=processes)
+    for claim in json.loads(path.read_text())["claims"]:
+        print(f"{claim['outcome']:14s} {claim['text']}")
+    print(f"{path}\nnext: learngene report")
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="folder with results/SCALE/claims/*.json")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="HTML page to write")] = Path("report/index.html"),
+    markdown: Annotated[Path, typer.Option(help="Markdown ledger to write")] = Path("docs/ledger-results.md"),
+) -> None:
+    """Build the HTML page and the Markdown ledger of all verdicts."""
+    from learngene.files import write_file
+    from learngene.ledger.claims import load_claims
+    from learngene.ledger.page import ledger_markdown, ledger_page, read_verdicts
+
+    verdicts, complaints = read_verdicts(results)
+    for line in complaints:
+        print(f"learngene: {line}", file=sys.stderr)
+    groups = load_claims()
+    ledger_page(verdicts, out, groups)
+    text = ledger_markdown(verdicts, groups)
+    write_file(markdown, lambda temporary: temporary.write_text(text))
+    print(f"{len(verdicts)} verdict files of {len(groups)} groups: {out}, {markdown}")
+
+
+@app.command()
+def picture(
+    model: Annotated[str, typer.Argument(help="descendant folder or timm name with pretrained weights")],
+    out: Annotated[Path, typer.Option(help="PNG to write")],
+    pretrained: Annotated[bool, typer.Option(help="load a timm name's pretrained weights")] = True,
+) -> None:
+    """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1)."""
+    from learngene.analysis import picture as draw
+    from learngene.ancestry import Ancestry
+
+    print(f"{out}: {draw(Ancestry(model, pretrained=pretrained).model, out)}")

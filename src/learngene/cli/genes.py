@@ -1,0 +1,207 @@
+"""Commands that make genes, look at them and expand them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from learngene.cli.app import GeneFile, Json, Options, Overrides, RecipeFile, amount, app, choices, layer_list, say
+from learngene.errors import LearngeneError, RecipeError
+
+
+@app.command()
+def condense(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
+    from learngene.recipe import CondenseRecipe, load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if not isinstance(loaded, CondenseRecipe):
+        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
+    from learngene.condensing import run
+
+    done = run(loaded)
+    say(f"{done.path}: top-1 {done.result.final.top1:.2f} % at the auxiliary shape, {done.result.updates} steps")
+    say(f"next: learngene plan {done.path}")
+
+
+@app.command()
+def extract(
+    ancestry: Annotated[str, typer.Argument(help="a trained plain ViT: timm name, folder or checkpoint file")],
+    method: Annotated[str, typer.Option(help="vanilla-lg, weight-selection, weight-subcloning, pre-fin or simple-lg")],
+    out: Annotated[Path, typer.Option(help="gene file to write (.safetensors)")],
+    data: Annotated[list[str] | None, typer.Option(help="images to rank neurons on, for weight-subcloning")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="a setting, for example last=3")] = None,
+    architecture: Annotated[str | None, typer.Option(help="timm architecture of a checkpoint file")] = None,
+    pretrained: Annotated[bool, typer.Option(help="load a timm name's pretrained weights")] = True,
+    dtype: Annotated[str, typer.Option(help="storage type: float32, bfloat16 or float16")] = "float32",
+) -> None:
+    """Turn a trained ViT into a gene file as it is, without training."""
+    from learngene.ancestry import Ancestry
+    from learngene.condensing import refuse_foreign_gene
+    from learngene.extracting import extract as make_gene
+
+    refuse_foreign_gene(out)
+    teacher = Ancestry(ancestry, architecture=architecture, pretrained=pretrained)
+    gene = make_gene(teacher, method=method, settings=choices(settings), data=data or None)
+    gene.save(out, dtype=dtype)
+    stored = sum(parameter.numel() for parameter in gene.parameters())
+    print(f"{out}: {method}, {stored / 1e6:.3f} M parameters, {out.stat().st_size / 1e6:.2f} MB")
+    print(f"next: learngene plan {out}")
+
+
+@app.command()
+def plan(
+    gene: GeneFile,
+    max_params: Annotated[str | None, typer.Option(help="parameters, for example 10M")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="multiply-adds of one image, for example 2G")] = None,
+    max_latency: Annotated[float | None, typer.Option(help="milliseconds per forward pass on this machine")] = None,
+    batch_size: Annotated[int, typer.Option(help="images per pass for the latency")] = 1,
+    device: Annotated[str, typer.Option(help="where the latency is measured: cpu or cuda")] = "cpu",
+    num_classes: Annotated[int | None, typer.Option(help="classes of the task")] = None,
+    img_size: Annotated[int | None, typer.Option(help="image side of the task in pixels")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="show which gene layer feeds which layer")] = False,
+    options: Options = None,
+    as_json: Json = False,
+) -> None:
+    """List the shapes of a gene that fit a budget, best first. Limits combine."""
+    from learngene.budget import Budget
+    from learngene.budget import plan as make_plan
+    from learngene.genefile import read_header
+
+    budget = Budget(amount(max_params), amount(max_macs), max_latency, batch_size, device)
+    found = make_plan(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
+    if as_json:
+        rows = [{**vars(c), "shape": c.shape.to_dict()} for c in found]
+        print(json.dumps(rows, indent=2))
+    elif not found:
+        raise LearngeneError(f"{gene}: no shape fits this budget; the smallest is shown by `learngene plan {gene}`")
+    else:
+        widths = {c.shape.embed_dim for c in found}
+        for c in found:
+            time = f"  {c.latency:8.2f} ms" if c.latency is not None else ""
+            beyond = "  deeper than the auxiliary model" if c.beyond_auxiliary else ""
+            width = f"  width {c.shape.embed_dim:4d}" if len(widths) > 1 else ""
+            size = f"{c.params / 1e6:9.3f} M params  {c.macs / 1e9:9.4f} G macs"
+            print(f"depth {c.shape.depth:3d}{width}  {size}{time}{beyond}")
+            if explain:
+                for number, line in enumerate(c.layers, start=1):
+                    print(f"    layer {number:2d}: {line}")
+        best, own = found[0].shape, read_header(gene).shape
+        task: dict[str, int | None] = {"--num-classes": num_classes, "--img-size": img_size}
+        if best.embed_dim != own.embed_dim:
+            task |= {"--embed-dim": best.embed_dim, "--num-heads": best.num_heads}
+        flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
+        flags += [f"--set {option}" for option in options or []]
+        print(" ".join(["next: learngene expand", str(gene), f"--depth {best.depth}", *flags, "--out DIR"]))
+
+
+@app.command()
+def expand(
+    gene: GeneFile,
+    out: Annotated[Path, typer.Option(help="descendant folder to write")],
+    depth: Annotated[int | None, typer.Option(help="layers; the auxiliary depth by default")] = None,
+    embed_dim: Annotated[int | None, typer.Option(help="width, for methods that can change it")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="heads; by default as many as keep their width")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="classes; a new head if they differ")] = None,
+    img_size: Annotated[int | None, typer.Option(help="image side; position embeddings are resampled")] = None,
+    ending: Annotated[str | None, typer.Option(help="aligned (norm, pool) or official (pool, norm)")] = None,
+    layers: Annotated[str | None, typer.Option(help="fill only these layers, for example 1-3 or 1,4")] = None,
+    modules: Annotated[str | None, typer.Option(help="fill only these modules, for example msa,mlp")] = None,
+    seed: Annotated[int, typer.Option(help="of whatever starts fresh", min=0, max=2**63 - 1)] = 0,
+    verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
+    options: Options = None,
+) -> None:
+    """Make a timm model of any depth from a gene and write it as a descendant folder."""
+    import time
+
+    import timm.models.vision_transformer  # noqa: F401 - loaded here so that its import is not timed below
+
+    from learngene.descendant import save_descendant
+    from learngene.gene import Learngene
+
+    start = time.perf_counter()
+    loaded = Learngene.load(gene, verify_content=verify)
+    if embed_dim is not None and num_heads is None:
+        num_heads = max(1, embed_dim // loaded.shape.head_dim)
+    changes: dict[str, Any] = {"depth": depth, "embed_dim": embed_dim, "num_heads": num_heads}
+    changes |= {"num_classes": num_classes, "img_size": img_size, "ending": ending}
+    shape = loaded.shape.replace(**{key: value for key, value in changes.items() if value is not None})
+    model = loaded.expand(
+        shape,
+        layers=layer_list(layers) if layers else None,
+        modules=modules.split(",") if modules else None,
+        seed=seed,
+        **choices(options),
+    )
+    seconds = time.perf_counter() - start
+    save_descendant(model, out)
+    print(f"{out}: {shape}, {shape.params() / 1e6:.3f} M params, expanded in {seconds:.3f} s")
+    if fresh := model.learngene["fresh"]:
+        print(f"{len(fresh)} tensors start fresh, the first is {fresh[0]}")
+    print(f"next: learngene finetune --model {out} --data DATA --out RUN   (or: learngene eval {out} --data DATA)")
+
+
+@app.command()
+def info(
+    gene: GeneFile,
+    verify: Annotated[bool, typer.Option("--verify", help="check every byte")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a gene file is and where it comes from."""
+    from learngene.genefile import read_header
+    from learngene.genefile import verify as verify_content
+
+    header = read_header(gene)
+    if verify:
+        verify_content(header)
+    if as_json:
+        print(json.dumps({**header.metadata, "stored_params": header.stored_params}, indent=2))
+        return
+    meta = header.metadata
+    ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
+    rows = {
+        "method": f"{header.method.title} ({header.method.paper})",
+        "settings": ", ".join(f"{key}={value}" for key, value in meta["settings"].items()),
+        "auxiliary shape": str(header.shape),
+        "stored": f"{header.stored_params / 1e6:.3f} M parameters, {header.file_bytes / 1e6:.2f} MB",
+        "ancestry": f"{ancestry['name']} {ancestry.get('tag', '')} sha256 {ancestry.get('sha256', '?')[:12]}"
+        if ancestry.get("name")
+        else "none",
+        "data": ", ".join(meta.get("data", {}).get("source", [])) or "none",
+        "classes": f"{header.shape.num_classes}",
+        "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
+        "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",
+        "digest": f"{meta['digest']}{' (verified)' if verify else ''}",
+    }
+    for key, value in rows.items():
+        print(f"{key:16s} {value}")
+    print(f"next: learngene plan {gene} --max-params 10M")
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Check everything about a recipe that can be known before the first step."""
+    from learngene.check import check_recipe
+    from learngene.recipe import load_recipe
+
+    for line in check_recipe(load_recipe(recipe, overrides or [])):
+        print(line)
+    print(f"next: learngene {load_recipe(recipe, overrides or []).kind} {' '.join([str(recipe), *(overrides or [])])}")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods with their settings and choices."""
+    from learngene.methods import METHODS, default_settings, method
+
+    for name, kind in METHODS.items():
+        print(f"{name}  {kind.title} ({kind.paper})")
+        for setting, default in default_settings(kind).items():
+            print(f"    settings.{setting} = {default!r}")
+        for option, text in method(name).options.items():
+            print(f"    --set {option}=...  {text}")
+        makes = " or ".join(f"learngene {origin}" for origin in kind.origins) or "none needed"
+        print(f"    gene: {makes}")

@@ -1,0 +1,309 @@
+"""What a comparison consists of: ancestries to train, genes to make, cells to measure, each known by its content.
+
+Nothing here trains. A job's key is a hash of everything that decides its result, so that two comparisons which
+need the same gene, or the same cell, share one file, and a cell that is there is never run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from learngene.compare.recipe import HOME, CompareRecipe, ContenderSpec, ModelSpec
+from learngene.methods import Method, method
+from learngene.recipe import AncestrySpec, CondenseRecipe, DataSpec, Train, build_recipe, merge, validated
+from learngene.shape import ViTShape
+
+KEY_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class AncestryJob:
+    """An ancestry model: trained on the home task if its source is not there already.
+
+    Attributes:
+        name: What the recipe calls it.
+        spec: Its entry.
+        shape: Of a plain ViT that is trained here.
+        train: How it is trained.
+        data: The home task.
+        folder: Where it is kept.
+    """
+
+    name: str
+    spec: ModelSpec
+    shape: ViTShape | None
+    train: Train
+    data: DataSpec
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """The trained model's folder."""
+        return self.folder / "descendant"
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.spec.source is not None or (self.path / "learngene.json").exists()
+
+    def source(self) -> AncestrySpec:
+        """How to load it once it is there."""
+        if self.spec.source is None:
+            return AncestrySpec(source=str(self.path))
+        return AncestrySpec(
+            source=self.spec.source, architecture=self.spec.architecture, model_args=self.spec.model_args
+        )
+
+
+@dataclass(frozen=True)
+class GeneJob:
+    """A gene: condensed by a recipe, or extracted from its ancestry.
+
+    Attributes:
+        name: What to call it while it is made.
+        method: The method with its settings.
+        shape: The auxiliary shape; an extracted gene has its ancestry's.
+        ancestry: Teacher or origin.
+        recipe: How it is condensed; None for one that is extracted.
+        data: The home task, on which an extracted gene may rank neurons.
+        path: The gene file.
+    """
+
+    name: str
+    method: Method
+    shape: ViTShape
+    ancestry: AncestryJob | None
+    recipe: CondenseRecipe | None
+    data: DataSpec
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether the gene file is there."""
+        return self.path.exists()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One descendant, measured: a contender at a shape on a task, with a budget and a seed.
+
+    Attributes:
+        contender: Name of the contender.
+        shape_name: Name of the shape.
+        task: Name of the task.
+        budget: Name of the budget.
+        seed: Of the gene, of what starts fresh and of the tuning.
+        spec: The contender.
+        method: Its method with its settings.
+        gene: What it starts from; None for scratch.
+        shape: The descendant's shape.
+        data: The task.
+        train: The tuning; None scores the descendant as it is.
+        key: Hash of everything that decides the result.
+        path: The result file.
+    """
+
+    contender: str
+    shape_name: str
+    task: str
+    budget: str
+    seed: int
+    spec: ContenderSpec
+    method: Method
+    gene: GeneJob | None
+    shape: ViTShape
+    data: DataSpec
+    train: Train | None
+    key: str
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether a result is there; ``results.read_cell`` says whether it is a good one."""
+        return self.path.exists()
+
+    def __str__(self) -> str:
+        return f"{self.contender} {self.shape_name} {self.task} {self.budget} seed {self.seed}"
+
+
+Job = AncestryJob | GeneJob | Cell
+
+
+@dataclass
+class Comparison:
+    """All jobs of a recipe.
+
+    Attributes:
+        recipe: The recipe.
+        ancestries: By name, those that any cell needs.
+        genes: In the order they are needed.
+        cells: Every combination of contender, shape, task, budget and seed.
+        num_classes: Classes of every task that is run, and of the home task.
+    """
+
+    recipe: CompareRecipe
+    num_classes: Mapping[str, int]
+    ancestries: dict[str, AncestryJob] = field(default_factory=dict)
+    genes: list[GeneJob] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+
+    def jobs(self) -> list[Job]:
+        """Everything there is to do, what others need first."""
+        return [*self.ancestries.values(), *self.genes, *self.cells]
+
+    def task_data(self, task: str) -> DataSpec:
+        """The data section of a task."""
+        return self.recipe.data if task == HOME else self.recipe.tasks[task]
+
+
+def lay_out(recipe: CompareRecipe, num_classes: Mapping[str, int], train_images: Mapping[str, int]) -> Comparison:
+    """Makes all jobs of a recipe, with their keys.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Classes of every task.
+        train_images: Training images of every task, from which equal costs are computed.
+
+    Raises:
+        LearngeneError: If a contender's gene cannot be described: the first fault.
+    """
+    from learngene.compare.cost import equal_epochs
+
+    out = Comparison(recipe, num_classes)
+    genes: dict[Path, GeneJob] = {}
+    for name in recipe.chosen("contenders"):
+        spec = recipe.contenders[name]
+        ancestry = _ancestry(out, spec.ancestry) if spec.ancestry else None
+        for shape_name in recipe.chosen("shapes"):
+            for seed in recipe.run.seeds:
+                gene = _gene(out, name, spec, shape_name, ancestry, seed)
+                if gene is not None:
+                    gene = genes.setdefault(gene.path, gene)
+                for task in recipe.chosen("tasks"):
+                    for budget in recipe.chosen("budgets"):
+                        out.cells.append(_cell(out, name, shape_name, task, budget, seed, gene, None))
+    out.genes = list(genes.values())
+    equal = [budget for budget in recipe.chosen("budgets") if recipe.budgets[budget].cost_of]
+    if equal:
+        epochs = equal_epochs(out, train_images)
+        out.cells = [
+            _cell(out, c.contender, c.shape_name, c.task, c.budget, c.seed, c.gene, epochs[c])
+            if c.budget in equal
+            else c
+            for c in out.cells
+        ]
+    return out
+
+
+def _ancestry(out: Comparison, name: str) -> AncestryJob:
+    recipe = out.recipe
+    if name not in out.ancestries:
+        spec = recipe.ancestries[name]
+        shape = None
+        if spec.shape is not None:
+            shape = ViTShape.from_dict({**recipe.shape, **spec.shape, "num_classes": out.num_classes[HOME]})
+        train = changed(recipe.condense, spec.train)
+        content = [_content(spec), shape.to_dict() if shape else None, _content(train), _content(recipe.data)]
+        folder = recipe.store / f"ancestry-{name}-{hashed(content)}"
+        out.ancestries[name] = AncestryJob(name, spec, shape, train, recipe.data, folder)
+    return out.ancestries[name]
+
+
+def _gene(
+    out: Comparison, name: str, spec: ContenderSpec, shape_name: str, ancestry: AncestryJob | None, seed: int
+) -> GeneJob | None:
+    recipe, kind = out.recipe, method(spec.method, spec.settings)
+    if not kind.origins:
+        return None
+    fields = {**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[HOME]}
+    if spec.each:
+        fields |= recipe.shapes[shape_name]
+    if not spec.trained:
+        assert ancestry is not None
+        shape = ancestry.shape or ViTShape.from_dict(fields)
+        key = hashed([spec.method, spec.settings, ancestry.folder.name])
+        path = recipe.store / f"{spec.method}-{key}.safetensors"
+        return GeneJob(spec.method, kind, shape, ancestry, None, recipe.data, path)
+    shape = ViTShape.from_dict(fields)
+    train = changed(recipe.condense, {**spec.train, "seed": seed})
+    given: dict[str, Any] = {
+        "kind": "condense",
+        "method": spec.method,
+        "settings": spec.settings,
+        "shape": shape,
+        "data": recipe.data,
+        "train": train,
+    }
+    if spec.distill is not None:
+        given["distill"] = spec.distill
+    if ancestry is not None:
+        given["ancestry"] = ancestry.source()
+    condense = build_recipe(given, where=f"contenders.{name}")
+    assert isinstance(condense, CondenseRecipe)
+    teacher = ancestry.folder.name if ancestry and condense.distill.alpha > 0 else None
+    content = [spec.method, spec.settings, shape.to_dict(), _content(recipe.data), _content(train)]
+    label = f"{spec.method}-d{shape.depth}-s{seed}-{hashed([*content, _content(condense.distill), teacher])}"
+    condense = condense.model_copy(update={"out": recipe.store / label})
+    if teacher is None:
+        condense, ancestry = condense.model_copy(update={"ancestry": None}), None
+    title, path = f"{spec.method} d{shape.depth} seed {seed}", recipe.store / f"{label}.safetensors"
+    return GeneJob(title, kind, shape, ancestry, condense, recipe.data, path)
+
+
+def _cell(
+    out: Comparison,
+    contender: str,
+    shape_name: str,
+    task: str,
+    budget: str,
+    seed: int,
+    gene: GeneJob | None,
+    epochs: int | None,
+) -> Cell:
+    recipe = out.recipe
+    spec, data = recipe.contenders[contender], out.task_data(task)
+    shape = ViTShape.from_dict({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
+    if epochs is None:
+        epochs = round(recipe.budgets[budget].epochs * spec.times)
+    train = changed(recipe.tune, {**spec.tune, "epochs": epochs, "seed": seed}) if epochs else None
+    content = [
+        [spec.method, spec.settings, spec.options, spec.layers, spec.modules],
+        gene.path.name.rpartition("-")[2] if gene else None,
+        [shape.to_dict(), seed, _content(data), _content(train) if train else None],
+    ]
+    key = hashed(content)
+    width = f"d{shape.depth}w{shape.embed_dim}"
+    path = recipe.out / "cells" / f"{spec.method}-{width}-{data_name(data)}-e{epochs}-s{seed}-{key}.json"
+    kind = method(spec.method, spec.settings)
+    return Cell(contender, shape_name, task, budget, seed, spec, kind, gene, shape, data, train, key, path)
+
+
+def changed(train: Train, changes: Mapping[str, Any]) -> Train:
+    """A train section with some fields changed, validated again."""
+    return validated(Train, merge(train.model_dump(exclude_unset=True), changes), "train")
+
+
+def data_name(data: DataSpec) -> str:
+    """A short name of a data section: its source's file name."""
+    return Path(data.sources[0]).name.split(".")[0]
+
+
+def hashed(content: Any) -> str:
+    """A short hash of plain values."""
+    text = json.dumps(content, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _content(section: DataSpec | Train | ModelSpec | Any) -> dict[str, Any]:
+    """What a section says about results: not where files lie, nor how many processes read them."""
+    values: dict[str, Any] = section.model_dump(mode="json")
+    for name in ("root", "download", "workers", "save_every", "micro_batch", "compile"):
+        values.pop(name, None)
+    if isinstance(section, DataSpec):
+        values["source"] = [Path(source).name for source in section.sources]
+    return values

@@ -1,0 +1,150 @@
+"""What a descendant costs in all: its tuning, and its share of the gene and of the ancestry that was trained for it.
+
+Costs are multiply-adds: a training step is three forward passes (forward, and twice as much backward), a teacher's
+look at a batch is one. Gene and ancestry are paid once and shared by the descendants of a contender, so that the
+cost of one falls with the number of sizes and tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob
+from learngene.compare.recipe import HOME
+from learngene.errors import LearngeneError
+from learngene.recipe import Train
+
+TRAINING = 3
+"""Forward passes that a training step costs."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds behind one descendant.
+
+    Attributes:
+        tune: Its own tuning.
+        gene: Making the gene, all of it.
+        ancestry: Training the ancestry, all of it; 0 if it was there, or nothing came from it.
+        gene_shared_by: Descendants that use this gene.
+        ancestry_shared_by: Descendants of the contender.
+    """
+
+    tune: int
+    gene: int
+    ancestry: int
+    gene_shared_by: int
+    ancestry_shared_by: int
+
+    @property
+    def total(self) -> float:
+        """What one descendant costs, shares included."""
+        return self.tune + self.shared
+
+    @property
+    def shared(self) -> float:
+        """The shares of gene and ancestry."""
+        return self.gene / self.gene_shared_by + self.ancestry / self.ancestry_shared_by
+
+
+def images_seen(train: Train, count: int) -> int:
+    """Training images over all epochs, in whole batches."""
+    return train.epochs * (count // train.batch_size) * train.batch_size
+
+
+def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int]) -> Cost:
+    """The cost of a cell's descendant within a comparison.
+
+    Args:
+        cell: The cell.
+        comparison: All cells, among which gene and ancestry are shared.
+        train_images: Training images by task.
+    """
+    tune = images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.shape.macs() if cell.train else 0
+    gene, ancestry = cell.gene, cell.gene.ancestry if cell.gene else None
+    sharing, all_of_it = _sharing(comparison)
+    return Cost(
+        tune=tune,
+        gene=gene_macs(gene, train_images[HOME]) if gene else 0,
+        ancestry=ancestry_macs(ancestry, train_images[HOME]) if ancestry else 0,
+        gene_shared_by=sharing.get((cell.contender, str(gene.path)), 1) if gene else 1,
+        ancestry_shared_by=all_of_it[cell.contender],
+    )
+
+
+def gene_macs(gene: GeneJob, home_images: int) -> int:
+    """Multiply-adds of condensing a gene: the auxiliary model's training and the teacher's forward passes."""
+    if gene.recipe is None:
+        return 0
+    teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
+    return images_seen(gene.recipe.train, home_images) * (TRAINING * gene.shape.macs() + teacher)
+
+
+def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:
+    """Multiply-adds of training an ancestry here; 0 for one that was loaded, whose cost nobody recorded."""
+    if ancestry.spec.source is not None:
+        return 0
+    return images_seen(ancestry.train, home_images) * TRAINING * ancestry_forward_macs(ancestry)
+
+
+def ancestry_forward_macs(ancestry: AncestryJob) -> int:
+    """Multiply-adds of one image through an ancestry."""
+    if ancestry.shape is not None:
+        return ancestry.shape.macs()
+    source = ancestry.spec.architecture or ancestry.spec.source or ""
+    return _counted_macs(source, tuple(sorted(ancestry.spec.model_args.items())), ancestry.data.img_size)
+
+
+@functools.cache
+def _counted_macs(source: str, arguments: tuple[tuple[str, Any], ...], img_size: int | None) -> int:
+    from learngene.ancestry import Ancestry
+    from learngene.measure import multiply_adds
+
+    ancestry = Ancestry(source, model_args=dict(arguments), pretrained=False)
+    chans, size, _ = ancestry.preprocessing["input_size"]
+    return multiply_adds(ancestry.model, chans, img_size or size)
+
+
+def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dict[Cell, int]:
+    """Epochs of tuning that give every contender the total cost of one of them.
+
+    Args:
+        comparison: Cells whose budgets name a contender to be equal to; that contender's cells are right already.
+        train_images: Training images by task.
+
+    Raises:
+        LearngeneError: If a contender's gene alone costs more than that; all of them are named.
+    """
+    reference = {(c.contender, c.shape_name, c.task, c.budget, c.seed): c for c in comparison.cells}
+    out: dict[Cell, int] = {}
+    faults: dict[str, None] = {}
+    for cell in comparison.cells:
+        model = comparison.recipe.budgets[cell.budget].cost_of
+        if model is None:
+            continue
+        other = reference.get((model, cell.shape_name, cell.task, cell.budget, cell.seed))
+        if other is None:
+            raise LearngeneError(f"budgets.{cell.budget}.cost_of: contender '{model}' is not among those that are run")
+        train = comparison.recipe.tune
+        per_epoch = (train_images[cell.task] // train.batch_size) * train.batch_size * TRAINING * cell.shape.macs()
+        left = cost_of(other, comparison, train_images).total - cost_of(cell, comparison, train_images).shared
+        if left < 0:
+            faults[f"{cell.contender} at {cell.shape_name} costs more than {model} before any tuning"] = None
+        out[cell] = int(other.train.epochs if cell is other and other.train else left // per_epoch)
+    if faults:
+        raise LearngeneError("budgets: no equal cost is possible: " + "; ".join(faults))
+    return out
+
+
+def _sharing(comparison: Comparison) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+    """How many descendants use each gene of a contender, and how many each contender makes in all."""
+    users: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    made: dict[str, set[tuple[str, str]]] = {}
+    for cell in comparison.cells:
+        made.setdefault(cell.contender, set()).add((cell.task, cell.shape_name))
+        if cell.gene:
+            users.setdefault((cell.contender, str(cell.gene.path)), set()).add((cell.task, cell.shape_name))
+    return {key: len(value) for key, value in users.items()}, {key: len(value) for key, value in made.items()}

@@ -1,0 +1,163 @@
+"""The recipe of a comparison: named tasks, shapes, contenders and budgets, and which of them to run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from learngene.errors import RecipeError, nearest
+from learngene.methods import method
+from learngene.recipe import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge
+
+HOME = "home"
+"""The task on which genes are condensed and ancestries trained; every comparison has it."""
+
+
+class ModelSpec(Section):
+    """An ancestry model: loaded as it is, or trained on the home task before anything else."""
+
+    source: str | None = Field(None, description="timm name with pretrained weights, folder or checkpoint file")
+    architecture: str | None = Field(None, description="timm architecture: trained here, or that of a checkpoint file")
+    model_args: dict[str, Any] = Field({}, description="arguments for timm.create_model")
+    shape: ShapeChanges | None = Field(None, description="a plain ViT to train here: what differs from `shape`")
+    train: dict[str, Any] = Field({}, description="how it is trained here: what differs from `condense`")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSpec:
+        if self.source is None and (self.architecture is None) == (self.shape is None):
+            raise RecipeError("ancestry: give source (a trained model), or architecture or shape (trained here)")
+        return self
+
+
+class ContenderSpec(Section):
+    """One way to initialise models, with what it needs."""
+
+    method: str = Field(description="see `learngene methods`")
+    settings: dict[str, Any] = Field({}, description="the method's settings")
+    ancestry: str | None = Field(None, description="name of the teacher, or of the model a gene is extracted from")
+    auxiliary: ShapeChanges = Field({}, description="the auxiliary shape: what differs from `shape`")
+    each: bool = Field(False, description="one gene per shape, trained at that shape, as pre-fin and distilled are")
+    train: dict[str, Any] = Field({}, description="how the gene is trained: what differs from `condense`")
+    distill: dict[str, Any] | None = Field(None, description="a distill section; the method's own by default")
+    options: dict[str, Any] = Field({}, description="the method's choices at expansion")
+    layers: list[Positive] | None = Field(None, description="fill only these layers, counted from 1 (TLEG Table 5)")
+    modules: list[str] | None = Field(None, description="fill only these of msa, mlp, ln (TLEG Table 4)")
+    tune: dict[str, Any] = Field({}, description="how its descendants are tuned: what differs from `tune`")
+    times: float = Field(1.0, gt=0, description="its epochs of tuning over those of the budget")
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> ContenderSpec:
+        kind = method(self.method, self.settings)
+        if self.each and "condense" not in kind.origins:
+            raise RecipeError(f"each: a gene per shape needs a method that is trained, which {self.method} is not")
+        if kind.origins and not self.trained and self.ancestry is None:
+            raise RecipeError(f"ancestry is missing: {self.method} is taken from a trained model; name one")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether its gene is condensed here; one that can also be extracted is, if it has a shape of its own."""
+        origins = method(self.method, self.settings).origins
+        return "condense" in origins and bool(self.each or self.auxiliary or "extract" not in origins)
+
+
+class BudgetSpec(Section):
+    """How long descendants are tuned."""
+
+    epochs: int = Field(ge=0, description="passes over the task's images; 0 scores descendants as they are")
+    cost_of: str | None = Field(
+        None,
+        description="a contender: all others get the epochs that make their total cost equal to this one's, with gene "
+        "and pretraining shared over the descendants",
+    )
+
+
+class Run(Section):
+    """Which of the named entries to run; all of them by default."""
+
+    tasks: list[str] | None = None
+    shapes: list[str] | None = None
+    contenders: list[str] | None = None
+    budgets: list[str] | None = None
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="every cell is run with each")
+
+
+class TaskSize(Section):
+    """How large a task is, declared so that costs are known without its data."""
+
+    images: Positive = Field(description="training images")
+    classes: Positive
+
+
+class CompareRecipe(Section):
+    """Everything a comparison needs."""
+
+    kind: Literal["compare"] = "compare"
+    out: Path = Field(Path("results/compare"), description="results: one JSON per cell, tables and plots")
+    store: Path = Field(Path("runs/store"), description="what is trained on the way: ancestries and genes")
+    data: DataSpec = Field(description="the home task, on which genes are condensed and ancestries trained")
+    tasks: dict[str, DataSpec] = Field({}, description="other tasks by name")
+    ancestries: dict[str, ModelSpec] = Field({}, description="teachers and models to extract from, by name")
+    shape: ShapeChanges = Field({}, description="what all shapes have in common")
+    shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")
+    contenders: dict[str, ContenderSpec]
+    condense: Train = Field(Train(), description="how genes and ancestries are trained")
+    tune: Train = Field(Train(), description="how descendants are tuned; the budget says how long")
+    budgets: dict[str, BudgetSpec]
+    run: Run = Run()
+    sizes: dict[str, TaskSize] | None = Field(None, description="of every task, to know costs without the data")
+    keep_runs: bool = Field(False, description="save the state of every cell each epoch; worth it if cells take hours")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _contenders_extend(cls, given: Any) -> Any:
+        """Resolves ``extends: other``: a contender that differs from another in what it says."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("contenders"), Mapping):
+            return given
+        contenders = given["contenders"]
+        return {**given, "contenders": {name: _extended(name, contenders, ()) for name in contenders}}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> CompareRecipe:
+        if HOME in self.tasks:
+            raise RecipeError(f"tasks: '{HOME}' is the task of `data`; give this one another name")
+        for field in ("tasks", "shapes", "contenders", "budgets"):
+            for name in getattr(self.run, field) or ():
+                _refuse_undefined(
+                    f"run.{field}", name, {HOME, *self.tasks} if field == "tasks" else getattr(self, field)
+                )
+        for name, contender in self.contenders.items():
+            if contender.ancestry is not None:
+                _refuse_undefined(f"contenders.{name}.ancestry", contender.ancestry, self.ancestries)
+        for name, budget in self.budgets.items():
+            if budget.cost_of is not None:
+                _refuse_undefined(f"budgets.{name}.cost_of", budget.cost_of, self.contenders)
+        if len(set(self.run.seeds)) < len(self.run.seeds):
+            raise RecipeError(f"run.seeds: {self.run.seeds} names a seed twice")
+        return self
+
+    def chosen(self, field: Literal["tasks", "shapes", "contenders", "budgets"]) -> list[str]:
+        """The names of one kind that are run, in the recipe's order."""
+        known = [HOME, *self.tasks] if field == "tasks" else list(getattr(self, field))
+        return list(getattr(self.run, field) or known)
+
+
+def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -> Any:
+    spec = contenders[name]
+    if not isinstance(spec, Mapping) or "extends" not in spec:
+        return spec
+    other = spec["extends"]
+    if not isinstance(other, str) or other not in contenders:
+        raise RecipeError(f"contenders.{name}.extends: no '{other}' is defined{nearest(str(other), contenders)}")
+    if other in (*seen, name):
+        raise RecipeError(f"contenders.{name}.extends: '{other}' extends itself")
+    own = {key: value for key, value in spec.items() if key != "extends"}
+    return merge(_extended(other, contenders, (*seen, name)), own)
+
+
+def _refuse_undefined(where: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise RecipeError(f"{where}: no '{name}' is defined{nearest(name, known)}")

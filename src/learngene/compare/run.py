@@ -1,0 +1,318 @@
+"""Running a comparison: whatever is missing, in any number of processes, none of it twice."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learngene.analysis import layer_state, linearity
+from learngene.ancestry import Ancestry
+from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Job, lay_out
+from learngene.compare.recipe import HOME, CompareRecipe
+from learngene.compare.results import Collected, collect, write_cell
+from learngene.condensing import run as run_condense
+from learngene.errors import LearngeneError, TrainingDivergedError
+from learngene.extracting import extract
+from learngene.files import take_lock
+from learngene.finetuning import evaluate, scratch, train_model
+from learngene.gene import Learngene
+from learngene.measure import environment
+from learngene.recipe import DataSpec, FinetuneRecipe
+from learngene.train.batches import refuse_too_few
+from learngene.train.images import ImageSet, open_data
+from learngene.train.loop import InterruptedRun
+from learngene.train.result import commit
+
+POLL_SECONDS = 0.5
+"""How long a process waits when others are doing all that can be done."""
+
+Images = tuple[ImageSet, ImageSet]
+
+
+@dataclass
+class Opened:
+    """The images of every task of a comparison, opened once per process."""
+
+    recipe: CompareRecipe
+    sets: dict[str, Images] = field(default_factory=dict)
+
+    def __getitem__(self, task: str) -> Images:
+        if task not in self.sets:
+            self.sets[task] = open_data(self.recipe.data if task == HOME else self.recipe.tasks[task])
+        return self.sets[task]
+
+
+def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
+    """Opens all tasks, lays out all jobs and checks that every one of them can be run.
+
+    Returns:
+        The comparison, the number of training images of every task, and the images.
+
+    Raises:
+        LearngeneError: One line per cell, gene or task that cannot be run.
+    """
+    opened = Opened(recipe)
+    faults: dict[str, None] = {}
+    for task in {HOME: None, **dict.fromkeys(recipe.chosen("tasks"))}:
+        try:
+            train = opened[task][0]
+            refuse_too_few(train, recipe.condense if task == HOME else recipe.tune)
+        except LearngeneError as error:
+            faults[f"task {task}: {error}"] = None
+    if faults:
+        raise LearngeneError("\n".join(faults))
+    sizes = {task: len(images[0]) for task, images in opened.sets.items()}
+    classes = {task: len(images[0].class_names) for task, images in opened.sets.items()}
+    comparison = lay_out(recipe, classes, sizes)
+    for gene in comparison.genes:
+        if gene.recipe is None and gene.ancestry and not gene.ancestry.spec.source and gene.ancestry.shape is None:
+            faults[f"{gene.name}: layers can only be taken from a plain ViT, and {gene.ancestry.name} is trained as "
+                   f"{gene.ancestry.spec.architecture}"] = None  # fmt: skip
+    for cell in comparison.cells:
+        try:
+            if cell.gene is None:
+                continue
+            cell.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
+        except LearngeneError as error:
+            faults[f"{cell.contender} at {cell.shape_name}: {error}"] = None
+    if faults:
+        raise LearngeneError("\n".join(faults))
+    return comparison, sizes, opened
+
+
+def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], None] = print) -> Collected:
+    """Runs what is missing of a comparison and reads all its results.
+
+    Args:
+        recipe: The comparison. Any number of processes, on one or several machines with a common folder, may run it
+            at the same time.
+        processes: Started here. With several on a CPU, each gets one thread.
+        say: Told of every finished job.
+
+    Raises:
+        LearngeneError: If a cell cannot be run: before the first one starts, and naming all of them.
+    """
+    comparison, sizes, opened = prepare(recipe)
+    if processes > 1:
+        _spread(recipe, processes)
+        failed: dict[str, str] = {}
+        # Nothing is left to do but what failed in every process; doing it here says why.
+    else:
+        failed = {}
+    for _ in _jobs_done(comparison, opened, failed, say):
+        pass
+    out = collect(comparison, sizes)
+    out.failed |= failed
+    return out
+
+
+def _spread(recipe: CompareRecipe, processes: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_worker, args=(recipe.model_dump_json(), number, processes))
+        for number in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.join()
+        raise
+
+
+def _worker(recipe: str, number: int, processes: int) -> None:
+    """One process of several: its own accelerator if there are enough, else its share of the threads."""
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if count:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % count)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    comparison, _, opened = prepare(CompareRecipe.model_validate_json(recipe))
+    try:
+        for _ in _jobs_done(comparison, opened, {}, print):
+            pass
+    except (InterruptedRun, KeyboardInterrupt):
+        return  # the parent says that it stopped
+
+
+def _jobs_done(
+    comparison: Comparison, opened: Opened, failed: dict[str, str], say: Callable[[str], None]
+) -> Iterator[Job]:
+    """Does every job that nobody else has done or is doing, and waits for those; yields what it did."""
+    pending: list[Job] = [job for job in comparison.jobs() if not job.done]
+    lost: set[Path] = set()
+    while pending:
+        progress = False
+        for job in list(pending):
+            needed = _needs(job)
+            if any(other.path in lost for other in needed):
+                lost.add(job.path)
+                pending.remove(job)
+                progress = True
+            elif job.done:
+                pending.remove(job)
+                progress = True
+            elif all(other.done for other in needed):
+                lock = take_lock(comparison.recipe.store / "locks" / f"{job.path.name}-{job.path.parent.name}.lock")
+                if lock is None:
+                    continue
+                with lock:
+                    if not job.done:
+                        start = time.perf_counter()
+                        try:
+                            outcome = _do(job, comparison.recipe, opened)
+                            say(f"{_title(job)}: {outcome}, {time.perf_counter() - start:.1f} s")
+                        except LearngeneError as error:
+                            failed[_title(job)] = str(error)
+                            lost.add(job.path)
+                            say(f"{_title(job)}: failed: {error}")
+                        yield job
+                pending.remove(job)
+                progress = True
+        if not progress:
+            time.sleep(POLL_SECONDS)
+
+
+def _needs(job: Job) -> list[AncestryJob | GeneJob]:
+    if isinstance(job, AncestryJob):
+        return []
+    needed = job.ancestry if isinstance(job, GeneJob) else job.gene
+    return [needed] if needed is not None else []
+
+
+def _title(job: Job) -> str:
+    kinds = {AncestryJob: "ancestry", GeneJob: "gene", Cell: "cell"}
+    return f"{kinds[type(job)]} {job.name if not isinstance(job, Cell) else job}"
+
+
+def _do(job: Job, recipe: CompareRecipe, opened: Opened) -> str:
+    if isinstance(job, AncestryJob):
+        return _train_ancestry(job, opened[HOME])
+    if isinstance(job, GeneJob):
+        return _make_gene(job, recipe, opened[HOME])
+    return _measure(job, recipe, opened[job.task])
+
+
+def _train_ancestry(job: AncestryJob, images: Images) -> str:
+    spec = job.spec
+    if job.shape is not None:
+        model = scratch(job.shape, job.train.seed)
+    else:
+        import timm
+
+        with torch.random.fork_rng():
+            torch.manual_seed(job.train.seed)
+            model = timm.create_model(spec.architecture, num_classes=len(images[0].class_names), **spec.model_args)
+    tuning = FinetuneRecipe(model=job.name, data=job.data, train=job.train, out=job.folder)
+    return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.top1:.2f} %"
+
+
+def _make_gene(job: GeneJob, recipe: CompareRecipe, images: Images) -> str:
+    if job.recipe is not None:
+        done = run_condense(job.recipe, images=images, keep=True, show=False)
+        return f"top-1 {done.result.final.top1:.2f} %"
+    assert job.ancestry is not None
+    data = recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
+    start = time.perf_counter()
+    ancestry = Ancestry.from_spec(job.ancestry.source())
+    settings = {name: getattr(job.method, name) for name in job.method.__dataclass_fields__}  # type: ignore[attr-defined]
+    gene = extract(ancestry, method=job.method.name, settings=settings, data=data)
+    gene.metadata["training"] = {"seconds": round(time.perf_counter() - start, 3)}
+    gene.save(job.path)
+    return "extracted"
+
+
+def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
+    """Makes the descendant, scores it, tunes it and writes the result."""
+    start = time.perf_counter()
+    if cell.gene is None:
+        gene, model = None, scratch(cell.shape, cell.seed, images[0].class_names)
+    else:
+        gene = Learngene.load(cell.gene.path)
+        filled: dict[str, Any] = {"layers": cell.spec.layers, "modules": cell.spec.modules}
+        names = images[0].class_names
+        model = gene.expand(cell.shape, seed=cell.seed, class_names=names, **filled, **cell.spec.options)
+    content: dict[str, Any] = {
+        "contender": cell.contender,
+        "method": cell.spec.method,
+        "shape": cell.shape.to_dict(),
+        "task": cell.task,
+        "seed": cell.seed,
+        "params": cell.shape.params(),
+        "macs": cell.shape.macs(),
+        "gene": _gene_record(gene) if gene else None,
+        "spec": cell.spec.model_dump(mode="json"),
+        "layers": model.learngene["layers"],
+        "linearity": linearity(*layer_state(model)),
+        "fresh": len(model.learngene["fresh"]),
+        "train": cell.train.model_dump(mode="json") if cell.train else None,
+        "data": _data_record(cell.data, images),
+    }
+    model_data = cell.data
+    untuned = evaluate(model, model_data, images=images[1])
+    content |= {"untuned": asdict(untuned), "epochs": [], "last": asdict(untuned), "steps": 0, "error": None}
+    if cell.train is not None:
+        tuning = FinetuneRecipe(
+            model=cell.contender, data=model_data, train=cell.train, out=recipe.store / "cells" / cell.key
+        )
+        try:
+            result = train_model(model, tuning, images, keep=recipe.keep_runs, show=False)
+            content |= {"epochs": result.history, "last": asdict(result.final), "steps": result.updates}
+        except TrainingDivergedError as error:
+            content["error"] = str(error)
+    content["seconds"] = round(time.perf_counter() - start, 3)
+    content["environment"] = environment() | _accelerator()
+    content["commit"] = commit()
+    write_cell(cell, content)
+    if content["error"]:
+        raise LearngeneError(content["error"])
+    return f"top-1 {untuned.top1:.2f} % untuned, {content['last']['top1']:.2f} % after {len(content['epochs'])} epochs"
+
+
+def _gene_record(gene: Learngene) -> dict[str, Any]:
+    metadata = gene.metadata
+    training = metadata.get("training", {})
+    return {
+        "digest": metadata["digest"],
+        "stored_params": sum(parameter.numel() for parameter in gene.parameters()),
+        "auxiliary": gene.shape.to_dict(),
+        "top1": metadata.get("accuracy", {}).get("top1"),
+        "epochs": training.get("epochs"),
+        "seconds": training.get("seconds", 0.0),
+        "ancestry": metadata.get("ancestry"),
+    }
+
+
+def _data_record(data: DataSpec, images: Images) -> dict[str, Any]:
+    return {
+        "source": [Path(source).name for source in data.sources],
+        "train_images": len(images[0]),
+        "val_images": len(images[1]),
+        "fingerprint": images[0].fingerprint(),
+    }
+
+
+def _accelerator() -> dict[str, str]:
+    return {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+
+
+def read_results(recipe: CompareRecipe) -> Collected:
+    """What the results folder holds, running nothing."""
+    comparison, sizes, _ = prepare(recipe)
+    return collect(comparison, sizes)
+
+
+def dump(collected: Collected) -> str:
+    """The rows as JSON."""
+    return json.dumps([asdict(row) for row in collected.rows], indent=1)

@@ -1,0 +1,26 @@
+"""What a group of claims costs to test, before anything is run."""
+
+from __future__ import annotations
+
+from learngene.compare.cells import lay_out
+from learngene.compare.cost import ancestry_macs, cost_of, gene_macs
+from learngene.compare.recipe import HOME, CompareRecipe
+from learngene.errors import LearngeneError
+from learngene.ledger.claims import ClaimGroup
+
+
+def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
+    """One line with the number of jobs and their multiply-adds, by the sizes that the protocol declares."""
+    if not group.needs_runs:
+        return f"{group.id}: exact tests only, nothing is trained"
+    if recipe.sizes is None:
+        raise LearngeneError(f"{group.id}: this protocol declares no sizes, so its cost cannot be known without data")
+    images = {task: size.images for task, size in recipe.sizes.items()}
+    comparison = lay_out(recipe, {task: size.classes for task, size in recipe.sizes.items()}, images)
+    genes = sum(gene_macs(gene, images[HOME]) for gene in comparison.genes)
+    ancestries = sum(ancestry_macs(ancestry, images[HOME]) for ancestry in comparison.ancestries.values())
+    tuning = sum(cost_of(cell, comparison, images).tune for cell in comparison.cells)
+    counts = f"{len(comparison.ancestries)} ancestries, {len(comparison.genes)} genes, {len(comparison.cells)} cells"
+    each = {"ancestries": ancestries, "genes": genes, "tuning": tuning}
+    parts = ", ".join(f"{value / 1e15:.3g} for {what}" for what, value in each.items())
+    return f"{group.id}: {counts}; {(genes + ancestries + tuning) / 1e15:.3g} P multiply-adds ({parts})"

@@ -1,0 +1,95 @@
+"""Claims that follow from shapes and formulas alone: exact tests, without training and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from learngene.methods import method
+from learngene.methods.sws import SWS
+from learngene.shape import ViTShape
+
+Outcome = tuple[bool, str]
+"""Whether the claim is true, and the figures that say so."""
+
+TI, S, B = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
+
+
+def order_identity() -> Outcome:
+    """SWS Table 4: at depths 10 and 11 both cyclic orders lay out the stages alike, at 7, 8, 9 and 12 they do not."""
+    sws = SWS()
+    same = [
+        depth
+        for depth in (7, 8, 9, 10, 11, 12)
+        if sws.stage_of_layer(depth, "front-mid-last") == sws.stage_of_layer(depth, "front-last-mid")
+    ]
+    return same == [10, 11], f"of depths 7 to 12, the orders agree at {', '.join(map(str, same))}"
+
+
+def sws_storage() -> Outcome:
+    """SWS Table 2: 37.0 M parameters are stored instead of 759.3 M for ten models, about 20 times fewer."""
+    gene = _stored("sws", ViTShape.named(B, depth=16))
+    singly = sum(ViTShape.named(B, depth=depth).params() for depth in range(6, 16))
+    figures = f"{gene / 1e6:.1f} M for the gene, {singly / 1e6:.1f} M for ten models, {singly / gene:.1f} times"
+    return round(gene / 1e6, 1) == 37.0 and round(singly / 1e6, 1) == 759.3, figures
+
+
+def tleg_storage() -> Outcome:
+    """TLEG Table 3: about 19 times fewer parameters stored than for five pretrained models of 4 to 12 layers."""
+    shapes = [ViTShape.named(B, depth=depth, num_classes=0) for depth in (4, 6, 8, 10, 12)]
+    # What is transferred: layers, patch projection and position embedding; the heads are new.
+    norm = sum(2 * shape.embed_dim for shape in shapes)
+    singly = sum(shape.params() for shape in shapes) - norm
+    gene = _stored("tleg", shapes[-1]) - 2 * shapes[-1].embed_dim
+    figures = f"{gene / 1e6:.1f} M for the gene, {singly / 1e6:.1f} M for five models, {singly / gene:.1f} times"
+    return round(singly / gene) == 19, figures
+
+
+def tleg_fixed_set() -> Outcome:
+    """TLEG Figure 4: the genes of Des-Ti/S/B hold 2.9 times fewer parameters than 6-layer models of these widths."""
+    genes = models = 0
+    for name in (TI, S, B):
+        shape = ViTShape.named(name, depth=6, num_classes=0)
+        norm = 2 * shape.embed_dim
+        genes += _stored("tleg", shape) - norm
+        models += shape.params() - norm
+    figures = f"{genes / 1e6:.1f} M against {models / 1e6:.1f} M, {models / genes:.1f} times"
+    return round(models / genes, 1) == 2.9, figures
+
+
+def tleg_costs() -> Outcome:
+    """TLEG, main results: training costs are halved, in epochs, for ten Des-S and for ten Des-B."""
+    small, base = (10 * 100) / (150 + 9 * 35 + 45), (10 * 100) / (100 + 10 * 40)
+    return round(small) == 2 and round(base) == 2, f"{small:.2f} times for Des-S, {base:.2f} times for Des-B"
+
+
+def sws_costs() -> Outcome:
+    """SWS, section 4.2: 6.6 times less training in all for ten Des-B than from scratch, counted with 5 epochs each."""
+    five, ten = 10 * 100 / (100 + 10 * 5), 10 * 100 / (100 + 10 * 10)
+    figures = f"{five:.2f} times with the 5 epochs of the sum, {ten:.2f} times with the 10 epochs of the set-up"
+    return five >= 6.6, figures
+
+
+def sws_costs_over_tleg() -> Outcome:
+    """SWS, section 4.2: 2.5 times less training in all for ten Des-B than TLEG, counted with 10 epochs each."""
+    ratio = (100 + 10 * 40) / (100 + 10 * 10)
+    return ratio == 2.5, f"{ratio:.2f} times"
+
+
+def _stored(name: str, shape: ViTShape) -> int:
+    import math
+
+    return sum(math.prod(size) for size in method(name).gene_tensors(shape).values())
+
+
+STRUCTURAL: dict[str, Callable[[], Outcome]] = {
+    test.__name__: test
+    for test in (
+        order_identity,
+        sws_storage,
+        tleg_storage,
+        tleg_fixed_set,
+        tleg_costs,
+        sws_costs,
+        sws_costs_over_tleg,
+    )
+}

@@ -1,0 +1,116 @@
+"""The rule that turns results into a verdict, fixed before anything is run.
+
+Every statistic is computed once per seed, so that the seed, with its own gene, its own fresh tensors and its own
+order of images, is what is repeated. The verdict is a one-sided t-test at 95 % in both directions:
+
+* ``holds``: the whole of the two-sided 90 % interval of the mean lies on the claimed side of the threshold;
+* ``does not hold``: all of it lies on the other side;
+* ``inconclusive``: the threshold lies within it, or there are fewer than three seeds, or results are missing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from learngene.compare.results import Row
+from learngene.ledger.claims import Filter, Statistic
+
+Outcome = Literal["holds", "does not hold", "inconclusive"]
+FEWEST_SEEDS = 3
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one statistic.
+
+    Attributes:
+        outcome: By the rule.
+        against: What was subtracted, in words; empty if nothing was.
+        values: The statistic per seed.
+        mean: Of the values.
+        low: Lower end of the interval of the mean.
+        high: Upper end.
+        reason: Why it is inconclusive, if it is.
+    """
+
+    outcome: Outcome
+    against: str
+    values: tuple[float, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+    reason: str = ""
+
+
+def judge(statistic: Statistic, rows: Sequence[Row]) -> list[Verdict]:
+    """One verdict per comparison of a statistic (one in all if nothing is subtracted)."""
+    others: Iterable[Filter | None] = statistic.minus or [None]
+    return [_judge(statistic, other, rows) for other in others]
+
+
+def overall(outcomes: Iterable[Outcome]) -> Outcome:
+    """A claim of several comparisons holds if all do, and does not if any does not."""
+    found = set(outcomes)
+    if "does not hold" in found:
+        return "does not hold"
+    return "holds" if found == {"holds"} else "inconclusive"
+
+
+def _judge(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> Verdict:
+    against = _in_words(other) if other else ""
+    values, reason = _values(statistic, other, rows)
+    if not reason and len(values) < FEWEST_SEEDS:
+        reason = f"{len(values)} seeds, fewer than {FEWEST_SEEDS}"
+    if reason:
+        return Verdict("inconclusive", against, tuple(values), None, None, None, reason)
+    mean, half = statistics.fmean(values), half_width(values)
+    low, high = mean - half, mean + half
+    if statistic.at_least is not None:
+        holds, fails = low >= statistic.at_least, high < statistic.at_least
+    else:
+        assert statistic.at_most is not None
+        holds, fails = high <= statistic.at_most, low > statistic.at_most
+    outcome: Outcome = "holds" if holds else "does not hold" if fails else "inconclusive"
+    reason = "" if holds or fails else "the threshold lies within the interval"
+    return Verdict(outcome, against, tuple(values), mean, low, high, reason)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the two-sided 90 % interval of a mean, by Student's t."""
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    deviation = statistics.stdev(values)
+    return float(t.ppf(CONFIDENCE, len(values) - 1)) * deviation / len(values) ** 0.5
+
+
+def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> tuple[list[float], str]:
+    """The statistic per seed, and what is missing if something is."""
+    out: list[float] = []
+    seeds = sorted({row.seed for row in rows})
+    for seed in seeds:
+        mine = [row for row in rows if row.seed == seed and statistic.of.keeps(row)]
+        theirs = [row for row in rows if row.seed == seed and other is not None and other.keeps(row)]
+        if not mine or (other is not None and len(theirs) != len(mine)):
+            return out, f"seed {seed}: {len(mine)} results of one side, {len(theirs)} of the other"
+        value = _summary(statistic, mine)
+        if other is not None:
+            base = _summary(statistic, theirs, statistic.minus_metric)
+            value = (value - base) / abs(base) if statistic.relative else value - base
+        out.append(value)
+    return out, "" if out else "no results"
+
+
+def _summary(statistic: Statistic, rows: Sequence[Row], metric: str | None = None) -> float:
+    values = [float(getattr(row, metric or statistic.metric)) for row in rows]
+    if not statistic.slope:
+        return statistics.fmean(values)
+    return statistics.linear_regression([row.depth for row in rows], values).slope
+
+
+def _in_words(some: Filter) -> str:
+    parts = [value if isinstance(value, str) else "/".join(value) for value in some.model_dump().values() if value]
+    return " ".join(parts)

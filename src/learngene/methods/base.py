@@ -1,0 +1,153 @@
+"""What every learngene method says about itself, with the answers that most of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from learngene.errors import ShapeError, refuse_unknown
+from learngene.shape import ViTShape
+
+if TYPE_CHECKING:
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+    from torch import Tensor
+
+Origin = Literal["condense", "extract"]
+Part = Literal["stem", "norm", "head"]
+
+
+class Method:
+    """A way to make the weights of any shape from a few tensors. Its fields are its settings, fixed in a gene.
+
+    A method is a small frozen dataclass with no tensors of its own: it names the tensors that a gene of a given
+    auxiliary shape holds, and how the weights of any other shape follow from them.
+
+    Attributes:
+        name: What recipes and the command line call it.
+        title: Its name in full.
+        paper: Where it comes from.
+        origins: How a gene of it comes to be: ``condense`` trains one, ``extract`` reads it off a trained ViT, and
+            a method with neither needs no gene.
+        needs_data: Whether extracting looks at the ancestry's activations on data.
+        distillation: The preset of ``recipe.Distill`` that condensing takes by default.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    origins: ClassVar[tuple[Origin, ...]] = ("condense",)
+    needs_data: ClassVar[bool] = False
+    distillation: ClassVar[str] = "none"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The ordinary parts of a ViT that a gene carries besides its layers."""
+        return ("stem", "norm", "head")
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Choices that may differ at every expansion, each with a line of explanation."""
+        return {}
+
+    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
+        """Raises ``ShapeError`` if no gene can have this auxiliary shape."""
+
+    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+        """Raises ``ShapeError`` if a gene with this auxiliary shape cannot make ``shape``, or an option is wrong."""
+        refuse_unknown(options, self.options, f"{self.name}: expansion options")
+        same_width(auxiliary, shape)
+
+    def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
+        """Every (embed_dim, num_heads) that can be made, for ``plan``; most methods keep their own."""
+        return [(auxiliary.embed_dim, auxiliary.num_heads)]
+
+    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the tensors the gene holds for its layers; the ordinary parts are not listed."""
+        raise NotImplementedError
+
+    def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a gene, in the order of the model."""
+        held = self.parts
+        norm = {f"norm.{name.partition('.')[2]}": size for name, size in auxiliary.norm_params().items()}
+        out = auxiliary.stem_params() if "stem" in held else {}
+        out |= self.layer_tensors(auxiliary)
+        out |= norm if "norm" in held else {}
+        return out | (auxiliary.head_params() if "head" in held else {})
+
+    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
+        """The start value of one of the gene's tensors before condensing: timm's by default."""
+        from learngene.initial import fresh
+
+        return fresh(name, shapes, generator)
+
+    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+        """One line per layer of ``shape``: which of the gene's tensors feed it."""
+        raise NotImplementedError
+
+    def layer_weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> dict[str, Tensor]:
+        """The layers of ``shape`` as a differentiable function of the gene's tensors, under timm's names."""
+        raise NotImplementedError
+
+    def weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> dict[str, Tensor]:
+        """All that the gene says about ``shape``: its layers, and the ordinary parts carried as they are.
+
+        The head is carried if the number of classes is the same. Position embeddings keep the auxiliary grid; the
+        gene resamples them.
+        """
+        out = self.layer_weights(tensors, auxiliary, shape, **options)
+        if "stem" in self.parts:
+            out |= {name: tensors[name] for name in auxiliary.stem_params()}
+        if "norm" in self.parts:
+            out |= {name: tensors[f"norm.{name.partition('.')[2]}"] for name in shape.norm_params()}
+        if "head" in self.parts and shape.num_classes == auxiliary.num_classes:
+            out |= {name: tensors[name] for name in shape.head_params()}
+        return out
+
+    # -- training: the model that is condensed; the descendant of the same shape, for most methods ------------------
+
+    def auxiliary_skeleton(self, auxiliary: ViTShape) -> VisionTransformer:
+        """The structure of the auxiliary model on the meta device: a plain timm ViT unless a method needs more."""
+        return auxiliary.skeleton()
+
+    def auxiliary_weights(self, tensors: Mapping[str, Tensor], auxiliary: ViTShape) -> dict[str, Tensor]:
+        """Every weight of the auxiliary model as a differentiable function of the gene's tensors."""
+        return self.weights(tensors, auxiliary, auxiliary)
+
+    # -- extracting: a gene read off a trained ViT, without training --------------------------------------------------
+
+    def extract(
+        self, state: Mapping[str, Tensor], ancestry: ViTShape, activity: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The gene's tensors from the weights of an ancestry model, under timm's names.
+
+        Args:
+            state: The ancestry's parameters.
+            ancestry: Its shape, which becomes the gene's auxiliary shape.
+            activity: Of its neurons on data, for a method that ``needs_data``.
+        """
+        out = {}
+        for name in self.gene_tensors(ancestry):
+            source = name
+            if name.startswith("layer"):
+                layer, _, rest = name.partition(".")
+                source = f"blocks.{layer.removeprefix('layer')}.{rest}"
+            elif name.startswith("norm."):
+                source = f"{ancestry.norm_name}.{name.partition('.')[2]}"
+            out[name] = state[source]
+        return out
+
+
+def same_width(auxiliary: ViTShape, shape: ViTShape) -> None:
+    """Raises ``ShapeError`` unless ``shape`` differs from the auxiliary shape only in what needs no new layers.
+
+    Depth, classes, image size and ending may differ; heads are never reinterpreted.
+    """
+    for field in ("embed_dim", "num_heads", "mlp_ratio", "patch_size", "in_chans", "class_token"):
+        have, want = getattr(auxiliary, field), getattr(shape, field)
+        if have != want:
+            raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")

@@ -1,0 +1,30 @@
+"""What methods that cut a smaller ViT out of a larger one have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from learngene.errors import ShapeError
+from learngene.shape import ViTShape
+
+
+def refuse_larger(name: str, auxiliary: ViTShape, shape: ViTShape) -> None:
+    """Raises ``ShapeError`` unless every size is at most the larger model's, and the images are cut the same way."""
+    for field in ("patch_size", "in_chans", "class_token"):
+        have, want = getattr(auxiliary, field), getattr(shape, field)
+        if have != want:
+            raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
+    for field in ("depth", "embed_dim", "hidden_dim"):
+        have, want = getattr(auxiliary, field), getattr(shape, field)
+        if want > have:
+            raise ShapeError(f"{name}: {field} {want} is beyond the ancestry's {have}; it can only be cut, not grown")
+
+
+def narrower_widths(auxiliary: ViTShape) -> list[tuple[int, int]]:
+    """Width and heads of every narrower ViT with heads of the same size, the ancestry's own first."""
+    return [(heads * auxiliary.head_dim, heads) for heads in range(auxiliary.num_heads, 0, -1)]
+
+
+def carried_head(parts: Collection[str], auxiliary: ViTShape, shape: ViTShape) -> bool:
+    """Whether the classifier goes along: the gene has one, for the same number of classes."""
+    return "head" in parts and shape.num_classes == auxiliary.num_classes

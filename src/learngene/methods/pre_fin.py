@@ -1,0 +1,69 @@
+"""Pre-Fin: pretrain a whole model and fine-tune it, the upper bound of TLEG and SWS; and its distilled twin.
+
+A model made for one depth can be cut or placed into another (TLEG, Figure 4), which is what a user without a
+learngene would try first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from learngene.errors import ShapeError, nearest
+from learngene.methods.base import Origin
+from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
+from learngene.shape import ViTShape
+
+PLACES = ("first", "last", "middle")
+
+
+@dataclass(frozen=True)
+class PreFin(LayerCombination):
+    """An ordinary model, kept whole."""
+
+    name: ClassVar[str] = "pre-fin"
+    title: ClassVar[str] = "Pretrain and fine-tune"
+    paper: ClassVar[str] = "upper bound of TLEG and SWS; placements: TLEG, Figure 4"
+    origins: ClassVar[tuple[Origin, ...]] = ("condense", "extract")
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Where its layers go in a model of another depth."""
+        return {"place": "first, last or middle: which layers to keep, or to fill (the others start fresh)"}
+
+    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+        """Another depth is refused unless ``place`` says how to make it."""
+        super().refuse(auxiliary, shape, **options)
+        place = options.get("place")
+        if place is not None and place not in PLACES:
+            raise ShapeError(f"{self.name}: unknown place '{place}'{nearest(str(place), PLACES)}")
+        if place is None and shape.depth != auxiliary.depth:
+            raise ShapeError(
+                f"{self.name}: this model has {auxiliary.depth} layers, not {shape.depth}; "
+                "place=first, last or middle says which of them to keep or to fill"
+            )
+
+    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """All layers."""
+        return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
+
+    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+        """The first, last or middle layers, cut from the model or placed into a deeper one."""
+        have, want = auxiliary.depth, shape.depth
+        spare = abs(want - have)
+        start = {"first": 0, "last": spare, "middle": spare // 2}[options.get("place", "first")]
+        if want <= have:
+            return copies([f"layer{i}" for i in range(start, start + want)])
+        return copies([f"layer{i - start}" if start <= i < start + have else None for i in range(want)])
+
+
+@dataclass(frozen=True)
+class Distilled(PreFin):
+    """What most users would do instead of any learngene: distil one student of the size they need."""
+
+    name: ClassVar[str] = "distilled"
+    title: ClassVar[str] = "Plain distillation of one fixed-size student"
+    paper: ClassVar[str] = "Hinton et al., 2015"
+    origins: ClassVar[tuple[Origin, ...]] = ("condense",)
+    distillation: ClassVar[str] = "tleg-official"

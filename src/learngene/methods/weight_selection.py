@@ -1,0 +1,134 @@
+"""Weight selection, "Initializing Models with Larger Ones" (Xu et al., ICLR 2024); SWS calls it IMwLM.
+
+A smaller ViT takes the first layers of a larger one, and of every dimension of every tensor evenly spaced entries.
+The gene is the larger model itself, so that every size up to its own can be made without training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from learngene.errors import ShapeError, nearest, refuse_unknown
+from learngene.methods.base import Method, Origin, Part
+from learngene.methods.combination import layer_tensors
+from learngene.methods.narrower import carried_head, narrower_widths, refuse_larger
+from learngene.shape import ViTShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RULES = ("official", "aligned")
+
+
+@dataclass(frozen=True)
+class WeightSelection(Method):
+    """First layers, evenly spaced entries.
+
+    Attributes:
+        head: Whether the classifier is selected too. The authors' code leaves every tensor with "head" in its name
+            out; SWS's Table 1, which scores such models untuned, must have carried it.
+    """
+
+    head: bool = True
+
+    name: ClassVar[str] = "weight-selection"
+    title: ClassVar[str] = "Weight selection (IMwLM)"
+    paper: ClassVar[str] = "Xu et al., ICLR 2024"
+    origins: ClassVar[tuple[Origin, ...]] = ("extract",)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.head, bool):
+            raise ShapeError(f"weight-selection: head must be true or false, not {self.head!r}")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The whole model, with or without its head."""
+        return ("stem", "norm", "head") if self.head else ("stem", "norm")
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """How the entries of fused and headed dimensions are chosen."""
+        return {
+            "rule": "official (default): every dimension evenly, even where it cuts across q, k, v and heads; "
+            "aligned: evenly spaced heads of q, k and v alike, evenly spaced entries within a head"
+        }
+
+    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+        """Nothing can be selected that the larger model does not have."""
+        refuse_unknown(options, self.options, f"{self.name}: expansion options")
+        rule = options.get("rule", "official")
+        if rule not in RULES:
+            raise ShapeError(f"{self.name}: unknown rule '{rule}'{nearest(str(rule), RULES)}")
+        refuse_larger(self.name, auxiliary, shape)
+        if rule == "aligned" and (shape.num_heads > auxiliary.num_heads or shape.head_dim > auxiliary.head_dim):
+            raise ShapeError(
+                f"{self.name}: {shape.num_heads} heads of {shape.head_dim} do not fit into the ancestry's "
+                f"{auxiliary.num_heads} heads of {auxiliary.head_dim}; use fewer or narrower heads, or rule=official"
+            )
+
+    def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
+        """Whole heads fewer."""
+        return narrower_widths(auxiliary)
+
+    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """All layers of the larger model."""
+        return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
+
+    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+        """For example ``layer0, 384 of 768 wide``."""
+        width = "" if shape.embed_dim == auxiliary.embed_dim else f", {shape.embed_dim} of {auxiliary.embed_dim} wide"
+        return [f"layer{i}{width}" for i in range(shape.depth)]
+
+    def weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> dict[str, Tensor]:
+        """Layer i from layer i, every tensor cut down dimension by dimension."""
+        rows = _rows(auxiliary, shape) if options.get("rule") == "aligned" else {}
+        out = {}
+        targets = shape.replace(img_size=auxiliary.img_size).all_params()
+        for name, size in targets.items():
+            if name.startswith("head.") and not carried_head(self.parts, auxiliary, shape):
+                continue
+            block, _, rest = name.removeprefix("blocks.").partition(".")
+            source = f"layer{block}.{rest}" if name.startswith("blocks.") else name.replace("fc_norm.", "norm.")
+            chosen = rows.get(rest, {}) if name.startswith("blocks.") else {}
+            out[name] = _select(tensors[source], size, chosen)
+        return out
+
+
+def spaced(larger: int, smaller: int) -> list[int]:
+    """The authors' rule for one dimension: which of ``larger`` entries a dimension of ``smaller`` takes.
+
+    Every n-th from 0 if it divides evenly, else evenly spaced from the first to the last, rounded half to even.
+
+    Example:
+        >>> spaced(12, 4), spaced(11, 4), spaced(6, 4)
+        ([0, 3, 6, 9], [0, 3, 7, 10], [0, 2, 3, 5])
+    """
+    if larger % smaller == 0:
+        return [k * (larger // smaller) for k in range(smaller)]
+    return [round(Fraction(k * (larger - 1), smaller - 1)) for k in range(smaller)]
+
+
+def _rows(auxiliary: ViTShape, shape: ViTShape) -> dict[str, dict[int, list[int]]]:
+    """The aligned rule's entries of the dimensions that consist of heads, by tensor and dimension."""
+    within = spaced(auxiliary.head_dim, shape.head_dim)
+    inside = [h * auxiliary.head_dim + k for h in spaced(auxiliary.num_heads, shape.num_heads) for k in within]
+    qkv = [part * auxiliary.embed_dim + k for part in range(3) for k in inside]
+    return {"attn.qkv.weight": {0: qkv}, "attn.qkv.bias": {0: qkv}, "attn.proj.weight": {1: inside}}
+
+
+def _select(value: Tensor, size: Sequence[int], chosen: Mapping[int, list[int]]) -> Tensor:
+    """Cuts a tensor to a size, one dimension after the other."""
+    import torch
+
+    for dim, (larger, smaller) in enumerate(zip(value.shape, size, strict=True)):
+        index = chosen.get(dim)
+        if index is None and larger != smaller:
+            index = spaced(larger, smaller)
+        if index is not None:
+            value = value.index_select(dim, torch.tensor(index, device=value.device))
+    return value

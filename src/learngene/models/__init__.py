@@ -1,0 +1,1 @@
+"""Modules that timm lacks and that timm's Vision Transformer takes as parts."""
