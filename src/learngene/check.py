@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from learngene.compare.recipe import CompareRecipe
+from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
 from learngene.train.batches import accumulation, refuse_too_few
@@ -26,6 +28,9 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     Raises:
         LearngeneError: One line for the first thing that is not.
     """
+    if isinstance(recipe, CompareRecipe):
+        yield from _check_compare(recipe)
+        return
     train, val = open_data(recipe.data)
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
     if train.corrupt or val.corrupt:
@@ -41,6 +46,25 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     else:
         resolved = yield from _check_finetune(recipe, train)
     yield _check_folder(resolved)
+
+
+def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
+    from learngene.compare.cells import Cell
+    from learngene.compare.results import collect
+    from learngene.compare.run import prepare
+
+    comparison, images, opened = prepare(recipe)
+    for task, (train, val) in opened.sets.items():
+        yield f"task {task}: {images[task]} training and {len(val)} validation images, {len(train.class_names)} classes"
+    for section in (recipe.condense, recipe.tune):
+        accumulation(section, processes=1)
+        refuse_unknown_optimizer(section)
+    trained = [job for job in comparison.jobs() if not isinstance(job, Cell)]
+    yield f"store: {sum(job.done for job in trained)} of {len(trained)} ancestries and genes are there"
+    found = collect(comparison, images)
+    for line in found.foreign:
+        raise LearngeneError(line)
+    yield f"out: {recipe.out} has {len(found.rows) + len(found.failed)} of {len(comparison.cells)} cells"
 
 
 def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Generator[str, None, CondenseRecipe]:

@@ -37,6 +37,8 @@ class TrainingDivergedError(LearngeneError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
     known = sorted(known)
+    if not known:
+        return "; there are none"
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(known)}"
 

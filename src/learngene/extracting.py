@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from learngene.errors import LearngeneError, ShapeError
 from learngene.finetuning import data_section, fill_preprocessing
 from learngene.gene import Learngene
 from learngene.measure import environment
-from learngene.methods import METHODS
+from learngene.methods import METHODS, Method
 from learngene.methods import method as find_method
 from learngene.shape import ViTShape
 from learngene.train.batches import eval_loader
 from learngene.train.images import open_split
 
 ACTIVITY_IMAGES = 512
-"""Images on which neurons are ranked: with 196 tokens each, every mean is over 100,000 values."""
+"""Most images on which neurons are ranked: with 196 tokens each, every mean is over 100,000 values."""
+
+
+NORM_EPS = 1e-6
+"""Of every layer norm of timm's Vision Transformer."""
 
 
 def extract(
@@ -44,18 +49,11 @@ def extract(
     Raises:
         LearngeneError: If the method needs training, the ancestry is no plain ViT, or the data is missing.
     """
-    kind = find_method(method, settings)
-    if "extract" not in kind.origins:
-        known = ", ".join(name for name, each in METHODS.items() if "extract" in each.origins)
-        how = "its gene is trained with `learngene condense`" if kind.origins else "it needs no gene"
-        raise LearngeneError(f"method {method} cannot be extracted: {how}; methods that can: {known}")
-    if kind.needs_data != (data is not None):
-        needs = "ranks neurons on data; give some" if kind.needs_data else "looks at no data; leave it out"
-        raise LearngeneError(f"method {method} {needs}")
+    kind = refuse_method(method, settings, with_data=data is not None)
     teacher = ancestry if isinstance(ancestry, Ancestry) else Ancestry(ancestry)
     shape = plain_shape(teacher)
     kind.refuse_auxiliary(shape)
-    activity = _activity(teacher, data) if data is not None else None
+    activity = _activity(teacher, shape, data) if data is not None else None
     state = {name: value.detach() for name, value in teacher.model.state_dict().items()}
     tensors = {name: value.clone() for name, value in kind.extract(state, shape, activity).items()}
     metadata: dict[str, Any] = {
@@ -66,6 +64,19 @@ def extract(
     if teacher.class_names:
         metadata["classes"] = teacher.class_names
     return Learngene(kind, shape, tensors, metadata=metadata)
+
+
+def refuse_method(name: str, settings: Mapping[str, Any] | None, *, with_data: bool) -> Method:
+    """The method of that name, refused if its gene cannot be extracted, or needs data, or does not."""
+    kind = find_method(name, settings)
+    if "extract" not in kind.origins:
+        known = ", ".join(other for other, each in METHODS.items() if "extract" in each.origins)
+        how = "its gene is trained with `learngene condense`" if kind.origins else "it needs no gene"
+        raise LearngeneError(f"method {name} cannot be extracted: {how}; methods that can: {known}")
+    if kind.needs_data != with_data:
+        needs = "ranks neurons on data; give some" if kind.needs_data else "looks at no data; leave it out"
+        raise LearngeneError(f"method {name} {needs}")
+    return kind
 
 
 def plain_shape(ancestry: Ancestry) -> ViTShape:
@@ -94,13 +105,27 @@ def plain_shape(ancestry: Ancestry) -> ViTShape:
                 f"ancestry {label}: not a plain Vision Transformer: tensor '{name}' is "
                 f"{found.get(name, 'missing')}, where a plain one has {expected.get(name, 'none')}"
             )
-    first = model.blocks[0]
-    if not isinstance(first.mlp.act, nn.GELU) or first.norm1.eps != 1e-6:
-        raise LearngeneError(
-            f"ancestry {label}: its layers compute with {type(first.mlp.act).__name__} and eps {first.norm1.eps}, "
-            "a plain Vision Transformer with GELU and 1e-06"
-        )
+    if other := _computes_otherwise(model):
+        raise LearngeneError(f"ancestry {label}: not a plain Vision Transformer: {other}")
     return shape
+
+
+def _computes_otherwise(model: TimmModel) -> str:
+    """What a model with the tensors of a plain ViT does differently from one; empty if nothing."""
+    from timm.models.vision_transformer import Block
+
+    if model.global_pool not in ("token", "avg"):
+        return f"global_pool is '{model.global_pool}', where a plain one has 'token' or 'avg'"
+    for i, block in enumerate(model.blocks):
+        act = block.mlp.act
+        if type(block) is not Block:
+            return f"layer {i} is a {type(block).__name__}"
+        if not isinstance(act, nn.GELU) or act.approximate != "none":
+            return f"layer {i} computes with {act}, where a plain one has GELU(approximate='none')"
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.LayerNorm) and norm.eps != NORM_EPS:
+            return f"{name} has eps {norm.eps}, where a plain one has {NORM_EPS}"
+    return ""
 
 
 def _shape(model: TimmModel) -> ViTShape:
@@ -111,7 +136,7 @@ def _shape(model: TimmModel) -> ViTShape:
         embed_dim=model.embed_dim,
         depth=len(model.blocks),
         num_heads=first.attn.num_heads,
-        mlp_ratio=first.mlp.fc1.out_features / model.embed_dim,
+        mlp_ratio=_ratio(first.mlp.fc1.out_features, model.embed_dim),
         patch_size=patches.patch_size[0],
         img_size=patches.img_size[0],
         in_chans=patches.proj.in_channels,
@@ -121,13 +146,19 @@ def _shape(model: TimmModel) -> ViTShape:
     )
 
 
-def _activity(ancestry: Ancestry, data: str | list[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio that timm's truncation turns into this hidden width: a division may end a hair below."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _activity(ancestry: Ancestry, shape: ViTShape, data: str | list[str] | Mapping[str, Any]) -> dict[str, Tensor]:
     spec = fill_preprocessing(data_section(data), ancestry.model)
     images = open_split(spec, "train")
-    chans, size = ancestry.preprocessing["input_size"][:2]
     # Every n-th image, so that all classes of an ordered set are seen.
-    few = images.picked(range(0, len(images), max(1, len(images) // ACTIVITY_IMAGES)))
-    return mean_activity(ancestry.model, (batch for batch, _ in eval_loader(few, spec, img_size=size, in_chans=chans)))
+    few = images.picked(range(0, len(images), math.ceil(len(images) / ACTIVITY_IMAGES)))
+    loader = eval_loader(few, spec, img_size=shape.img_size, in_chans=shape.in_chans)
+    return mean_activity(ancestry.model, (batch for batch, _ in loader))
 
 
 @torch.no_grad()
@@ -141,7 +172,7 @@ def mean_activity(
         batches: Normalised images.
 
     Returns:
-        ``residual``: per entry of the width, over what enters every norm of the model; ``blocks.i.heads``: per head of
+        ``residual``: per entry of the width, over what enters every norm of its layers; ``blocks.i.heads``: per head of
         layer i, over what enters the attention's projection; ``blocks.i.hidden``: per hidden neuron of its MLP.
     """
     sums: dict[str, Tensor] = {}

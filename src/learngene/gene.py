@@ -144,7 +144,15 @@ class Learngene(nn.Module):
 
         Returns:
             Logits.
+
+        Raises:
+            LearngeneError: If the gene holds only a part of a model, as Vanilla-LG's does.
         """
+        if absent := {"stem", "norm", "head"} - set(self.method.parts):
+            raise LearngeneError(
+                f"gene: {self.method.name} holds no {' and no '.join(sorted(absent))}, "
+                "so it computes nothing by itself; expand it"
+            )
         skeleton = self.skeleton(shape)
         if skeleton.training != self.training:
             skeleton.train(self.training)

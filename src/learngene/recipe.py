@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import yaml
 from pydantic import (
@@ -25,6 +25,9 @@ from pydantic import (
 from learngene.errors import LearngeneError, RecipeError, nearest, refuse_unknown
 from learngene.methods import method
 from learngene.shape import ViTShape
+
+if TYPE_CHECKING:
+    from learngene.compare.recipe import CompareRecipe
 
 Shape = Annotated[ViTShape, BeforeValidator(ViTShape.from_dict), PlainSerializer(ViTShape.to_dict)]
 
@@ -325,24 +328,27 @@ class FinetuneRecipe(Section):
     out: Path = Field(Path("runs/descendant"), description="run folder; the descendant is written to OUT/descendant")
 
 
-Recipe = CondenseRecipe | FinetuneRecipe
-KINDS: dict[str, type[CondenseRecipe] | type[FinetuneRecipe]] = {
-    "condense": CondenseRecipe,
-    "finetune": FinetuneRecipe,
-}
+Recipe = Union[CondenseRecipe, FinetuneRecipe, "CompareRecipe"]
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def _kinds() -> dict[str, Any]:
+    from learngene.compare.recipe import CompareRecipe  # which is made of the sections above
+
+    return {"condense": CondenseRecipe, "finetune": FinetuneRecipe, "compare": CompareRecipe}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Recipe:
     """Reads a YAML recipe, applies ``key.sub=value`` overrides and validates it.
 
     Args:
         path: The recipe. Its ``extends: other.yaml`` entry, if any, names a recipe beside it to build on.
         overrides: Assignments whose values are YAML: ``train.epochs=5``, ``settings.stages=[2,2]``.
+        data: The folder that the recipe calls ``$DATA``, if it does.
 
     Raises:
         RecipeError: If the file, a key or a value is wrong; the message names the place and the nearest right key.
     """
-    return build_recipe(read_fields(path, overrides), where=str(path))
+    return build_recipe(with_data(read_fields(path, overrides), data), where=str(path))
 
 
 def read_fields(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -395,10 +401,11 @@ def build_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         RecipeError: One line that names the place, what is wrong, and what would be right.
     """
-    kind = fields.get("kind", "condense" if "method" in fields else "finetune")
-    if kind not in KINDS:
-        raise RecipeError(f"{where}: unknown kind '{kind}'{nearest(str(kind), KINDS)}")
-    return validated(KINDS[kind], fields, where)
+    kind, kinds = fields.get("kind", "condense" if "method" in fields else "finetune"), _kinds()
+    if kind not in kinds:
+        raise RecipeError(f"{where}: unknown kind '{kind}'{nearest(str(kind), kinds)}")
+    built: Recipe = validated(kinds[kind], fields, where)
+    return built
 
 
 def validated(kind: type[SectionType], fields: Mapping[str, Any], where: str) -> SectionType:

@@ -70,5 +70,6 @@ def _usage(error: Any) -> None:
 def _fail(text: str, code: int) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or code == 1:
-        print(f"learngene: {' '.join(text.split())}", file=sys.stderr)
+        for line in text.splitlines():  # one per fault, where there are several
+            print(f"learngene: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)

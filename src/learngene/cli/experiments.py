@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from learngene.cli.app import Overrides, RecipeFile, app
-from learngene.errors import LearngeneError
+from learngene.errors import LearngeneError, RecipeError
 
 
 @app.command()
@@ -38,10 +38,11 @@ def compare(
 ) -> None:
     """Compare methods at equal terms: run what is missing, then write tables and plots."""
     from learngene.compare.recipe import CompareRecipe
-    from learngene.recipe import read_fields, validated, with_data
+    from learngene.recipe import load_recipe
 
-    fields = with_data(read_fields(recipe, overrides or []), data)
-    loaded = validated(CompareRecipe, fields, str(recipe))
+    loaded = load_recipe(recipe, overrides or [], data)
+    if not isinstance(loaded, CompareRecipe):
+        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
     from learngene.compare.plots import save_plots
     from learngene.compare.results import as_markdown, save_tables
     from learngene.compare.run import compare as run_all
@@ -122,4 +123,5 @@ def picture(
     from learngene.analysis import picture as draw
     from learngene.ancestry import Ancestry
 
-    print(f"{out}: {draw(Ancestry(model, pretrained=pretrained).model, out)}")
+    draw(Ancestry(model, pretrained=pretrained).model, out)
+    print(out)

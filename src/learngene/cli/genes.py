@@ -42,8 +42,10 @@ def extract(
     from learngene.ancestry import Ancestry
     from learngene.condensing import refuse_foreign_gene
     from learngene.extracting import extract as make_gene
+    from learngene.extracting import refuse_method
 
     refuse_foreign_gene(out)
+    refuse_method(method, choices(settings), with_data=bool(data))
     teacher = Ancestry(ancestry, architecture=architecture, pretrained=pretrained)
     gene = make_gene(teacher, method=method, settings=choices(settings), data=data or None)
     gene.save(out, dtype=dtype)
@@ -182,14 +184,20 @@ def info(
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
+) -> None:
     """Check everything about a recipe that can be known before the first step."""
     from learngene.check import check_recipe
     from learngene.recipe import load_recipe
 
-    for line in check_recipe(load_recipe(recipe, overrides or [])):
+    loaded = load_recipe(recipe, overrides or [], data)
+    for line in check_recipe(loaded):
         print(line)
-    print(f"next: learngene {load_recipe(recipe, overrides or []).kind} {' '.join([str(recipe), *(overrides or [])])}")
+    folder = ["--data", str(data)] if data else []
+    print(f"next: learngene {loaded.kind} {' '.join([str(recipe), *(overrides or []), *folder])}")
 
 
 @app.command()

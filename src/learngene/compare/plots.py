@@ -108,7 +108,7 @@ def accuracy_over_params(rows: Sequence[Row], path: Path, task: str, budget: str
     axis.set(xlabel="parameters of the descendant, M", ylabel="top-1, %")
     _name_shapes(axis, {row.shape: row.params / 1e6 for row in some})
     kinds = {"as initialised": ":", "after tuning": "-"} if tuned else {"as initialised": ":"}
-    _finish(figure, path, {name: look[name] for name in dict.fromkeys(row.contender for row in some)}, kinds)
+    _finish(figure, path, _shown(some, look), kinds)
 
 
 def accuracy_over_epochs(rows: Sequence[Row], path: Path, task: str, budget: str, shape: str) -> None:
@@ -140,13 +140,14 @@ def accuracy_over_epochs(rows: Sequence[Row], path: Path, task: str, budget: str
         _draw(axis, line, look[contender], "-", bars)
     axis.set(xlabel="epochs of tuning (0: as initialised)", ylabel="top-1, %")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(figure, path, {name: look[name] for name in dict.fromkeys(row.contender for row in some)})
+    _finish(figure, path, _shown(some, look))
 
 
 def cost_over_sizes(rows: Sequence[Row], path: Path, task: str, budget: str) -> None:
     """Draws what making n models of different sizes costs in all, the smallest size first; see ``total_costs``.
 
-    Contenders without a result at every size have no such total; they are left out and named.
+    Contenders that cost the same share a line. Those without a result at every size have no such total; they are
+    left out and named.
 
     Args:
         rows: Of the comparison, all tasks included: how genes are shared follows from all of them.
@@ -166,17 +167,20 @@ def cost_over_sizes(rows: Sequence[Row], path: Path, task: str, budget: str) -> 
     highest = max(max(values) for values in costs.values())
     unit, name = next(((unit, name) for unit, name in UNITS if highest >= unit), (1.0, ""))
     figure, axis = _canvas(f"{task}, {budget}: cost of all models together")
+    alike: dict[tuple[float, ...], list[str]] = {}
     for contender, values in costs.items():
-        numbers: list[float] = [number + 1 for number in range(len(values))]
-        line = Line(numbers, [value / unit for value in values], [math.nan] * len(values))
-        _draw(axis, line, look[contender], "-", bars=True)
-    left_out = [row for row in dict.fromkeys(row.contender for row in some) if row not in costs]
+        alike.setdefault(tuple(values), []).append(contender)
+    for same, names in alike.items():
+        numbers: list[float] = [number + 1 for number in range(len(same))]
+        line = Line(numbers, [value / unit for value in same], [math.nan] * len(same))
+        _draw(axis, line, look[names[0]], "-", bars=True)
+    left_out = [name for name in dict.fromkeys(row.contender for row in some) if name not in costs]
     note = f"\nleft out, as results are missing: {', '.join(left_out)}" if left_out else ""
     axis.set(xlabel=f"models made, one of each size, the smallest first{note}")
     axis.set(ylabel=f"multiply-adds, {name}" if name else "multiply-adds")
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(figure, path, {name: look[name] for name in costs})
+    _finish(figure, path, {"\n".join(map(_short, names)): look[names[0]] for names in alike.values()})
 
 
 def total_costs(rows: Sequence[Row], task: str, budget: str) -> dict[str, list[float]]:
@@ -238,8 +242,7 @@ def loss_over_depth(rows: Sequence[Row], path: Path, task: str) -> None:
         _draw(axis, line, look[contender], kinds[f"width {width}"], len(lines) > BANDS)
     axis.set(xlabel="depth of the descendant, layers", ylabel="cross-entropy, nats")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    shown = {name: look[name] for name in dict.fromkeys(row.contender for row in some)}
-    _finish(figure, path, shown, kinds if len(widths) > 1 else {})
+    _finish(figure, path, _shown(some, look), kinds if len(widths) > 1 else {})
 
 
 def save_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -324,11 +327,12 @@ def _over_seeds(rows: Sequence[Row]) -> str:
 def _canvas(title: str) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(8.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=11, x=0.015, ha="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e4e4e4", lw=0.8)
     axis.set_axisbelow(True)
@@ -339,8 +343,7 @@ def _draw(axis: Axes, line: Line, look: Style, kind: str, bars: bool, *, spread:
     every = max(1, len(line.x) // 15)
     axis.plot(line.x, line.mean, kind, **_marked(look), lw=1.7, markevery=every)
     known = [at for at, value in enumerate(line.spread) if not math.isnan(value)] if spread else []
-    x, mean = [line.x[at] for at in known], [line.mean[at] for at in known]
-    deviation = [line.spread[at] for at in known]
+    x, mean, deviation = ([values[at] for at in known] for values in (line.x, line.mean, line.spread))
     if not known:
         return
     if bars or len(known) < 2:
@@ -374,12 +377,21 @@ def _name_shapes(axis: Axes, params: dict[str, float]) -> None:
     above.spines["top"].set_visible(False)
 
 
+def _shown(rows: Sequence[Row], look: dict[str, Style]) -> dict[str, Style]:
+    """The legend of some rows."""
+    return {_short(name): look[name] for name in dict.fromkeys(row.contender for row in rows)}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:27]}…"
+
+
 def _finish(figure: Figure, path: Path, look: dict[str, Style], kinds: dict[str, str] | None = None) -> None:
     """Puts the legend beside the plot and writes the file."""
     from matplotlib.lines import Line2D
 
     handles: list[Line2D] = [Line2D([], [], ls="-", lw=1.7, **_marked(style)) for style in look.values()]
-    labels = [name if len(name) <= 28 else f"{name[:27]}…" for name in look]
+    labels = list(look)
     for name, kind in (kinds or {}).items():
         handles.append(Line2D([], [], ls=kind, lw=1.7, color="black"))
         labels.append(name)

@@ -26,7 +26,9 @@ def write_cell(cell: Cell, content: Mapping[str, Any]) -> None:
     """Writes a cell's result, unless one is there: results are never overwritten."""
     if cell.path.exists():
         raise ForeignResultError(f"{cell.path} exists already; it was not overwritten")
-    text = json.dumps({"kind": KIND, "version": VERSION, "key": cell.key, **content}, separators=(",", ":"))
+    text = json.dumps(
+        {"kind": KIND, "version": VERSION, "key": cell.key, **content}, separators=(",", ":"), allow_nan=False
+    )
     write_file(cell.path, lambda temporary: temporary.write_text(text + "\n"))
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,6 +29,7 @@ from learngene.files import take_lock
 from learngene.finetuning import evaluate, scratch, train_model
 from learngene.gene import Learngene
 from learngene.measure import environment
+from learngene.methods import default_settings
 from learngene.recipe import DataSpec, FinetuneRecipe
 from learngene.train.batches import refuse_too_few
 from learngene.train.images import ImageSet, open_data
@@ -101,31 +106,48 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
         LearngeneError: If a cell cannot be run: before the first one starts, and naming all of them.
     """
     comparison, sizes, opened = prepare(recipe)
-    if processes > 1:
-        _spread(recipe, processes)
-        failed: dict[str, str] = {}
-        # Nothing is left to do but what failed in every process; doing it here says why.
-    else:
-        failed = {}
-    for _ in _jobs_done(comparison, opened, failed, say):
-        pass
+    failed: dict[str, str] = {}
+    with _stopping():
+        if processes > 1:
+            _spread(recipe, processes)
+        # After several processes only what failed in all of them is left; trying it here says why.
+        for _ in _jobs_done(comparison, opened, failed, say):
+            pass
     out = collect(comparison, sizes)
     out.failed |= failed
     return out
 
 
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Makes Ctrl-C and SIGTERM end a comparison with the promise that the same command continues it."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRun(signal.SIGINT, "the last finished cell") from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
 def _spread(recipe: CompareRecipe, processes: int) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_worker, args=(recipe.model_dump_json(), number, processes))
-        for number in range(processes)
-    ]
+    arguments = recipe.model_dump_json()
+    workers = [context.Process(target=_worker, args=(arguments, number, processes)) for number in range(processes)]
     for worker in workers:
         worker.start()
     try:
         for worker in workers:
             worker.join()
     except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()
         for worker in workers:
             worker.join()
         raise
@@ -226,8 +248,7 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, images: Images) -> str:
     data = recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
     start = time.perf_counter()
     ancestry = Ancestry.from_spec(job.ancestry.source())
-    settings = {name: getattr(job.method, name) for name in job.method.__dataclass_fields__}  # type: ignore[attr-defined]
-    gene = extract(ancestry, method=job.method.name, settings=settings, data=data)
+    gene = extract(ancestry, method=job.method.name, settings=default_settings(job.method), data=data)
     gene.metadata["training"] = {"seconds": round(time.perf_counter() - start, 3)}
     gene.save(job.path)
     return "extracted"
@@ -254,7 +275,7 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
         "gene": _gene_record(gene) if gene else None,
         "spec": cell.spec.model_dump(mode="json"),
         "layers": model.learngene["layers"],
-        "linearity": linearity(*layer_state(model)),
+        "linearity": None if math.isnan(line := linearity(*layer_state(model))) else line,
         "fresh": len(model.learngene["fresh"]),
         "train": cell.train.model_dump(mode="json") if cell.train else None,
         "data": _data_record(cell.data, images),

@@ -81,7 +81,7 @@ def _judge(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> V
 
 def half_width(values: Sequence[float]) -> float:
     """Half the two-sided 90 % interval of a mean, by Student's t."""
-    from scipy.stats import t  # type: ignore[import-untyped]
+    from scipy.stats import t
 
     deviation = statistics.stdev(values)
     return float(t.ppf(CONFIDENCE, len(values) - 1)) * deviation / len(values) ** 0.5

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from learngene.errors import ShapeError
 from learngene.methods.base import Origin
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
 from learngene.methods.sws import SWS
@@ -29,6 +30,8 @@ class SimpleLG(LayerCombination):
     def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
         """As SWS: no fewer layers than the model has."""
         super().refuse(auxiliary, shape, **options)
+        if shape.depth < auxiliary.depth:
+            raise ShapeError(f"simple-lg: depth {shape.depth} is below the {auxiliary.depth} layers of this gene")
         self._as_stages(auxiliary).stage_of_layer(shape.depth, **options)
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:

@@ -102,7 +102,8 @@ class WeightSelection(Method):
 def spaced(larger: int, smaller: int) -> list[int]:
     """The authors' rule for one dimension: which of ``larger`` entries a dimension of ``smaller`` takes.
 
-    Every n-th from 0 if it divides evenly, else evenly spaced from the first to the last, rounded half to even.
+    Every n-th from 0 if it divides evenly, else evenly spaced from the first to the last, rounded half to even. The
+    authors compute in float32, whose error can turn an exact half the other way; that needs an odd ``smaller``.
 
     Example:
         >>> spaced(12, 4), spaced(11, 4), spaced(6, 4)

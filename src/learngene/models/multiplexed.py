@@ -58,7 +58,7 @@ class MultiplexedAttention(Attention):
 
     def relative(self, q: Float[Tensor, "batch heads tokens head_dim"]) -> Float[Tensor, "batch heads tokens tokens"]:
         """The product of every query with the table's entry for its distance to every key."""
-        index = buckets(math.isqrt(q.shape[-2]), q.device)
+        index = _buckets_on(math.isqrt(q.shape[-2]), q.device)
         return (q @ self.position).gather(-1, index.expand(*q.shape[:2], *index.shape))
 
     def mixed(
@@ -68,18 +68,24 @@ class MultiplexedAttention(Attention):
         return (mixing @ attention.flatten(2)).unflatten(-1, attention.shape[-2:])
 
 
+@torch.compiler.disable
 @functools.cache
-def buckets(side: int, device: torch.device | None = None) -> Int[Tensor, "tokens tokens"]:
+def _buckets_on(side: int, device: torch.device) -> Int[Tensor, "tokens tokens"]:
+    """``buckets`` on a device, made once; an ordinary tensor even if it is first needed while evaluating."""
+    with torch.inference_mode(False):
+        return buckets(side).to(device)
+
+
+def buckets(side: int) -> Int[Tensor, "tokens tokens"]:
     """The bucket of every pair of tokens in a grid: its row bucket times 7 plus its column bucket ("product").
 
     Args:
         side: Patches along one side of the grid.
-        device: Where the index shall lie.
     """
     axis = torch.tensor([[_piecewise(a - b) + PER_SIDE for b in range(side)] for a in range(side)])
     rows = axis.repeat_interleave(side, 0).repeat_interleave(side, 1)
     columns = axis.repeat(side, side)
-    return (rows * (2 * PER_SIDE + 1) + columns).to(device)
+    return rows * (2 * PER_SIDE + 1) + columns
 
 
 def _piecewise(distance: int) -> int:
