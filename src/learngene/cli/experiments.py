@@ -107,7 +107,7 @@ def report(
     for line in complaints:
         print(f"learngene: {line}", file=sys.stderr)
     groups = load_claims()
-    ledger_page(verdicts, out, groups)
+    ledger_page(verdicts, out, groups, complaints)
     text = ledger_markdown(verdicts, groups)
     write_file(markdown, lambda temporary: temporary.write_text(text))
     print(f"{len(verdicts)} verdict files of {len(groups)} groups: {out}, {markdown}")

@@ -28,13 +28,12 @@ from learngene.extracting import extract
 from learngene.files import take_lock
 from learngene.finetuning import evaluate, scratch, train_model
 from learngene.gene import Learngene
-from learngene.measure import environment
+from learngene.measure import commit, environment
 from learngene.methods import default_settings
 from learngene.recipe import DataSpec, FinetuneRecipe
 from learngene.train.batches import refuse_too_few
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import InterruptedRun
-from learngene.train.result import commit
 
 POLL_SECONDS = 0.5
 """How long a process waits when others are doing all that can be done."""

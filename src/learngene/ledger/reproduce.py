@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from learngene.files import write_file
 from learngene.ledger.claims import Claim, ClaimGroup
 from learngene.ledger.structural import STRUCTURAL
 from learngene.ledger.verdict import judge, overall
-from learngene.measure import environment
+from learngene.measure import commit, environment
 
 KIND, VERSION = "learngene verdict", 1
 
@@ -62,6 +63,7 @@ def reproduce(
         "seeds": sorted({row.seed for row in rows}),
         "seconds": round(_seconds(rows), 1),
         "environment": environment(),
+        "commit": commit(),
         "run": recipe.run.model_dump(mode="json") if claims.needs_runs else None,
         "claims": [judged(claim, rows, scale) for claim in claims.claims],
         "table": table(rows),
@@ -95,7 +97,9 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
         entry |= {"params": one.params, "stored_params": one.stored_params, "epochs": one.epochs}
         for name in ("gene_top1", "untuned_top1", "untuned_loss", "first_top1", "last_top1"):
             mean, spread = mean_and_spread(getattr(row, name) for row in some)
-            entry[name] = [round(mean, 4), None if spread != spread else round(spread, 4)]
+            entry[name] = [round(mean, 4), None if math.isnan(spread) else round(spread, 4)]
+        if not one.gene_top1:
+            entry["gene_top1"] = None
         entry |= {"total_macs": one.total_macs, "seconds": round(mean_and_spread(r.seconds for r in some)[0], 2)}
         out.append(entry | {"seeds": len(some)})
     return out

@@ -64,7 +64,7 @@ def _judge(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> V
     against = _in_words(other) if other else ""
     values, reason = _values(statistic, other, rows)
     if not reason and len(values) < FEWEST_SEEDS:
-        reason = f"{len(values)} seeds, fewer than {FEWEST_SEEDS}"
+        reason = f"fewer than {FEWEST_SEEDS} seeds: {len(values)}"
     if reason:
         return Verdict("inconclusive", against, tuple(values), None, None, None, reason)
     mean, half = statistics.fmean(values), half_width(values)

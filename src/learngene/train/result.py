@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from learngene.errors import TrainingDivergedError
 from learngene.files import write_file
-from learngene.measure import environment
+from learngene.measure import commit, environment
 from learngene.recipe import CondenseRecipe, FinetuneRecipe
 from learngene.train.images import ImageSet
 from learngene.train.loop import TrainResult
@@ -74,14 +73,3 @@ def _record(
         record["cost"] = {"seconds": result.seconds, "updates": result.updates, "images": result.images}
         record["metrics"] = {"final": asdict(result.final), "best_top1": result.best_top1, "history": result.history}
     return record
-
-
-def commit() -> str | None:
-    """The commit of the source tree learngene runs from, None if it is installed from a package."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        here = Path(__file__).parent
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__]
-        subprocess.run(tracked, check=True, capture_output=True)
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    return None
