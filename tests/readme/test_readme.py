@@ -27,6 +27,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 # long and have tests of their own in tests/e2e.
 SKIPPED = ("make ", "export ", "pip ", "ACCELERATE_USE_CPU=true torchrun", "torchrun")
 SKIPPED_ARGUMENTS = {"train.compile=true"}
+FEW_CELLS = ["run.seeds=[0]", "run.shapes=[d3]", "run.contenders=[tleg, scratch]", "run.budgets=[tuned]"]
+FEW_CELLS += ["condense.epochs=5"]
 
 
 class Block(NamedTuple):
@@ -63,6 +65,8 @@ def run_shell(text: str, cli: CLI) -> int:
         arguments = shlex.split(line.split("\n")[0], comments=True)
         if line.startswith(SKIPPED) or SKIPPED_ARGUMENTS & set(arguments):
             continue
+        if arguments[:2] == ["learngene", "compare"]:  # in one process, and few cells
+            arguments = [part for part in arguments if part not in ("--processes", "2")] + FEW_CELLS
         if arguments[0] == "learngene":
             result = cli(*arguments[1:])
             assert result.code == 0, f"{line}\n{result.err}"

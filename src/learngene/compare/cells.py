@@ -20,6 +20,9 @@ from learngene.shape import ViTShape
 
 KEY_LENGTH = 10
 
+Place = tuple[str, str, str, str, int]
+"""Contender, shape, task, budget and seed of a cell."""
+
 
 @dataclass(frozen=True)
 class AncestryJob:
@@ -123,6 +126,11 @@ class Cell:
     path: Path
 
     @property
+    def place(self) -> Place:
+        """Where it stands in the comparison."""
+        return self.contender, self.shape_name, self.task, self.budget, self.seed
+
+    @property
     def done(self) -> bool:
         """Whether a result is there; ``results.read_cell`` says whether it is a good one."""
         return self.path.exists()
@@ -192,7 +200,7 @@ def lay_out(recipe: CompareRecipe, num_classes: Mapping[str, int], train_images:
     if equal:
         epochs = equal_epochs(out, train_images)
         out.cells = [
-            _cell(out, c.contender, c.shape_name, c.task, c.budget, c.seed, c.gene, epochs[c])
+            _cell(out, c.contender, c.shape_name, c.task, c.budget, c.seed, c.gene, epochs[c.place])
             if c.budget in equal
             else c
             for c in out.cells
@@ -270,7 +278,8 @@ def _cell(
     shape = ViTShape.from_dict({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
     if epochs is None:
         epochs = round(recipe.budgets[budget].epochs * spec.times)
-    train = changed(recipe.tune, {**spec.tune, "epochs": epochs, "seed": seed}) if epochs else None
+    changes = merge(merge(recipe.budgets[budget].tune, spec.tune), {"epochs": epochs, "seed": seed})
+    train = changed(recipe.tune, changes) if epochs else None
     content = [
         [spec.method, spec.settings, spec.options, spec.layers, spec.modules],
         gene.path.name.rpartition("-")[2] if gene else None,

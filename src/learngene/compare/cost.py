@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob
+from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place
 from learngene.compare.recipe import HOME
 from learngene.errors import LearngeneError
 from learngene.recipe import Train
@@ -108,7 +108,7 @@ def _counted_macs(source: str, arguments: tuple[tuple[str, Any], ...], img_size:
     return multiply_adds(ancestry.model, chans, img_size or size)
 
 
-def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dict[Cell, int]:
+def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dict[Place, int]:
     """Epochs of tuning that give every contender the total cost of one of them.
 
     Args:
@@ -118,8 +118,8 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
     Raises:
         LearngeneError: If a contender's gene alone costs more than that; all of them are named.
     """
-    reference = {(c.contender, c.shape_name, c.task, c.budget, c.seed): c for c in comparison.cells}
-    out: dict[Cell, int] = {}
+    reference = {c.place: c for c in comparison.cells}
+    out: dict[Place, int] = {}
     faults: dict[str, None] = {}
     for cell in comparison.cells:
         model = comparison.recipe.budgets[cell.budget].cost_of
@@ -133,7 +133,7 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
         left = cost_of(other, comparison, train_images).total - cost_of(cell, comparison, train_images).shared
         if left < 0:
             faults[f"{cell.contender} at {cell.shape_name} costs more than {model} before any tuning"] = None
-        out[cell] = int(other.train.epochs if cell is other and other.train else left // per_epoch)
+        out[cell.place] = int(other.train.epochs if cell is other and other.train else left // per_epoch)
     if faults:
         raise LearngeneError("budgets: no equal cost is possible: " + "; ".join(faults))
     return out

@@ -73,6 +73,7 @@ class BudgetSpec(Section):
         description="a contender: all others get the epochs that make their total cost equal to this one's, with gene "
         "and pretraining shared over the descendants",
     )
+    tune: dict[str, Any] = Field({}, description="how descendants are tuned: what differs from `tune`")
 
 
 class Run(Section):

@@ -41,6 +41,11 @@ POLL_SECONDS = 0.5
 Images = tuple[ImageSet, ImageSet]
 
 
+def announce(text: str) -> None:
+    """Prints a line at once, also into a file, so that several processes' lines can be followed."""
+    print(text, flush=True)
+
+
 @dataclass
 class Opened:
     """The images of every task of a comparison, opened once per process."""
@@ -68,6 +73,7 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     for task in {HOME: None, **dict.fromkeys(recipe.chosen("tasks"))}:
         try:
             train = opened[task][0]
+            _refuse_other_size(task, train, recipe)
             refuse_too_few(train, recipe.condense if task == HOME else recipe.tune)
         except LearngeneError as error:
             faults[f"task {task}: {error}"] = None
@@ -92,7 +98,16 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     return comparison, sizes, opened
 
 
-def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], None] = print) -> Collected:
+def _refuse_other_size(task: str, images: ImageSet, recipe: CompareRecipe) -> None:
+    declared = (recipe.sizes or {}).get(task)
+    if declared and (declared.images, declared.classes) != (len(images), len(images.class_names)):
+        raise LearngeneError(
+            f"{images.where} has {len(images)} training images in {len(images.class_names)} classes, but sizes.{task} "
+            f"declares {declared.images} in {declared.classes}"
+        )
+
+
+def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], None] = announce) -> Collected:
     """Runs what is missing of a comparison and reads all its results.
 
     Args:
@@ -161,7 +176,7 @@ def _worker(recipe: str, number: int, processes: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     comparison, _, opened = prepare(CompareRecipe.model_validate_json(recipe))
     try:
-        for _ in _jobs_done(comparison, opened, {}, print):
+        for _ in _jobs_done(comparison, opened, {}, announce):
             pass
     except (InterruptedRun, KeyboardInterrupt):
         return  # the parent says that it stopped

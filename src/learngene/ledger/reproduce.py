@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ KIND, VERSION = "learngene verdict", 1
 
 
 def reproduce(
-    claims: ClaimGroup, recipe: CompareRecipe, scale: str, *, processes: int = 1, say: Callable[[str], None] = print
+    claims: ClaimGroup,
+    recipe: CompareRecipe,
+    scale: str,
+    *,
+    processes: int = 1,
+    say: Callable[[str], None] = partial(print, flush=True),  # noqa: B008
 ) -> Path:
     """Runs what is missing of a group's comparison, judges its claims and writes the verdict file.
 

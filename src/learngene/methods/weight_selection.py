@@ -123,13 +123,16 @@ def _rows(auxiliary: ViTShape, shape: ViTShape) -> dict[str, dict[int, list[int]
 
 
 def _select(value: Tensor, size: Sequence[int], chosen: Mapping[int, list[int]]) -> Tensor:
-    """Cuts a tensor to a size, one dimension after the other."""
+    """Cuts a tensor to a size; even steps are views, so that every entry is copied once at most."""
     import torch
 
+    steps = [slice(None)] * value.ndim
     for dim, (larger, smaller) in enumerate(zip(value.shape, size, strict=True)):
-        index = chosen.get(dim)
-        if index is None and larger != smaller:
-            index = spaced(larger, smaller)
+        if dim not in chosen and larger != smaller and larger % smaller == 0:
+            steps[dim] = slice(None, None, larger // smaller)
+    value = value[tuple(steps)]
+    for dim, (larger, smaller) in enumerate(zip(value.shape, size, strict=True)):
+        index = chosen.get(dim) or (spaced(larger, smaller) if larger != smaller else None)
         if index is not None:
             value = value.index_select(dim, torch.tensor(index, device=value.device))
-    return value
+    return value.contiguous()
