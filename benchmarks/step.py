@@ -1,7 +1,8 @@
 """Forward and backward of the auxiliary model over a plain timm ViT of the same shape: what the constraint costs.
 
-Width 192, depth 12, 3 heads, 32 px, patch 4, batch 32, one thread, CPU time; the authors' code: 1.06 and 1.02. Mini-Init
-is compared with the same plain ViT with relative positions, whose layers share nothing and whose heads do not mix.
+Width 192, depth 12, 3 heads, 32 px, patch 4, batch 32, one thread, CPU time; the authors' code: 1.06 and 1.02.
+Mini-Init is compared with the same plain ViT with relative positions, whose layers share nothing and whose heads do not
+mix.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Relative(MultiplexedAttention):
     """Multiplexed attention whose heads do not mix."""
 
     def mixed(self, attention: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
+        """The heads as they are."""
         return attention
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from learngene.descendant import load_descendant, save_descendant
     from learngene.errors import LearngeneError
     from learngene.export import export_onnx
+    from learngene.extracting import extract
     from learngene.finetuning import evaluate, finetune, scratch
     from learngene.gene import Learngene
     from learngene.measure import latency
@@ -31,6 +32,7 @@ _HOMES = {
     "condense": "condensing",
     "evaluate": "finetuning",
     "export_onnx": "export",
+    "extract": "extracting",
     "finetune": "finetuning",
     "latency": "measure",
     "load_descendant": "descendant",

@@ -21,9 +21,8 @@ from learngene.gene import Learngene
 from learngene.genefile import read_header
 from learngene.measure import environment
 from learngene.methods import method as find_method
-from learngene.recipe import CondenseRecipe, Distill, build_recipe
+from learngene.recipe import CondenseRecipe, Distill, build_recipe, default_crop
 from learngene.shape import ViTShape
-from learngene.train.batches import default_crop
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import Stage, TrainResult, set_drop_path
 from learngene.train.losses import distillation_loss

@@ -17,9 +17,9 @@ from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
 from learngene.measure import Accuracy, accuracy
 from learngene.methods import method as find_method
-from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe
+from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe, default_crop
 from learngene.shape import ViTShape
-from learngene.train.batches import default_crop, eval_loader
+from learngene.train.batches import eval_loader
 from learngene.train.images import ImageSet, open_data, open_split
 from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path
 from learngene.train.losses import classification_loss

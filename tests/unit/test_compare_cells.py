@@ -222,6 +222,13 @@ def test_a_recipe_that_was_sent_to_another_process_has_the_same_keys() -> None:
     assert [c.path for c in one.cells] == [c.path for c in other.cells]
 
 
+@pytest.mark.xfail(reason="bug: two tasks in files of one name are the same to a key", strict=True)
+def test_tasks_of_one_comparison_are_told_apart() -> None:
+    tasks = {"two": {"source": "/one/set"}, "zwei": {"source": "/other/set"}}
+    comparison = laid_out(compare_fields(tasks=tasks))
+    assert cell(comparison, "scratch", task="two").path != cell(comparison, "scratch", task="zwei").path
+
+
 # -- costs, computed by hand -------------------------------------------------------------------------------
 
 # 4 patches of 4 x 4 x 3 on width 16: 3072; a layer 4 tokens x 16 x (4 x 16 + 2 x 32) + 2 x 4 x 4 x 16; a head.
@@ -293,10 +300,6 @@ def test_a_loaded_ancestry_costs_nothing_but_its_looks() -> None:
 # -- equal costs -------------------------------------------------------------------------------------------
 
 
-UNHASHABLE = pytest.mark.xfail(reason="bug: a cell cannot be the key of a dict", raises=TypeError, strict=True)
-
-
-@UNHASHABLE
 def test_equal_costs_are_turned_into_whole_epochs() -> None:
     comparison = laid_out(compare_fields(budgets={"one": {"epochs": 1, "cost_of": "tleg"}}))
     shared = EPOCH * 7 * D4 / 2
@@ -309,7 +312,6 @@ def test_equal_costs_are_turned_into_whole_epochs() -> None:
     assert cell(comparison, "scratch", budget="untuned").train is None
 
 
-@UNHASHABLE
 def test_an_epoch_less_of_tuning_pays_for_the_gene() -> None:
     budgets = {"one": {"epochs": 10, "cost_of": "scratch"}}
     comparison = laid_out(compare_fields(budgets=budgets))
@@ -320,7 +322,6 @@ def test_an_epoch_less_of_tuning_pays_for_the_gene() -> None:
     assert cell(comparison, "tleg", "d2").key != cell(laid_out(compare_fields()), "tleg", "d2").key
 
 
-@UNHASHABLE
 def test_impossible_equal_costs_are_all_named() -> None:
     with pytest.raises(LearngeneError) as error:
         laid_out(compare_fields(budgets={"one": {"epochs": 1, "cost_of": "scratch"}}))
@@ -336,7 +337,6 @@ def test_costs_cannot_be_those_of_a_contender_that_is_not_run() -> None:
         laid_out(compare_fields(budgets=budgets, run={"contenders": ["scratch"]}))
 
 
-@UNHASHABLE
 def test_equal_contenders_get_equal_epochs() -> None:
     """Shares are fractions: what is left must not be a hair below a whole number of epochs."""
     for epochs in (1, 2, 5):
@@ -347,3 +347,11 @@ def test_equal_contenders_get_equal_epochs() -> None:
             comparison = laid_out({**fields, "run": {"seeds": [0], "contenders": ["tleg", "twin"]}})
             assert {c.train.epochs for c in comparison.cells if c.train} == {epochs}
             assert len(comparison.cells) == 2 * count
+
+
+@pytest.mark.xfail(reason="bug: an epoch is counted in the recipe's batches, not the contender's", strict=True)
+def test_equal_costs_count_the_epochs_of_the_contenders_own_batches() -> None:
+    own = {"scratch": {"tune": {"batch_size": 16}}}
+    comparison = laid_out(compare_fields(budgets={"one": {"epochs": 3, "cost_of": "tleg"}}, contenders=own))
+    costs = [cost_of(cell(comparison, name), comparison, IMAGES).total for name in ("tleg", "scratch")]
+    assert 0 <= costs[0] - costs[1] < 16 * 3 * D2  # an epoch of one batch of 16

@@ -14,6 +14,7 @@ from learngene.compare.cells import Cell, Comparison
 from learngene.compare.cost import cost_of
 from learngene.errors import LearngeneError
 from learngene.files import write_file
+from learngene.recipe import default_crop
 
 KIND, VERSION = "learngene cell", 1
 
@@ -70,6 +71,9 @@ class Row:
         seed: Seed of gene, fresh tensors and tuning.
         depth: Layers of the descendant.
         embed_dim: Its width.
+        img_size: Side of the images it was scored on.
+        crop_pct: Share of the resized image that was looked at.
+        interpolation: How images were resized.
         params: Its parameters.
         macs: Its multiply-adds per image.
         stored_params: Parameters stored to initialise it (the papers' S-Params, every part counted).
@@ -106,6 +110,9 @@ class Row:
     seed: int
     depth: int
     embed_dim: int
+    img_size: int
+    crop_pct: float
+    interpolation: str
     params: int
     macs: int
     stored_params: int
@@ -183,6 +190,9 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         seed=cell.seed,
         depth=cell.shape.depth,
         embed_dim=cell.shape.embed_dim,
+        img_size=cell.shape.img_size,
+        crop_pct=cell.data.crop_pct or default_crop(cell.shape.img_size),
+        interpolation=cell.data.interpolation,
         params=content["params"],
         macs=content["macs"],
         stored_params=gene.get("stored_params", 0),
@@ -234,19 +244,21 @@ def save_tables(collected: Collected, folder: Path) -> list[Path]:
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """The columns of timm's results files (model, top1, top1_err, ..., param_count in millions), then ours."""
+    """The columns of timm's results files (``param_count`` in millions, percentages with three digits), then ours."""
     import csv
     import io
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    own = [name for name in Row.__dataclass_fields__ if name != "curve"]
-    writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *own, "curve"])
+    preparation = ["img_size", "crop_pct", "interpolation"]
+    own = [name for name in Row.__dataclass_fields__ if name not in (*preparation, "curve")]
+    writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *preparation, *own, "curve"])
     for row in rows:
         values = asdict(row)
         model = f"{row.contender}_d{row.depth}_w{row.embed_dim}"
         scores = [row.last_top1, 100 - row.last_top1, row.last_top5, 100 - row.last_top5]
         timm = [model, *(f"{score:.3f}" for score in scores), f"{row.params / 1e6:.3f}"]
+        timm += [str(values[name]) for name in preparation]
         curve = " ".join(f"{value:.2f}" for value in row.curve)
         writer.writerow([*timm, *(_short(values[name]) for name in own), curve])
     return text.getvalue()

@@ -256,6 +256,7 @@ def _train_ancestry(job: AncestryJob, images: Images) -> str:
 
 def _make_gene(job: GeneJob, recipe: CompareRecipe, images: Images) -> str:
     if job.recipe is not None:
+        _refuse_failed(job.recipe.out)
         done = run_condense(job.recipe, images=images, keep=True, show=False)
         return f"top-1 {done.result.final.top1:.2f} %"
     assert job.ancestry is not None
@@ -266,6 +267,14 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, images: Images) -> str:
     gene.metadata["training"] = {"seconds": round(time.perf_counter() - start, 3)}
     gene.save(job.path)
     return "extracted"
+
+
+def _refuse_failed(folder: Path) -> None:
+    """Raises ``LearngeneError`` if a gene's training failed before: it would fail again, in every process."""
+    record = folder / "result.json"
+    error = json.loads(record.read_text())["error"] if record.exists() else None
+    if error:
+        raise LearngeneError(f"{error} (delete {folder} to try again)")
 
 
 def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from learngene.files import write_file
-from learngene.ledger.claims import SCALES, ClaimGroup, Statistic
+from learngene.ledger.claims import SCALES, Claim, ClaimGroup, Statistic
+from learngene.ledger.reproduce import judged
 from learngene.ledger.verdict import Outcome
 
 NOT_RUN = "not run"
@@ -147,10 +148,19 @@ def _section(name: str, group: ClaimGroup | None, runs: dict[str, VerdictFile]) 
     found: dict[str, dict[str, JudgedClaim]] = {}
     for scale, claim in ((scale, claim) for scale, run in runs.items() for claim in run.claims):
         found.setdefault(claim.text, {})[scale] = claim
-    lines = [Line(c.text, c.printed, c.statistic, found.pop(c.text, {})) for c in (group.claims if group else ())]
+    # Exact tests need no runs, so they are made here for every scale that has no verdict.
+    exact = {c.text: _exact(c) for c in (group.claims if group else ()) if c.exact}
+    lines = [
+        Line(c.text, c.printed, c.statistic, exact.get(c.text, {}) | found.pop(c.text, {}))
+        for c in (group.claims if group else ())
+    ]
     lines += [Line(text, next(iter(old.values())).printed, None, old) for text, old in found.items()]
     head = group or next(iter(runs.values()))
     return Section(name, head.paper, head.source, head.title, lines, runs)
+
+
+def _exact(claim: Claim) -> dict[str, JudgedClaim]:
+    return {scale: JudgedClaim.model_validate(judged(claim, [], scale)) for scale in SCALES}
 
 
 def rule(statistic: Mapping[str, Any]) -> str:

@@ -21,11 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from learngene.errors import DataError
-from learngene.recipe import Augment, DataSpec, Train
+from learngene.recipe import Augment, DataSpec, Train, default_crop
 from learngene.train.images import ImageSet
-
-SMALL_IMAGE = 64
-"""Side in pixels up to which evaluation does not crop."""
 
 KEEP_BYTES = 256 << 20
 """Most memory for prepared images that are the same in every epoch."""
@@ -300,11 +297,6 @@ def eval_loader(
         num_workers=spec.workers,
         multiprocessing_context="fork" if spec.workers else None,
     )
-
-
-def default_crop(img_size: int) -> float:
-    """The share of the image that evaluation looks at: DeiT's 0.875, but all of a small image, which has no border."""
-    return 1.0 if img_size <= SMALL_IMAGE else 0.875
 
 
 def _is_random(augment: Augment) -> bool:
