@@ -56,7 +56,7 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
     comparison, images, opened = prepare(recipe)
     for task, (train, val) in opened.sets.items():
         yield f"task {task}: {images[task]} training and {len(val)} validation images, {len(train.class_names)} classes"
-    for section in (recipe.condense, recipe.tune):
+    for section in (recipe.train("condense"), recipe.train("tune")):
         accumulation(section, processes=1)
         refuse_unknown_optimizer(section)
     trained = [job for job in comparison.jobs() if not isinstance(job, Cell)]

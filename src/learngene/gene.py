@@ -199,7 +199,7 @@ class Learngene(nn.Module):
         """
         shape = self._target(shape, num_classes)
         weights = self.weights(shape, **options)
-        keep = _kept(shape, layers, modules)
+        keep = kept_parameters(shape, layers, modules)
         expected = shape.all_params()
         generator = torch.Generator().manual_seed(seed)
         own = {tensor.untyped_storage().data_ptr() for tensor in self.parameters()}
@@ -315,7 +315,7 @@ def _resample(pos_embed: Tensor, shape: ViTShape) -> Tensor:
     )
 
 
-def _kept(shape: ViTShape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
+def kept_parameters(shape: ViTShape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
     """The parameters to fill: all outside the layers, and those layers and modules that were asked for."""
     layers = range(1, shape.depth + 1) if layers is None else layers
     modules = tuple(MODULE_PARAMS) if modules is None else modules

@@ -223,7 +223,6 @@ def test_files_that_are_no_results_are_named_and_kept(cli: CLI, place: Place) ->
         assert contents(place.out / "cells") == before
 
 
-@pytest.mark.xfail(reason="bug: KeyError for an entry that read_cell does not look for", strict=True)
 def test_a_result_that_lacks_an_entry_is_skipped_too(cli: CLI, place: Place) -> None:
     path = place.one("tleg")
     content = json.loads(path.read_text())
@@ -284,7 +283,6 @@ LATE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.xfail(reason="bug: found only when the first jobs are done", strict=True)
 @pytest.mark.parametrize("case", LATE)
 def test_what_only_one_contender_asks_for_is_refused_first_too(
     case: str, cli: CLI, images: Path, tmp_path: Path
@@ -380,7 +378,6 @@ def test_a_training_that_diverges_is_recorded_and_the_others_survive(cli: CLI, i
     assert {row["budget"] for row in rows if row["contender"] == "wild"} == {"untuned"}
 
 
-@pytest.mark.xfail(reason="bug: named once as 'cell X' and once as 'X'", strict=True)
 def test_a_cell_that_fails_is_counted_once(cli: CLI, images: Path, tmp_path: Path) -> None:
     fields = compare_fields(tmp_path, images, run={"shapes": ["d2"], "contenders": ["wild"], "budgets": ["one"]})
     fields["contenders"] = {"wild": {"method": "scratch", "tune": {"lr": 1e30, "epochs": 2}}}

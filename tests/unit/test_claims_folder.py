@@ -23,17 +23,8 @@ from learngene.recipe import merge, validated
 from pico import CLI
 
 GROUPS = load_claims()
-DEPTH = "bug: its contenders of 12 layers extend sws, whose auxiliary model has 16 layers at this scale"
-UNRUN = "bug: its second claim is about d8, which is not run at this scale"
-MADE = {("sws.table5", "gpu"): DEPTH, ("sws.table5", "paper"): DEPTH}
-FOUND = {**MADE, ("sws.table1-trained", "paper"): UNRUN}
-
-
-def cases(known: dict[tuple[str, str], str]) -> list[Any]:
-    """Every group at every scale, with what is known to be wrong."""
-    pairs = [(name, scale) for name in GROUPS for scale in SCALES]
-    marks = {pair: [pytest.mark.xfail(reason=reason, strict=True)] for pair, reason in known.items()}
-    return [pytest.param(*pair, marks=marks.get(pair, []), id="-".join(pair)) for pair in pairs]
+CASES = [pytest.param(name, scale, id=f"{name}-{scale}") for name in GROUPS for scale in SCALES]
+"""Every group at every scale."""
 
 
 @functools.cache
@@ -89,7 +80,7 @@ def test_every_group_says_where_it_is_from_and_every_claim_what_was_printed() ->
 # -- every group at every scale ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "scale"), cases(MADE))
+@pytest.mark.parametrize(("name", "scale"), CASES)
 def test_a_group_lays_out_without_data_and_every_cell_can_be_made(name: str, scale: str) -> None:
     found = comparison(name, scale)
     seeds = found.recipe.run.seeds
@@ -103,7 +94,7 @@ def test_a_group_lays_out_without_data_and_every_cell_can_be_made(name: str, sca
         assert max(cell.spec.layers or [1]) <= cell.shape.depth
 
 
-@pytest.mark.parametrize(("name", "scale"), cases(FOUND))
+@pytest.mark.parametrize(("name", "scale"), CASES)
 def test_every_filter_keeps_something_and_as_much_on_both_sides(name: str, scale: str) -> None:
     cells = [cell for cell in comparison(name, scale).cells if cell.seed == 0]
     for claim in GROUPS[name].claims:
@@ -246,7 +237,8 @@ def test_a_file_that_is_no_verdict_is_not_overwritten(
 
 def test_exact_claims_need_no_data(tiny: Path) -> None:
     group = find_group("tiny.exact")
-    path = reproduce(group, comparison_of(group, "laptop", declared=True), "laptop")
+    path, faults = reproduce(group, comparison_of(group, "laptop", declared=True), "laptop")
+    assert faults == []
     verdict = json.loads(path.read_text())
     assert (verdict["claims"][0]["outcome"], verdict["run"], verdict["table"], verdict["seeds"]) == (
         "holds", None, [], []
@@ -254,7 +246,6 @@ def test_exact_claims_need_no_data(tiny: Path) -> None:
     assert "exact tests only, nothing is trained" in estimate(group, comparison_of(group, "laptop", declared=True))
 
 
-@pytest.mark.xfail(reason="bug: --data is asked for although nothing is read", strict=True)
 def test_the_command_asks_for_no_data_if_all_claims_are_exact(cli: CLI, tiny: Path) -> None:
     done = cli("reproduce", "tiny.exact")
     assert (done.code, done.out.splitlines()[0]) == (0, "holds          Both orders agree at 10 and 11")

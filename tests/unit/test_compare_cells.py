@@ -10,7 +10,7 @@ from comparisons import IMAGES, cell, compare_fields, laid_out, recipe_of
 from learngene.compare.cells import AncestryJob, Cell, GeneJob
 from learngene.compare.cost import ancestry_macs, cost_of, gene_macs
 from learngene.compare.recipe import CompareRecipe
-from learngene.errors import LearngeneError
+from learngene.errors import LearngeneError, RecipeError
 
 TWO = {"tasks": {"two": {"source": "other"}}}
 
@@ -189,12 +189,10 @@ def test_one_gene_serves_all_shapes_unless_each_has_its_own() -> None:
     assert len(comparison.genes) == 3
 
 
-@pytest.mark.xfail(reason="bug: the nested train section of an ancestry is hashed as it is", strict=True)
 def test_how_often_an_ancestry_is_saved_does_not_matter() -> None:
     assert differing(ancestries={"vit": {"train": {"save_every": 7}}}) == set()
 
 
-@pytest.mark.xfail(reason="bug: the whole path of a loaded ancestry is hashed", strict=True)
 def test_the_folder_of_a_loaded_ancestry_does_not_matter() -> None:
     def loaded(folder: str) -> dict[str, str | None]:
         fields = {"vit": {"source": f"{folder}/model", "shape": None}}
@@ -203,7 +201,6 @@ def test_the_folder_of_a_loaded_ancestry_does_not_matter() -> None:
     assert loaded("/here") == loaded("/there")
 
 
-@pytest.mark.xfail(reason="bug: a preset in a change loses against the base's preset, already spelled out", strict=True)
 def test_a_contender_may_change_the_preset() -> None:
     changes = {"tune": {"augment": {"preset": "light"}}}
     train = cell(laid_out(compare_fields(contenders={"scratch": changes})), "scratch").train
@@ -211,7 +208,6 @@ def test_a_contender_may_change_the_preset() -> None:
     assert train.augment.hflip == 0.5
 
 
-@pytest.mark.xfail(reason="bug: a recipe sent to another process has every default spelled out", strict=True)
 def test_a_recipe_that_was_sent_to_another_process_has_the_same_keys() -> None:
     changes = {"tune": {"augment": {"preset": "none"}}}
     fields = compare_fields(contenders={"scratch": changes})
@@ -222,11 +218,10 @@ def test_a_recipe_that_was_sent_to_another_process_has_the_same_keys() -> None:
     assert [c.path for c in one.cells] == [c.path for c in other.cells]
 
 
-@pytest.mark.xfail(reason="bug: two tasks in files of one name are the same to a key", strict=True)
-def test_tasks_of_one_comparison_are_told_apart() -> None:
+def test_tasks_whose_files_have_the_same_name_are_refused() -> None:
     tasks = {"two": {"source": "/one/set"}, "zwei": {"source": "/other/set"}}
-    comparison = laid_out(compare_fields(tasks=tasks))
-    assert cell(comparison, "scratch", task="two").path != cell(comparison, "scratch", task="zwei").path
+    with pytest.raises(RecipeError, match="same file name as those of 'two'"):
+        recipe_of(compare_fields(tasks=tasks))
 
 
 # -- costs, computed by hand -------------------------------------------------------------------------------
@@ -349,7 +344,6 @@ def test_equal_contenders_get_equal_epochs() -> None:
             assert len(comparison.cells) == 2 * count
 
 
-@pytest.mark.xfail(reason="bug: an epoch is counted in the recipe's batches, not the contender's", strict=True)
 def test_equal_costs_count_the_epochs_of_the_contenders_own_batches() -> None:
     own = {"scratch": {"tune": {"batch_size": 16}}}
     comparison = laid_out(compare_fields(budgets={"one": {"epochs": 3, "cost_of": "tleg"}}, contenders=own))

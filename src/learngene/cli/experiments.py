@@ -78,7 +78,7 @@ def reproduce(
         print("next: learngene reproduce GROUP --scale laptop --data FOLDER")
         return
     group = find_group(claims)
-    recipe = comparison_of(group, scale, data, overrides or [], declared=cost)
+    recipe = comparison_of(group, scale, data, overrides or [], declared=cost or not group.needs_runs)
     if cost:
         from learngene.ledger.cost import estimate
 
@@ -86,10 +86,12 @@ def reproduce(
         return
     from learngene.ledger.reproduce import reproduce as run_group
 
-    path = run_group(group, recipe, scale, processes=processes)
+    path, faults = run_group(group, recipe, scale, processes=processes)
     for claim in json.loads(path.read_text())["claims"]:
         print(f"{claim['outcome']:14s} {claim['text']}")
     print(f"{path}\nnext: learngene report")
+    if faults:
+        raise LearngeneError("\n".join(faults))
 
 
 @app.command()

@@ -15,10 +15,12 @@ from typing import Any
 
 from learngene.compare.recipe import HOME, CompareRecipe, ContenderSpec, ModelSpec
 from learngene.methods import Method, method
-from learngene.recipe import AncestrySpec, CondenseRecipe, DataSpec, Train, build_recipe, merge, validated
+from learngene.recipe import AncestrySpec, CondenseRecipe, DataSpec, Train, build_recipe
 from learngene.shape import ViTShape
 
 KEY_LENGTH = 10
+FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
+"""Entries that do not change what is computed."""
 
 Place = tuple[str, str, str, str, int]
 """Contender, shape, task, budget and seed of a cell."""
@@ -152,10 +154,12 @@ class Comparison:
         genes: In the order they are needed.
         cells: Every combination of contender, shape, task, budget and seed.
         num_classes: Classes of every task that is run, and of the home task.
+        loaded: Shapes of the plain ViTs that are loaded as they are, by name of the ancestry.
     """
 
     recipe: CompareRecipe
     num_classes: Mapping[str, int]
+    loaded: Mapping[str, ViTShape] = field(default_factory=dict)
     ancestries: dict[str, AncestryJob] = field(default_factory=dict)
     genes: list[GeneJob] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
@@ -169,20 +173,26 @@ class Comparison:
         return self.recipe.data if task == HOME else self.recipe.tasks[task]
 
 
-def lay_out(recipe: CompareRecipe, num_classes: Mapping[str, int], train_images: Mapping[str, int]) -> Comparison:
+def lay_out(
+    recipe: CompareRecipe,
+    num_classes: Mapping[str, int],
+    train_images: Mapping[str, int],
+    loaded: Mapping[str, ViTShape] | None = None,
+) -> Comparison:
     """Makes all jobs of a recipe, with their keys.
 
     Args:
         recipe: The recipe.
         num_classes: Classes of every task.
         train_images: Training images of every task, from which equal costs are computed.
+        loaded: Shapes of the plain ViTs that are loaded as they are, by name of the ancestry.
 
     Raises:
         LearngeneError: If a contender's gene cannot be described: the first fault.
     """
     from learngene.compare.cost import equal_epochs
 
-    out = Comparison(recipe, num_classes)
+    out = Comparison(recipe, num_classes, loaded or {})
     genes: dict[Path, GeneJob] = {}
     for name in recipe.chosen("contenders"):
         spec = recipe.contenders[name]
@@ -215,8 +225,8 @@ def _ancestry(out: Comparison, name: str) -> AncestryJob:
         shape = None
         if spec.shape is not None:
             shape = ViTShape.from_dict({**recipe.shape, **spec.shape, "num_classes": out.num_classes[HOME]})
-        train = changed(recipe.condense, spec.train)
-        content = [_content(spec), shape.to_dict() if shape else None, _content(train), _content(recipe.data)]
+        train = recipe.train("condense", spec.train)
+        content = [_identity(spec), shape.to_dict() if shape else None, _content(train), _content(recipe.data)]
         folder = recipe.store / f"ancestry-{name}-{hashed(content)}"
         out.ancestries[name] = AncestryJob(name, spec, shape, train, recipe.data, folder)
     return out.ancestries[name]
@@ -233,12 +243,12 @@ def _gene(
         fields |= recipe.shapes[shape_name]
     if not spec.trained:
         assert ancestry is not None
-        shape = ancestry.shape or ViTShape.from_dict(fields)
+        shape = ancestry.shape or out.loaded.get(ancestry.name) or ViTShape.from_dict(fields)
         key = hashed([spec.method, spec.settings, ancestry.folder.name])
         path = recipe.store / f"{spec.method}-{key}.safetensors"
         return GeneJob(spec.method, kind, shape, ancestry, None, recipe.data, path)
     shape = ViTShape.from_dict(fields)
-    train = changed(recipe.condense, {**spec.train, "seed": seed})
+    train = recipe.train("condense", spec.train, {"seed": seed})
     given: dict[str, Any] = {
         "kind": "condense",
         "method": spec.method,
@@ -278,8 +288,8 @@ def _cell(
     shape = ViTShape.from_dict({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
     if epochs is None:
         epochs = round(recipe.budgets[budget].epochs * spec.times)
-    changes = merge(merge(recipe.budgets[budget].tune, spec.tune), {"epochs": epochs, "seed": seed})
-    train = changed(recipe.tune, changes) if epochs else None
+    tuning = (recipe.budgets[budget].tune, spec.tune, {"epochs": epochs, "seed": seed})
+    train = recipe.train("tune", *tuning) if epochs else None
     content = [
         [spec.method, spec.settings, spec.options, spec.layers, spec.modules],
         gene.path.name.rpartition("-")[2] if gene else None,
@@ -290,11 +300,6 @@ def _cell(
     path = recipe.out / "cells" / f"{spec.method}-{width}-{data_name(data)}-e{epochs}-s{seed}-{key}.json"
     kind = method(spec.method, spec.settings)
     return Cell(contender, shape_name, task, budget, seed, spec, kind, gene, shape, data, train, key, path)
-
-
-def changed(train: Train, changes: Mapping[str, Any]) -> Train:
-    """A train section with some fields changed, validated again."""
-    return validated(Train, merge(train.model_dump(exclude_unset=True), changes), "train")
 
 
 def data_name(data: DataSpec) -> str:
@@ -308,10 +313,19 @@ def hashed(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
+def _identity(spec: ModelSpec) -> dict[str, Any]:
+    """What an entry says about its model; its training is hashed as a whole."""
+    values = _content(spec)
+    values["train"] = {name: value for name, value in spec.train.items() if name not in FREE_TO_CHANGE}
+    if spec.source and ":" not in spec.source:  # a path; timm has names with a colon, and then with a slash
+        values["source"] = Path(spec.source).name
+    return values
+
+
 def _content(section: DataSpec | Train | ModelSpec | Any) -> dict[str, Any]:
     """What a section says about results: not where files lie, nor how many processes read them."""
     values: dict[str, Any] = section.model_dump(mode="json")
-    for name in ("root", "download", "workers", "save_every", "micro_batch", "compile"):
+    for name in FREE_TO_CHANGE:
         values.pop(name, None)
     if isinstance(section, DataSpec):
         values["source"] = [Path(source).name for source in section.sources]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place
@@ -19,6 +20,9 @@ from learngene.recipe import Train
 
 TRAINING = 3
 """Forward passes that a training step costs."""
+
+NO_WARM_UP = {"warmup_epochs": 0}
+"""For the cost of a single epoch, which a longer warm-up would not fit into."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,14 @@ class Cost:
     ancestry_shared_by: int
 
     @property
-    def total(self) -> float:
+    def total(self) -> Fraction:
         """What one descendant costs, shares included."""
         return self.tune + self.shared
 
     @property
-    def shared(self) -> float:
+    def shared(self) -> Fraction:
         """The shares of gene and ancestry."""
-        return self.gene / self.gene_shared_by + self.ancestry / self.ancestry_shared_by
+        return Fraction(self.gene, self.gene_shared_by) + Fraction(self.ancestry, self.ancestry_shared_by)
 
 
 def images_seen(train: Train, count: int) -> int:
@@ -128,8 +132,9 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
         other = reference.get((model, cell.shape_name, cell.task, cell.budget, cell.seed))
         if other is None:
             raise LearngeneError(f"budgets.{cell.budget}.cost_of: contender '{model}' is not among those that are run")
-        train = comparison.recipe.tune
-        per_epoch = (train_images[cell.task] // train.batch_size) * train.batch_size * TRAINING * cell.shape.macs()
+        budget, contender = comparison.recipe.budgets[cell.budget], comparison.recipe.contenders[cell.contender]
+        one = comparison.recipe.train("tune", budget.tune, contender.tune, {"epochs": 1, "schedule": NO_WARM_UP})
+        per_epoch = images_seen(one, train_images[cell.task]) * TRAINING * cell.shape.macs()
         left = cost_of(other, comparison, train_images).total - cost_of(cell, comparison, train_images).shared
         if left < 0:
             faults[f"{cell.contender} at {cell.shape_name} costs more than {model} before any tuning"] = None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from learngene.errors import RecipeError, nearest
 from learngene.methods import method
-from learngene.recipe import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge
+from learngene.recipe import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, validated
 
 HOME = "home"
 """The task on which genes are condensed and ancestries trained; every comparison has it."""
@@ -76,13 +76,16 @@ class BudgetSpec(Section):
     tune: dict[str, Any] = Field({}, description="how descendants are tuned: what differs from `tune`")
 
 
+Names = Annotated[list[str] | None, Field(min_length=1)]
+
+
 class Run(Section):
     """Which of the named entries to run; all of them by default."""
 
-    tasks: list[str] | None = None
-    shapes: list[str] | None = None
-    contenders: list[str] | None = None
-    budgets: list[str] | None = None
+    tasks: Names = None
+    shapes: Names = None
+    contenders: Names = None
+    budgets: Names = None
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="every cell is run with each")
 
 
@@ -105,8 +108,8 @@ class CompareRecipe(Section):
     shape: ShapeChanges = Field({}, description="what all shapes have in common")
     shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")
     contenders: dict[str, ContenderSpec]
-    condense: Train = Field(Train(), description="how genes and ancestries are trained")
-    tune: Train = Field(Train(), description="how descendants are tuned; the budget says how long")
+    condense: dict[str, Any] = Field({}, description="train section of genes and ancestries")
+    tune: dict[str, Any] = Field({}, description="train section of descendants; the budget says how long")
     budgets: dict[str, BudgetSpec]
     run: Run = Run()
     sizes: dict[str, TaskSize] | None = Field(None, description="of every task, to know costs without the data")
@@ -125,6 +128,13 @@ class CompareRecipe(Section):
     def _names_exist(self) -> CompareRecipe:
         if HOME in self.tasks:
             raise RecipeError(f"tasks: '{HOME}' is the task of `data`; give this one another name")
+        self._refuse_alike_tasks()
+        self.train("condense")
+        self.train("tune")
+        for field in ("tasks", "shapes", "contenders", "budgets", "seeds"):
+            names = getattr(self.run, field) or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise RecipeError(f"run.{field}: {twice[0]} is named twice")
         for field in ("tasks", "shapes", "contenders", "budgets"):
             for name in getattr(self.run, field) or ():
                 _refuse_undefined(
@@ -136,9 +146,26 @@ class CompareRecipe(Section):
         for name, budget in self.budgets.items():
             if budget.cost_of is not None:
                 _refuse_undefined(f"budgets.{name}.cost_of", budget.cost_of, self.contenders)
-        if len(set(self.run.seeds)) < len(self.run.seeds):
-            raise RecipeError(f"run.seeds: {self.run.seeds} names a seed twice")
         return self
+
+    def _refuse_alike_tasks(self) -> None:
+        """Results are known by the file names of their images, so two sets must not have the same."""
+        seen: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+        for task, data in {HOME: self.data, **self.tasks}.items():
+            names = tuple(Path(source).name for source in data.sources)
+            other, sources = seen.setdefault(names, (task, data.sources))
+            if sources != data.sources:
+                raise RecipeError(
+                    f"tasks.{task}: its images have the same file name as those of '{other}' ({names[0]}), by which "
+                    "results are known; rename one"
+                )
+
+    def train(self, section: Literal["condense", "tune"], *changes: Mapping[str, Any]) -> Train:
+        """One of the train sections with changes applied in turn, the last of which wins."""
+        fields: dict[str, Any] = getattr(self, section)
+        for change in changes:
+            fields = merge(fields, change)
+        return validated(Train, fields, section)
 
     def chosen(self, field: Literal["tasks", "shapes", "contenders", "budgets"]) -> list[str]:
         """The names of one kind that are run, in the recipe's order."""

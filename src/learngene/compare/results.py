@@ -17,6 +17,8 @@ from learngene.files import write_file
 from learngene.recipe import default_crop
 
 KIND, VERSION = "learngene cell", 1
+ENTRIES = ("params", "macs", "gene", "untuned", "epochs", "last", "steps", "error", "seconds", "environment")
+"""What a result must have to become a row."""
 
 
 class ForeignResultError(LearngeneError):
@@ -52,7 +54,7 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
             f"{cell.path}: the result of another cell or format (key {content.get('key')}, version "
             f"{content.get('version')}); skipped, and not overwritten"
         )
-    missing = [name for name in ("untuned", "last", "epochs", "error", "params") if name not in content]
+    missing = [name for name in ENTRIES if name not in content]
     if missing:
         raise ForeignResultError(f"{cell.path}: has no entry '{missing[0]}'; skipped, and not overwritten")
     return content
@@ -76,6 +78,7 @@ class Row:
         interpolation: How images were resized.
         params: Its parameters.
         macs: Its multiply-adds per image.
+        gene: Its gene's file, empty if there is none.
         stored_params: Parameters stored to initialise it (the papers' S-Params, every part counted).
         gene_top1: Accuracy of the gene itself at its auxiliary shape, 0 if there is none.
         linearity: How well a straight line over depth fits the first principal component of the layer weights as
@@ -115,6 +118,7 @@ class Row:
     interpolation: str
     params: int
     macs: int
+    gene: str
     stored_params: int
     gene_top1: float
     linearity: float
@@ -169,7 +173,7 @@ def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Collecte
         if content is None:
             out.missing.append(cell)
         elif content["error"]:
-            out.failed[str(cell)] = content["error"]
+            out.failed[f"cell {cell}"] = content["error"]
         else:
             out.rows.append(_row(cell, content, comparison, train_images))
     return out
@@ -195,6 +199,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         interpolation=cell.data.interpolation,
         params=content["params"],
         macs=content["macs"],
+        gene=cell.gene.path.name if cell.gene else "",
         stored_params=gene.get("stored_params", 0),
         gene_top1=gene.get("top1") or 0.0,
         linearity=content.get("linearity") or 0.0,
@@ -213,7 +218,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         gene_macs=cost.gene,
         ancestry_macs=cost.ancestry,
         shared_by=cost.gene_shared_by,
-        total_macs=cost.total,
+        total_macs=float(cost.total),
         seconds=content["seconds"],
         gene_seconds=gene.get("seconds", 0.0),
         hardware=f"{environment.get('accelerator') or environment['processor']}, {environment['threads']} threads",

@@ -24,13 +24,14 @@ from learngene.compare.recipe import HOME, CompareRecipe
 from learngene.compare.results import Collected, collect, write_cell
 from learngene.condensing import run as run_condense
 from learngene.errors import LearngeneError, TrainingDivergedError
-from learngene.extracting import extract
+from learngene.extracting import extract, plain_shape
 from learngene.files import take_lock
 from learngene.finetuning import evaluate, scratch, train_model
-from learngene.gene import Learngene
+from learngene.gene import Learngene, kept_parameters
 from learngene.measure import commit, environment
 from learngene.methods import default_settings
 from learngene.recipe import DataSpec, FinetuneRecipe
+from learngene.shape import ViTShape
 from learngene.train.batches import refuse_too_few
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import InterruptedRun
@@ -74,28 +75,57 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
         try:
             train = opened[task][0]
             _refuse_other_size(task, train, recipe)
-            refuse_too_few(train, recipe.condense if task == HOME else recipe.tune)
         except LearngeneError as error:
             faults[f"task {task}: {error}"] = None
     if faults:
         raise LearngeneError("\n".join(faults))
     sizes = {task: len(images[0]) for task, images in opened.sets.items()}
     classes = {task: len(images[0].class_names) for task, images in opened.sets.items()}
-    comparison = lay_out(recipe, classes, sizes)
+    comparison = lay_out(recipe, classes, sizes, _loaded_shapes(recipe))
+    home = opened[HOME][0]
+    for ancestry in comparison.ancestries.values():
+        if ancestry.spec.source is None:
+            _note(faults, f"ancestry {ancestry.name}", refuse_too_few, home, ancestry.train)
     for gene in comparison.genes:
+        if gene.recipe is None:
+            _note(faults, f"gene {gene.name}", gene.method.refuse_auxiliary, gene.shape)
+        else:
+            _note(faults, f"gene {gene.name}", refuse_too_few, home, gene.recipe.train)
         if gene.recipe is None and gene.ancestry and not gene.ancestry.spec.source and gene.ancestry.shape is None:
             faults[f"{gene.name}: layers can only be taken from a plain ViT, and {gene.ancestry.name} is trained as "
                    f"{gene.ancestry.spec.architecture}"] = None  # fmt: skip
     for cell in comparison.cells:
-        try:
-            if cell.gene is None:
-                continue
-            cell.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
-        except LearngeneError as error:
-            faults[f"{cell.contender} at {cell.shape_name}: {error}"] = None
+        _note(faults, f"{cell.contender} at {cell.shape_name}", _refuse_impossible, cell)
+        if cell.train is not None:
+            _note(faults, f"{cell.contender} on {cell.task}", refuse_too_few, opened[cell.task][0], cell.train)
     if faults:
         raise LearngeneError("\n".join(faults))
     return comparison, sizes, opened
+
+
+def _note(faults: dict[str, None], where: str, check: Callable[..., object], *arguments: Any) -> None:
+    """Adds what a check refuses to the faults, each once."""
+    try:
+        check(*arguments)
+    except LearngeneError as error:
+        faults[f"{where}: {error}"] = None
+
+
+def _refuse_impossible(cell: Cell) -> None:
+    kept_parameters(cell.shape, cell.spec.layers, cell.spec.modules)
+    if cell.gene is not None:
+        cell.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
+
+
+def _loaded_shapes(recipe: CompareRecipe) -> dict[str, ViTShape]:
+    """Shapes of the ancestries that are loaded as they are and that genes are extracted from."""
+    contenders = [recipe.contenders[name] for name in recipe.chosen("contenders")]
+    names = {spec.ancestry for spec in contenders if spec.ancestry and not spec.trained}
+    specs = {name: recipe.ancestries[name] for name in names if recipe.ancestries[name].source}
+    return {
+        name: plain_shape(Ancestry(spec.source or "", architecture=spec.architecture, model_args=spec.model_args))
+        for name, spec in specs.items()
+    }
 
 
 def _refuse_other_size(task: str, images: ImageSet, recipe: CompareRecipe) -> None:

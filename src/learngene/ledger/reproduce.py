@@ -29,7 +29,7 @@ def reproduce(
     *,
     processes: int = 1,
     say: Callable[[str], None] = partial(print, flush=True),  # noqa: B008
-) -> Path:
+) -> tuple[Path, list[str]]:
     """Runs what is missing of a group's comparison, judges its claims and writes the verdict file.
 
     Args:
@@ -40,7 +40,7 @@ def reproduce(
         say: Told of every finished job.
 
     Returns:
-        The verdict file, ``claims/ID.json`` in the recipe's output folder.
+        The verdict file, ``claims/ID.json`` in the recipe's output folder, and a line for everything that failed.
 
     Raises:
         LearngeneError: If a cell cannot be run, or a file stands where a result belongs.
@@ -49,13 +49,13 @@ def reproduce(
     path = recipe.out / "claims" / f"{claims.id}.json"
     _refuse_foreign(path)
     plots: list[str] = []
+    faults: list[str] = []
     if claims.needs_runs:
         from learngene.compare.plots import save_plots
         from learngene.compare.run import compare
 
         found = compare(recipe, processes=processes, say=say)
-        for line in [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]:
-            say(line)
+        faults = [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]
         rows = found.rows
         plots = [plot.name for plot in save_plots(rows, path.with_name(claims.id))]
     verdict = {
@@ -77,7 +77,7 @@ def reproduce(
     }
     text = json.dumps(verdict, indent=1) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text))
-    return path
+    return path, faults
 
 
 def judged(claim: Claim, rows: Sequence[Row], scale: str) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _seconds(rows: Sequence[Row]) -> float:
     """Training time behind all rows: every cell, and every gene once."""
-    genes = {(row.contender, row.shape if row.shared_by == 1 else "", row.seed): row.gene_seconds for row in rows}
+    genes = {row.gene: row.gene_seconds for row in rows}
     return sum(row.seconds for row in rows) + sum(genes.values())
 
 

@@ -10,6 +10,7 @@ order of images, is what is repeated. The verdict is a one-sided t-test at 95 % 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -90,18 +91,38 @@ def half_width(values: Sequence[float]) -> float:
 def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> tuple[list[float], str]:
     """The statistic per seed, and what is missing if something is."""
     out: list[float] = []
-    seeds = sorted({row.seed for row in rows})
-    for seed in seeds:
+    first: list[tuple[str, ...]] | None = None
+    for seed in sorted({row.seed for row in rows}):
         mine = [row for row in rows if row.seed == seed and statistic.of.keeps(row)]
         theirs = [row for row in rows if row.seed == seed and other is not None and other.keeps(row)]
-        if not mine or (other is not None and len(theirs) != len(mine)):
-            return out, f"seed {seed}: {len(mine)} results of one side, {len(theirs)} of the other"
-        value = _summary(statistic, mine)
-        if other is not None:
-            base = _summary(statistic, theirs, statistic.minus_metric)
-            value = (value - base) / abs(base) if statistic.relative else value - base
+        places = _places(mine, statistic.of, other)
+        first = places if first is None else first
+        if not mine or places != first:
+            return out, f"seed {seed}: {len(mine)} results, not those of the first seed"
+        if other is not None and _places(theirs, other, statistic.of) != places:
+            return out, f"seed {seed}: {len(mine)} results of one side, {len(theirs)} of the other, not the same cells"
+        try:
+            value = _summary(statistic, mine)
+            if other is not None:
+                base = _summary(statistic, theirs, statistic.minus_metric)
+                value = (value - base) / abs(base) if statistic.relative else value - base
+        except (statistics.StatisticsError, ZeroDivisionError):
+            return out, f"seed {seed}: the statistic is not defined (one depth only, or a share of 0)"
+        if not math.isfinite(value):
+            return out, f"seed {seed}: a result is not a number"
         out.append(value)
     return out, "" if out else "no results"
+
+
+def _places(rows: Sequence[Row], own: Filter, other: Filter | None) -> list[tuple[str, ...]]:
+    """Where a side's cells stand, in what the two sides do not differ in on purpose."""
+    fields = [name for name in ("shape", "task", "budget") if _alike(own, other, name)]
+    return sorted(tuple(str(getattr(row, name)) for name in fields) for row in rows)
+
+
+def _alike(own: Filter, other: Filter | None, name: str) -> bool:
+    mine, theirs = getattr(own, name), getattr(other, name, None)
+    return mine is None or theirs is None or mine == theirs
 
 
 def _summary(statistic: Statistic, rows: Sequence[Row], metric: str | None = None) -> float:
