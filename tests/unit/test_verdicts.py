@@ -191,7 +191,7 @@ def test_a_side_that_lacks_results_of_a_seed_is_named() -> None:
     assert (found.outcome, found.mean) == ("inconclusive", None)
     assert found.reason == "seed 3: 1 results of one side, 0 of the other, not the same cells"
     found = verdict(seeds("a", 9, 9) + seeds("b", 1, 1, 1), minus=[{"contender": "b"}], at_least=0)
-    assert found.reason == "seed 2: 0 results of one side, 1 of the other"
+    assert found.reason == "seed 2: 0 results of one side, 1 of the other, not the same cells"
 
 
 def test_sides_that_lack_different_results_are_not_compared() -> None:

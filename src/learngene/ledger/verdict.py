@@ -97,10 +97,10 @@ def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> 
         theirs = [row for row in rows if row.seed == seed and other is not None and other.keeps(row)]
         places = _places(mine, statistic.of, other)
         first = places if first is None else first
+        if other is not None and (not mine or _places(theirs, other, statistic.of) != places):
+            return out, f"seed {seed}: {len(mine)} results of one side, {len(theirs)} of the other, not the same cells"
         if not mine or places != first:
             return out, f"seed {seed}: {len(mine)} results, not those of the first seed"
-        if other is not None and _places(theirs, other, statistic.of) != places:
-            return out, f"seed {seed}: {len(mine)} results of one side, {len(theirs)} of the other, not the same cells"
         try:
             value = _summary(statistic, mine)
             if other is not None:
