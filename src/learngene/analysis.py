@@ -138,7 +138,7 @@ def picture(model: nn.Module, path: Path) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
-    from learngene.files import write_file
+    from learngene.figure import save_png
 
     state, depth = layer_state(model)
     lines, positions = layer_lines(state, depth), range(1, depth + 1)
@@ -170,7 +170,7 @@ def picture(model: nn.Module, path: Path) -> None:
     wanted = any(name in MATRICES for name in lines)
     figure.suptitle(f"{title}R² of the line{found if wanted else ''}; {chance}", fontsize=11, x=0.01, ha="left")
     figure.supxlabel("position of the layer", fontsize=10)
-    write_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    save_png(figure, path)
 
 
 def _names(state: Mapping[str, Tensor], depth: int) -> list[str]:

@@ -7,6 +7,7 @@ import html
 from pathlib import Path
 from typing import Any
 
+from learngene.figure import save_png
 from learngene.files import write_file
 
 SERIES = {
@@ -54,7 +55,7 @@ def demo_plot(result: dict[str, Any], path: Path) -> None:
     right.set_title("Parameters to store", fontsize=11, loc="left")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-    write_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    save_png(figure, path)
 
 
 def demo_page(result: dict[str, Any], plot: Path, path: Path) -> None:

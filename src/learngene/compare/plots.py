@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from learngene.compare.results import Row, group, mean_and_spread
 from learngene.errors import LearngeneError
-from learngene.files import write_file
+from learngene.figure import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -396,4 +396,4 @@ def _finish(figure: Figure, path: Path, look: dict[str, Style], kinds: dict[str,
         handles.append(Line2D([], [], ls=kind, lw=1.7, color="black"))
         labels.append(name)
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
-    write_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    save_png(figure, path)

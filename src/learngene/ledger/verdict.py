@@ -5,7 +5,9 @@ order of images, is what is repeated. The verdict is a one-sided t-test at 95 % 
 
 * ``holds``: the whole of the two-sided 90 % interval of the mean lies on the claimed side of the threshold;
 * ``does not hold``: all of it lies on the other side;
-* ``inconclusive``: the threshold lies within it, or there are fewer than three seeds, or results are missing.
+* ``inconclusive``: the threshold lies within it, or there are fewer than three seeds, or results are missing, or all
+  seeds agree to the last digit without being the threshold itself: then nothing depends on the seed (a gene extracted
+  from a single ancestry, say), and what looks like three observations is one.
 """
 
 from __future__ import annotations
@@ -70,6 +72,9 @@ def _judge(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> V
         return Verdict("inconclusive", against, tuple(values), None, None, None, reason)
     mean, half = statistics.fmean(values), half_width(values)
     low, high = mean - half, mean + half
+    if half == 0 and mean not in (statistic.at_least, statistic.at_most):
+        reason = "nothing depends on the seed: seen once"
+        return Verdict("inconclusive", against, tuple(values), mean, low, high, reason)
     if statistic.at_least is not None:
         holds, fails = low >= statistic.at_least, high < statistic.at_least
     else:
