@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learngene.descendant import TimmModel, load_descendant
-from learngene.errors import LearngeneError
+from learngene.errors import GeneFileError, LearngeneError
+from learngene.genefile import read_header
 from learngene.recipe import AncestrySpec, DataSpec
 from learngene.shape import ViTShape
 
@@ -210,12 +211,15 @@ def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, 
     if not path.exists():
         raise LearngeneError(f"ancestry {path}: no such file")
     if architecture is None:
+        _refuse_gene(path)
         raise LearngeneError(
             f"ancestry {path}: a checkpoint file does not say which model it is; set ancestry.architecture, "
             "for example deit_base_patch16_224"
         )
-    if not timm.is_model(architecture):
-        raise LearngeneError(f"ancestry.architecture: '{architecture}' is no timm model{_nearest_model(architecture)}")
+    try:
+        refuse_unknown_architecture(architecture)
+    except LearngeneError as error:
+        raise LearngeneError(f"ancestry.architecture: {error}") from None
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -244,6 +248,22 @@ def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, 
             f"{lines[1] if len(lines) > 1 else lines[0]}"[:300]
         ) from None
     return model
+
+
+def _refuse_gene(path: Path) -> None:
+    try:
+        read_header(path)
+    except GeneFileError:
+        return
+    raise LearngeneError(f"ancestry {path}: a gene file, not a model; expand it, and give the descendant folder")
+
+
+def refuse_unknown_architecture(name: str) -> None:
+    """Raises ``LearngeneError`` if timm has no such architecture; the message names the nearest."""
+    import timm
+
+    if not timm.is_model(name):
+        raise LearngeneError(f"'{name}' is no timm model{_nearest_model(name)}")
 
 
 def _nearest_model(name: str) -> str:

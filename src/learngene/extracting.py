@@ -21,7 +21,7 @@ from learngene.methods import METHODS, Method
 from learngene.methods import method as find_method
 from learngene.shape import ViTShape
 from learngene.train.batches import eval_loader
-from learngene.train.images import open_split
+from learngene.train.images import ImageSet, open_split
 
 ACTIVITY_IMAGES = 512
 """Most images on which neurons are ranked: with 196 tokens each, every mean is over 100,000 values."""
@@ -53,7 +53,8 @@ def extract(
     teacher = ancestry if isinstance(ancestry, Ancestry) else Ancestry(ancestry)
     shape = plain_shape(teacher)
     kind.refuse_auxiliary(shape)
-    activity = _activity(teacher, shape, data) if data is not None else None
+    images = _few(data) if data is not None else None
+    activity = _activity(teacher, shape, data, images) if data is not None and images is not None else None
     state = {name: value.detach() for name, value in teacher.model.state_dict().items()}
     tensors = {name: value.clone() for name, value in kind.extract(state, shape, activity).items()}
     metadata: dict[str, Any] = {
@@ -61,6 +62,9 @@ def extract(
         "preprocessing": {key: teacher.preprocessing[key] for key in ("mean", "std", "interpolation", "crop_pct")},
         "versions": environment()["versions"],
     }
+    if images is not None and data is not None:
+        sources = [Path(source).name for source in data_section(data).sources]
+        metadata["data"] = {"source": sources, "train_images": len(images), "fingerprint": images.fingerprint()}
     if teacher.class_names:
         metadata["classes"] = teacher.class_names
     return Learngene(kind, shape, tensors, metadata=metadata)
@@ -74,7 +78,7 @@ def refuse_method(name: str, settings: Mapping[str, Any] | None, *, with_data: b
         how = "its gene is trained with `learngene condense`" if kind.origins else "it needs no gene"
         raise LearngeneError(f"method {name} cannot be extracted: {how}; methods that can: {known}")
     if kind.needs_data != with_data:
-        needs = "ranks neurons on data; give some" if kind.needs_data else "looks at no data; leave it out"
+        needs = "ranks neurons on data; give some (--data)" if kind.needs_data else "looks at no data; leave it out"
         raise LearngeneError(f"method {name} {needs}")
     return kind
 
@@ -152,12 +156,17 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _activity(ancestry: Ancestry, shape: ViTShape, data: str | list[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+def _few(data: str | list[str] | Mapping[str, Any]) -> ImageSet:
+    """Every n-th training image, so that all classes of an ordered set are seen."""
+    images = open_split(data_section(data), "train")
+    return images.picked(range(0, len(images), math.ceil(len(images) / ACTIVITY_IMAGES)))
+
+
+def _activity(
+    ancestry: Ancestry, shape: ViTShape, data: str | list[str] | Mapping[str, Any], images: ImageSet
+) -> dict[str, Tensor]:
     spec = fill_preprocessing(data_section(data), ancestry.model)
-    images = open_split(spec, "train")
-    # Every n-th image, so that all classes of an ordered set are seen.
-    few = images.picked(range(0, len(images), math.ceil(len(images) / ACTIVITY_IMAGES)))
-    loader = eval_loader(few, spec, img_size=shape.img_size, in_chans=shape.in_chans)
+    loader = eval_loader(images, spec, img_size=shape.img_size, in_chans=shape.in_chans)
     return mean_activity(ancestry.model, (batch for batch, _ in loader))
 
 

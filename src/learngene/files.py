@@ -111,6 +111,17 @@ def refuse_foreign(path: Path, marker: str) -> None:
         )
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Makes a folder, and raises ``LearngeneError`` if that, or writing into it, cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LearngeneError(f"cannot write {folder}: {_reason(error)}; choose another folder") from None
+
+
 def find_folder(name: str) -> Path:
     """A folder of the project, such as ``claims``: in the working folder, or beside the sources of a checkout.
 

@@ -83,7 +83,8 @@ def run_shell(text: str, cli: CLI) -> int:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the repository's recipes, and few digits."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for folder in ("recipes", "results"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     digits = sklearn.datasets.load_digits()
     digits.images, digits.target = digits.images[:100], digits.target[:100]

@@ -54,10 +54,17 @@ def compare(
     if found.rows:
         print(as_markdown(found.rows))
         written = [*save_tables(found, loaded.out), *save_plots(found.rows, loaded.out / "plots")]
+        for stale in set(loaded.out.glob("plots/*.png")) - set(written):
+            stale.unlink()  # of other cells than the tables now show
         print(f"{len(found.rows)} cells; written: {', '.join(str(path) for path in written)}")
     if found.missing or found.failed or found.foreign:
-        missing = f"{len(found.missing)} cells without a result, {len(found.failed)} failed jobs, "
-        raise LearngeneError(f"{loaded.out}: {missing}{len(found.foreign)} files that are no results")
+        faults = {
+            "cells have no result yet": len(found.missing),
+            "jobs failed": len(found.failed),
+            "files stand where a result belongs; move them away": len(found.foreign),
+        }
+        counts = ", ".join(f"{count} {what}" for what, count in faults.items() if count)
+        raise LearngeneError(f"{loaded.out}: {counts}")
 
 
 @app.command()
@@ -105,14 +112,16 @@ def report(
     from learngene.ledger.claims import load_claims
     from learngene.ledger.page import ledger_markdown, ledger_page, read_verdicts
 
+    if not results.is_dir():
+        raise LearngeneError(f"--results {results}: no such folder")
     verdicts, complaints = read_verdicts(results)
-    for line in complaints:
-        print(f"learngene: {line}", file=sys.stderr)
     groups = load_claims()
     ledger_page(verdicts, out, groups, complaints)
     text = ledger_markdown(verdicts, groups)
     write_file(markdown, lambda temporary: temporary.write_text(text))
     print(f"{len(verdicts)} verdict files of {len(groups)} groups: {out}, {markdown}")
+    if complaints:
+        raise LearngeneError("\n".join(complaints))
 
 
 @app.command()
@@ -122,6 +131,8 @@ def picture(
     pretrained: Annotated[bool, typer.Option(help="load a timm name's pretrained weights")] = True,
 ) -> None:
     """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1)."""
+    if out.suffix != ".png":
+        raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     from learngene.analysis import picture as draw
     from learngene.ancestry import Ancestry
 

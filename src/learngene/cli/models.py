@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from learngene.cli.app import Data, Json, Overrides, app, say
+from learngene.cli.app import Data, Json, Options, Overrides, app, choices, say
 from learngene.errors import LearngeneError, RecipeError
 
 
@@ -60,6 +60,7 @@ def evaluate(
     data: Data,
     split: Annotated[str, typer.Option(help="val or train")] = "val",
     depth: Annotated[int | None, typer.Option(help="layers to expand from a gene")] = None,
+    options: Options = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out broken images")] = False,
     as_json: Json = False,
 ) -> None:
@@ -71,7 +72,7 @@ def evaluate(
 
     section = data_section({"source": list(data), "skip_corrupt": skip_corrupt})
     if Path(model).is_file() or Path(model).suffix == ".safetensors":
-        classifier: Any = Learngene.load(model).expand(depth)
+        classifier: Any = Learngene.load(model).expand(depth, **choices(options))
     elif depth is not None:
         raise LearngeneError(f"--depth {depth}: only a gene file can be expanded, and {model} is none")
     else:

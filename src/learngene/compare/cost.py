@@ -131,7 +131,9 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
             continue
         other = reference.get((model, cell.shape_name, cell.task, cell.budget, cell.seed))
         if other is None:
-            raise LearngeneError(f"budgets.{cell.budget}.cost_of: contender '{model}' is not among those that are run")
+            raise LearngeneError(
+                f"budgets.{cell.budget}.cost_of: contender '{model}' is not run; add it to run.contenders"
+            )
         budget, contender = comparison.recipe.budgets[cell.budget], comparison.recipe.contenders[cell.contender]
         one = comparison.recipe.train("tune", budget.tune, contender.tune, {"epochs": 1, "schedule": NO_WARM_UP})
         per_epoch = images_seen(one, train_images[cell.task]) * TRAINING * cell.shape.macs()

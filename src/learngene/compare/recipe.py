@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from learngene.errors import RecipeError, nearest
+from learngene.errors import RecipeError, ShapeError, nearest
 from learngene.methods import method
 from learngene.recipe import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, validated
+from learngene.shape import ViTShape
 
 HOME = "home"
 """The task on which genes are condensed and ancestries trained; every comparison has it."""
@@ -131,6 +132,16 @@ class CompareRecipe(Section):
         self._refuse_alike_tasks()
         self.train("condense")
         self.train("tune")
+        for name, ancestry in self.ancestries.items():
+            self.train("condense", ancestry.train, where=f"ancestries.{name}.train")
+        for name, budget in self.budgets.items():
+            self.train("tune", budget.tune, where=f"budgets.{name}.tune")
+        for name, contender in self.contenders.items():
+            self.train("condense", contender.train, where=f"contenders.{name}.train")
+            self.train("tune", contender.tune, where=f"contenders.{name}.tune")
+            _refuse_shape(f"contenders.{name}.auxiliary", {**self.shape, **contender.auxiliary})
+        for name, changes in self.shapes.items():
+            _refuse_shape(f"shapes.{name}", {**self.shape, **changes})
         for field in ("tasks", "shapes", "contenders", "budgets", "seeds"):
             names = getattr(self.run, field) or []
             if twice := [name for name in names if names.count(name) > 1]:
@@ -160,12 +171,18 @@ class CompareRecipe(Section):
                     "results are known; rename one"
                 )
 
-    def train(self, section: Literal["condense", "tune"], *changes: Mapping[str, Any]) -> Train:
-        """One of the train sections with changes applied in turn, the last of which wins."""
+    def train(self, section: Literal["condense", "tune"], *changes: Mapping[str, Any], where: str = "") -> Train:
+        """One of the train sections with changes applied in turn, the last of which wins.
+
+        Args:
+            section: Of genes and ancestries, or of descendants.
+            *changes: Fields that differ.
+            where: What error messages call the last change.
+        """
         fields: dict[str, Any] = getattr(self, section)
         for change in changes:
             fields = merge(fields, change)
-        return validated(Train, fields, section)
+        return validated(Train, fields, where or section)
 
     def chosen(self, field: Literal["tasks", "shapes", "contenders", "budgets"]) -> list[str]:
         """The names of one kind that are run, in the recipe's order."""
@@ -184,6 +201,13 @@ def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -
         raise RecipeError(f"contenders.{name}.extends: '{other}' extends itself")
     own = {key: value for key, value in spec.items() if key != "extends"}
     return merge(_extended(other, contenders, (*seen, name)), own)
+
+
+def _refuse_shape(where: str, fields: Mapping[str, Any]) -> None:
+    try:
+        ViTShape.from_dict(fields)
+    except ShapeError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def _refuse_undefined(where: str, name: str, known: Collection[str]) -> None:

@@ -284,7 +284,7 @@ def as_markdown(rows: Iterable[Row]) -> str:
         cells += [spread(row.last_top1 for row in some), spread(row.last_top5 for row in some)]
         cells += [spread((row.last_loss for row in some), 3), str(one.epochs)]
         cells += [
-            f"{one.total_macs / 1e12:.2f}",
+            f"{one.total_macs / 1e12:.3g}",
             f"{statistics.fmean(row.seconds for row in some):.1f}",
             str(len(some)),
         ]

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from learngene.analysis import layer_state, linearity
-from learngene.ancestry import Ancestry
+from learngene.ancestry import Ancestry, refuse_unknown_architecture, timm_model
 from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Job, lay_out
 from learngene.compare.recipe import HOME, CompareRecipe
 from learngene.compare.results import Collected, collect, write_cell
 from learngene.condensing import run as run_condense
 from learngene.errors import LearngeneError, TrainingDivergedError
 from learngene.extracting import extract, plain_shape
-from learngene.files import take_lock
+from learngene.files import refuse_unwritable, take_lock
 from learngene.finetuning import evaluate, scratch, train_model
 from learngene.gene import Learngene, kept_parameters
 from learngene.measure import commit, environment
@@ -84,6 +84,9 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     comparison = lay_out(recipe, classes, sizes, _loaded_shapes(recipe))
     home = opened[HOME][0]
     for ancestry in comparison.ancestries.values():
+        if ancestry.spec.architecture:
+            where = f"ancestries.{ancestry.name}.architecture"
+            _note(faults, where, refuse_unknown_architecture, ancestry.spec.architecture)
         if ancestry.spec.source is None:
             _note(faults, f"ancestry {ancestry.name}", refuse_too_few, home, ancestry.train)
     for gene in comparison.genes:
@@ -151,8 +154,10 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
     """
     comparison, sizes, opened = prepare(recipe)
     failed: dict[str, str] = {}
+    for folder in (recipe.out / "cells", recipe.store / "locks"):
+        refuse_unwritable(folder)
     with _stopping():
-        if processes > 1:
+        if processes > 1 and not all(cell.done for cell in comparison.cells):
             _spread(recipe, processes)
         # After several processes only what failed in all of them is left; trying it here says why.
         for _ in _jobs_done(comparison, opened, failed, say):
@@ -275,11 +280,10 @@ def _train_ancestry(job: AncestryJob, images: Images) -> str:
     if job.shape is not None:
         model = scratch(job.shape, job.train.seed)
     else:
-        import timm
-
+        arguments = {**spec.model_args, "num_classes": len(images[0].class_names)}
         with torch.random.fork_rng():
             torch.manual_seed(job.train.seed)
-            model = timm.create_model(spec.architecture, num_classes=len(images[0].class_names), **spec.model_args)
+            model = timm_model(spec.architecture or "", False, arguments)
     tuning = FinetuneRecipe(model=job.name, data=job.data, train=job.train, out=job.folder)
     return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.top1:.2f} %"
 

@@ -81,6 +81,11 @@ class Line:
         """The outcome at a scale, or that it was not run."""
         return self.found[scale].outcome if scale in self.found else NOT_RUN
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is tested without training."""
+        return any(claim.exact for claim in self.found.values())
+
     def stale(self, scale: str) -> bool:
         """Whether the claims folder now has another rule than the one that gave this verdict."""
         old = self.found[scale].statistic if scale in self.found else None
@@ -219,9 +224,12 @@ def measured(claim: JudgedClaim) -> list[str]:
 
 
 def counts(shown: Sequence[Section]) -> list[list[str]]:
-    """Claims by scale and outcome, as the rows of a table."""
+    """Claims by scale and outcome, as the rows of a table; exact tests once, for they are the same at every scale."""
     lines = [line for section in shown for line in section.lines]
-    return [[scale, *(str(sum(line.outcome(scale) == o for line in lines)) for o in MARKS)] for scale in SCALES]
+    tested = [line for line in lines if not line.exact]
+    rows = [[scale, *(str(sum(line.outcome(scale) == o for line in tested)) for o in MARKS)] for scale in SCALES]
+    exact = [line.outcome(SCALES[0]) for line in lines if line.exact]
+    return [["exact tests", *(str(exact.count(outcome)) for outcome in MARKS)], *rows]
 
 
 def ledger_markdown(verdicts: Iterable[Mapping[str, Any]], groups: Mapping[str, ClaimGroup] | None = None) -> str:

@@ -41,7 +41,7 @@ class PreFin(LayerCombination):
         if place is None and shape.depth != auxiliary.depth:
             raise ShapeError(
                 f"{self.name}: this model has {auxiliary.depth} layers, not {shape.depth}; "
-                "place=first, last or middle says which of them to keep or to fill"
+                "the option place (first, last or middle) says which of them to keep or to fill"
             )
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:

@@ -32,7 +32,10 @@ class SimpleLG(LayerCombination):
         super().refuse(auxiliary, shape, **options)
         if shape.depth < auxiliary.depth:
             raise ShapeError(f"simple-lg: depth {shape.depth} is below the {auxiliary.depth} layers of this gene")
-        self._as_stages(auxiliary).stage_of_layer(shape.depth, **options)
+        try:
+            self._as_stages(auxiliary).stage_of_layer(shape.depth, **options)
+        except ShapeError as error:
+            raise ShapeError(str(error).replace("sws:", "simple-lg:").replace("stages", "layers")) from None
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """All its layers."""
