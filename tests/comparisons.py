@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def compare_fields(root: Path = Path("results"), images: Path | str = "images", 
         "contenders": {"scratch": {"method": "scratch"}, "tleg": {"method": "tleg", "ancestry": "vit"}},
         "run": {"seeds": [0]},
     }
-    return merge(fields, changes)
+    return copy.deepcopy(merge(fields, changes))
 
 
 def written(path: Path, fields: object) -> Path:

@@ -138,7 +138,7 @@ def test_simple_lg_by_hand() -> None:
     [
         (4, {}, "depth 4 is below the 5"),
         (6, {"order": "front"}, "unknown order 'front'"),
-        (6, {"order": [0, 1]}, "must name each of the stages 0 to 4 once"),
+        (6, {"order": [0, 1]}, "must name each of the layers 0 to 4 once"),
         (6, {"assign": "random"}, "simple-lg: expansion options: unknown key 'assign'"),
     ],
     ids=str,
@@ -234,7 +234,7 @@ def test_without_a_place_only_its_own_depth_can_be_made(name: str) -> None:
     assert torch.equal(gene.expand()(images), gene(images))
     assert [c.shape.depth for c in plan(gene, Budget())] == [6]
     for depth in (4, 8):
-        with pytest.raises(ShapeError, match=f"{name}: this model has 6 layers, not {depth}; place=first, last or mid"):
+        with pytest.raises(ShapeError, match=f"{name}: this model has 6 layers, not {depth}; the option place"):
             gene.expand(depth)
     with pytest.raises(ShapeError, match="unknown place 'midle'; did you mean 'middle'"):
         gene.expand(8, place="midle")

@@ -201,7 +201,7 @@ def test_a_group_is_reproduced_and_judged(cli: CLI, tiny: Path, images: Path) ->
     page, ledger = tiny / "page.html", tiny / "ledger.md"
     (tiny / "out" / "claims" / "broken.json").write_text("{")
     report = cli("report", "--results", tiny, "--out", page, "--markdown", ledger)
-    assert report.code == 0
+    assert report.code == 2
     broken = tiny / "out" / "claims" / "broken.json"
     assert report.err.splitlines() == [f"learngene: {broken}: damaged, it is no JSON; skipped"]
     assert report.out == f"1 verdict files of 1 groups: {page}, {ledger}\n"

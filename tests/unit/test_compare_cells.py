@@ -328,7 +328,9 @@ def test_impossible_equal_costs_are_all_named() -> None:
 
 def test_costs_cannot_be_those_of_a_contender_that_is_not_run() -> None:
     budgets = {"one": {"epochs": 1, "cost_of": "tleg"}}
-    with pytest.raises(LearngeneError, match=r"budgets.one.cost_of: contender 'tleg' is not among those that are run"):
+    with pytest.raises(
+        LearngeneError, match=r"budgets.one.cost_of: contender 'tleg' is not run; add it to run.contenders"
+    ):
         laid_out(compare_fields(budgets=budgets, run={"contenders": ["scratch"]}))
 
 

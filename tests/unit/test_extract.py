@@ -102,7 +102,8 @@ def test_an_extracted_gene_survives_its_file_and_makes_timm_models(
     assert loaded.metadata["ancestry"] == ancestry.identity
     assert loaded.metadata["classes"] == sorted(COLOURS)
     assert loaded.metadata["preprocessing"]["mean"] == list(ancestry.preprocessing["mean"])
-    assert not loaded.metadata.keys() & {"training", "accuracy", "data"}
+    assert not loaded.metadata.keys() & {"training", "accuracy"}
+    assert ("data" in loaded.metadata) is (name == "weight-subcloning")  # whose neurons are ranked on data
     assert {"torch", "timm", "learngene"} <= loaded.metadata["versions"].keys()
     model = loaded.expand(2)
     save_descendant(model, tmp_path / "des")

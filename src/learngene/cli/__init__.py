@@ -54,7 +54,8 @@ def _one_line(debug: bool) -> Iterator[None]:
             raise
         if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
             _usage(error)
-        _fail(f"{type(error).__name__}: {str(error)[:300]} (a bug; --debug shows where)", 1)
+        reason = " ".join(str(error)[:300].split())
+        _fail(f"{type(error).__name__}: {reason} (a bug; --debug shows where)", 1)
 
 
 def _usage(error: Any) -> None:
