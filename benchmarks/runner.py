@@ -1,6 +1,6 @@
 """A comparison over doing the same by hand: what keys, locks, result files and laying out cost beside the training.
 
-Three cells of scratch on digits, 10 epochs each, one process; by hand means making the model, scoring it and training it.
+Three cells of scratch on digits, 10 epochs each, one process; by hand means making, scoring and training the model.
 """
 
 from __future__ import annotations
