@@ -212,8 +212,11 @@ def test_a_gene_can_be_trained_after_it_was_used_for_inference() -> None:
     gene = pico_gene("mini-init", {"blocks": 2}, img_size=28)  # a grid that no other test has
     images = batch(gene.shape)
     with torch.inference_mode():
-        gene(images)
-    gene(images).sum().backward()
+        before = gene(images).clone()
+    logits = gene(images)
+    logits.sum().backward()
+    assert torch.equal(logits.detach(), before)
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in gene.parameters())
 
 
 # -- descendants -------------------------------------------------------------------------------------------

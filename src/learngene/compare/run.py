@@ -389,8 +389,3 @@ def read_results(recipe: CompareRecipe) -> Collected:
     """What the results folder holds, running nothing."""
     comparison, sizes, _ = prepare(recipe)
     return collect(comparison, sizes)
-
-
-def dump(collected: Collected) -> str:
-    """The rows as JSON."""
-    return json.dumps([asdict(row) for row in collected.rows], indent=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ Origin = Literal["condense", "extract"]
 Part = Literal["stem", "norm", "head"]
 
 
-class Method:
+class Method(ABC):
     """A way to make the weights of any shape from a few tensors. Its fields are its settings, fixed in a gene.
 
     A method is a small frozen dataclass with no tensors of its own: it names the tensors that a gene of a given
@@ -50,7 +51,7 @@ class Method:
         """Choices that may differ at every expansion, each with a line of explanation."""
         return {}
 
-    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
+    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:  # noqa: B027 - most methods refuse none
         """Raises ``ShapeError`` if no gene can have this auxiliary shape."""
 
     def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
@@ -62,9 +63,9 @@ class Method:
         """Every (embed_dim, num_heads) that can be made, for ``plan``; most methods keep their own."""
         return [(auxiliary.embed_dim, auxiliary.num_heads)]
 
+    @abstractmethod
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """Name and shape of the tensors the gene holds for its layers; the ordinary parts are not listed."""
-        raise NotImplementedError
 
     def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a gene, in the order of the model."""
@@ -81,32 +82,18 @@ class Method:
 
         return fresh(name, shapes, generator)
 
+    @abstractmethod
     def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
         """One line per layer of ``shape``: which of the gene's tensors feed it."""
-        raise NotImplementedError
 
-    def layer_weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
-    ) -> dict[str, Tensor]:
-        """The layers of ``shape`` as a differentiable function of the gene's tensors, under timm's names."""
-        raise NotImplementedError
-
+    @abstractmethod
     def weights(
         self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
     ) -> dict[str, Tensor]:
-        """All that the gene says about ``shape``: its layers, and the ordinary parts carried as they are.
+        """All that the gene says about ``shape``, under timm's names, differentiable in the gene's tensors.
 
-        The head is carried if the number of classes is the same. Position embeddings keep the auxiliary grid; the
-        gene resamples them.
+        Position embeddings keep the auxiliary grid; the gene resamples them.
         """
-        out = self.layer_weights(tensors, auxiliary, shape, **options)
-        if "stem" in self.parts:
-            out |= {name: tensors[name] for name in auxiliary.stem_params()}
-        if "norm" in self.parts:
-            out |= {name: tensors[f"norm.{name.partition('.')[2]}"] for name in shape.norm_params()}
-        if "head" in self.parts and shape.num_classes == auxiliary.num_classes:
-            out |= {name: tensors[name] for name in shape.head_params()}
-        return out
 
     # -- training: the model that is condensed; the descendant of the same shape, for most methods ------------------
 

@@ -6,6 +6,7 @@ once; the weights, the explanation a user reads and the provenance of a descenda
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,9 @@ LayerTerms = dict[str, Terms]
 class LayerCombination(Method):
     """A method that writes down terms; its weights and explanations follow."""
 
+    @abstractmethod
     def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
         """The terms of every layer of ``shape``."""
-        raise NotImplementedError
 
     def denominator(self, shape: ViTShape) -> int:
         """With what fractions are written in ``describe``."""
@@ -38,11 +39,18 @@ class LayerCombination(Method):
         """The terms as text, for example ``B + 1/3 A`` or ``stage0``."""
         return describe(self.layers(auxiliary, shape, **options), self.denominator(shape))
 
-    def layer_weights(
+    def weights(
         self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
     ) -> dict[str, Tensor]:
-        """The terms, evaluated."""
-        return combine(tensors, self.layers(auxiliary, shape, **options))
+        """The terms, evaluated, and the ordinary parts as they are; the head if the number of classes is the same."""
+        out = combine(tensors, self.layers(auxiliary, shape, **options))
+        if "stem" in self.parts:
+            out |= {name: tensors[name] for name in auxiliary.stem_params()}
+        if "norm" in self.parts:
+            out |= {name: tensors[f"norm.{name.partition('.')[2]}"] for name in shape.norm_params()}
+        if "head" in self.parts and shape.num_classes == auxiliary.num_classes:
+            out |= {name: tensors[name] for name in shape.head_params()}
+        return out
 
 
 def copies(sources: Sequence[str | None]) -> list[LayerTerms]:
@@ -53,6 +61,11 @@ def copies(sources: Sequence[str | None]) -> list[LayerTerms]:
 def layer_tensors(names: Sequence[str], auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
     """Name and shape of the tensors of whole layers called ``names``."""
     return {f"{layer}.{name}": size for layer in names for name, size in auxiliary.layer_params().items()}
+
+
+def every_layer(auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the tensors of a whole model's layers, called ``layer0`` and so on."""
+    return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
 
 
 def whole_layer(*terms: tuple[str, Fraction]) -> LayerTerms:

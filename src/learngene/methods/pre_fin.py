@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from learngene.errors import ShapeError, nearest
 from learngene.methods.base import Origin
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
+from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
 from learngene.shape import ViTShape
 
 PLACES = ("first", "last", "middle")
@@ -46,7 +46,7 @@ class PreFin(LayerCombination):
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """All layers."""
-        return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
+        return every_layer(auxiliary)
 
     def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
         """The first, last or middle layers, cut from the model or placed into a deeper one."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from learngene.errors import ShapeError
 from learngene.methods.base import Origin
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
+from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
 from learngene.methods.sws import SWS
 from learngene.shape import ViTShape
 
@@ -39,7 +39,7 @@ class SimpleLG(LayerCombination):
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """All its layers."""
-        return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
+        return every_layer(auxiliary)
 
     def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
         """The cyclic assignment of SWS with every layer a stage."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.errors import ShapeError, nearest, refuse_unknown
 from learngene.methods.base import Method, Origin, Part
-from learngene.methods.combination import layer_tensors
+from learngene.methods.combination import every_layer
 from learngene.methods.narrower import carried_head, narrower_widths, refuse_larger
 from learngene.shape import ViTShape
 
@@ -75,7 +75,7 @@ class WeightSelection(Method):
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """All layers of the larger model."""
-        return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
+        return every_layer(auxiliary)
 
     def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
         """For example ``layer0, 384 of 768 wide``."""

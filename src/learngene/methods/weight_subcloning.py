@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.errors import ShapeError, refuse_unknown
 from learngene.methods.base import Method, Origin
-from learngene.methods.combination import layer_tensors
+from learngene.methods.combination import every_layer
 from learngene.methods.narrower import carried_head, narrower_widths, refuse_larger
 from learngene.shape import ViTShape
 
@@ -59,7 +59,7 @@ class WeightSubcloning(Method):
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """All layers of the larger model."""
-        return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
+        return every_layer(auxiliary)
 
     def source_layers(self, auxiliary: ViTShape, shape: ViTShape) -> list[int]:
         """The first half of the layers from the front, the rest from the back: the middle ones go."""
