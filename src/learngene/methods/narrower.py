@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from learngene.errors import ShapeError
 from learngene.shape import ViTShape
@@ -25,6 +25,18 @@ def narrower_widths(auxiliary: ViTShape) -> list[tuple[int, int]]:
     return [(heads * auxiliary.head_dim, heads) for heads in range(auxiliary.num_heads, 0, -1)]
 
 
-def carried_head(parts: Collection[str], auxiliary: ViTShape, shape: ViTShape) -> bool:
-    """Whether the classifier goes along: the gene has one, for the same number of classes."""
-    return "head" in parts and shape.num_classes == auxiliary.num_classes
+def wanted(
+    parts: Collection[str], auxiliary: ViTShape, shape: ViTShape
+) -> Iterator[tuple[str, tuple[int, ...], int | None, str]]:
+    """Every tensor of the smaller model that comes from the larger one; the head only for the same number of classes.
+
+    Yields:
+        Its name, its size on the auxiliary grid, its layer (None outside the layers), and its name in the layer or,
+        outside, in the gene.
+    """
+    for name, size in shape.replace(img_size=auxiliary.img_size).all_params().items():
+        if name.startswith("blocks."):
+            layer, _, rest = name.removeprefix("blocks.").partition(".")
+            yield name, size, int(layer), rest
+        elif not name.startswith("head.") or ("head" in parts and shape.num_classes == auxiliary.num_classes):
+            yield name, size, None, name.replace("fc_norm.", "norm.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from learngene.errors import ShapeError, nearest, refuse_unknown
 from learngene.methods.base import Method, Origin, Part
 from learngene.methods.combination import every_layer
-from learngene.methods.narrower import carried_head, narrower_widths, refuse_larger
+from learngene.methods.narrower import narrower_widths, refuse_larger, wanted
 from learngene.shape import ViTShape
 
 if TYPE_CHECKING:
@@ -88,14 +88,9 @@ class WeightSelection(Method):
         """Layer i from layer i, every tensor cut down dimension by dimension."""
         rows = _rows(auxiliary, shape) if options.get("rule") == "aligned" else {}
         out = {}
-        targets = shape.replace(img_size=auxiliary.img_size).all_params()
-        for name, size in targets.items():
-            if name.startswith("head.") and not carried_head(self.parts, auxiliary, shape):
-                continue
-            block, _, rest = name.removeprefix("blocks.").partition(".")
-            source = f"layer{block}.{rest}" if name.startswith("blocks.") else name.replace("fc_norm.", "norm.")
-            chosen = rows.get(rest, {}) if name.startswith("blocks.") else {}
-            out[name] = _select(tensors[source], size, chosen)
+        for name, size, layer, rest in wanted(self.parts, auxiliary, shape):
+            source = rest if layer is None else f"layer{layer}.{rest}"
+            out[name] = _select(tensors[source], size, {} if layer is None else rows.get(rest, {}))
         return out
 
 

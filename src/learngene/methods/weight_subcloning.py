@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from learngene.errors import ShapeError, refuse_unknown
 from learngene.methods.base import Method, Origin
 from learngene.methods.combination import every_layer
-from learngene.methods.narrower import carried_head, narrower_widths, refuse_larger
+from learngene.methods.narrower import narrower_widths, refuse_larger, wanted
 from learngene.shape import ViTShape
 
 if TYPE_CHECKING:
@@ -80,23 +80,17 @@ class WeightSubcloning(Method):
         layers = self.source_layers(auxiliary, shape)
         before, after = auxiliary.layer_params(), shape.layer_params()
         out = {}
-        for name, size in shape.replace(img_size=auxiliary.img_size).all_params().items():
-            if name.startswith("head.") and not carried_head(self.parts, auxiliary, shape):
-                continue
-            if not name.startswith("blocks."):
-                value = tensors[name.replace("fc_norm.", "norm.")]
+        for name, size, layer, rest in wanted(self.parts, auxiliary, shape):
+            value = tensors[rest if layer is None else f"layer{layers[layer]}.{rest}"]
+            if rest.startswith("attn.qkv."):
+                value = value.unflatten(0, (3, -1))[:, : shape.embed_dim]
+                out[name] = value.flatten(0, 1) if value.ndim == 2 else value[..., : size[1]].flatten(0, 1)
+            else:
                 out[name] = value[tuple(slice(n) for n in size)]
+            if layer is None:
                 narrowed = (auxiliary.embed_dim, shape.embed_dim) if name == "head.weight" else (1, 1)
             else:
-                block, _, rest = name.removeprefix("blocks.").partition(".")
-                value = tensors[f"layer{layers[int(block)]}.{rest}"]
-                if rest.startswith("attn.qkv."):
-                    value = value.unflatten(0, (3, -1))[:, : shape.embed_dim]
-                    out[name] = value.flatten(0, 1) if value.ndim == 2 else value[..., : size[1]].flatten(0, 1)
-                else:
-                    out[name] = value[tuple(slice(n) for n in size)]
-                linear = len(before[rest]) == 2
-                narrowed = (before[rest][1], after[rest][1]) if linear else (1, 1)
+                narrowed = (before[rest][1], after[rest][1]) if len(before[rest]) == 2 else (1, 1)
             # Inferred: a sum over fewer inputs of like spread is smaller by the root of their ratio.
             if narrowed[0] != narrowed[1] and options.get("rescale", True):
                 out[name] = out[name] * math.sqrt(narrowed[0] / narrowed[1])
