@@ -16,7 +16,8 @@ from learngene.compare.cells import Cell
 from learngene.compare.recipe import CompareRecipe
 from learngene.compare.run import compare, prepare
 from learngene.finetuning import evaluate, scratch, train_model
-from learngene.recipe import FinetuneRecipe, validated
+from learngene.recipe import FinetuneRecipe
+from learngene.sections import validated
 from learngene.train.images import open_data
 
 ROUNDS = 3

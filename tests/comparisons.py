@@ -11,7 +11,7 @@ import yaml
 
 from learngene.compare.cells import Cell, Comparison, lay_out
 from learngene.compare.recipe import CompareRecipe
-from learngene.recipe import merge, validated
+from learngene.sections import merge, validated
 from pico import FAST, pico_shape
 
 # 24 images at home in batches of 8: epochs of three steps.

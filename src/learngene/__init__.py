@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from learngene._version import __version__
+from learngene.models.known_to_timm import register_with_timm
 
 if TYPE_CHECKING:
     from learngene.ancestry import Ancestry
     from learngene.budget import Budget, Candidate, plan
     from learngene.condensing import condense
     from learngene.descendant import load_descendant, save_descendant
+    from learngene.elastic import ElasticViT
     from learngene.errors import LearngeneError
     from learngene.export import export_onnx
     from learngene.extracting import extract
@@ -21,13 +23,16 @@ if TYPE_CHECKING:
     from learngene.measure import latency
     from learngene.recipe import load_recipe
     from learngene.shape import ViTShape
+    from learngene.stitched import StitchedShape
 
 _HOMES = {
     "Ancestry": "ancestry",
     "Budget": "budget",
     "Candidate": "budget",
+    "ElasticViT": "elastic",
     "Learngene": "gene",
     "LearngeneError": "errors",
+    "StitchedShape": "stitched",
     "ViTShape": "shape",
     "condense": "condensing",
     "evaluate": "finetuning",
@@ -43,6 +48,8 @@ _HOMES = {
 }
 
 __all__ = ["__version__", "load", *_HOMES]
+
+register_with_timm()
 
 
 def load(path: str, *, verify_content: bool = True) -> "Learngene":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from learngene.descendant import TimmModel, load_descendant
 from learngene.errors import GeneFileError, LearngeneError
 from learngene.genefile import read_header
-from learngene.recipe import AncestrySpec, DataSpec
+from learngene.sections import AncestrySpec, DataSpec
 from learngene.shape import ViTShape
 
 

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,10 @@ from learngene.files import write_file
 from learngene.genefile import GeneHeader, read_header
 from learngene.measure import environment
 from learngene.shape import ViTShape
+from learngene.stitched import Shape, StitchedShape
 
 if TYPE_CHECKING:
     from learngene.gene import Learngene
-
-DEEPEST = 48
-"""Deepest shape that is looked at, unless the auxiliary model is deeper still."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,16 @@ class Candidate:
         latency: Milliseconds per forward pass on this machine, or None if the budget did not ask.
         layers: Which of the gene's tensors feed each layer.
         beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning mends it.
+        top1: Accuracy in percent that was measured when the gene was made, for a pool's path and the same task.
     """
 
-    shape: ViTShape
+    shape: Shape
     params: int
     macs: int
     latency: float | None
     layers: list[str]
     beyond_auxiliary: bool
+    top1: float | None = None
 
 
 def plan(
@@ -82,16 +81,17 @@ def plan(
     *,
     num_classes: int | None = None,
     img_size: int | None = None,
-    timer: Callable[[ViTShape, int, str], float] | None = None,
+    timer: Callable[[Shape, int, str], float] | None = None,
     **options: Any,
 ) -> list[Candidate]:
     """Lists the shapes of a gene that fit a budget, best first.
 
-    Best is largest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1).
+    Best is largest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1). The paths of a pool
+    were measured when it was made; for the same task and image size best is what scored highest.
 
     Args:
         gene: A gene, its header, or its file.
-        budget: Limits that all have to hold; without one, every depth up to ``DEEPEST`` is listed.
+        budget: Limits that all have to hold; without one, every depth up to ``methods.base.DEEPEST`` is listed.
         num_classes: Of the task; the gene's own by default.
         img_size: Of the task in pixels; the gene's own by default.
         timer: Times a shape at a batch size on a device; measures and remembers by default.
@@ -110,28 +110,42 @@ def plan(
         img_size=img_size or source.shape.img_size,
     )
     source.method.refuse(source.shape, base, **options)  # a wrong option is an error, a depth or a width is not
-    fitting = []
-    sizes = product(range(1, max(DEEPEST, base.depth) + 1), source.method.widths(source.shape))
-    for depth, (embed_dim, num_heads) in sizes:
-        shape = base.replace(depth=depth, embed_dim=embed_dim, num_heads=num_heads)
+    fitting: list[Shape] = []
+    for shape in source.method.shapes(source.shape, base):
         try:
             source.method.refuse(source.shape, shape, **options)
         except ShapeError:
             continue
         if shape.params() <= (budget.max_params or float("inf")) and shape.macs() <= (budget.max_macs or float("inf")):
             fitting.append(shape)
+    scores = _scores(source, base)
     time_shape = timer or measured_latency
     candidates = []
     for shape in sorted(fitting, key=lambda shape: shape.params(), reverse=True):
         latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
         if latency is None or latency <= (budget.max_latency or 0):
             layers = source.method.describe(source.shape, shape, **options)
-            beyond = shape.depth > source.shape.depth
-            candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond))
+            beyond = isinstance(shape, ViTShape) and shape.depth > source.shape.depth
+            top1 = scores.get(path_name(shape))
+            candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, top1))
+    if all(candidate.top1 is not None for candidate in candidates):
+        candidates.sort(key=lambda candidate: candidate.top1 or 0.0, reverse=True)
     return candidates
 
 
-def measured_latency(shape: ViTShape, batch_size: int, device: str) -> float:
+def path_name(shape: Shape) -> str:
+    """A shape's segments as text, such as ``192:1-4+768:5-6``; a plain one has a single segment."""
+    return shape.path if isinstance(shape, StitchedShape) else f"{shape.embed_dim}:1-{shape.depth}"
+
+
+def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, float]:
+    """Top-1 by path, as measured when the gene was made; nothing for another task or image size."""
+    if (base.num_classes, base.img_size) != (source.shape.num_classes, source.shape.img_size):
+        return {}
+    return {path["path"]: path["top1"] for path in source.metadata.get("paths", [])}
+
+
+def measured_latency(shape: Shape, batch_size: int, device: str) -> float:
     """Milliseconds of a forward pass on this machine, remembered by shape and environment.
 
     The memory is one JSON file per environment in ``$LEARNGENE_CACHE``, by default ``~/.cache/learngene``.
@@ -149,7 +163,7 @@ def measured_latency(shape: ViTShape, batch_size: int, device: str) -> float:
         known = dict(json.loads(path.read_text())["milliseconds"])
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    size = {**asdict(shape), "batch_size": batch_size, "device": device}
+    size = {**shape.to_dict(), "batch_size": batch_size, "device": device}
     entry = json.dumps({key: value for key, value in size.items() if key != "num_classes"}, sort_keys=True)
     if entry not in known:
         from learngene.measure import latency

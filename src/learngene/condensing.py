@@ -6,7 +6,7 @@ into the gene's own tensors, so that a method's constraint holds at every step b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from learngene.ancestry import Ancestry
-from learngene.descendant import plain_vit_cfg
+from learngene.descendant import vit_cfg
 from learngene.errors import GeneFileError, LearngeneError
 from learngene.files import refuse_full_disk
 from learngene.gene import Learngene
 from learngene.genefile import read_header
 from learngene.measure import environment
 from learngene.methods import method as find_method
-from learngene.recipe import CondenseRecipe, Distill, build_recipe, default_crop
+from learngene.methods.rows import Rows
+from learngene.pooling.run import PoolSource, make_pool, refuse_sources
+from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.sections import Distill, default_crop
 from learngene.shape import ViTShape
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import Stage, TrainResult, set_drop_path
@@ -37,6 +40,8 @@ def condense(
     data: str | list[str] | Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | str | None = None,
+    pool: Mapping[str, Any] | None = None,
+    anchors: Sequence[Ancestry | str | Path] | None = None,
     out: str | Path | None = None,
     show: bool = True,
     **train_fields: Any,
@@ -51,6 +56,8 @@ def condense(
         data: Where the images are, or a whole data section.
         settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
         distill: A distillation section or the name of a preset; the method's official one by default.
+        pool: For ``pool`` and ``sn-net``: how rows are distilled, stitch layers start and paths are tuned.
+        anchors: For ``sn-net``: the pretrained ViTs that become its rows, narrow to wide.
         out: A run folder, to be able to stop and go on; None keeps the run in memory.
         show: Whether to print progress.
         **train_fields: Fields of the train section: ``epochs``, ``batch_size``, ``preset`` and so on.
@@ -74,11 +81,16 @@ def condense(
     }
     if distill is not None:
         fields["distill"] = {"preset": distill} if isinstance(distill, str) else dict(distill)
+    if pool is not None:
+        fields["pool"] = dict(pool)
+    models = [anchor if isinstance(anchor, Ancestry) else Ancestry(anchor) for anchor in anchors or ()]
+    if models:
+        fields["anchors"] = [{"source": model.identity["source"]} for model in models]
     if out is not None:
         fields["out"] = str(out)
     recipe = build_recipe(fields)
     assert isinstance(recipe, CondenseRecipe)
-    return run(recipe, ancestry=known, keep=out is not None, show=show).gene
+    return run(recipe, ancestry=known, anchors=models, keep=out is not None, show=show).gene
 
 
 @dataclass
@@ -98,6 +110,7 @@ class Prepared:
     ancestry: Ancestry | None
     gene: Learngene
     images: tuple[ImageSet, ImageSet]
+    anchors: tuple[Ancestry, ...] = ()
 
 
 def gene_path(recipe: CondenseRecipe) -> Path:
@@ -106,7 +119,10 @@ def gene_path(recipe: CondenseRecipe) -> Path:
 
 
 def prepare(
-    recipe: CondenseRecipe, ancestry: Ancestry | None = None, images: tuple[ImageSet, ImageSet] | None = None
+    recipe: CondenseRecipe,
+    ancestry: Ancestry | None = None,
+    images: tuple[ImageSet, ImageSet] | None = None,
+    anchors: Sequence[Ancestry] = (),
 ) -> Prepared:
     """Loads ancestry and data, builds the gene and checks that all of it fits together.
 
@@ -118,14 +134,20 @@ def prepare(
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
         _refuse_other_task(ancestry, recipe, images[0])
         given = ancestry.preprocessing
-    else:
+    anchors = tuple(anchors) or tuple(Ancestry.from_spec(spec) for spec in recipe.anchors or ())
+    for anchor in anchors:
+        _refuse_other_task(anchor, recipe, images[0])
+        given = anchor.preprocessing
+    if not recipe.ancestry and not anchors:
         _refuse_other_size(recipe, images[0])
-        given = plain_vit_cfg(recipe.shape, "", {})
+        given = vit_cfg(recipe.shape, "", {})
     normalisation = {key: getattr(recipe.data, key) or tuple(given[key]) for key in ("mean", "std")}
     data = recipe.data.model_copy(update=normalisation)
     recipe = recipe.model_copy(update={"data": data})
     gene = Learngene(find_method(recipe.method, recipe.settings), recipe.shape, seed=recipe.train.seed)
-    return Prepared(recipe, ancestry, gene, images)
+    if isinstance(gene.method, Rows):
+        refuse_sources(recipe, PoolSource(ancestry, anchors))
+    return Prepared(recipe, ancestry, gene, images, anchors)
 
 
 def _refuse_other_task(ancestry: Ancestry, recipe: CondenseRecipe, images: ImageSet) -> None:
@@ -154,6 +176,7 @@ def run(
     recipe: CondenseRecipe,
     *,
     ancestry: Ancestry | None = None,
+    anchors: Sequence[Ancestry] = (),
     images: tuple[ImageSet, ImageSet] | None = None,
     keep: bool = True,
     show: bool = True,
@@ -163,6 +186,7 @@ def run(
     Args:
         recipe: What to do.
         ancestry: The teacher, if it is loaded already.
+        anchors: An SN-Net's anchors, if they are loaded already.
         images: The training and validation images, if they are open already.
         keep: Write the run folder and the gene file.
         show: Whether to print progress.
@@ -173,13 +197,19 @@ def run(
     path = gene_path(recipe) if keep else None
     if path:
         refuse_foreign_gene(path)
-    prepared = prepare(recipe, ancestry, images)
+    prepared = prepare(recipe, ancestry, images, anchors)
     recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
     if path:
         refuse_full_disk(path, run_bytes(gene))
-    set_drop_path(gene.skeleton(), recipe.train.drop_path)
-    result = run_stage(auxiliary_stage(gene, teacher, recipe.distill), recipe, prepared.images, keep=keep, show=show)
-    gene.metadata = provenance(prepared, result)
+    if isinstance(gene.method, Rows):
+        source = PoolSource(teacher, prepared.anchors)
+        result, paths = make_pool(recipe, source, gene, prepared.images, keep=keep, show=show)
+        gene.metadata = provenance(prepared, result) | {"paths": paths}
+    else:
+        set_drop_path(gene.skeleton(), recipe.train.drop_path)
+        stage = auxiliary_stage(gene, teacher, recipe.distill)
+        result = run_stage(stage, recipe, prepared.images, keep=keep, show=show)
+        gene.metadata = provenance(prepared, result)
     if path:
         write_once(lambda: gene.save(path, dtype=recipe.dtype))
     return Condensed(gene, path, result)
@@ -203,6 +233,7 @@ def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
     recipe, (train_images, val_images) = prepared.recipe, prepared.images
     return {
         "ancestry": prepared.ancestry.identity if prepared.ancestry else {},
+        **({"anchors": [anchor.identity for anchor in prepared.anchors]} if prepared.anchors else {}),
         "preprocessing": {
             "mean": list(recipe.data.mean or ()),
             "std": list(recipe.data.std or ()),
@@ -222,7 +253,7 @@ def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
             "images": result.images,
             "seconds": round(result.seconds, 1),
             "seed": recipe.train.seed,
-            "recipe": recipe.model_dump(mode="json", include={"train", "distill"}),
+            "recipe": recipe.model_dump(mode="json", include={"train", "distill", "pool"}, exclude_none=True),
         },
         "accuracy": {key: round(value, 4) for key, value in asdict(result.final).items()},
         "versions": environment()["versions"],

@@ -28,8 +28,9 @@ from learngene.files import refuse_foreign, write_file
 from learngene.finetuning import evaluate, finetune, scratch
 from learngene.gene import Learngene
 from learngene.measure import environment
-from learngene.recipe import CondenseRecipe, DataSpec, build_recipe
+from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.report import demo_page, demo_plot
+from learngene.sections import DataSpec
 from learngene.shape import ViTShape
 from learngene.train.images import open_data
 

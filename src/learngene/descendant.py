@@ -14,7 +14,7 @@ from typing import Any
 
 from learngene.errors import LearngeneError
 from learngene.files import write_folder
-from learngene.shape import ViTShape
+from learngene.stitched import Shape, shape_from
 
 PROVENANCE = "learngene.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,11 +78,11 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
 def model_arguments(model: TimmModel) -> dict[str, Any]:
     """Timm's arguments that rebuild the model: an expanded gene's from its shape, any other's as timm recorded."""
     record = getattr(model, "learngene", {})
-    return ViTShape.from_dict(record["shape"]).timm_kwargs() if "shape" in record else {}
+    return shape_from(record["shape"]).timm_kwargs() if "shape" in record else {}
 
 
-def plain_vit_cfg(shape: ViTShape, tag: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm keeps as ``pretrained_cfg`` of a plain ViT of any size.
+def vit_cfg(shape: Shape, tag: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm keeps as ``pretrained_cfg`` of a plain or stitched ViT of any size.
 
     Args:
         shape: The model's shape.
@@ -92,7 +92,7 @@ def plain_vit_cfg(shape: ViTShape, tag: str, preprocessing: Mapping[str, Any]) -
     """
     colour = shape.in_chans == 3
     return {
-        "architecture": "vit_base_patch16_224",  # every size of a plain ViT, through timm's model_args
+        "architecture": shape.architecture,
         "tag": tag,
         "num_classes": shape.num_classes,
         "input_size": (shape.in_chans, shape.img_size, shape.img_size),

@@ -17,7 +17,8 @@ from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
 from learngene.measure import Accuracy, accuracy
 from learngene.methods import method as find_method
-from learngene.recipe import DataSpec, FinetuneRecipe, build_recipe, default_crop
+from learngene.recipe import FinetuneRecipe, build_recipe
+from learngene.sections import DataSpec, default_crop
 from learngene.shape import ViTShape
 from learngene.train.batches import eval_loader
 from learngene.train.images import ImageSet, open_data, open_split

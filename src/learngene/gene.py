@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learngene.descendant import plain_vit_cfg
+from learngene.descendant import vit_cfg
 from learngene.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.files import write_file
 from learngene.genefile import (
@@ -31,6 +31,7 @@ from learngene.genefile import (
 from learngene.initial import fresh
 from learngene.methods import Method, default_settings
 from learngene.shape import MODULE_PARAMS, ViTShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -77,7 +78,7 @@ class Learngene(nn.Module):
         self.method = method
         self.shape = shape
         self.metadata: dict[str, Any] = dict(metadata or {})
-        self._skeletons: dict[ViTShape | None, VisionTransformer] = {}
+        self._skeletons: dict[Shape | None, VisionTransformer] = {}
         shapes = method.gene_tensors(shape)
         if tensors is None:
             generator = torch.Generator().manual_seed(seed)
@@ -103,11 +104,11 @@ class Learngene(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimizers shall not decay besides norms and biases, as for any timm ViT."""
-        return {"pos_embed", "cls_token"}
+        return {name for name in self.tensors() if name.rpartition(".")[2] in ("pos_embed", "cls_token")}
 
     # -- the one idea --------------------------------------------------------------------------------
 
-    def weights(self, shape: ViTShape | None = None, **options: Any) -> dict[str, Tensor]:
+    def weights(self, shape: Shape | None = None, **options: Any) -> dict[str, Tensor]:
         """The weights of a model of the given shape, differentiable in the gene's own tensors.
 
         Most methods always carry stem and final norm, and the head if the number of classes is the same; position
@@ -132,7 +133,7 @@ class Learngene(nn.Module):
         return out
 
     def forward(
-        self, images: Float[Tensor, "batch channels height width"], shape: ViTShape | None = None
+        self, images: Float[Tensor, "batch channels height width"], shape: Shape | None = None
     ) -> Float[Tensor, "batch classes"]:
         """The auxiliary model: a plain timm ViT that computes with ``weights(shape)``.
 
@@ -159,7 +160,7 @@ class Learngene(nn.Module):
         weights = self.weights(shape) if shape else self.method.auxiliary_weights(self.tensors(), self.shape)
         return functional_call(skeleton, weights, (images,), strict=True)
 
-    def skeleton(self, shape: ViTShape | None = None) -> VisionTransformer:
+    def skeleton(self, shape: Shape | None = None) -> VisionTransformer:
         """The structure that ``forward`` computes with: one meta-device timm model per shape, kept between steps."""
         if shape not in self._skeletons:
             self._skeletons[shape] = shape.skeleton() if shape else self.method.auxiliary_skeleton(self.shape)
@@ -170,7 +171,7 @@ class Learngene(nn.Module):
     @torch.no_grad()
     def expand(
         self,
-        shape: ViTShape | int | None = None,
+        shape: Shape | int | str | None = None,
         *,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -182,7 +183,8 @@ class Learngene(nn.Module):
         """Makes an ordinary timm model, ready to train.
 
         Args:
-            shape: The shape to make, or just its depth; the auxiliary shape by default.
+            shape: The shape to make, just its depth, or the name of a pool's path, such as ``4+2``; the auxiliary shape
+                by default.
             num_classes: Classes of the new task, if they differ; the head is then fresh.
             class_names: Names of the classes, which travel with the descendant. The gene's own by default.
             layers: Fill only these layers, counted from 1 (TLEG Table 5); the others start fresh.
@@ -216,7 +218,7 @@ class Learngene(nn.Module):
         model = shape.skeleton()
         model.load_state_dict(state, strict=True, assign=True)
         tag, preprocessing = f"learngene_{self.method.name}", self.metadata.get("preprocessing", {})
-        model.pretrained_cfg = model.default_cfg = plain_vit_cfg(shape, tag, preprocessing)
+        model.pretrained_cfg = model.default_cfg = vit_cfg(shape, tag, preprocessing)
         model.learngene = {
             "gene": self.metadata.get("digest"),
             "method": self.method.name,
@@ -231,13 +233,15 @@ class Learngene(nn.Module):
         }
         return model.eval()
 
-    def _target(self, shape: ViTShape | int | None, num_classes: int | None) -> ViTShape:
+    def _target(self, shape: Shape | int | str | None, num_classes: int | None) -> Shape:
         if isinstance(shape, int):
             shape = self.shape.replace(depth=shape)
+        elif isinstance(shape, str):
+            shape = self.method.named_shape(self.shape, shape)
         shape = shape or self.shape
         return shape if num_classes is None else shape.replace(num_classes=num_classes)
 
-    def _class_names(self, shape: ViTShape) -> list[str] | None:
+    def _class_names(self, shape: Shape) -> list[str] | None:
         names = self.metadata.get("classes")
         return names if names and len(names) == shape.num_classes else None
 
@@ -306,7 +310,7 @@ class Learngene(nn.Module):
         return f"{self.method}, auxiliary shape: {self.shape}"
 
 
-def _resample(pos_embed: Tensor, shape: ViTShape) -> Tensor:
+def _resample(pos_embed: Tensor, shape: Shape) -> Tensor:
     """Position embeddings for another number of patches, by timm's bicubic interpolation."""
     from timm.layers import resample_abs_pos_embed
 
@@ -315,7 +319,7 @@ def _resample(pos_embed: Tensor, shape: ViTShape) -> Tensor:
     )
 
 
-def kept_parameters(shape: ViTShape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
+def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
     """The parameters to fill: all outside the layers, and those layers and modules that were asked for."""
     layers = range(1, shape.depth + 1) if layers is None else layers
     modules = tuple(MODULE_PARAMS) if modules is None else modules
@@ -326,4 +330,5 @@ def kept_parameters(shape: ViTShape, layers: Collection[int] | None, modules: Co
         if module not in MODULE_PARAMS:
             raise ShapeError(f"expand: unknown module '{module}'{nearest(module, MODULE_PARAMS)}")
     inside = {f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in MODULE_PARAMS[module]}
-    return inside | (shape.all_params().keys() - {n for n in shape.all_params() if n.startswith("blocks.")})
+    inside |= {f"blocks.{layer - 1}.stitch.{kind}" for layer in layers for kind in ("weight", "bias")}
+    return {name for name in shape.all_params() if name in inside or not name.startswith("blocks.")}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from learngene.shape import ViTShape
+    from learngene.stitched import Shape
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def autocast(device_type: str, precision: str) -> contextlib.AbstractContextMana
     return torch.autocast(device_type, dtype)
 
 
-def latency(shape: ViTShape, *, batch_size: int = 1, rounds: int = 9, device: str = "cpu") -> float:
-    """Median time of one forward pass of a plain timm ViT of this shape, eager, float32.
+def latency(shape: Shape, *, batch_size: int = 1, rounds: int = 9, device: str = "cpu") -> float:
+    """Median time of one forward pass of a ViT of this shape, eager, float32.
 
     Args:
         shape: What to time; its weights do not matter.

@@ -176,6 +176,11 @@ class ViTShape:
         """Tokens that pass through the layers, the class token included."""
         return self.grid_size**2 + int(self.class_token)
 
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the model; one stands for every size, through timm's ``model_args``."""
+        return "vit_base_patch16_224"
+
     # -- parameters ----------------------------------------------------------------------------------
 
     def layer_params(self) -> dict[str, tuple[int, ...]]:
@@ -239,11 +244,17 @@ class ViTShape:
         Equals half of what ``torch.utils.flop_counter.FlopCounterMode`` counts on the built model, exactly.
         The papers print such a number as "FLOPs"; see ``macs_fvcore`` for the convention they counted with.
         """
+        return self.patch_macs() + self.depth * self.layer_macs() + self.embed_dim * self.num_classes
+
+    def patch_macs(self) -> int:
+        """Multiply-adds of the patch projection."""
+        return self.grid_size**2 * self.patch_size**2 * self.in_chans * self.embed_dim
+
+    def layer_macs(self) -> int:
+        """Multiply-adds of one layer."""
         tokens, width = self.num_tokens, self.embed_dim
-        patches = self.grid_size**2 * self.patch_size**2 * self.in_chans * width
         linear = tokens * width * (4 * width + 2 * self.hidden_dim)
-        attention = 2 * tokens**2 * width
-        return patches + self.depth * (linear + attention) + width * self.num_classes
+        return linear + 2 * tokens**2 * width
 
     def macs_fvcore(self) -> int:
         """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from learngene.methods import METHODS, method
-from learngene.recipe import Distill
+from learngene.sections import Distill
 from learngene.train.losses import classification_loss, distillation_loss, distillation_term
 
 BATCH, CLASSES = 6, 5

@@ -179,7 +179,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_the_guide_lists_every_setting() -> None:
-    from learngene.recipe import Augment, DataSpec, Schedule, Train
+    from learngene.sections import Augment, DataSpec, Schedule, Train
 
     text = (ROOT / "docs" / "guide.md").read_text()
     for section in (Train, Schedule, Augment, DataSpec):

@@ -17,7 +17,7 @@ from torch import nn
 from learngene import Ancestry, scratch
 from learngene.ancestry import weights_sha256
 from learngene.errors import LearngeneError
-from learngene.recipe import AncestrySpec, DataSpec
+from learngene.sections import AncestrySpec, DataSpec
 from pico import batch, make_ancestry, pico_shape
 
 DIGITS = DataSpec(source="digits")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from learngene import Ancestry
-from learngene.recipe import Distill
+from learngene.sections import Distill
 from learngene.train.losses import classification_loss, distillation_loss
 from pico import pico_gene
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learngene.errors import DataError
-from learngene.recipe import DataSpec, Train
+from learngene.sections import DataSpec, Train
 from learngene.train.batches import (
     TrainBatches,
     accumulation,

@@ -19,7 +19,7 @@ from learngene.ledger.claims import SCALES, ClaimGroup, Filter, claims_folder, c
 from learngene.ledger.cost import estimate
 from learngene.ledger.page import VerdictFile
 from learngene.ledger.reproduce import reproduce
-from learngene.recipe import merge, validated
+from learngene.sections import merge, validated
 from pico import CLI
 
 GROUPS = load_claims()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from learngene.errors import DataError
-from learngene.recipe import DataSpec
+from learngene.sections import DataSpec
 from learngene.train.images import ImageSet, open_data, open_split
 from pico import COLOURS, make_images
 

@@ -6,21 +6,18 @@ need the same gene, or the same cell, share one file, and a cell that is there i
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from learngene.compare.recipe import HOME, CompareRecipe, ContenderSpec, ModelSpec
+from learngene.keys import FREE_TO_CHANGE, hashed
+from learngene.keys import content as content_of
 from learngene.methods import Method, method
-from learngene.recipe import AncestrySpec, CondenseRecipe, DataSpec, Train, build_recipe
+from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.sections import AncestrySpec, DataSpec, Train
 from learngene.shape import ViTShape
-
-KEY_LENGTH = 10
-FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
-"""Entries that do not change what is computed."""
 
 Place = tuple[str, str, str, str, int]
 """Contender, shape, task, budget and seed of a cell."""
@@ -226,7 +223,7 @@ def _ancestry(out: Comparison, name: str) -> AncestryJob:
         if spec.shape is not None:
             shape = ViTShape.from_dict({**recipe.shape, **spec.shape, "num_classes": out.num_classes[HOME]})
         train = recipe.train("condense", spec.train)
-        content = [_identity(spec), shape.to_dict() if shape else None, _content(train), _content(recipe.data)]
+        content = [_identity(spec), shape.to_dict() if shape else None, content_of(train), content_of(recipe.data)]
         folder = recipe.store / f"ancestry-{name}-{hashed(content)}"
         out.ancestries[name] = AncestryJob(name, spec, shape, train, recipe.data, folder)
     return out.ancestries[name]
@@ -264,8 +261,8 @@ def _gene(
     condense = build_recipe(given, where=f"contenders.{name}")
     assert isinstance(condense, CondenseRecipe)
     teacher = ancestry.folder.name if ancestry and condense.distill.alpha > 0 else None
-    content = [spec.method, spec.settings, shape.to_dict(), _content(recipe.data), _content(train)]
-    label = f"{spec.method}-d{shape.depth}-s{seed}-{hashed([*content, _content(condense.distill), teacher])}"
+    content = [spec.method, spec.settings, shape.to_dict(), content_of(recipe.data), content_of(train)]
+    label = f"{spec.method}-d{shape.depth}-s{seed}-{hashed([*content, content_of(condense.distill), teacher])}"
     condense = condense.model_copy(update={"out": recipe.store / label})
     if teacher is None:
         condense, ancestry = condense.model_copy(update={"ancestry": None}), None
@@ -293,7 +290,7 @@ def _cell(
     content = [
         [spec.method, spec.settings, spec.options, spec.layers, spec.modules],
         gene.path.name.rpartition("-")[2] if gene else None,
-        [shape.to_dict(), seed, _content(data), _content(train) if train else None],
+        [shape.to_dict(), seed, content_of(data), content_of(train) if train else None],
     ]
     key = hashed(content)
     width = f"d{shape.depth}w{shape.embed_dim}"
@@ -307,26 +304,10 @@ def data_name(data: DataSpec) -> str:
     return Path(data.sources[0]).name.split(".")[0]
 
 
-def hashed(content: Any) -> str:
-    """A short hash of plain values."""
-    text = json.dumps(content, sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
-
-
 def _identity(spec: ModelSpec) -> dict[str, Any]:
     """What an entry says about its model; its training is hashed as a whole."""
-    values = _content(spec)
+    values = content_of(spec)
     values["train"] = {name: value for name, value in spec.train.items() if name not in FREE_TO_CHANGE}
     if spec.source and ":" not in spec.source:  # a path; timm has names with a colon, and then with a slash
         values["source"] = Path(spec.source).name
-    return values
-
-
-def _content(section: DataSpec | Train | ModelSpec | Any) -> dict[str, Any]:
-    """What a section says about results: not where files lie, nor how many processes read them."""
-    values: dict[str, Any] = section.model_dump(mode="json")
-    for name in FREE_TO_CHANGE:
-        values.pop(name, None)
-    if isinstance(section, DataSpec):
-        values["source"] = [Path(source).name for source in section.sources]
     return values

@@ -16,7 +16,7 @@ from typing import Any
 from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place
 from learngene.compare.recipe import HOME
 from learngene.errors import LearngeneError
-from learngene.recipe import Train
+from learngene.sections import Train
 
 TRAINING = 3
 """Forward passes that a training step costs."""

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from learngene.errors import RecipeError, ShapeError, nearest
 from learngene.methods import method
-from learngene.recipe import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, validated
+from learngene.sections import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, validated
 from learngene.shape import ViTShape
 
 HOME = "home"

@@ -14,7 +14,7 @@ from learngene.compare.cells import Cell, Comparison
 from learngene.compare.cost import cost_of
 from learngene.errors import LearngeneError
 from learngene.files import write_file
-from learngene.recipe import default_crop
+from learngene.sections import default_crop
 
 KIND, VERSION = "learngene cell", 1
 ENTRIES = ("params", "macs", "gene", "untuned", "epochs", "last", "steps", "error", "seconds", "environment")

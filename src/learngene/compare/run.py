@@ -30,7 +30,8 @@ from learngene.finetuning import evaluate, scratch, train_model
 from learngene.gene import Learngene, kept_parameters
 from learngene.measure import commit, environment
 from learngene.methods import default_settings
-from learngene.recipe import DataSpec, FinetuneRecipe
+from learngene.recipe import FinetuneRecipe
+from learngene.sections import DataSpec
 from learngene.shape import ViTShape
 from learngene.train.batches import refuse_too_few
 from learngene.train.images import ImageSet, open_data

@@ -18,7 +18,8 @@ from learngene.compare.results import Row
 from learngene.errors import LearngeneError, RecipeError, nearest
 from learngene.files import find_folder
 from learngene.ledger.structural import STRUCTURAL
-from learngene.recipe import Section, apply_overrides, merge, read_fields, validated, with_data
+from learngene.recipe import apply_overrides, read_fields, with_data
+from learngene.sections import Section, merge, validated
 
 SCALES = ("laptop", "gpu", "paper")
 METRICS = tuple(name for name, kind in Row.__annotations__.items() if kind in ("float", "int"))

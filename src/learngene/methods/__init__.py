@@ -12,10 +12,12 @@ from typing import Any
 from learngene.errors import LearngeneError, nearest, refuse_unknown
 from learngene.methods.base import Method
 from learngene.methods.mini_init import MiniInit
+from learngene.methods.pool import Pool
 from learngene.methods.pre_fin import Distilled, PreFin
 from learngene.methods.scratch import Scratch
 from learngene.methods.share_init import ShareInit
 from learngene.methods.simple_lg import SimpleLG
+from learngene.methods.sn_net import SNNet
 from learngene.methods.sws import SWS
 from learngene.methods.tleg import TLEG
 from learngene.methods.vanilla_lg import VanillaLG
@@ -25,6 +27,8 @@ from learngene.methods.weight_subcloning import WeightSubcloning
 KINDS: tuple[type[Method], ...] = (
     TLEG,
     SWS,
+    Pool,
+    SNNet,
     SimpleLG,
     VanillaLG,
     ShareInit,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from learngene.errors import ShapeError, refuse_unknown
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     import torch
     from timm.models.vision_transformer import VisionTransformer
     from torch import Tensor
+
+DEEPEST = 48
+"""Deepest shape that planning looks at, unless the auxiliary model is deeper still."""
 
 Origin = Literal["condense", "extract"]
 Part = Literal["stem", "norm", "head"]
@@ -54,7 +59,7 @@ class Method(ABC):
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:  # noqa: B027 - most methods refuse none
         """Raises ``ShapeError`` if no gene can have this auxiliary shape."""
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Raises ``ShapeError`` if a gene with this auxiliary shape cannot make ``shape``, or an option is wrong."""
         refuse_unknown(options, self.options, f"{self.name}: expansion options")
         same_width(auxiliary, shape)
@@ -62,6 +67,24 @@ class Method(ABC):
     def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
         """Every (embed_dim, num_heads) that can be made, for ``plan``; most methods keep their own."""
         return [(auxiliary.embed_dim, auxiliary.num_heads)]
+
+    def shapes(self, auxiliary: ViTShape, base: ViTShape) -> Iterator[Shape]:
+        """Every shape that ``plan`` looks at: by default all depths at all widths; not all of them can be made.
+
+        Args:
+            auxiliary: The auxiliary shape.
+            base: The same for the classes and the image size of the task.
+        """
+        for depth, (width, heads) in product(range(1, max(DEEPEST, base.depth) + 1), self.widths(auxiliary)):
+            yield base.replace(depth=depth, embed_dim=width, num_heads=heads)
+
+    def named_shape(self, auxiliary: ViTShape, name: str) -> Shape:
+        """The shape that a name such as ``4+2`` stands for, in methods whose shapes have names.
+
+        Raises:
+            ShapeError: If there is none of that name.
+        """
+        raise ShapeError(f"{self.name}: has no paths, and so no '{name}'; give a depth")
 
     @abstractmethod
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
@@ -83,12 +106,12 @@ class Method(ABC):
         return fresh(name, shapes, generator)
 
     @abstractmethod
-    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """One line per layer of ``shape``: which of the gene's tensors feed it."""
 
     @abstractmethod
     def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """All that the gene says about ``shape``, under timm's names, differentiable in the gene's tensors.
 
@@ -129,12 +152,24 @@ class Method(ABC):
         return out
 
 
-def same_width(auxiliary: ViTShape, shape: ViTShape) -> None:
+def same_width(auxiliary: ViTShape, shape: Shape) -> None:
     """Raises ``ShapeError`` unless ``shape`` differs from the auxiliary shape only in what needs no new layers.
 
     Depth, classes, image size and ending may differ; heads are never reinterpreted.
     """
+    shape = plain(shape)
     for field in ("embed_dim", "num_heads", "mlp_ratio", "patch_size", "in_chans", "class_token"):
         have, want = getattr(auxiliary, field), getattr(shape, field)
         if have != want:
             raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
+
+
+def plain(shape: Shape) -> ViTShape:
+    """The shape, if it is a plain ViT's; most genes make no other.
+
+    Raises:
+        ShapeError: If it is stitched.
+    """
+    if not isinstance(shape, ViTShape):
+        raise ShapeError(f"shape: this gene makes plain ViTs of one width, not a path such as {shape.path}")
+    return shape

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from learngene.methods.base import Method
 from learngene.shape import MODULE_PARAMS, ViTShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,19 +29,19 @@ class LayerCombination(Method):
     """A method that writes down terms; its weights and explanations follow."""
 
     @abstractmethod
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The terms of every layer of ``shape``."""
 
-    def denominator(self, shape: ViTShape) -> int:
+    def denominator(self, shape: Shape) -> int:
         """With what fractions are written in ``describe``."""
         return 1
 
-    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The terms as text, for example ``B + 1/3 A`` or ``stage0``."""
         return describe(self.layers(auxiliary, shape, **options), self.denominator(shape))
 
     def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """The terms, evaluated, and the ordinary parts as they are; the head if the number of classes is the same."""
         out = combine(tensors, self.layers(auxiliary, shape, **options))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from learngene.errors import ShapeError
 from learngene.methods.combination import LayerCombination, LayerTerms
 from learngene.shape import MODULE_PARAMS, ViTShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ class MiniInit(LayerCombination):
         if auxiliary.class_token:
             raise ShapeError("mini-init: Mini-DeiT has no class token; set class_token false")
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """One descendant layer per shared block as in TLEG, or as many layers as were trained."""
         super().refuse(auxiliary, shape, **options)
         if shape.depth not in (self.blocks, auxiliary.depth):
@@ -80,7 +81,7 @@ class MiniInit(LayerCombination):
         value = super().initial(name, shapes, generator)
         return value.zero_() if name.endswith("attn.position") else value
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Layer i of a descendant: the block's attention and MLP, the norms of one of its uses."""
         terms: list[LayerTerms] = []
         step = auxiliary.depth // shape.depth

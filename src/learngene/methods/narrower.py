@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from learngene.errors import ShapeError
+from learngene.methods.base import plain
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 
-def refuse_larger(name: str, auxiliary: ViTShape, shape: ViTShape) -> None:
+def refuse_larger(name: str, auxiliary: ViTShape, shape: Shape) -> None:
     """Raises ``ShapeError`` unless every size is at most the larger model's, and the images are cut the same way."""
+    plain(shape)
     for field in ("patch_size", "in_chans", "class_token"):
         have, want = getattr(auxiliary, field), getattr(shape, field)
         if have != want:

@@ -14,6 +14,7 @@ from learngene.errors import ShapeError, nearest
 from learngene.methods.base import Origin
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 PLACES = ("first", "last", "middle")
 
@@ -32,7 +33,7 @@ class PreFin(LayerCombination):
         """Where its layers go in a model of another depth."""
         return {"place": "first, last or middle: which layers to keep, or to fill (the others start fresh)"}
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Another depth is refused unless ``place`` says how to make it."""
         super().refuse(auxiliary, shape, **options)
         place = options.get("place")
@@ -48,7 +49,7 @@ class PreFin(LayerCombination):
         """All layers."""
         return every_layer(auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The first, last or middle layers, cut from the model or placed into a deeper one."""
         have, want = auxiliary.depth, shape.depth
         spare = abs(want - have)

@@ -9,6 +9,7 @@ from learngene.errors import refuse_unknown
 from learngene.methods.base import Origin, Part
 from learngene.methods.combination import LayerCombination, LayerTerms, copies
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Scratch(LayerCombination):
         """Nothing is carried."""
         return ()
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Any shape can start at random."""
         refuse_unknown(options, self.options, f"{self.name}: expansion options")
 
@@ -33,6 +34,6 @@ class Scratch(LayerCombination):
         """None."""
         return {}
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Every layer is fresh."""
         return copies([None] * shape.depth)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,6 @@ class ShareInit(LayerCombination):
         """The one layer."""
         return layer_tensors(["shared"], auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The same layer everywhere."""
         return copies(["shared"] * shape.depth)

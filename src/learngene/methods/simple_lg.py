@@ -11,6 +11,7 @@ from learngene.methods.base import Origin
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
 from learngene.methods.sws import SWS
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SimpleLG(LayerCombination):
         """The order in which layers repeat, as in SWS."""
         return {"order": SWS().options["order"]}
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """As SWS: no fewer layers than the model has."""
         super().refuse(auxiliary, shape, **options)
         if shape.depth < auxiliary.depth:
@@ -41,7 +42,7 @@ class SimpleLG(LayerCombination):
         """All its layers."""
         return every_layer(auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The cyclic assignment of SWS with every layer a stage."""
         return copies([f"layer{m}" for m in self._as_stages(auxiliary).stage_of_layer(shape.depth, **options)])
 

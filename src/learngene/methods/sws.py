@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from learngene.errors import ShapeError, nearest
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 Order = str | Sequence[int]
 NAMED_ORDERS = ("front-mid-last", "front-last-mid")
@@ -60,7 +61,7 @@ class SWS(LayerCombination):
                 f"but the auxiliary shape has depth {auxiliary.depth}"
             )
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Depths below the number of stages are undefined in the paper and refused."""
         super().refuse(auxiliary, shape, **options)
         self.stage_of_layer(shape.depth, **options)
@@ -134,6 +135,6 @@ class SWS(LayerCombination):
             raise ShapeError(f"sws: order {order} must name each of the stages 0 to {count - 1} once")
         return stages
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Equation 1: every layer is its stage's layer."""
         return copies([f"stage{m}" for m in self.stage_of_layer(shape.depth, **options)])

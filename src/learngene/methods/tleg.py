@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from learngene.errors import ShapeError, nearest
 from learngene.methods.combination import LayerCombination, LayerTerms
 from learngene.shape import MODULE_PARAMS, ViTShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class TLEG(LayerCombination):
                 f"use depth {self.first_layer + 1} or more"
             )
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Any depth that has room for the ordinary layers and one expanded layer can be made."""
         super().refuse(auxiliary, shape, **options)
         if shape.depth < self.first_layer:
@@ -92,7 +93,7 @@ class TLEG(LayerCombination):
         value = super().initial(name, shapes, generator)
         return value.zero_() if name.startswith("A.norm") else value
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Equation 1 for every layer, with the ablations of Tables 4 and 6."""
         ordinary = self.first_layer - 1
         expanded = self.denominator(shape)
@@ -108,6 +109,6 @@ class TLEG(LayerCombination):
             terms.append({m: linear if m in self.modules else other for m in MODULE_PARAMS})
         return terms
 
-    def denominator(self, shape: ViTShape) -> int:
+    def denominator(self, shape: Shape) -> int:
         """The expanded layers, among which the coefficient counts."""
         return shape.depth - self.first_layer + 1

@@ -13,6 +13,7 @@ from learngene.errors import ShapeError
 from learngene.methods.base import Origin, Part
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class VanillaLG(LayerCombination):
         if auxiliary.depth < self.last:
             raise ShapeError(f"vanilla-lg: the ancestry has {auxiliary.depth} layers, fewer than last={self.last}")
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """A descendant may be deeper than the ancestry, its lower layers are random; it must hold the last ones."""
         super().refuse(auxiliary, shape, **options)
         if shape.depth < self.last:
@@ -59,7 +60,7 @@ class VanillaLG(LayerCombination):
         """The last layers, under their numbers in the ancestry."""
         return layer_tensors(self._sources(auxiliary), auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[LayerTerms]:
+    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Random layers, then the ancestry's last."""
         return copies([*[None] * (shape.depth - self.last), *self._sources(auxiliary)])
 

@@ -12,10 +12,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.errors import ShapeError, nearest, refuse_unknown
-from learngene.methods.base import Method, Origin, Part
+from learngene.methods.base import Method, Origin, Part, plain
 from learngene.methods.combination import every_layer
 from learngene.methods.narrower import narrower_widths, refuse_larger, wanted
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,12 +57,13 @@ class WeightSelection(Method):
             "aligned: evenly spaced heads of q, k and v alike, evenly spaced entries within a head"
         }
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Nothing can be selected that the larger model does not have."""
         refuse_unknown(options, self.options, f"{self.name}: expansion options")
         rule = options.get("rule", "official")
         if rule not in RULES:
             raise ShapeError(f"{self.name}: unknown rule '{rule}'{nearest(str(rule), RULES)}")
+        shape = plain(shape)
         refuse_larger(self.name, auxiliary, shape)
         if rule == "aligned" and (shape.num_heads > auxiliary.num_heads or shape.head_dim > auxiliary.head_dim):
             raise ShapeError(
@@ -77,15 +79,16 @@ class WeightSelection(Method):
         """All layers of the larger model."""
         return every_layer(auxiliary)
 
-    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """For example ``layer0, 384 of 768 wide``."""
         width = "" if shape.embed_dim == auxiliary.embed_dim else f", {shape.embed_dim} of {auxiliary.embed_dim} wide"
         return [f"layer{i}{width}" for i in range(shape.depth)]
 
     def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """Layer i from layer i, every tensor cut down dimension by dimension."""
+        shape = plain(shape)
         rows = _rows(auxiliary, shape) if options.get("rule") == "aligned" else {}
         out = {}
         for name, size, layer, rest in wanted(self.parts, auxiliary, shape):

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.errors import ShapeError, refuse_unknown
-from learngene.methods.base import Method, Origin
+from learngene.methods.base import Method, Origin, plain
 from learngene.methods.combination import every_layer
 from learngene.methods.narrower import narrower_widths, refuse_larger, wanted
 from learngene.shape import ViTShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +42,12 @@ class WeightSubcloning(Method):
             "their spread; false: leave them"
         }
 
-    def refuse(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> None:
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Whole heads, and nothing that the larger model does not have."""
         refuse_unknown(options, self.options, f"{self.name}: expansion options")
         if not isinstance(options.get("rescale", True), bool):
             raise ShapeError(f"{self.name}: rescale must be true or false, not {options['rescale']!r}")
+        shape = plain(shape)
         refuse_larger(self.name, auxiliary, shape)
         if shape.head_dim != auxiliary.head_dim:
             raise ShapeError(
@@ -61,22 +63,23 @@ class WeightSubcloning(Method):
         """All layers of the larger model."""
         return every_layer(auxiliary)
 
-    def source_layers(self, auxiliary: ViTShape, shape: ViTShape) -> list[int]:
+    def source_layers(self, auxiliary: ViTShape, shape: Shape) -> list[int]:
         """The first half of the layers from the front, the rest from the back: the middle ones go."""
         front = math.ceil(shape.depth / 2)
         back = shape.depth - front
         return [*range(front), *range(auxiliary.depth - back, auxiliary.depth)]
 
-    def describe(self, auxiliary: ViTShape, shape: ViTShape, **options: Any) -> list[str]:
+    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """For example ``layer0, the 384 most active of 768``."""
         whole = shape.embed_dim == auxiliary.embed_dim
         width = "" if whole else f", the {shape.embed_dim} most active of {auxiliary.embed_dim}"
         return [f"layer{i}{width}" for i in self.source_layers(auxiliary, shape)]
 
     def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape, **options: Any
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """The front of every dimension; q, k and v each have a front of their own."""
+        shape = plain(shape)
         layers = self.source_layers(auxiliary, shape)
         before, after = auxiliary.layer_params(), shape.layer_params()
         out = {}

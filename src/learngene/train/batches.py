@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from learngene.errors import DataError
-from learngene.recipe import Augment, DataSpec, Train, default_crop
+from learngene.sections import Augment, DataSpec, Train, default_crop
 from learngene.train.images import ImageSet
 
 KEEP_BYTES = 256 << 20

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from learngene.errors import DataError, nearest
-from learngene.recipe import DataSpec
+from learngene.sections import DataSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}

@@ -11,13 +11,14 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from timm.layers import DropPath
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from learngene.errors import LearngeneError, TrainingDivergedError, nearest
 from learngene.measure import Accuracy, accuracy, autocast
-from learngene.recipe import DataSpec, Train
+from learngene.sections import DataSpec, Train
 from learngene.train.batches import TrainBatches, eval_loader
 from learngene.train.images import ImageSet
 from learngene.train.log import TrainLog
@@ -61,6 +62,9 @@ class Stage:
         img_size: Side of the images in pixels.
         in_chans: Channels of the images.
         companions: Frozen modules that the objective uses, moved to the same device.
+        before_step: Called before every optimizer step, when torch's generator was seeded for it.
+        before_scoring: Called before every evaluation.
+        uses_all: Whether every step uses all parameters; if not, processes have to find out which.
     """
 
     name: str
@@ -69,6 +73,9 @@ class Stage:
     img_size: int
     in_chans: int = 3
     companions: tuple[nn.Module, ...] = ()
+    before_step: Callable[[], None] | None = None
+    before_scoring: Callable[[], None] | None = None
+    uses_all: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def train(
         TrainingDivergedError: If the loss is no longer finite; the last saved state stays.
         InterruptedRun: After Ctrl-C or SIGTERM, when the state has been saved.
     """
-    accelerator = accelerator or make_accelerator()
+    accelerator = accelerator or make_accelerator(stage.uses_all)
     try:
         with torch.random.fork_rng():
             return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator).train()
@@ -130,10 +137,18 @@ def train(
             folder.release()
 
 
-def make_accelerator() -> Accelerator:
-    """The device and the processes that the launcher set up; precision is the recipe's, see ``measure.autocast``."""
+def make_accelerator(uses_all: bool = True) -> Accelerator:
+    """The device and the processes that the launcher set up; precision is the recipe's, see ``measure.autocast``.
+
+    Args:
+        uses_all: Whether every training step uses all parameters.
+    """
     # Accelerate ignores torchrun's processes on a machine without an accelerator unless it is told to use the CPU.
-    return Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+    return Accelerator(
+        mixed_precision="no",
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not uses_all)],
+    )
 
 
 class _Run:
@@ -222,6 +237,8 @@ class _Run:
         spec = self.spec
         key = [MODEL_NOISE, spec.seed, epoch, step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        if self.stage.before_step:
+            self.stage.before_step()
         losses = []
         for number, (images, labels) in enumerate(parts, start=1):
             images = images.to(self.device, non_blocking=True)
@@ -277,6 +294,8 @@ class _Run:
             self._save()
 
     def _evaluate(self) -> Accuracy:
+        if self.stage.before_scoring:
+            self.stage.before_scoring()
         model = self.ema.module if self.ema and self.spec.use_ema else self.stage.module
         reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
         return accuracy(model, self.val, precision=self.spec.precision, reduce=reduce)
@@ -349,8 +368,14 @@ class _Run:
         self.progress = replace(progress)
 
 
-def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Sets stochastic depth of a timm ViT's layers, rising linearly from 0 at the first to ``rate`` at the last."""
+def set_drop_path(model: nn.Module, rate: float, rates: Sequence[float] | None = None) -> None:
+    """Sets stochastic depth of a timm ViT's layers.
+
+    Args:
+        model: The model.
+        rate: Of the last layer; it rises linearly from 0 at the first.
+        rates: Of every layer, if they do not rise so.
+    """
     blocks = getattr(model, "blocks", None)
     if blocks is None or not all(hasattr(block, "drop_path1") for block in blocks):
         if rate:
@@ -358,7 +383,7 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
                 f"train.drop_path {rate}: {type(model).__name__} is not a timm ViT whose layers can be dropped; use 0"
             )
         return
-    for block, p in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+    for block, p in zip(blocks, rates or torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
         block.drop_path1 = DropPath(p) if p else nn.Identity()
         block.drop_path2 = DropPath(p) if p else nn.Identity()
 

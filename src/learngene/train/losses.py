@@ -1,4 +1,4 @@
-"""The papers' losses: soft-target cross-entropy and soft distillation.
+"""The papers' losses: soft-target cross-entropy, soft and hard distillation.
 
 TLEG: L = (1 - lambda) CE + lambda KL (equations 5 and 6). SWS: L = (1 - alpha) L_cls + alpha L_d (equations 2 to 4).
 The papers and the authors' code differ in divergence, temperature factor and reduction; ``recipe.Distill`` names
@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import Float
 from torch import Tensor
 
-from learngene.recipe import Distill
+from learngene.sections import Distill, PoolSpec
 
 Logits = Float[Tensor, "batch classes"]
 Scalar = Float[Tensor, ""]
@@ -52,3 +52,17 @@ def distillation_loss(student: Logits, teacher: Logits, targets: Logits, spec: D
     if spec.alpha < 1:
         loss = loss + (1 - spec.alpha) * classification_loss(student, targets)
     return loss
+
+
+def guided_loss(student: Logits, teacher: Logits, targets: Logits, spec: PoolSpec) -> Scalar:
+    """The loss of a pool's sampled path under a teacher: labels and ``guide_weight`` of the guide.
+
+    A hard guide is cross-entropy with the teacher's first guess (SN-Net); a soft one is the batch mean of
+    KL(teacher || student) at ``guide_temperature``, times its square (Learngene Pool, Algorithm 1, line 13).
+    """
+    if spec.guide == "hard":
+        guide = F.cross_entropy(student.float(), teacher.argmax(dim=-1))
+    else:
+        soft = Distill(temperature=spec.guide_temperature, reduction="batch")
+        guide = distillation_term(student, teacher, soft)
+    return (1 - spec.guide_weight) * classification_loss(student, targets) + spec.guide_weight * guide

@@ -30,7 +30,7 @@ def run_stage(
         keep: Keep state, log and record in the run folder ``recipe.out``.
         show: Whether to print progress.
     """
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(stage.uses_all)
     folder = RunFolder(recipe.out, recipe) if keep else None
     accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
     with recorded(recipe.out if keep and accelerator.is_main_process else None, recipe, images) as results:

@@ -17,7 +17,8 @@ import yaml
 
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, take_lock, write_file
-from learngene.recipe import Section, dump_recipe
+from learngene.recipe import dump_recipe
+from learngene.sections import Section
 
 MARKER = "recipe.yaml"
 LOCK = ".lock"

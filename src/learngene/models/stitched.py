@@ -1,0 +1,119 @@
+"""StitchedViT: a timm Vision Transformer whose layers have different widths, joined by linear stitch layers.
+
+Everything but the widths is timm's own. The first block of every later segment begins with its stitch layer, so that
+the blocks are one sequence as in any timm ViT and whatever works on ``model.blocks`` works here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from timm.layers import LayerNorm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from learngene.stitched import Segment
+
+__all__ = ["StitchedViT"]
+
+
+class StitchedBlock(Block):
+    """A block that is entered from another width: a linear layer on every token, then timm's block."""
+
+    def __init__(self, entered_from: int, dim: int, **block: Any) -> None:
+        """Makes the stitch layer and the block.
+
+        Args:
+            entered_from: Width of the tokens that come in.
+            dim: Width of the block.
+            **block: Arguments of timm's ``Block``.
+        """
+        super().__init__(dim=dim, **block)
+        self.stitch = nn.Linear(entered_from, dim)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens before"], *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Tokens of the row before in, tokens of this row out."""
+        out: Tensor = super().forward(self.stitch(x), *args, **kwargs)
+        return out
+
+
+class StitchedViT(VisionTransformer):
+    """A Vision Transformer of several widths; see ``learngene.stitched.StitchedShape``."""
+
+    blocks: nn.Sequential
+    feature_info: list[dict[str, Any]]
+
+    def __init__(
+        self,
+        segments: Sequence[Segment | Sequence[int]] = ((192, 3, 1, 4), (768, 12, 5, 6)),
+        *,
+        mlp_ratio: float = 4.0,
+        final_norm: bool = True,
+        weight_init: str = "",
+        **vit: Any,
+    ) -> None:
+        """Builds timm's model at the first segment's width and continues it at the others'.
+
+        Args:
+            segments: ``[embed_dim, num_heads, first, last]`` of every segment; by default a path of the paper's pool.
+            mlp_ratio: Of every block.
+            final_norm: Whether the last segment's final norm is applied.
+            weight_init: As timm's; ``skip`` leaves the weights as their layers made them.
+            **vit: Other arguments of timm's ``VisionTransformer`` that do not concern width, depth and heads.
+        """
+        parts = [each if isinstance(each, Segment) else Segment(*each) for each in segments]
+        first, last = parts[0], parts[-1]
+        size = {"embed_dim": first.embed_dim, "depth": first.depth, "num_heads": first.num_heads}
+        super().__init__(**size, mlp_ratio=mlp_ratio, final_norm=final_norm, weight_init="skip", **vit)
+        blocks = list(self.blocks)
+        for before, part in itertools.pairwise(parts):
+            block: dict[str, Any] = {"num_heads": part.num_heads, "mlp_ratio": mlp_ratio, "qkv_bias": True}
+            block["norm_layer"] = LayerNorm
+            blocks.append(StitchedBlock(before.embed_dim, part.embed_dim, **block))
+            blocks += [Block(part.embed_dim, **block) for _ in range(part.depth - 1)]
+        self.blocks = nn.Sequential(*blocks)
+        widths = [part.embed_dim for part in parts for _ in range(part.depth)]
+        self.feature_info = [
+            {**self.feature_info[0], "module": f"blocks.{i}", "num_chs": width} for i, width in enumerate(widths)
+        ]
+        self.num_features = self.head_hidden_size = self.embed_dim = last.embed_dim
+        for name in ("norm", "fc_norm"):
+            if not isinstance(getattr(self, name), nn.Identity):
+                setattr(self, name, LayerNorm(last.embed_dim))
+        self.head = nn.Linear(last.embed_dim, self.num_classes) if self.num_classes else nn.Identity()
+        if weight_init != "skip":
+            self.init_weights(weight_init)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "learngene_stitched_vit": {
+            "input_size": (3, 224, 224),
+            "num_classes": 1000,
+            "fixed_input_size": True,
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+    }
+)
+
+
+@register_model
+def learngene_stitched_vit(pretrained: bool = False, **kwargs: Any) -> StitchedViT:
+    """A path of a pool; ``segments`` says which."""
+    model: StitchedViT = build_model_with_cfg(
+        StitchedViT,
+        "learngene_stitched_vit",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **kwargs,
+    )
+    return model

@@ -1,0 +1,1 @@
+"""How pools are made: rows distilled (or anchors taken), stitch layers initialised, sampled paths tuned."""

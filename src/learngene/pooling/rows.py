@@ -1,0 +1,71 @@
+"""What is decided about a pool's rows before anything is trained: at which blocks, and under which key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from learngene.errors import LearngeneError
+from learngene.keys import content, hashed
+from learngene.methods import method as find_method
+from learngene.methods.rows import Rows
+from learngene.recipe import CondenseRecipe
+from learngene.sections import PoolSpec
+from learngene.shape import ViTShape
+
+DENSE, END, LABELS = 3, 1, 0
+"""Points of distillation: at thirds of the depth, at the last block, at none."""
+
+
+def distilled_blocks(depth: int, points: int) -> list[int]:
+    """The blocks of a model that are compared, counted from 1: the last of each level (section "Dense Distillation").
+
+    Args:
+        depth: Of the model. With 6 blocks and 3 points these are 2, 4 and 6; of an ancestry of 12, 4, 8 and 12.
+        points: 3 for all three levels, 2 for the upper two, 1 for the last block, 0 for none.
+
+    Raises:
+        LearngeneError: If the model is too shallow to have levels.
+    """
+    if points > 1 and depth < DENSE:
+        raise LearngeneError(f"pool.points: {points} points need 3 blocks or more, not {depth}; use 1 point")
+    return [round(level * depth / DENSE) for level in range(DENSE + 1 - points, DENSE + 1)]
+
+
+def points_of(spec: PoolSpec, index: int, row: ViTShape, ancestry_width: int) -> int:
+    """At how many points a row is distilled: as the recipe says, else the paper's choice by width (Table 4)."""
+    if spec.points is not None:
+        return spec.points[index]
+    return END if row.embed_dim == ancestry_width or row.depth < DENSE else DENSE
+
+
+def row_shapes(recipe: CondenseRecipe) -> list[ViTShape]:
+    """Every row of a pool recipe as a whole model."""
+    kind = find_method(recipe.method, recipe.settings)
+    assert isinstance(kind, Rows)
+    return kind.row_shapes(recipe.shape)
+
+
+def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
+    """The part of a pool's recipe that decides one of its rows.
+
+    Its run folder is named by a hash of that part, so that pools which differ only in what comes later, or in other
+    rows, share the row.
+    """
+    row, pool = row_shapes(recipe)[index], recipe.pool or PoolSpec()
+    points = None if pool.points is None else [pool.points[index]]
+    reduced = PoolSpec(
+        points=points,
+        terms=sorted(pool.terms),
+        transform_bias=pool.transform_bias,
+        learn_equal_width=pool.learn_equal_width,
+        tune=None,
+    )
+    train, ancestry = recipe.row_train(), recipe.ancestry
+    parts: list[Any] = [row.to_dict(), content(reduced), content(train), content(recipe.data), content(recipe.distill)]
+    if ancestry is not None:
+        source = "/".join(Path(ancestry.source).parts[-2:])
+        parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])
+    out = (pool.kept or recipe.out) / f"row-w{row.embed_dim}d{row.depth}-s{train.seed}-{hashed(parts)}"
+    changes = {"shape": row, "settings": {"row": row.embed_dim}, "pool": reduced, "train": train, "out": out}
+    return recipe.model_copy(update=changes)
