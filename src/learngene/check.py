@@ -8,6 +8,9 @@ from pathlib import Path
 from learngene.compare.recipe import CompareRecipe
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
+from learngene.methods import method
+from learngene.methods.rows import Rows
+from learngene.pooling.rows import stage_recipes
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
 from learngene.train.batches import accumulation, refuse_too_few
 from learngene.train.images import ImageSet, open_data
@@ -45,7 +48,9 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         resolved = yield from _check_condense(recipe, (train, val))
     else:
         resolved = yield from _check_finetune(recipe, train)
-    yield _check_folder(resolved)
+    pooled = isinstance(resolved, CondenseRecipe) and isinstance(method(resolved.method, resolved.settings), Rows)
+    for stage in stage_recipes(resolved) if pooled else [resolved]:  # type: ignore[arg-type]
+        yield _check_folder(stage)
 
 
 def _check_compare(recipe: CompareRecipe) -> Iterator[str]:

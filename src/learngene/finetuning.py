@@ -20,6 +20,7 @@ from learngene.methods import method as find_method
 from learngene.recipe import FinetuneRecipe, build_recipe
 from learngene.sections import DataSpec, default_crop
 from learngene.shape import ViTShape
+from learngene.stitched import Shape, shape_from
 from learngene.train.batches import eval_loader
 from learngene.train.images import ImageSet, open_data, open_split
 from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path
@@ -101,7 +102,7 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
         if recipe.shape is None:
             raise LearngeneError("model scratch: needs a shape, for example shape: {embed_dim: 192, num_heads: 3}")
         _refuse_unused(recipe, "random weights", "options", "model_args")
-        shape = ViTShape.from_dict({"num_classes": len(names), **recipe.shape})
+        shape = shape_from({"num_classes": len(names), **recipe.shape})
         return scratch(shape, recipe.train.seed, class_names=names)
     if Path(source).is_dir():
         _refuse_unused(recipe, "a descendant, which has its shape", "shape", "options", "model_args")
@@ -122,7 +123,10 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
             return timm_model(source, recipe.pretrained, arguments)
     _refuse_unused(recipe, "a gene", "model_args")
     gene = Learngene.load(source)
-    shape = gene.shape.replace(**{"num_classes": len(names), **(recipe.shape or {})})
+    changes = {"num_classes": len(names), **(recipe.shape or {})}
+    path = changes.pop("path", None)
+    own = gene.shape if path is None else gene.method.named_shape(gene.shape, str(path))
+    shape = own.replace(**changes)
     return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
 
 
@@ -132,9 +136,10 @@ def _refuse_unused(recipe: FinetuneRecipe, what: str, *fields: str) -> None:
             raise LearngeneError(f"model {recipe.model}: {field} means nothing for {what}; leave it out")
 
 
-def scratch(shape: ViTShape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:
+def scratch(shape: Shape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:
     """A timm ViT of a shape with timm's random initialisation: what every method has to beat."""
-    return Learngene(find_method("scratch"), shape).expand(seed=seed, class_names=class_names)
+    own = shape if isinstance(shape, ViTShape) else shape.part(-1)
+    return Learngene(find_method("scratch"), own).expand(shape, seed=seed, class_names=class_names)
 
 
 def train_model(

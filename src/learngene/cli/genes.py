@@ -13,11 +13,15 @@ from learngene.errors import LearngeneError, RecipeError
 
 
 @app.command()
-def condense(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def condense(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
+) -> None:
     """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
     from learngene.recipe import CondenseRecipe, load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], data)
     if not isinstance(loaded, CondenseRecipe):
         raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
     from learngene.condensing import run
@@ -69,9 +73,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """List the shapes of a gene that fit a budget, best first. Limits combine."""
-    from learngene.budget import Budget
+    from learngene.budget import Budget, path_name
     from learngene.budget import plan as make_plan
     from learngene.genefile import read_header
+    from learngene.methods.rows import Rows
 
     budget = Budget(amount(max_params), amount(max_macs), max_latency, batch_size, device)
     found = make_plan(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
@@ -81,23 +86,29 @@ def plan(
     elif not found:
         raise LearngeneError(f"{gene}: no shape fits this budget; the smallest is shown by `learngene plan {gene}`")
     else:
+        header = read_header(gene)
         widths = {c.shape.embed_dim for c in found}
         for c in found:
             time = f"  {c.latency:8.2f} ms" if c.latency is not None else ""
             beyond = "  deeper than the auxiliary model" if c.beyond_auxiliary else ""
             width = f"  width {c.shape.embed_dim:4d}" if len(widths) > 1 else ""
             size = f"{c.params / 1e6:9.3f} M params  {c.macs / 1e9:9.4f} G macs"
-            print(f"depth {c.shape.depth:3d}{width}  {size}{time}{beyond}")
+            named = f"depth {c.shape.depth:3d}{width}"
+            if isinstance(header.method, Rows):
+                named = header.method.label(header.shape, c.shape)
+            top1 = f"  top-1 {c.top1:6.2f} %" if c.top1 is not None else ""
+            print(f"{named}  {size}{time}{top1}{beyond}")
             if explain:
                 for number, line in enumerate(c.layers, start=1):
                     print(f"    layer {number:2d}: {line}")
-        best, own = found[0].shape, read_header(gene).shape
+        best, own = found[0].shape, header.shape
+        which = f"--path {path_name(best)}" if isinstance(header.method, Rows) else f"--depth {best.depth}"
         task: dict[str, int | None] = {"--num-classes": num_classes, "--img-size": img_size}
-        if best.embed_dim != own.embed_dim:
+        if best.embed_dim != own.embed_dim and not isinstance(header.method, Rows):
             task |= {"--embed-dim": best.embed_dim, "--num-heads": best.num_heads}
         flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
         flags += [f"--set {option}" for option in options or []]
-        print(" ".join(["next: learngene expand", str(gene), f"--depth {best.depth}", *flags, "--out DIR"]))
+        print(" ".join(["next: learngene expand", str(gene), which, *flags, "--out DIR"]))
 
 
 @app.command()
@@ -107,6 +118,7 @@ def expand(
     depth: Annotated[int | None, typer.Option(help="layers; the auxiliary depth by default")] = None,
     embed_dim: Annotated[int | None, typer.Option(help="width, for methods that can change it")] = None,
     num_heads: Annotated[int | None, typer.Option(help="heads; by default as many as keep their width")] = None,
+    path: Annotated[str | None, typer.Option(help="of a pool: 192:1-4+768:5-6, or blocks of each row: 4+2")] = None,
     num_classes: Annotated[int | None, typer.Option(help="classes; a new head if they differ")] = None,
     img_size: Annotated[int | None, typer.Option(help="image side; position embeddings are resampled")] = None,
     ending: Annotated[str | None, typer.Option(help="aligned (norm, pool) or official (pool, norm)")] = None,
@@ -116,7 +128,7 @@ def expand(
     verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
     options: Options = None,
 ) -> None:
-    """Make a timm model of any depth from a gene and write it as a descendant folder."""
+    """Make a timm model of any depth, or of a pool's path, from a gene and write it as a descendant folder."""
     import time
 
     import timm.models.vision_transformer  # noqa: F401 - loaded here so that its import is not timed below
@@ -128,9 +140,12 @@ def expand(
     loaded = Learngene.load(gene, verify_content=verify)
     if embed_dim is not None and num_heads is None:
         num_heads = max(1, embed_dim // loaded.shape.head_dim)
+    own = loaded.shape if path is None else loaded.method.named_shape(loaded.shape, path)
+    if path is not None and (depth, embed_dim, num_heads) != (None, None, None):
+        raise LearngeneError("--path says depth, width and heads; leave --depth, --embed-dim and --num-heads out")
     changes: dict[str, Any] = {"depth": depth, "embed_dim": embed_dim, "num_heads": num_heads}
     changes |= {"num_classes": num_classes, "img_size": img_size, "ending": ending}
-    shape = loaded.shape.replace(**{key: value for key, value in changes.items() if value is not None})
+    shape = own.replace(**{key: value for key, value in changes.items() if value is not None})
     model = loaded.expand(
         shape,
         layers=layer_list(layers) if layers else None,
@@ -174,6 +189,7 @@ def info(
         else "none",
         "data": ", ".join(meta.get("data", {}).get("source", [])) or "none",
         "classes": f"{header.shape.num_classes}",
+        **({"paths": f"{len(meta['paths'])}, see `learngene plan`"} if meta.get("paths") else {}),
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",

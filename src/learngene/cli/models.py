@@ -19,6 +19,7 @@ def finetune(
     model: Annotated[str | None, typer.Option(help="gene file, descendant folder, or scratch")] = None,
     data: Annotated[list[str] | None, typer.Option(help="digits, folder, tar or timm data set name")] = None,
     depth: Annotated[int | None, typer.Option(help="layers to expand from a gene")] = None,
+    path: Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
     preset: Annotated[str | None, typer.Option(help="training preset: deit, official or laptop")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
@@ -32,6 +33,7 @@ def finetune(
     flags: dict[str, Any] = {
         "model": model,
         "shape.depth": depth,
+        "shape.path": path,
         "train.epochs": epochs,
         "train.preset": preset,
     }
@@ -60,6 +62,7 @@ def evaluate(
     data: Data,
     split: Annotated[str, typer.Option(help="val or train")] = "val",
     depth: Annotated[int | None, typer.Option(help="layers to expand from a gene")] = None,
+    path: Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")] = None,
     options: Options = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out broken images")] = False,
     as_json: Json = False,
@@ -72,9 +75,10 @@ def evaluate(
 
     section = data_section({"source": list(data), "skip_corrupt": skip_corrupt})
     if Path(model).is_file() or Path(model).suffix == ".safetensors":
-        classifier: Any = Learngene.load(model).expand(depth, **choices(options))
-    elif depth is not None:
-        raise LearngeneError(f"--depth {depth}: only a gene file can be expanded, and {model} is none")
+        classifier: Any = Learngene.load(model).expand(path if path is not None else depth, **choices(options))
+    elif depth is not None or path is not None:
+        given = f"--depth {depth}" if path is None else f"--path {path}"
+        raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is none")
     else:
         classifier = Ancestry(model).model
     result = score(classifier, section, split=split)

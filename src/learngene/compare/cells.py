@@ -15,9 +15,12 @@ from learngene.compare.recipe import HOME, CompareRecipe, ContenderSpec, ModelSp
 from learngene.keys import FREE_TO_CHANGE, hashed
 from learngene.keys import content as content_of
 from learngene.methods import Method, method
+from learngene.methods.rows import Rows
+from learngene.pooling.rows import row_recipe
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.sections import AncestrySpec, DataSpec, Train
 from learngene.shape import ViTShape
+from learngene.stitched import Shape, StitchedShape, shape_from
 
 Place = tuple[str, str, str, str, int]
 """Contender, shape, task, budget and seed of a cell."""
@@ -63,6 +66,35 @@ class AncestryJob:
 
 
 @dataclass(frozen=True)
+class RowJob:
+    """A row of a pool, distilled by itself, so that pools share it and processes work side by side.
+
+    Attributes:
+        name: What to call it while it is trained.
+        pool: The recipe of a pool it belongs to.
+        index: Which row of that pool.
+        ancestry: The teacher.
+        recipe: The part of the recipe that decides the row.
+    """
+
+    name: str
+    pool: CondenseRecipe
+    index: int
+    ancestry: AncestryJob | None
+    recipe: CondenseRecipe
+
+    @property
+    def path(self) -> Path:
+        """Its run folder."""
+        return self.recipe.out
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained."""
+        return (self.path / "result.json").exists()
+
+
+@dataclass(frozen=True)
 class GeneJob:
     """A gene: condensed by a recipe, or extracted from its ancestry.
 
@@ -74,6 +106,8 @@ class GeneJob:
         recipe: How it is condensed; None for one that is extracted.
         data: The home task, on which an extracted gene may rank neurons.
         path: The gene file.
+        rows: Of a pool, trained before it.
+        anchors: Of an SN-Net.
     """
 
     name: str
@@ -83,6 +117,8 @@ class GeneJob:
     recipe: CondenseRecipe | None
     data: DataSpec
     path: Path
+    rows: tuple[RowJob, ...] = ()
+    anchors: tuple[AncestryJob, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -118,7 +154,7 @@ class Cell:
     spec: ContenderSpec
     method: Method
     gene: GeneJob | None
-    shape: ViTShape
+    shape: Shape
     data: DataSpec
     train: Train | None
     key: str
@@ -138,7 +174,7 @@ class Cell:
         return f"{self.contender} {self.shape_name} {self.task} {self.budget} seed {self.seed}"
 
 
-Job = AncestryJob | GeneJob | Cell
+Job = AncestryJob | RowJob | GeneJob | Cell
 
 
 @dataclass
@@ -163,7 +199,8 @@ class Comparison:
 
     def jobs(self) -> list[Job]:
         """Everything there is to do, what others need first."""
-        return [*self.ancestries.values(), *self.genes, *self.cells]
+        rows = {row.path: row for gene in self.genes for row in gene.rows}
+        return [*self.ancestries.values(), *rows.values(), *self.genes, *self.cells]
 
     def task_data(self, task: str) -> DataSpec:
         """The data section of a task."""
@@ -193,10 +230,9 @@ def lay_out(
     genes: dict[Path, GeneJob] = {}
     for name in recipe.chosen("contenders"):
         spec = recipe.contenders[name]
-        ancestry = _ancestry(out, spec.ancestry) if spec.ancestry else None
         for shape_name in recipe.chosen("shapes"):
             for seed in recipe.run.seeds:
-                gene = _gene(out, name, spec, shape_name, ancestry, seed)
+                gene = _gene(out, name, spec, shape_name, seed)
                 if gene is not None:
                     gene = genes.setdefault(gene.path, gene)
                 for task in recipe.chosen("tasks"):
@@ -215,24 +251,24 @@ def lay_out(
     return out
 
 
-def _ancestry(out: Comparison, name: str) -> AncestryJob:
+def _ancestry(out: Comparison, name: str, seed: int) -> AncestryJob:
     recipe = out.recipe
-    if name not in out.ancestries:
-        spec = recipe.ancestries[name]
+    spec = recipe.ancestries[name]
+    label = f"{name}-s{seed}" if spec.per_seed else name
+    if label not in out.ancestries:
         shape = None
         if spec.shape is not None:
             shape = ViTShape.from_dict({**recipe.shape, **spec.shape, "num_classes": out.num_classes[HOME]})
-        train = recipe.train("condense", spec.train)
+        train = recipe.train("condense", spec.train, {"seed": seed} if spec.per_seed else {})
         content = [_identity(spec), shape.to_dict() if shape else None, content_of(train), content_of(recipe.data)]
-        folder = recipe.store / f"ancestry-{name}-{hashed(content)}"
-        out.ancestries[name] = AncestryJob(name, spec, shape, train, recipe.data, folder)
-    return out.ancestries[name]
+        folder = recipe.store / f"ancestry-{label}-{hashed(content)}"
+        out.ancestries[label] = AncestryJob(label, spec, shape, train, recipe.data, folder)
+    return out.ancestries[label]
 
 
-def _gene(
-    out: Comparison, name: str, spec: ContenderSpec, shape_name: str, ancestry: AncestryJob | None, seed: int
-) -> GeneJob | None:
+def _gene(out: Comparison, name: str, spec: ContenderSpec, shape_name: str, seed: int) -> GeneJob | None:
     recipe, kind = out.recipe, method(spec.method, spec.settings)
+    ancestry = _ancestry(out, spec.ancestry, seed) if spec.ancestry else None
     if not kind.origins:
         return None
     fields = {**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[HOME]}
@@ -258,16 +294,33 @@ def _gene(
         given["distill"] = spec.distill
     if ancestry is not None:
         given["ancestry"] = ancestry.source()
+    anchors = tuple(_ancestry(out, anchor, seed) for anchor in spec.anchors)
+    if anchors:
+        given["anchors"] = [anchor.source() for anchor in anchors]
+    if isinstance(kind, Rows):
+        given["pool"] = {**(spec.pool or {}), "kept": recipe.store}
     condense = build_recipe(given, where=f"contenders.{name}")
     assert isinstance(condense, CondenseRecipe)
-    teacher = ancestry.folder.name if ancestry and condense.distill.alpha > 0 else None
+    needs_teacher = isinstance(kind, Rows) or condense.distill.alpha > 0
+    teacher = ancestry.folder.name if ancestry and needs_teacher else None
     content = [spec.method, spec.settings, shape.to_dict(), content_of(recipe.data), content_of(train)]
+    if condense.pool:
+        content += [content_of(condense.pool.model_copy(update={"kept": None})), [job.folder.name for job in anchors]]
     label = f"{spec.method}-d{shape.depth}-s{seed}-{hashed([*content, content_of(condense.distill), teacher])}"
     condense = condense.model_copy(update={"out": recipe.store / label})
     if teacher is None:
         condense, ancestry = condense.model_copy(update={"ancestry": None}), None
     title, path = f"{spec.method} d{shape.depth} seed {seed}", recipe.store / f"{label}.safetensors"
-    return GeneJob(title, kind, shape, ancestry, condense, recipe.data, path)
+    rows = () if anchors or not isinstance(kind, Rows) else _rows(condense, ancestry, kind, seed)
+    return GeneJob(title, kind, shape, ancestry, condense, recipe.data, path, rows, anchors)
+
+
+def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: Rows, seed: int) -> tuple[RowJob, ...]:
+    parts = [row_recipe(condense, index) for index in range(len(kind.rows))]
+    return tuple(
+        RowJob(f"w{part.shape.embed_dim} d{part.shape.depth} seed {seed}", condense, index, ancestry, part)
+        for index, part in enumerate(parts)
+    )
 
 
 def _cell(
@@ -282,7 +335,7 @@ def _cell(
 ) -> Cell:
     recipe = out.recipe
     spec, data = recipe.contenders[contender], out.task_data(task)
-    shape = ViTShape.from_dict({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
+    shape = shape_from({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
     if epochs is None:
         epochs = round(recipe.budgets[budget].epochs * spec.times)
     tuning = (recipe.budgets[budget].tune, spec.tune, {"epochs": epochs, "seed": seed})
@@ -293,7 +346,8 @@ def _cell(
         [shape.to_dict(), seed, content_of(data), content_of(train) if train else None],
     ]
     key = hashed(content)
-    width = f"d{shape.depth}w{shape.embed_dim}"
+    widths = [part.embed_dim for part in shape.parts] if isinstance(shape, StitchedShape) else [shape.embed_dim]
+    width = f"d{shape.depth}w{'-'.join(str(each) for each in widths)}"
     path = recipe.out / "cells" / f"{spec.method}-{width}-{data_name(data)}-e{epochs}-s{seed}-{key}.json"
     kind = method(spec.method, spec.settings)
     return Cell(contender, shape_name, task, budget, seed, spec, kind, gene, shape, data, train, key, path)
@@ -307,6 +361,7 @@ def data_name(data: DataSpec) -> str:
 def _identity(spec: ModelSpec) -> dict[str, Any]:
     """What an entry says about its model; its training is hashed as a whole."""
     values = content_of(spec)
+    values.pop("per_seed")  # the seed is part of how it is trained
     values["train"] = {name: value for name, value in spec.train.items() if name not in FREE_TO_CHANGE}
     if spec.source and ":" not in spec.source:  # a path; timm has names with a colon, and then with a slash
         values["source"] = Path(spec.source).name

@@ -16,6 +16,8 @@ from typing import Any
 from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place
 from learngene.compare.recipe import HOME
 from learngene.errors import LearngeneError
+from learngene.methods.rows import Rows
+from learngene.recipe import CondenseRecipe
 from learngene.sections import Train
 
 TRAINING = 3
@@ -68,12 +70,13 @@ def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int])
         train_images: Training images by task.
     """
     tune = images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.shape.macs() if cell.train else 0
-    gene, ancestry = cell.gene, cell.gene.ancestry if cell.gene else None
+    gene = cell.gene
+    origins = [*([gene.ancestry] if gene.ancestry else []), *gene.anchors] if gene else []
     sharing, all_of_it = _sharing(comparison)
     return Cost(
         tune=tune,
         gene=gene_macs(gene, train_images[HOME]) if gene else 0,
-        ancestry=ancestry_macs(ancestry, train_images[HOME]) if ancestry else 0,
+        ancestry=sum(ancestry_macs(each, train_images[HOME]) for each in origins),
         gene_shared_by=sharing.get((cell.contender, str(gene.path)), 1) if gene else 1,
         ancestry_shared_by=all_of_it[cell.contender],
     )
@@ -84,7 +87,23 @@ def gene_macs(gene: GeneJob, home_images: int) -> int:
     if gene.recipe is None:
         return 0
     teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
+    if isinstance(gene.method, Rows):
+        return _pool_macs(gene, gene.method, gene.recipe, teacher, home_images)
     return images_seen(gene.recipe.train, home_images) * (TRAINING * gene.shape.macs() + teacher)
+
+
+def _pool_macs(gene: GeneJob, kind: Rows, recipe: CondenseRecipe, teacher: int, home_images: int) -> int:
+    """Multiply-adds of a pool: every row with its teacher, then paths of average size, with a guide if there is one."""
+    cost = 0
+    for row in gene.rows:
+        taught = teacher if row.recipe.pool and row.recipe.pool.points != [0] else 0
+        cost += images_seen(row.recipe.train, home_images) * (TRAINING * row.recipe.shape.macs() + taught)
+    train = recipe.path_train()
+    if train is not None:
+        shapes = [kind.shape_of(gene.shape, path).macs() for path in kind.paths(gene.shape)]
+        guide = teacher if recipe.pool and recipe.pool.guide != "none" else 0
+        cost += images_seen(train, home_images) * (TRAINING * sum(shapes) // len(shapes) + guide)
+    return cost
 
 
 def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 from learngene.errors import RecipeError, ShapeError, nearest
 from learngene.methods import method
+from learngene.methods.rows import Rows
 from learngene.sections import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, validated
-from learngene.shape import ViTShape
+from learngene.stitched import shape_from
 
 HOME = "home"
 """The task on which genes are condensed and ancestries trained; every comparison has it."""
@@ -25,6 +26,7 @@ class ModelSpec(Section):
     model_args: dict[str, Any] = Field({}, description="arguments for timm.create_model")
     shape: ShapeChanges | None = Field(None, description="a plain ViT to train here: what differs from `shape`")
     train: dict[str, Any] = Field({}, description="how it is trained here: what differs from `condense`")
+    per_seed: bool = Field(False, description="train one for every seed of the comparison, instead of one for all")
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSpec:
@@ -39,6 +41,8 @@ class ContenderSpec(Section):
     method: str = Field(description="see `learngene methods`")
     settings: dict[str, Any] = Field({}, description="the method's settings")
     ancestry: str | None = Field(None, description="name of the teacher, or of the model a gene is extracted from")
+    anchors: list[str] = Field([], description="names of the ancestries that become the rows of an sn-net")
+    pool: dict[str, Any] | None = Field(None, description="a pool section, for methods pool and sn-net")
     auxiliary: ShapeChanges = Field({}, description="the auxiliary shape: what differs from `shape`")
     each: bool = Field(False, description="one gene per shape, trained at that shape, as pre-fin and distilled are")
     train: dict[str, Any] = Field({}, description="how the gene is trained: what differs from `condense`")
@@ -54,6 +58,10 @@ class ContenderSpec(Section):
         kind = method(self.method, self.settings)
         if self.each and "condense" not in kind.origins:
             raise RecipeError(f"each: a gene per shape needs a method that is trained, which {self.method} is not")
+        if (self.anchors or self.pool is not None) and not isinstance(kind, Rows):
+            raise RecipeError(
+                f"{'anchors' if self.anchors else 'pool'}: method {self.method} has no rows; leave it out"
+            )
         if kind.origins and not self.trained and self.ancestry is None:
             raise RecipeError(f"ancestry is missing: {self.method} is taken from a trained model; name one")
         return self
@@ -152,8 +160,10 @@ class CompareRecipe(Section):
                     f"run.{field}", name, {HOME, *self.tasks} if field == "tasks" else getattr(self, field)
                 )
         for name, contender in self.contenders.items():
-            if contender.ancestry is not None:
-                _refuse_undefined(f"contenders.{name}.ancestry", contender.ancestry, self.ancestries)
+            for field, names in (("ancestry", [contender.ancestry]), ("anchors", contender.anchors)):
+                for other in names:
+                    if other is not None:
+                        _refuse_undefined(f"contenders.{name}.{field}", other, self.ancestries)
         for name, budget in self.budgets.items():
             if budget.cost_of is not None:
                 _refuse_undefined(f"budgets.{name}.cost_of", budget.cost_of, self.contenders)
@@ -205,7 +215,7 @@ def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -
 
 def _refuse_shape(where: str, fields: Mapping[str, Any]) -> None:
     try:
-        ViTShape.from_dict(fields)
+        shape_from(fields)
     except ShapeError as error:
         raise RecipeError(f"{where}: {error}") from None
 

@@ -19,10 +19,12 @@ import torch
 
 from learngene.analysis import layer_state, linearity
 from learngene.ancestry import Ancestry, refuse_unknown_architecture, timm_model
-from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Job, lay_out
+from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, lay_out
 from learngene.compare.recipe import HOME, CompareRecipe
 from learngene.compare.results import Collected, collect, write_cell
+from learngene.condensing import prepare as prepare_gene
 from learngene.condensing import run as run_condense
+from learngene.descendant import TimmModel
 from learngene.errors import LearngeneError, TrainingDivergedError
 from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_unwritable, take_lock
@@ -30,6 +32,7 @@ from learngene.finetuning import evaluate, scratch, train_model
 from learngene.gene import Learngene, kept_parameters
 from learngene.measure import commit, environment
 from learngene.methods import default_settings
+from learngene.pooling.run import distil_row
 from learngene.recipe import FinetuneRecipe
 from learngene.sections import DataSpec
 from learngene.shape import ViTShape
@@ -256,21 +259,25 @@ def _jobs_done(
             time.sleep(POLL_SECONDS)
 
 
-def _needs(job: Job) -> list[AncestryJob | GeneJob]:
+def _needs(job: Job) -> list[AncestryJob | RowJob | GeneJob]:
     if isinstance(job, AncestryJob):
         return []
-    needed = job.ancestry if isinstance(job, GeneJob) else job.gene
+    if isinstance(job, GeneJob):
+        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.rows]
+    needed = job.ancestry if isinstance(job, RowJob) else job.gene
     return [needed] if needed is not None else []
 
 
 def _title(job: Job) -> str:
-    kinds = {AncestryJob: "ancestry", GeneJob: "gene", Cell: "cell"}
+    kinds = {AncestryJob: "ancestry", RowJob: "row", GeneJob: "gene", Cell: "cell"}
     return f"{kinds[type(job)]} {job.name if not isinstance(job, Cell) else job}"
 
 
 def _do(job: Job, recipe: CompareRecipe, opened: Opened) -> str:
     if isinstance(job, AncestryJob):
         return _train_ancestry(job, opened[HOME])
+    if isinstance(job, RowJob):
+        return _distil_row(job, opened[HOME])
     if isinstance(job, GeneJob):
         return _make_gene(job, recipe, opened[HOME])
     return _measure(job, recipe, opened[job.task])
@@ -287,6 +294,14 @@ def _train_ancestry(job: AncestryJob, images: Images) -> str:
             model = timm_model(spec.architecture or "", False, arguments)
     tuning = FinetuneRecipe(model=job.name, data=job.data, train=job.train, out=job.folder)
     return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.top1:.2f} %"
+
+
+def _distil_row(job: RowJob, images: Images) -> str:
+    _refuse_failed(job.path)
+    prepared = prepare_gene(job.pool, images=images)
+    row = distil_row(prepared.recipe, job.index, prepared.ancestry, images, keep=True, show=False)
+    assert row.result is not None
+    return f"top-1 {row.result.final.top1:.2f} %"
 
 
 def _make_gene(job: GeneJob, recipe: CompareRecipe, images: Images) -> str:
@@ -333,7 +348,7 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
         "gene": _gene_record(gene) if gene else None,
         "spec": cell.spec.model_dump(mode="json"),
         "layers": model.learngene["layers"],
-        "linearity": None if math.isnan(line := linearity(*layer_state(model))) else line,
+        "linearity": _linearity(model) if isinstance(cell.shape, ViTShape) else None,
         "fresh": len(model.learngene["fresh"]),
         "train": cell.train.model_dump(mode="json") if cell.train else None,
         "data": _data_record(cell.data, images),
@@ -359,6 +374,11 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
     return f"top-1 {untuned.top1:.2f} % untuned, {content['last']['top1']:.2f} % after {len(content['epochs'])} epochs"
 
 
+def _linearity(model: TimmModel) -> float | None:
+    line = linearity(*layer_state(model))
+    return None if math.isnan(line) else line
+
+
 def _gene_record(gene: Learngene) -> dict[str, Any]:
     metadata = gene.metadata
     training = metadata.get("training", {})
@@ -366,6 +386,7 @@ def _gene_record(gene: Learngene) -> dict[str, Any]:
         "digest": metadata["digest"],
         "stored_params": sum(parameter.numel() for parameter in gene.parameters()),
         "auxiliary": gene.shape.to_dict(),
+        **({"paths": metadata["paths"]} if "paths" in metadata else {}),
         "top1": metadata.get("accuracy", {}).get("top1"),
         "epochs": training.get("epochs"),
         "seconds": training.get("seconds", 0.0),

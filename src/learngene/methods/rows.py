@@ -280,6 +280,11 @@ class Rows(Method):
         taken = {stop.row: stop.last - stop.first + 1 for stop in path}
         return "+".join(str(taken.get(row, 0)) for row in range(len(self.rows)))
 
+    def label(self, auxiliary: ViTShape, shape: Shape) -> str:
+        """Both names of a path, in columns."""
+        path = self.path_of(auxiliary, shape)
+        return f"{self.counts(path):8s} {self.name_of(auxiliary, path):24s}"
+
     def name_of(self, auxiliary: ViTShape, path: Path) -> str:
         """A path's full name, ``192:1-4+768:5-6``."""
         rows = self.row_shapes(auxiliary)

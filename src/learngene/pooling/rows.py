@@ -46,6 +46,19 @@ def row_shapes(recipe: CondenseRecipe) -> list[ViTShape]:
     return kind.row_shapes(recipe.shape)
 
 
+def path_recipe(recipe: CondenseRecipe) -> CondenseRecipe | None:
+    """The part of a pool's recipe that tunes its paths, with a run folder of its own; None if they stay untuned."""
+    train = recipe.path_train()
+    return None if train is None else recipe.model_copy(update={"train": train, "out": recipe.out / "paths"})
+
+
+def stage_recipes(recipe: CondenseRecipe) -> list[CondenseRecipe]:
+    """The recipe of every stage that is trained, in order, each with its run folder."""
+    rows = [] if recipe.anchors else [row_recipe(recipe, index) for index in range(len(row_shapes(recipe)))]
+    paths = path_recipe(recipe)
+    return rows + ([paths] if paths else [])
+
+
 def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
     """The part of a pool's recipe that decides one of its rows.
 
@@ -62,7 +75,9 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
         tune=None,
     )
     train, ancestry = recipe.row_train(), recipe.ancestry
-    parts: list[Any] = [row.to_dict(), content(reduced), content(train), content(recipe.data), content(recipe.distill)]
+    # Mean and std are the ancestry's, which a recipe may say or leave open.
+    data = content(recipe.data.model_copy(update={"mean": None, "std": None}))
+    parts: list[Any] = [row.to_dict(), content(reduced), content(train), data, content(recipe.distill)]
     if ancestry is not None:
         source = "/".join(Path(ancestry.source).parts[-2:])
         parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])

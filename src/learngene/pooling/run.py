@@ -15,6 +15,7 @@ from learngene.budget import path_name
 from learngene.elastic import ElasticViT
 from learngene.errors import LearngeneError
 from learngene.extracting import plain_shape
+from learngene.files import refuse_foreign, write_file
 from learngene.finetuning import scratch
 from learngene.gene import Learngene
 from learngene.measure import Accuracy, accuracy
@@ -22,9 +23,9 @@ from learngene.methods import METHODS
 from learngene.methods.rows import Rows
 from learngene.pooling.distil import RowDistillation, row_objective
 from learngene.pooling.features import feature_widths
-from learngene.pooling.rows import END, LABELS, distilled_blocks, points_of, row_recipe, row_shapes
+from learngene.pooling.rows import END, LABELS, distilled_blocks, path_recipe, points_of, row_recipe, row_shapes
 from learngene.pooling.stitches import least_squares_stitches, transformation_stitches
-from learngene.recipe import CondenseRecipe
+from learngene.recipe import CondenseRecipe, dump_recipe
 from learngene.sections import PoolSpec
 from learngene.shape import ViTShape
 from learngene.stitched import StitchedShape
@@ -32,12 +33,10 @@ from learngene.train.batches import eval_loader
 from learngene.train.images import ImageSet
 from learngene.train.loop import Objective, Stage, TrainResult, make_accelerator, set_drop_path
 from learngene.train.losses import classification_loss, guided_loss
-from learngene.train.run import run_stage
+from learngene.train.run import run_stage, write_once
+from learngene.train.state import MARKER
 
 Images = tuple[ImageSet, ImageSet]
-PATHS = "paths"
-"""Folder of the last stage within a pool's run folder."""
-
 LS_BATCH = 10
 """Images whose features are in memory at once while stitch layers are fitted."""
 
@@ -75,21 +74,24 @@ def make_pool(
     Returns:
         How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``.
     """
+    if keep:
+        refuse_foreign(recipe.out, MARKER)
+        text = dump_recipe(recipe)
+        write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(text)))
+    paths = path_recipe(recipe)
     rows = [_anchor(anchor) for anchor in source.anchors] or [
         distil_row(recipe, index, source.ancestry, images, keep=keep, show=show)
         for index in range(len(row_shapes(recipe)))
     ]
     _fill_rows(gene, rows)
-    if not (keep and (recipe.out / PATHS / "last.pt").exists()):
+    if not (keep and paths and (paths.out / "last.pt").exists()):
         _start_stitches(recipe, gene, rows, images[0], show)
     elastic = ElasticViT(gene)
     results = [row.result for row in rows if row.result is not None]
-    train = recipe.path_train()
-    if train is not None:
-        tuning = recipe.model_copy(update={"train": train, "out": recipe.out / PATHS})
-        _set_drop_paths(elastic, train.drop_path)
+    if paths is not None:
+        _set_drop_paths(elastic, paths.train.drop_path)
         stage = path_stage(elastic, source.ancestry, recipe.pool)
-        results.append(run_stage(stage, tuning, images, keep=keep, show=show))
+        results.append(run_stage(stage, paths, images, keep=keep, show=show))
         _set_drop_paths(elastic, 0.0)
     scores = score_paths(elastic, recipe, images[1])
     final = scores[gene.shape]
