@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from learngene import Ancestry, condense, scratch
 from learngene.gene import Learngene
 from learngene.methods.rows import Rows
 from learngene.stitched import Shape
-from pico import pico_gene
+from pico import FAST, pico_gene, pico_shape, random_tensors
+from runs import condensed, state
 
 POOLS: dict[str, tuple[str, dict[str, Any]]] = {
     "two rows": ("pool", {"rows": (16, 32)}),
@@ -44,3 +50,57 @@ def full_names(gene: Learngene) -> list[str]:
     """The name of every path, such as ``16:1-2+32:3-3``."""
     kind = rows_of(gene)
     return [kind.name_of(gene.shape, path) for path in kind.paths(gene.shape)]
+
+
+def vit(seed: int, **changes: Any) -> Any:
+    """A plain ViT of random weights, not the small ones that training starts with."""
+    model = scratch(pico_shape(**changes))
+    with torch.no_grad():
+        for name, value in random_tensors({k: tuple(v.shape) for k, v in state(model).items()}, seed).items():
+            model.state_dict()[name].copy_(value)
+    return model.eval()
+
+
+def by_hand(model: Any, images: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Block outputs, attention outputs and logits of a timm ViT, its forward pass written out."""
+    tokens = model.patch_embed(images)
+    if model.cls_token is not None:
+        tokens = torch.cat([model.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    tokens = tokens + model.pos_embed
+    blocks, attentions = [], []
+    for block in model.blocks:
+        tokens = block.stitch(tokens) if hasattr(block, "stitch") else tokens
+        attentions.append(block.attn(block.norm1(tokens)))
+        tokens = tokens + attentions[-1]
+        tokens = tokens + block.mlp(block.norm2(tokens))
+        blocks.append(tokens)
+    normed = model.norm(tokens)
+    return blocks, attentions, model.head(normed[:, 0] if model.cls_token is not None else normed.mean(1))
+
+
+WIDE: dict[str, Any] = {"embed_dim": 32, "num_heads": 4, "depth": 3}
+POOL: dict[str, Any] = {"method": "pool", "settings": {"rows": [16, 32]}, "shape": pico_shape(**WIDE).to_dict()}
+QUICK = {**FAST, "epochs": 1}
+
+
+def teacher(**changes: Any) -> Ancestry:
+    """An ancestry as wide as the wide row and twice as deep."""
+    return Ancestry(vit(1, **{**WIDE, "depth": 6, **changes}))
+
+
+def made(out: Path | None, images: Path, ancestry: Any = None, **changes: Any) -> Learngene:
+    """A pool that was condensed in about a second."""
+    return condensed(out, images, ancestry or teacher(), **{**POOL, "train": QUICK, **changes})
+
+
+def anchors(*sizes: tuple[int, int], **changes: Any) -> list[Ancestry]:
+    """Random ViTs of (width, depth)."""
+    return [Ancestry(vit(width, embed_dim=width, num_heads=width // 8, depth=depth, **changes))
+            for width, depth in sizes]  # fmt: skip
+
+
+def snnet(images: Path, models: list[Ancestry], shape: Any = None, **changes: Any) -> Learngene:
+    """An SN-Net of anchors, by default of widths 16 and 32 and depth 3."""
+    fields: dict[str, Any] = {"settings": {"rows": [16, 32]}, "shape": shape or pico_shape(**WIDE), **changes}
+    data = {"source": str(images), "workers": 0}
+    return condense(method="sn-net", anchors=models, data=data, show=False, **{**QUICK, **fields})

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from learngene.methods import method
+from learngene.methods.pool import Pool
 from learngene.shape import NAMED, ViTShape
 
 Fields = Mapping[str, object]
@@ -61,6 +62,17 @@ HEADS = "\n6 heads as DeiT-S; the authors' Aux-S has 12, unlike its own descenda
 FIVE_EPOCHS = "\nSection 4.2 counts 5 epochs per Des-B in its 6.6x and 10 in its comparison with TLEG."
 
 
+# Learngene Pool Tables 1 and 2: blocks of each row: (top-1 of SN-Net at equal storage, top-1 of the pool).
+POOL_TABLES = {
+    6: {"6+0": (54.37, 57.00), "5+1": (65.66, 63.77), "4+2": (69.47, 70.00), "3+3": (70.33, 72.78)}
+    | {"2+4": (71.01, 74.21), "1+5": (70.72, 74.78), "0+6": (67.98, 75.05)},
+    9: {"9+0": (56.17, 61.63), "8+1": (65.85, 66.95), "7+2": (68.84, 71.69), "6+3": (70.07, 74.38)}
+    | {"5+4": (70.87, 75.69), "4+5": (71.46, 76.42), "3+6": (71.93, 76.95), "2+7": (72.20, 77.13)}
+    | {"1+8": (71.85, 77.32), "0+9": (69.11, 77.42)},
+}
+POOL_EPOCHS, PATH_EPOCHS, ANCHOR_EPOCHS = 100, 50, 150  # "Training Details"
+
+
 def render() -> dict[str, str]:
     """The text of every recipe by its path under ``recipes/paper``."""
     files = {f"{name}/aux-{size}.yaml": _auxiliary(name, size) for name, size in AUX_EXPECTED}
@@ -68,6 +80,7 @@ def render() -> dict[str, str]:
         files |= {f"tleg/des-{size}-{depth:02d}.yaml": _tleg_descendant(size, depth) for depth in rows}
     for size in SWS_RATE:
         files |= {f"sws/des-{size}-{depth:02d}.yaml": _sws_descendant(size, depth) for depth in SWS_TABLE_1}
+    files |= {f"pool/pool-{2 * depth}.yaml": _pool(depth) for depth in POOL_TABLES}
     return files
 
 
@@ -119,6 +132,28 @@ Source: {SOURCES[name, "des"]}{note}"""
     model = f"runs/{name}-aux-{size}.safetensors  # made by aux-{size}.yaml"
     fields = {"model": model, "shape": NAMED[SIZES[size]] | {"depth": depth}}
     return _recipe("finetune", f"{name}/des-{size}-{depth:02d}", header, fields, train)
+
+
+def _pool(depth: int) -> str:
+    auxiliary = ViTShape.named(SIZES["b"], depth=depth, class_token=True)
+    teacher, kind = auxiliary.replace(depth=12).macs(), Pool()
+    paths = [kind.shape_of(auxiliary, path) for path in kind.paths(auxiliary)]
+    mean = sum(path.macs() for path in paths) // len(paths)
+    rows = [3 * row.macs() + teacher for row in kind.row_shapes(auxiliary)]
+    total = IMAGES * (POOL_EPOCHS * sum(rows) + PATH_EPOCHS * 3 * mean)
+    stored = sum(math.prod(tensor) for tensor in kind.gene_tensors(auxiliary).values())
+    printed = [f"{blocks}: {pool} ({sn_net})" for blocks, (sn_net, pool) in POOL_TABLES[depth].items()]
+    expected = ", ".join(printed[:4]) + ",\n" + ", ".join(printed[4:])
+    header = f"""\
+Pool({2 * depth}): rows of {depth} blocks at 192 and 768, distilled from DeiT-B, then {len(paths)} paths tuned together.
+Expected top-1 by blocks taken of each row (SN-Net at equal storage), Table {1 if depth == 6 else 2}:
+{expected}.
+Size: {stored:,} parameters for all paths.
+Cost: {total:.2e} multiply-adds = {IMAGES:,} images x ({POOL_EPOCHS} epochs x ({sum(rows) / 1e9:.1f} for both rows and
+their teacher) + {PATH_EPOCHS} epochs x 3 x {mean / 1e9:.2f} for a path of average size) G.
+Source: paper: rows, points, epochs, batch, rate. Authors' code: alpha; see _aux.yaml."""
+    fields = {"shape": {"named": SIZES["b"], "depth": depth, "class_token": "true"}}
+    return _recipe("condense", f"pool/pool-{2 * depth}", header, fields, {"epochs": POOL_EPOCHS})
 
 
 def _size_and_cost(shape: ViTShape, epochs: int, stored: int = 0, teacher: int = 0) -> str:

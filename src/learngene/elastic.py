@@ -43,7 +43,7 @@ class ElasticViT(nn.Module):
             raise LearngeneError(
                 f"elastic: a gene of method {method.name} has no paths to switch between; a pool has (pool, sn-net)"
             )
-        # A plain dictionary: as submodules the views would list every shared parameter again.
+        # A plain dictionary: were the views submodules, every shared parameter would be listed again.
         self._views: dict[Shape, nn.Module] = {}
         for path in method.paths(auxiliary):
             shape = method.shape_of(auxiliary, path)
@@ -51,7 +51,6 @@ class ElasticViT(nn.Module):
             view.load_state_dict(self.gene.weights(shape), strict=True, assign=True)
             self._views[shape] = view
         self.shape: Shape = auxiliary
-        self._view = self._views[auxiliary]
 
     def set_path(self, path: str | Shape | Budget) -> None:
         """Switches to another path; nothing is copied or loaded.
@@ -72,7 +71,7 @@ class ElasticViT(nn.Module):
         if path not in self._views:
             self.gene.method.refuse(self.gene.shape, path)
             raise LearngeneError("elastic: classes and image size are the gene's own; expand the path to change them")
-        self.shape, self._view = path, self._views[path]
+        self.shape = path
 
     def paths(self) -> list[Candidate]:
         """Every path with its parameters, multiply-adds and measured accuracy, best first."""
@@ -84,9 +83,10 @@ class ElasticViT(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of the current path for normalised images."""
-        if self._view.training != self.training:
-            self._view.train(self.training)
-        logits: Tensor = self._view(images)
+        view = self._views[self.shape]
+        if view.training != self.training:
+            view.train(self.training)
+        logits: Tensor = view(images)
         return logits
 
     def no_weight_decay(self) -> set[str]:

@@ -126,15 +126,26 @@ def report(
 
 @app.command()
 def picture(
-    model: Annotated[str, typer.Argument(help="descendant folder or timm name with pretrained weights")],
+    model: Annotated[str, typer.Argument(help="descendant folder, timm name with pretrained weights, or pool's gene")],
     out: Annotated[Path, typer.Option(help="PNG to write")],
     pretrained: Annotated[bool, typer.Option(help="load a timm name's pretrained weights")] = True,
+    path: Annotated[str | None, typer.Option(help="path of a pool to highlight, such as 4+2")] = None,
 ) -> None:
-    """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1)."""
+    """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1).
+
+    Of a pool's gene file, draw its rows, its stitches and what its paths scored.
+    """
     if out.suffix != ".png":
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
-    from learngene.analysis import picture as draw
-    from learngene.ancestry import Ancestry
+    if Path(model).suffix == ".safetensors":
+        from learngene.pool_picture import pool_picture
 
-    draw(Ancestry(model, pretrained=pretrained).model, out)
+        pool_picture(model, out, path)
+    elif path is not None:
+        raise LearngeneError(f"--path {path}: {model} is no gene file of a pool, which alone has paths")
+    else:
+        from learngene.analysis import picture as draw
+        from learngene.ancestry import Ancestry
+
+        draw(Ancestry(model, pretrained=pretrained).model, out)
     print(out)

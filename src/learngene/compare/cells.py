@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from learngene.compare.recipe import HOME, CompareRecipe, ContenderSpec, ModelSpec
+from learngene.errors import ShapeError
 from learngene.keys import FREE_TO_CHANGE, hashed
 from learngene.keys import content as content_of
 from learngene.methods import Method, method
@@ -234,6 +235,8 @@ def lay_out(
             for seed in recipe.run.seeds:
                 gene = _gene(out, name, spec, shape_name, seed)
                 if gene is not None:
+                    if recipe.run.skip_impossible and not _possible(out, spec, shape_name, gene):
+                        continue
                     gene = genes.setdefault(gene.path, gene)
                 for task in recipe.chosen("tasks"):
                     for budget in recipe.chosen("budgets"):
@@ -321,6 +324,16 @@ def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: Rows, se
         RowJob(f"w{part.shape.embed_dim} d{part.shape.depth} seed {seed}", condense, index, ancestry, part)
         for index, part in enumerate(parts)
     )
+
+
+def _possible(out: Comparison, spec: ContenderSpec, shape_name: str, gene: GeneJob) -> bool:
+    recipe = out.recipe
+    shape = shape_from({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[HOME]})
+    try:
+        gene.method.refuse(gene.shape, shape, **spec.options)
+    except ShapeError:
+        return False
+    return True
 
 
 def _cell(

@@ -96,6 +96,9 @@ class Run(Section):
     contenders: Names = None
     budgets: Names = None
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="every cell is run with each")
+    skip_impossible: bool = Field(
+        False, description="leave out shapes that a contender cannot make, instead of refusing the comparison"
+    )
 
 
 class TaskSize(Section):

@@ -22,6 +22,8 @@ from learngene.recipe import apply_overrides, read_fields, with_data
 from learngene.sections import Section, merge, validated
 
 SCALES = ("laptop", "gpu", "paper")
+PAPERS = ("TLEG", "SWS", "Learngene Pool")
+"""In the order in which lists show them."""
 METRICS = tuple(name for name, kind in Row.__annotations__.items() if kind in ("float", "int"))
 
 
@@ -46,14 +48,17 @@ class Statistic(Section):
     """One number per seed, made of rows, and the threshold that decides.
 
     The number is the mean of ``metric`` over the rows ``of``, less that over ``minus``; with ``slope`` it is the
-    least-squares slope of the metric over depth instead of the mean.
+    least-squares slope of the metric over depth instead of the mean, with ``best`` the highest value.
     """
 
     metric: str = "last_top1"
     minus_metric: str | None = Field(None, description="of what is subtracted, if it is another metric")
     of: Filter
     minus: list[Filter] = Field([], description="one comparison each, all of which must hold; none: the value itself")
-    slope: bool = Field(False, description="per layer of depth")
+    slope: bool = Field(False, description="per layer of depth, or per million parameters")
+    over: Literal["depth", "params"] = Field("depth", description="what the slope is over")
+    best: bool = Field(False, description="the highest of the rows instead of their mean")
+    each: bool = Field(False, description="a comparison for every shape by itself, all of which must hold")
     relative: bool = Field(False, description="the difference as a share of what is subtracted")
     at_least: float | None = Field(None, description="the claim holds if the number is surely no less")
     at_most: float | None = Field(None, description="the claim holds if the number is surely no more")
@@ -99,7 +104,8 @@ class ClaimGroup(Section):
 
     Attributes:
         id: ``paper.table``, as on the command line.
-        paper: TLEG or SWS.
+        paper: One of ``PAPERS``.
+        protocol: The recipe in ``recipes/SCALE/compare`` that its comparison starts from.
         source: Table or figure.
         title: What it is about.
         run: What is run at every scale; names of the scale's protocol.
@@ -112,6 +118,7 @@ class ClaimGroup(Section):
     paper: str
     source: str
     title: str
+    protocol: str = "protocol"
     run: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     contenders: dict[str, Any] = {}  # noqa: RUF012
     scales: dict[Literal["laptop", "gpu", "paper"], dict[str, Any]] = {}  # noqa: RUF012
@@ -145,7 +152,12 @@ def load_claims(folder: Path | None = None) -> dict[str, ClaimGroup]:
         groups[group.id] = group
     if not groups:
         raise LearngeneError(f"{folder}: holds no claims (claims/PAPER/GROUP.yaml)")
-    return dict(sorted(groups.items(), key=lambda item: (item[1].paper != "TLEG", _figures_first(item[0]))))
+    return dict(sorted(groups.items(), key=lambda item: (paper_order(item[1].paper), _figures_first(item[0]))))
+
+
+def paper_order(paper: str) -> tuple[int, str]:
+    """Where a paper's claims stand in lists."""
+    return (PAPERS.index(paper) if paper in PAPERS else len(PAPERS)), paper
 
 
 def find_group(name: str, folder: Path | None = None) -> ClaimGroup:
@@ -177,7 +189,7 @@ def comparison_of(
     """
     if scale not in SCALES:
         raise LearngeneError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
-    protocol = read_fields(find_folder("recipes") / scale / "compare" / "protocol.yaml")
+    protocol = read_fields(find_folder("recipes") / scale / "compare" / f"{group.protocol}.yaml")
     given = merge({"run": group.run, "contenders": group.contenders}, group.scales.get(scale, {}))  # type: ignore[call-overload]
     fields = with_data(apply_overrides(merge(protocol, given), overrides), Path() if declared else data)
     return validated(CompareRecipe, fields, f"{group.id} at {scale} scale")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from learngene.files import write_file
-from learngene.ledger.claims import SCALES, Claim, ClaimGroup, Statistic
+from learngene.ledger.claims import SCALES, Claim, ClaimGroup, Statistic, paper_order
 from learngene.ledger.reproduce import judged
 from learngene.ledger.verdict import Outcome
 
@@ -142,7 +142,7 @@ def sections(verdicts: Iterable[Mapping[str, Any]], groups: Mapping[str, ClaimGr
     for file in map(VerdictFile.model_validate, verdicts):
         files.setdefault(file.id, {})[file.scale] = file
     out = [_section(group.id, group, files.pop(name, {})) for name, group in (groups or {}).items()]
-    gone = sorted(files.items(), key=lambda item: (next(iter(item[1].values())).paper != "TLEG", item[0]))
+    gone = sorted(files.items(), key=lambda item: (paper_order(next(iter(item[1].values())).paper), item[0]))
     out += [_section(name, None, runs) for name, runs in gone]
     order = list(dict.fromkeys(section.paper for section in out))
     return sorted(out, key=lambda section: order.index(section.paper))
@@ -171,10 +171,17 @@ def _exact(claim: Claim) -> dict[str, JudgedClaim]:
 def rule(statistic: Mapping[str, Any]) -> str:
     """The rule that decides, in words."""
     metric = str(statistic.get("metric", "last_top1")).replace("_", " ").replace("top1", "top-1")
-    text = "slope over depth of " * bool(statistic.get("slope")) + metric + _words(" of ", statistic.get("of"))
+    over = {"params": "parameters (M)"}.get(str(statistic.get("over")), "depth")
+    text = (
+        f"slope over {over} of " * bool(statistic.get("slope"))
+        + "best " * bool(statistic.get("best"))
+        + metric
+        + _words(" of ", statistic.get("of"))
+    )
     text += ", less" * bool(statistic.get("minus"))
     text += " and".join(_words(" that of ", other) for other in statistic.get("minus") or ())
     text += ", as a share of what is subtracted" * bool(statistic.get("relative"))
+    text += ", for each shape by itself" * bool(statistic.get("each"))
     return f"{text}: {_threshold(statistic, 'at least ', 'at most ')}"
 
 

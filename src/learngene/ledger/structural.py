@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 from learngene.methods import method
+from learngene.methods.pool import Pool
 from learngene.methods.sws import SWS
 from learngene.shape import ViTShape
 
@@ -12,6 +15,7 @@ Outcome = tuple[bool, str]
 """Whether the claim is true, and the figures that say so."""
 
 TI, S, B = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
+DEIT_B = ViTShape.named(B, class_token=True)
 
 
 def order_identity() -> Outcome:
@@ -75,10 +79,37 @@ def sws_costs_over_tleg() -> Outcome:
     return ratio == 2.5, f"{ratio:.2f} times"
 
 
-def _stored(name: str, shape: ViTShape) -> int:
-    import math
+def pool_storage() -> Outcome:
+    """Learngene Pool, main results: pools of 12 and 18 instances store 59.6 % and 40.1 % less than SN-Net's 118.4 M."""
+    sn_net = _stored("sn-net", DEIT_B, rows=(192, 384, 768))
+    pools = [_stored("pool", DEIT_B.replace(depth=depth)) for depth in (6, 9)]
+    saved = [round(100 * (1 - pool / sn_net), 1) for pool in pools]
+    sizes = " and ".join(f"{pool / 1e6:.2f} M ({less} % less)" for pool, less in zip(pools, saved, strict=True))
+    exact = [round(pool / 1e6, 2) for pool in pools] == [47.83, 70.87] and round(sn_net / 1e6, 1) == 118.4
+    return exact and saved == [59.6, 40.1], f"{sizes}, against {sn_net / 1e6:.2f} M"
 
-    return sum(math.prod(size) for size in method(name).gene_tensors(shape).values())
+
+def pool_smallest() -> Outcome:
+    """Learngene Pool, introduction: the smallest models have 3.05 M and 4.38 M parameters, SN-Net's has 5.7 M."""
+    narrow = DEIT_B.replace(embed_dim=192, num_heads=3)
+    small, large, theirs = (narrow.replace(depth=depth).params() / 1e6 for depth in (6, 9, 12))
+    figures = f"{small:.2f} M and {large:.2f} M, against {theirs:.1f} M"
+    return (round(small, 2), round(large, 2), round(theirs, 1)) == (3.05, 4.38, 5.7), figures
+
+
+def pool_costs() -> Outcome:
+    """Learngene Pool, main results: 150 + 200 + 50 epochs against 150 for each of 18 and of 27 paths."""
+    ratios, paths = [], []
+    for depth in (6, 9):
+        auxiliary, kind = DEIT_B.replace(depth=depth), Pool()
+        paths.append(len(kind.paths(auxiliary)))
+        ratios.append(150 * paths[-1] / (150 + 200 + 50))
+    figures = f"{ratios[0]:.2f} times for {paths[0]} paths, {ratios[1]:.3f} times for {paths[1]}"
+    return paths == [18, 27] and ratios[0] == 6.75 and round(ratios[1], 1) == 10.1, figures
+
+
+def _stored(name: str, shape: ViTShape, **settings: Any) -> int:
+    return sum(math.prod(size) for size in method(name, settings).gene_tensors(shape).values())
 
 
 STRUCTURAL: dict[str, Callable[[], Outcome]] = {
@@ -91,5 +122,8 @@ STRUCTURAL: dict[str, Callable[[], Outcome]] = {
         tleg_costs,
         sws_costs,
         sws_costs_over_tleg,
+        pool_storage,
+        pool_smallest,
+        pool_costs,
     )
 }

@@ -50,9 +50,20 @@ class Verdict:
 
 
 def judge(statistic: Statistic, rows: Sequence[Row]) -> list[Verdict]:
-    """One verdict per comparison of a statistic (one in all if nothing is subtracted)."""
+    """One verdict per comparison of a statistic (one in all if nothing is subtracted), or per shape of each."""
     others: Iterable[Filter | None] = statistic.minus or [None]
-    return [_judge(statistic, other, rows) for other in others]
+    if not statistic.each:
+        return [_judge(statistic, other, rows) for other in others]
+    shapes = dict.fromkeys(row.shape for row in rows if statistic.of.keeps(row))
+    return [
+        _judge(
+            statistic.model_copy(update={"of": statistic.of.model_copy(update={"shape": shape})}),
+            other.model_copy(update={"shape": shape}) if other else None,
+            rows,
+        )
+        for other in others
+        for shape in shapes
+    ]
 
 
 def overall(outcomes: Iterable[Outcome]) -> Outcome:
@@ -112,7 +123,7 @@ def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> 
                 base = _summary(statistic, theirs, statistic.minus_metric)
                 value = (value - base) / abs(base) if statistic.relative else value - base
         except (statistics.StatisticsError, ZeroDivisionError):
-            return out, f"seed {seed}: the statistic is not defined (one depth only, or a share of 0)"
+            return out, f"seed {seed}: the statistic is not defined (one size only, or a share of 0)"
         if not math.isfinite(value):
             return out, f"seed {seed}: a result is not a number"
         out.append(value)
@@ -132,9 +143,12 @@ def _alike(own: Filter, other: Filter | None, name: str) -> bool:
 
 def _summary(statistic: Statistic, rows: Sequence[Row], metric: str | None = None) -> float:
     values = [float(getattr(row, metric or statistic.metric)) for row in rows]
+    if statistic.best:
+        return max(values)
     if not statistic.slope:
         return statistics.fmean(values)
-    return statistics.linear_regression([row.depth for row in rows], values).slope
+    over = [row.params / 1e6 if statistic.over == "params" else row.depth for row in rows]
+    return statistics.linear_regression(over, values).slope
 
 
 def _in_words(some: Filter) -> str:

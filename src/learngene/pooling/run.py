@@ -33,7 +33,7 @@ from learngene.train.batches import eval_loader
 from learngene.train.images import ImageSet
 from learngene.train.loop import Objective, Stage, TrainResult, make_accelerator, set_drop_path
 from learngene.train.losses import classification_loss, guided_loss
-from learngene.train.run import run_stage, write_once
+from learngene.train.run import finished, run_stage, write_once
 from learngene.train.state import MARKER
 
 Images = tuple[ImageSet, ImageSet]
@@ -162,7 +162,7 @@ def distil_row(
     companions = (ancestry,) if ancestry else ()
     set_drop_path(student, mine.train.drop_path)
     stage = Stage(f"row {row.embed_dim}", module, objective, row.img_size, row.in_chans, companions)
-    result = run_stage(stage, mine, images, keep=keep, show=show)
+    result = (finished(mine, module) if keep else None) or run_stage(stage, mine, images, keep=keep, show=show)
     state = {name: value.detach() for name, value in student.state_dict().items()}
     return _Row(state, module.matrix(), result)
 

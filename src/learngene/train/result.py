@@ -11,7 +11,7 @@ from typing import Any
 
 from learngene.errors import TrainingDivergedError
 from learngene.files import write_file
-from learngene.measure import commit, environment
+from learngene.measure import Accuracy, commit, environment
 from learngene.recipe import CondenseRecipe, FinetuneRecipe
 from learngene.train.images import ImageSet
 from learngene.train.loop import TrainResult
@@ -44,6 +44,20 @@ def recorded(
         if folder and (results or error) and not _succeeded(folder / NAME):
             content = json.dumps(_record(recipe, images, results[0] if results else None, error), indent=2)
             write_file(folder / NAME, lambda temporary: temporary.write_text(content + "\n"))
+
+
+def read_result(folder: Path) -> TrainResult | None:
+    """What a run folder's record says of a run that ended well; None if there is no such record."""
+    if not (folder / NAME).exists() or not _succeeded(folder / NAME):
+        return None
+    record = json.loads((folder / NAME).read_text())
+    metrics, cost = record["metrics"], record["cost"]
+    return TrainResult(
+        metrics["history"],
+        Accuracy(**metrics["final"]),
+        metrics["best_top1"],
+        **{name: cost[name] for name in ("updates", "images", "seconds")},
+    )
 
 
 def _succeeded(path: Path) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from learngene.recipe import CondenseRecipe, FinetuneRecipe
 from learngene.train.images import ImageSet
 from learngene.train.loop import Stage, TrainResult, make_accelerator, train
-from learngene.train.result import recorded
+from learngene.train.result import read_result, recorded
 from learngene.train.state import RunFolder
 
 
@@ -39,6 +39,24 @@ def run_stage(
     stage.module.to("cpu")
     if recipe.train.use_ema and result.averaged is not None:
         stage.module.load_state_dict(result.averaged.state_dict())
+    return result
+
+
+def finished(recipe: CondenseRecipe | FinetuneRecipe, module: nn.Module) -> TrainResult | None:
+    """Fills a module from the run folder of a finished run, which several processes may do at once.
+
+    Args:
+        recipe: The recipe, with mean and std resolved.
+        module: Of the same stage; filled with the weights that the recipe wants kept.
+
+    Returns:
+        How the training went; None if the folder holds no finished run, and the module is as it was.
+    """
+    result = read_result(recipe.out)
+    saved = RunFolder(recipe.out, recipe).load() if result else None
+    if result is None or saved is None:
+        return None
+    module.load_state_dict(saved[0]["ema" if recipe.train.use_ema else "module"])
     return result
 
 

@@ -1,0 +1,430 @@
+"""Whole runs that make a pool or an SN-Net: what they give, share, continue and refuse."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import learngene
+import learngene.pooling.run as pooling_run
+from learngene import Ancestry, ElasticViT, condense, evaluate, finetune
+from learngene.errors import LearngeneError
+from learngene.gene import Learngene
+from learngene.pooling.rows import row_recipe
+from learngene.pooling.stitches import least_squares_stitches
+from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.sections import DataSpec
+from learngene.train.batches import eval_loader
+from learngene.train.images import open_data
+from learngene.train.loop import InterruptedRun
+from pico import FAST, batch, condense_fields, pico_shape
+from pools import POOL, QUICK, WIDE, anchors, made, pool, rows_of, snnet, teacher
+from runs import HARD, same, state
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+# -- what a run gives --------------------------------------------------------------------------------------
+
+
+def test_a_pool_says_what_every_path_scores(images: Path, tmp_path: Path) -> None:
+    ancestry = teacher()
+    gene = made(tmp_path / "pool", images, ancestry, train=FAST)
+    paths = gene.metadata["paths"]
+    kind = rows_of(gene)
+    assert [path["path"] for path in paths] == [kind.name_of(gene.shape, path) for path in kind.paths(gene.shape)]
+    assert [path["blocks"] for path in paths] == ["3+0", "0+3", "1+3", "1+2", "2+3", "2+2", "2+1", "3+2", "3+1"]
+    data = {"source": str(images), "workers": 0}
+    for path in paths:
+        assert evaluate(gene.expand(path["path"]), data).top1 == pytest.approx(path["top1"], abs=1e-4)
+    assert gene.metadata["accuracy"]["top1"] == paths[1]["top1"]
+    assert gene.metadata["ancestry"] == ancestry.identity
+    # Two rows and the paths, two epochs of three steps each.
+    assert gene.metadata["training"]["updates"] == 18
+    assert gene.metadata["training"]["images"] == 144
+    loaded = learngene.load(str(tmp_path / "pool.safetensors"))
+    assert loaded.metadata["paths"] == paths
+    assert same(state(loaded), state(gene))
+    assert learngene.plan(loaded)[0].top1 == max(path["top1"] for path in paths)
+
+
+def test_a_pool_learns(images: Path) -> None:
+    gene = made(None, images, train={**FAST, "epochs": 8}, distill={"preset": "pool", "alpha": 0.1})
+    assert min(path["top1"] for path in gene.metadata["paths"]) > 60
+    assert max(path["top1"] for path in gene.metadata["paths"]) > 90
+
+
+def test_a_run_is_a_function_of_its_recipe(images: Path) -> None:
+    def run(caller: int, **train: Any) -> dict[str, Any]:
+        torch.manual_seed(caller)
+        return state(made(None, images, train={**HARD, "epochs": 1, **train}))
+
+    assert same(run(1), run(2))
+    assert not same(run(1), run(1, seed=1))
+
+
+def test_a_run_in_memory_is_the_run_in_a_folder(images: Path, tmp_path: Path) -> None:
+    assert same(state(made(None, images)), state(made(tmp_path / "pool", images)))
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_untuned_stitch_layers_are_the_transformation_matrices(direction: str, images: Path) -> None:
+    settings = {"rows": [16, 24, 32], "direction": direction, "nearest": False}
+    gene = made(None, images, settings=settings, pool={"tune": None})
+    tensors = gene.tensors()
+    pairs = [(0, 1), (0, 2), (1, 2)] if direction == "up" else [(1, 0), (2, 0), (2, 1)]
+    for a, b in pairs:
+        first, second = (tensors[f"stitch.{a}.{b}.{layer}.weight"] for layer in (0, 1))
+        assert torch.equal(first, second)
+        assert first.abs().max() > 0.01
+        assert not tensors[f"stitch.{a}.{b}.0.bias"].any()
+    # The ancestry is as wide as the last row, so that what joins the others is composed of what joins them to it.
+    to_wide = {row: tensors[f"stitch.{row}.2.0.weight"] if direction == "up" else tensors[f"stitch.2.{row}.0.weight"].T
+               for row in (0, 1)}  # fmt: skip
+    a, b = pairs[0]
+    torch.testing.assert_close(tensors[f"stitch.{a}.{b}.0.weight"], to_wide[b].T @ to_wide[a])
+    assert gene.metadata["training"]["updates"] == 9
+
+
+def test_rows_are_the_same_whatever_is_done_with_them(images: Path) -> None:
+    tm, ls = (made(None, images, pool={"tune": None, "stitches": stitches}) for stitches in ("tm", "ls"))
+    for key, value in tm.tensors().items():
+        assert torch.equal(value, ls.tensors()[key]) != key.startswith("stitch."), key
+    tuned = made(None, images)
+    assert all(not torch.equal(value, tm.tensors()[key]) for key, value in tuned.tensors().items()
+               if key.startswith("stitch.") and key.endswith("weight"))  # fmt: skip
+
+
+def test_rows_and_paths_can_be_trained_differently(images: Path) -> None:
+    gene = made(None, images, pool={"rows": {"epochs": 3}, "tune": {"batch_size": 24, "lr": 1e-3}})
+    assert gene.metadata["training"]["updates"] == 2 * 3 * 3 + 1
+
+
+def test_labels_alone_need_no_ancestry(images: Path) -> None:
+    data = {"source": str(images), "workers": 0}
+    spec = {"points": [0, 0], "stitches": "ls", "images": 12}
+    gene = condense(**POOL, data=data, pool=spec, show=False, **QUICK)
+    assert gene.metadata["ancestry"] == {}
+    assert len(gene.metadata["paths"]) == 9
+    with_teacher = made(None, images, pool=spec, data={**data, "mean": None})
+    row = "row0.blocks.1.mlp.fc1.weight"
+    assert torch.equal(gene.tensors()[row], with_teacher.tensors()[row])
+
+
+def test_predictions_of_any_classifier_can_be_distilled(images: Path) -> None:
+    torch.manual_seed(0)
+    ancestry = Ancestry(timm.create_model("resnet10t", num_classes=3))
+    gene = made(None, images, ancestry, pool={"terms": ["pred"], "stitches": "ls", "images": 12})
+    labels = made(None, images, ancestry, pool={"points": [0, 0], "stitches": "ls", "images": 12})
+    assert not torch.equal(gene.tensors()["row0.head.weight"], labels.tensors()["row0.head.weight"])
+
+
+def test_a_path_can_be_a_teacher_with_least_squares(images: Path) -> None:
+    gene = made(None, images, Ancestry(pool().expand("2+1")), pool={"stitches": "ls", "images": 12})
+    assert len(gene.metadata["paths"]) == 9
+
+
+def test_a_guide_changes_paths_and_not_rows(images: Path, tmp_path: Path) -> None:
+    genes = [made(tmp_path / guide, images, pool={"guide": guide, "kept": str(tmp_path / "rows")})
+             for guide in ("none", "soft", "hard")]  # fmt: skip
+    states = [state(gene) for gene in genes]
+    assert not any(same(one, other) for one, other in zip(states, states[1:] + states[:1], strict=True))
+    assert len(list((tmp_path / "rows").iterdir())) == 2
+
+
+def test_a_descendant_of_a_pool_is_tuned_elsewhere(images: Path) -> None:
+    gene = made(None, images)
+    model = gene.expand("2+1", num_classes=3, seed=1)
+    result = finetune(model, data={"source": str(images), "workers": 0}, show=False, **FAST)
+    assert result.updates == 6
+
+
+# -- stochastic depth --------------------------------------------------------------------------------------
+
+
+def test_blocks_are_dropped_as_often_as_in_their_own_row(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[float]] = {}
+    models: list[ElasticViT] = []
+    run_stage = pooling_run.run_stage
+
+    def rates(model: Any) -> list[float]:
+        assert [getattr(b.drop_path1, "drop_prob", 0) for b in model.blocks] == [
+            getattr(b.drop_path2, "drop_prob", 0) for b in model.blocks
+        ]
+        return [round(getattr(block.drop_path1, "drop_prob", 0.0), 6) for block in model.blocks]
+
+    def spy(stage: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(stage.module, ElasticViT):
+            models.append(stage.module)
+            seen.update({learngene.budget.path_name(s): rates(view) for s, view in stage.module.views().items()})
+        else:
+            seen[stage.name] = rates(stage.module.student)
+        return run_stage(stage, *arguments, **options)
+
+    monkeypatch.setattr(pooling_run, "run_stage", spy)
+    gene = made(None, images, train={**QUICK, "drop_path": 0.2})
+    assert seen["row 16"] == seen["row 32"] == seen["16:1-3"] == seen["32:1-3"] == [0.0, 0.1, 0.2]
+    assert seen["16:1-2+32:3-3"] == [0.0, 0.1, 0.2]
+    assert seen["16:1-2+32:1-3"] == [0.0, 0.1, 0.0, 0.1, 0.2]
+    assert seen["16:1-1+32:2-3"] == [0.0, 0.1, 0.2]
+    assert seen["16:1-3+32:2-3"] == [0.0, 0.1, 0.2, 0.1, 0.2]
+    assert all(not any(rates(view)) for view in models[0].views().values())
+    assert not any(rates(gene.expand("2+1")))
+
+
+# -- kept rows ---------------------------------------------------------------------------------------------
+
+
+def test_pools_share_their_rows(images: Path, tmp_path: Path) -> None:
+    kept = {"kept": str(tmp_path / "rows")}
+    first = made(tmp_path / "first", images, pool=kept)
+    rows = {path: content for path, content in files(tmp_path / "rows").items()}
+    assert len(list((tmp_path / "rows").iterdir())) == 2
+    changes: list[dict[str, Any]] = [
+        {"pool": {**kept, "tune": {"lr": 1e-4}}},
+        {"pool": {**kept, "tune": None}},
+        {"pool": {**kept, "stitches": "ls", "images": 12}},
+        {"pool": {**kept, "guide": "soft"}},
+        {"settings": {"rows": [16, 32], "final_norm": False}, "pool": kept},
+        {"settings": {"rows": [16, 32], "direction": "down"}, "pool": kept},
+    ]
+    for number, change in enumerate(changes):
+        again = made(tmp_path / f"again{number}", images, **change)
+        assert {path.parent.name for path in files(tmp_path / "rows")} == {path.parent.name for path in rows}, change
+        assert {path: content for path, content in files(tmp_path / "rows").items() if path in rows} == rows, change
+        assert not same(state(again), state(first))
+    alone = made(tmp_path / "alone", images)
+    assert same(state(alone), state(first))
+    assert {path.name for path in (tmp_path / "alone").iterdir() if path.is_dir()} == {
+        "paths", *(path.name for path in (tmp_path / "rows").iterdir())
+    }  # fmt: skip
+
+
+def test_pools_of_another_storage_type_share_their_rows(images: Path, tmp_path: Path) -> None:
+    kept = {"kept": str(tmp_path / "rows")}
+    made(tmp_path / "full", images, pool=kept)
+    before = files(tmp_path / "rows")
+    made(tmp_path / "half", images, pool=kept, dtype="float16")
+    assert files(tmp_path / "rows") == before
+
+
+def test_a_wider_pool_finds_the_narrower_ones_rows(images: Path, tmp_path: Path) -> None:
+    kept = {"kept": str(tmp_path / "rows")}
+    made(tmp_path / "two", images, pool=kept)
+    before = files(tmp_path / "rows")
+    made(tmp_path / "three", images, settings={"rows": [16, 24, 32]}, pool=kept)
+    assert len(list((tmp_path / "rows").iterdir())) == 3
+    assert {path: content for path, content in files(tmp_path / "rows").items() if path in before} == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool": {"terms": ["pred", "blk"]}},
+        {"pool": {"points": [1, 1]}},
+        {"pool": {"transform_bias": True}},
+        {"pool": {"rows": {"lr": 1e-4}}},
+        {"train": {**QUICK, "seed": 1}},
+        {"distill": {"preset": "pool-official"}},
+        {"ancestry": {"source": "another"}},
+        {"shape": pico_shape(**{**WIDE, "class_token": True}).to_dict()},
+    ],
+    ids=str,
+)
+def test_rows_of_another_training_are_kept_apart(changes: dict[str, Any], images: Path, tmp_path: Path) -> None:
+    def folder(**fields: Any) -> Path:
+        plain = condense_fields("one", images, tmp_path / "pool", **POOL, train=QUICK)
+        recipe = build_recipe({**plain, **fields})
+        assert isinstance(recipe, CondenseRecipe)
+        return row_recipe(recipe, 0).out
+
+    assert folder(**changes) != folder()
+    assert folder() == folder(pool={"tune": {"lr": 1.0}}) == folder(pool={"terms": ["att", "blk", "pred"]})
+
+
+# -- stopped and continued ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stop_after() -> Iterator[Callable[[Ancestry, int], None]]:
+    """Sends Ctrl-C to this process at a given batch that the teacher sees."""
+    handles = []
+
+    def arrange(ancestry: nn.Module, step: int) -> None:
+        seen: list[int] = []
+
+        def count(*_: object) -> None:
+            seen.append(1)
+            if len(seen) == step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        handles.append(ancestry.register_forward_hook(count))
+
+    yield arrange
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("step", "where"),
+    [
+        (2, "epoch 1, step 2"),  # of the narrow row
+        (6, "epoch 2, step 3"),
+        (10, "epoch 2, step 1"),  # of the wide row
+        (13, "epoch 1, step 1"),  # of the paths
+        (14, "epoch 1, step 2"),
+        (15, "epoch 1, step 3"),
+        (17, "epoch 2, step 2"),
+    ],
+)
+@pytest.mark.parametrize("train", [HARD, {**FAST, "weight_decay": 0.3}], ids=["everything", "plain"])
+def test_a_stopped_and_continued_pool_is_the_same_pool(
+    step: int, where: str, train: dict[str, Any], images: Path, tmp_path: Path, stop_after: Any
+) -> None:
+    spec = {"guide": "soft"}
+    whole = made(tmp_path / "whole", images, train=train, pool=spec)
+    interrupted = teacher()
+    stop_after(interrupted, 1 + step)  # the first call checks the image size
+    with pytest.raises(InterruptedRun) as stop:
+        made(tmp_path / "stopped", images, interrupted, train=train, pool=spec)
+    assert stop.value.where == where
+    assert not (tmp_path / "stopped.safetensors").exists()
+    continued = made(tmp_path / "stopped", images, train=train, pool=spec)
+    assert same(state(continued), state(whole))
+    for key in ("paths", "accuracy"):
+        assert continued.metadata[key] == whole.metadata[key]
+    assert continued.metadata["training"]["updates"] == whole.metadata["training"]["updates"] == 18
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["row 16", "row 32", "paths", "scoring"])
+def test_a_crashed_pool_goes_on(stage: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = made(tmp_path / "whole", images, train=HARD)
+    run_stage, score_paths = pooling_run.run_stage, pooling_run.score_paths
+
+    def crashing(given: Any, *arguments: Any, **options: Any) -> Any:
+        if given.name == stage:
+            raise CrashError
+        return run_stage(given, *arguments, **options)
+
+    def crash(*_: Any) -> Any:
+        if stage == "scoring":
+            raise CrashError
+        return score_paths(*_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pooling_run, "run_stage", crashing)
+        patch.setattr(pooling_run, "score_paths", crash)
+        with pytest.raises(CrashError):
+            made(tmp_path / "run", images, train=HARD)
+    before = files(tmp_path / "run")
+    continued = made(tmp_path / "run", images, train=HARD)
+    assert same(state(continued), state(whole))
+    assert continued.metadata["paths"] == whole.metadata["paths"]
+    trained = {path for path in before if path.name in ("last.pt", "result.json")}
+    assert len(trained) == {"row 16": 0, "row 32": 2, "paths": 4, "scoring": 6}[stage]
+    assert all(path.read_bytes() == before[path] for path in trained)
+
+
+def test_running_a_finished_pool_again_changes_nothing(images: Path, tmp_path: Path) -> None:
+    first = made(tmp_path / "pool", images)
+    before = {path: content for path, content in files(tmp_path).items() if "tfevents" not in path.name}
+    again = made(tmp_path / "pool", images)
+    after = files(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert same(state(again), state(first))
+
+
+def test_another_recipe_in_the_same_folder_is_refused_before_anything_is_trained(images: Path, tmp_path: Path) -> None:
+    made(tmp_path / "pool", images)
+    before = files(tmp_path)
+    for changes in ({"train": {**QUICK, "lr": 0.5}}, {"pool": {"tune": {"lr": 0.5}}}):
+        with pytest.raises(LearngeneError, match=r"holds a run with .*lr=0.003, but this one has .*lr=0.5"):
+            made(tmp_path / "pool", images, **changes)
+        assert files(tmp_path) == before, changes
+
+
+def test_a_folder_that_is_no_run_is_left_alone(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "thesis.txt").write_text("the only copy")
+    with pytest.raises(LearngeneError, match="exists and was not written by learngene"):
+        made(tmp_path / "pool", images)
+    assert [path.name for path in (tmp_path / "pool").iterdir()] == ["thesis.txt"]
+
+
+# -- SN-Net ------------------------------------------------------------------------------------------------
+
+ANCHORS: dict[str, tuple[list[tuple[int, int]], dict[str, Any], int]] = {
+    "equal depth": ([(16, 3), (32, 3)], {}, 9),
+    "unequal depth": ([(16, 2), (32, 4)], {}, 10),
+    "deeper and narrower": ([(16, 5), (32, 2)], {}, 12),
+    "three": ([(16, 2), (24, 2), (32, 3)], {}, 3 + 4 + 6),
+    "class token": ([(16, 3), (32, 3)], {"class_token": True}, 9),
+    "official": ([(16, 3), (32, 3)], {"ending": "official"}, 9),
+}
+
+
+@pytest.mark.parametrize(("sizes", "changes", "paths"), ANCHORS.values(), ids=ANCHORS)
+def test_anchors_become_rows(sizes: list[tuple[int, int]], changes: dict[str, Any], paths: int, images: Path) -> None:
+    models = anchors(*sizes, **changes)
+    width, depth = sizes[-1]
+    shape = pico_shape(**{**WIDE, "embed_dim": width, "depth": depth, **changes})
+    settings = {"rows": [[w, d, w // 8] for w, d in sizes]}
+    gene = snnet(images, models, shape, settings=settings, pool={"tune": None})
+    assert len(gene.metadata["paths"]) == paths
+    assert gene.metadata["anchors"] == [model.identity for model in models]
+    assert gene.metadata["ancestry"] == {}
+    pixels = batch(gene.shape)
+    for model, (w, d) in zip(models, sizes, strict=True):
+        assert torch.equal(gene.expand(f"{w}:1-{d}")(pixels), model(pixels))
+        scored = next(path for path in gene.metadata["paths"] if path["path"] == f"{w}:1-{d}")
+        assert scored["top1"] == pytest.approx(evaluate(model.model, str(images)).top1, abs=1e-4)
+    tuned = snnet(images, models, shape, settings=settings)
+    assert not same(state(tuned), state(gene))
+    assert tuned.metadata["training"]["updates"] == 3
+
+
+def test_an_snnet_starts_with_least_squares_on_training_images(images: Path) -> None:
+    models = anchors((16, 3), (32, 3))
+    gene = snnet(images, models, pool={"tune": None})
+    again = Learngene(gene.method, gene.shape, {key: value.detach().clone() for key, value in gene.tensors().items()})
+    data = DataSpec(source=str(images), workers=0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    loader = eval_loader(open_data(data)[0], data, img_size=8, in_chans=3)
+    least_squares_stitches(again, [pixels for pixels, _ in loader], print)
+    for key, value in gene.tensors().items():
+        torch.testing.assert_close(value, again.tensors()[key], rtol=1e-3, atol=1e-4)
+
+
+def test_few_images_for_least_squares_are_warned_of(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models, data = anchors((16, 3), (32, 3)), {"source": str(images), "workers": 0}
+    fields: dict[str, Any] = {"method": "sn-net", "anchors": models, "data": data, "settings": {"rows": [16, 32]}}
+    condense(**fields, shape=pico_shape(**WIDE), pool={"images": 3, "tune": None}, **QUICK)
+    assert "warning: pool.stitches: 12 tokens for the 17 unknowns" in capsys.readouterr().out
+    condense(**fields, shape=pico_shape(**WIDE), pool={"images": 5, "tune": None}, **QUICK)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_stopped_and_continued_snnet_is_the_same(images: Path, tmp_path: Path, stop_after: Any) -> None:
+    def run(out: Path, guide: Ancestry) -> Learngene:
+        spec = {"guide": "hard"}
+        return snnet(images, anchors((16, 3), (32, 3)), ancestry=guide, pool=spec, out=out, epochs=2)
+
+    whole = run(tmp_path / "whole", teacher())
+    interrupted = teacher()
+    stop_after(interrupted, 1 + 2)
+    with pytest.raises(InterruptedRun):
+        run(tmp_path / "stopped", interrupted)
+    assert same(state(run(tmp_path / "stopped", teacher())), state(whole))
