@@ -1,4 +1,5 @@
 # Every target makes .venv itself, from hash-pinned requirements; needs python >= 3.11 and a package index.
+# `make demo METHOD=pool` shows a pool instead of genes.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 .PHONY: demo test lint bench format requirements clean
 
 demo: $(STAMP)
-	$(BIN)/learngene demo
+	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -41,4 +42,4 @@ requirements: $(STAMP)
 	  --generate-hashes --no-header --no-annotate -o requirements-uv.txt
 
 clean:
-	rm -rf $(VENV) runs demo-output
+	rm -rf $(VENV) runs demo-output demo-output-pool

@@ -117,18 +117,18 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     refuse_foreign(out, MARKER)
     if not (out / MARKER).exists():
         write_file(out / MARKER, lambda temporary: temporary.write_text("{}\n"))
-    with _workers() as workers:
+    with workers() as processes:
         console.print("[bold]1. An ancestry model[/] learns scikit-learn's digits")
-        learning = workers.submit(_ancestry, out, seed)
+        learning = processes.submit(_ancestry, out, seed)
         # Scratch needs no gene, so it fills the second process meanwhile; the deepest take longest and start first.
         depths = sorted(DEPTHS, reverse=True)
-        from_scratch = {depth: workers.submit(_scratch, depth, seed) for depth in depths}
+        from_scratch = {depth: processes.submit(_scratch, depth, seed) for depth in depths}
         ancestry = Ancestry(learning.result())
         teacher = ancestry.model.learngene["finetuned"]["accuracy"]["top1"]
         console.print(f"   {ancestry.identity['name']}: top-1 {teacher:.1f} %")
 
         console.print("[bold]2. Two genes[/] are condensed from it by distillation, without labels")
-        running = {name: workers.submit(_gene, name, out, seed) for name in METHODS}
+        running = {name: processes.submit(_gene, name, out, seed) for name in METHODS}
         paths = {name: future.result() for name, future in running.items()}
         genes = {name: Learngene.load(path) for name, path in paths.items()}
         for name, gene in genes.items():
@@ -141,12 +141,12 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
             console.print(f"   {text}: {depth} layers")
 
         console.print(f"[bold]4. Descendants[/] of {len(DEPTHS)} depths: untuned, tuned, and trained from scratch")
-        expanded = {depth: workers.submit(_descendants, depth, paths, seed) for depth in depths}
+        expanded = {depth: processes.submit(_descendants, depth, paths, seed) for depth in depths}
         rows = [_row(depth, expanded[depth].result() | from_scratch[depth].result()) for depth in DEPTHS]
     result = {
         "kind": "demo",
         "seed": seed,
-        "data": {"source": "digits", "fingerprint": _fingerprint()},
+        "data": {"source": "digits", "fingerprint": fingerprint()},
         "ancestry": {**ancestry.identity, "top1": teacher},
         "genes": {
             name: {
@@ -171,11 +171,12 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
+    """Of the digits."""
     return open_data(DataSpec(**DATA))[0].fingerprint()
 
 
-def _workers() -> ProcessPoolExecutor:
+def workers() -> ProcessPoolExecutor:
     """Processes of one thread each: on small models they are faster than threads, and every machine adds alike."""
     return ProcessPoolExecutor(
         max_workers=min(2, os.cpu_count() or 1),

@@ -20,7 +20,6 @@ from learngene.shape import ViTShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CHOSEN = "#0072b2"
 """The highlighted path."""
@@ -31,8 +30,12 @@ BLOCK, PITCH, FAN = 0.6, 1.55, 0.13
 """Width of a block, distance of rows, and distance of the lines that leave a block; blocks are 1 apart."""
 ENDS = 0.62
 """Distance of stem and head from the row's ends."""
+LEFT, RIGHT, BELOW, ABOVE = 2.3, 1.05, 1.15, 0.5
+"""Room around the centres of the blocks, the caption's included."""
 INCH = 0.78
 """Inches between two blocks of the deepest row."""
+LEAST, PLOT, PLOT_HEIGHT, TITLE, MARGIN = 5.6, 5.0, 3.1, 0.42, 0.12
+"""Inches: least width of the drawing, width and least height of the plot, height of the title, margin of the text."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class _Layout:
     def length(self) -> int:
         """Blocks of the deepest row."""
         return max(row.depth for row in self.rows)
+
+    @property
+    def width(self) -> float:
+        """Of the drawing, labels included."""
+        return self.length + LEFT + RIGHT
+
+    @property
+    def height(self) -> float:
+        """Of the drawing, caption included."""
+        return (len(self.rows) - 1) * PITCH + BELOW + ABOVE
 
     def x(self, row: int, block: int) -> float:
         """Centre of a block; the blocks of a shallower row stand further apart."""
@@ -71,14 +84,13 @@ def pool_picture(gene: GeneHeader | str | Path, out: Path, path: str | None = No
     Args:
         gene: The header of a gene of Learngene Pool or SN-Net, or the gene file.
         out: PNG file to write.
-        path: Name of the path to highlight, such as ``4+2``; by default one in the middle of the pool.
+        path: Name of the path to highlight, such as ``4+2``; by default one that takes as much of every row.
 
     Raises:
         LearngeneError: If the gene has no rows, or the pool no such path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     header = gene if isinstance(gene, GeneHeader) else read_header(gene)
     kind, auxiliary = header.method, header.shape
@@ -88,40 +100,46 @@ def pool_picture(gene: GeneHeader | str | Path, out: Path, path: str | None = No
             "descendant folder, see `learngene expand`"
         )
     paths = kind.paths(auxiliary)
-    chosen = _middle(kind, auxiliary) if path is None else kind.path_of(auxiliary, kind.named_shape(auxiliary, path))
+    chosen = _example(kind, auxiliary) if path is None else kind.path_of(auxiliary, kind.named_shape(auxiliary, path))
     scores = {each["path"]: float(each["top1"]) for each in header.metadata.get("paths", [])}
     points = {each: _point(kind, auxiliary, each, scores) for each in paths}
     measured = {each: (params, top1) for each, (params, top1) in points.items() if top1 is not None}
 
     layout = _Layout(kind.row_shapes(auxiliary))
-    drawing = (layout.length + 3.2) * INCH, (len(layout.rows) * PITCH + 0.6) * INCH
-    plot = 4.6 if measured else 0.0
-    size = max(drawing[0] + plot, 6.0), max(drawing[1] + 0.6, 3.6 if measured else 0.0)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03))
+    wide, high = max(layout.width * INCH, LEAST), layout.height * INCH
+    whole = wide + (PLOT if measured else 0.0), max(high, PLOT_HEIGHT if measured else 0.0) + TITLE
+    figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
-    ratios = [drawing[0], plot] if measured else [1.0]
-    left, *right = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+
+    def place(x: float, y: float, width: float, height: float) -> Axes:
+        return figure.add_axes((x / whole[0], y / whole[1], width / whole[0], height / whole[1]))
+
+    left = place(0, whole[1] - TITLE - high, wide, high)
     _draw_rows(left, layout)
     _draw_stitches(left, layout, kind, auxiliary)
     _draw_path(left, layout, chosen)
-    if right:
-        _draw_scores(right[0], kind, measured, chosen)
+    if measured:
+        _draw_scores(place(wide + 0.65, 0.55, PLOT - 0.8, whole[1] - TITLE - 0.6), kind, measured, chosen)
+    count = f"{len(paths)} paths through {len(layout.rows)} rows, {_size(header.stored_params)} stored"
+    figure.text(MARGIN / whole[0], 1 - 0.12 / whole[1], f"{kind.title}: {count}", fontsize=11, va="top")
     params, top1 = points[chosen]
     scored = "" if top1 is None else f", top-1 {top1:.1f} %"
-    count = f"{len(paths)} paths through {len(layout.rows)} rows, {header.stored_params / 1e6:.1f} M parameters stored"
-    figure.suptitle(f"{kind.title}: {count}", fontsize=11, x=0.015, ha="left")
     full = kind.name_of(auxiliary, chosen).replace("+", " + ")
-    _caption(figure, f"blue: path {kind.counts(chosen)} ({full}), {_size(params)}{scored}")
+    caption = f"blue: path {kind.counts(chosen)} ({full}), {_size(params)}{scored}"
+    caption += "\nneighbouring lines of one colour share a stitch layer"
+    low = whole[1] - TITLE - high
+    figure.text(MARGIN / whole[0], (low + 0.1) / whole[1], caption, fontsize=9, color="#333333", linespacing=1.4)
     save_png(figure, out)
 
 
-def _middle(kind: Rows, auxiliary: ViTShape) -> Route:
-    """A path with a stitch, as deep as the auxiliary shape if there is one, in the middle of those."""
-    stitched = [path for path in kind.paths(auxiliary) if len(path) > 1]
-    depths = {path: sum(stop.last - stop.first + 1 for stop in path) for path in stitched}
-    nearest = min(abs(depth - auxiliary.depth) for depth in depths.values())
-    alike = [path for path in stitched if abs(depths[path] - auxiliary.depth) == nearest]
-    return alike[len(alike) // 2]
+def _example(kind: Rows, auxiliary: ViTShape) -> Route:
+    """A path through most rows, about as deep as the auxiliary shape, with an equal share of every row."""
+
+    def rank(path: Route) -> tuple[int, int, int]:
+        counts = [stop.last - stop.first + 1 for stop in path]
+        return -len(path), abs(sum(counts) - auxiliary.depth), max(counts) - min(counts)
+
+    return min(kind.paths(auxiliary), key=rank)
 
 
 def _point(kind: Rows, auxiliary: ViTShape, path: Route, scores: dict[str, float]) -> tuple[int, float | None]:
@@ -131,11 +149,7 @@ def _point(kind: Rows, auxiliary: ViTShape, path: Route, scores: dict[str, float
 
 
 def _size(params: int) -> str:
-    return f"{params / 1e6:.1f} M parameters" if params >= 1e5 else f"{params / 1e3:.1f} K parameters"
-
-
-def _caption(figure: Figure, chosen: str) -> None:
-    figure.supxlabel(f"{chosen}\nstitches of one colour share a layer", fontsize=9, x=0.015, ha="left", color="#333333")
+    return f"{params / 1e6:.1f} M parameters" if params >= 1e6 else f"{params / 1e3:.1f} K parameters"
 
 
 # -- rows and stitches -----------------------------------------------------------------------------------
@@ -153,9 +167,9 @@ def _draw_rows(axis: Axes, layout: _Layout) -> None:
         label = f"{shape.num_heads} heads\n{_size(shape.params()).removesuffix(' parameters')}"
         axis.text(-ENDS - 0.42, y + 0.03, f"width {shape.embed_dim}", ha="right", va="bottom", fontsize=10.5)
         axis.text(-ENDS - 0.42, y - 0.03, label, ha="right", va="top", fontsize=8, color=GREY)
-    axis.set_xlim(-ENDS - 1.75, layout.length + ENDS + 0.45)
-    axis.set_ylim(-0.6, (len(layout.rows) - 1) * PITCH + 0.5)
-    axis.set_aspect("equal")
+    axis.set_xlim(-LEFT, layout.length + RIGHT)
+    axis.set_ylim(-BELOW, (len(layout.rows) - 1) * PITCH + ABOVE)
+    axis.set_aspect("equal", anchor="W")
     axis.axis("off")
 
 

@@ -66,7 +66,6 @@ def demo_page(result: dict[str, Any], plot: Path, path: Path) -> None:
         plot: The PNG of ``demo_plot``.
         path: HTML file to write.
     """
-    picture = base64.b64encode(plot.read_bytes()).decode()
     epochs = result["tune_epochs"]
     headings = [
         "depth",
@@ -92,8 +91,83 @@ def demo_page(result: dict[str, Any], plot: Path, path: Path) -> None:
     )
     budgets = "".join(f"<li>{html.escape(text)}: {depth} layers" for text, depth in result["budgets"].items())
     ancestry = result["ancestry"]
+    intro = f"""The ancestry model ({html.escape(ancestry["name"])}, top-1 {ancestry["top1"]:.1f} % on scikit-learn's
+digits) was condensed by distillation, without labels, into two small genes. Each gene was expanded into models of
+{len(result["rows"])} depths, which were scored as they are, and after {epochs} epochs of fine-tuning."""
+    after = f"""<p>Accuracies are top-1 in percent on the validation digits, one seed ({result["seed"]}).</p>
+<h2>Budgets</h2><ul>{budgets}</ul>
+<h2>Next</h2>
+<p><code>learngene plan GENE --max-params 10M</code> lists the shapes that fit;
+<code>learngene expand GENE --depth 10 --out DIR</code> makes one;
+<code>learngene finetune --model DIR --data YOUR_IMAGES --out RUN</code> tunes it.</p>"""
+    table = f"<table><tr>{''.join(f'<th>{heading}' for heading in headings)}{body}</table>"
+    caption = "accuracy over depth, and parameters to store"
+    text = _page("One model in, every depth out", intro, f"<ul>{genes}</ul>", plot, caption, table + after, result)
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
+def pool_plot(result: dict[str, Any], path: Path) -> None:
+    """Draws accuracy against parameters for every path of a pool and of an SN-Net.
+
+    Args:
+        result: The content of the pool demo's ``demo.json``.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = result["rows"]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.axhline(result["ancestry"]["top1"], color="#2e7d32", lw=1)
+    params = [row["params"] / 1e6 for row in rows]
+    axis.text(params[0], result["ancestry"]["top1"] + 0.2, "ancestry", color="#2e7d32", fontsize=9)
+    for key, label, color, marker in (("pool", "Learngene Pool", "#1b6ca8", "o"), ("sn_net", "SN-Net", "#c4622d", "s")):
+        values = [row[key] for row in rows]
+        axis.plot(params, values, "-", color=color, marker=marker, ms=5, lw=1.2, label=label)
+    for row in (rows[0], rows[-1]):
+        place: Any = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axis.annotate(row["blocks"], (row["params"] / 1e6, row["pool"]), **place)
+    axis.set(xlabel="parameters of the path, M", ylabel="top-1 on digits, %")
+    axis.legend(fontsize=8, loc="lower right", frameon=False)
+    axis.set_title(f"One pool, {len(rows)} models", fontsize=11, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    save_png(figure, path)
+
+
+def pool_page(result: dict[str, Any], plot: Path, path: Path) -> None:
+    """Writes one self-contained HTML page with the plot and the table of the pool demo.
+
+    Args:
+        result: The content of ``demo.json``.
+        plot: The PNG of ``pool_plot``.
+        path: HTML file to write.
+    """
+    epochs, ancestry = result["epochs"], result["ancestry"]
+    intro = f"""A ViT of {ancestry["depth"]} layers (top-1 {ancestry["top1"]:.1f} % on scikit-learn's digits) was
+distilled for {epochs["rows"]} epochs into two rows of blocks. Stitch layers lead from the narrow row to the wide one,
+and paths through both were tuned together for {epochs["paths"]} epochs. Every path is a model; none was tuned by
+itself. The SN-Net has the same rows, trained without an ancestry for {epochs["anchors"]} epochs."""
+    body = "".join(
+        f"<tr><td>{row['blocks']}<td>{row['path']}<td>{row['params'] / 1e6:.3f} M<td>{row['macs'] / 1e6:.2f} M"
+        f"<td>{row['pool']:.1f}<td>{row['sn_net']:.1f}"
+        for row in result["rows"]
+    )
+    headings = ("blocks", "path", "params", "MACs", "pool", "SN-Net")
+    budgets = "".join(f"<li>{html.escape(text)}: {name}" for text, name in result["budgets"].items())
+    after = f"""<p>Accuracies are top-1 in percent on the validation digits, one seed ({result["seed"]}). Blocks are
+those taken of the narrow and of the wide row.</p><h2>Budgets</h2><ul>{budgets}</ul>"""
+    table = f"<table><tr>{''.join(f'<th>{heading}' for heading in headings)}{body}</table>"
+    text = _page("One pool, every size between", intro, "", plot, "accuracy over parameters", table + after, result)
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
+def _page(title: str, intro: str, before: str, plot: Path, caption: str, after: str, result: dict[str, Any]) -> str:
+    """A self-contained page: a title and a paragraph, a picture, and HTML before and after it."""
+    picture = base64.b64encode(plot.read_bytes()).decode()
     where = html.escape(f"{result['environment']['processor']}, torch {result['environment']['versions']['torch']}")
-    text = f"""<!doctype html>
+    return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>learngene demo</title>
 <style>
@@ -102,20 +176,11 @@ img {{ max-width: 100% }} table {{ border-collapse: collapse; font-variant-numer
 th, td {{ text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #ddd }} th {{ font-weight: 600 }}
 code {{ background: #f4f4f4; padding: .1rem .3rem }} footer {{ color: #777; font-size: .85rem; margin-top: 2rem }}
 </style>
-<h1>One model in, every depth out</h1>
-<p>The ancestry model ({html.escape(ancestry["name"])}, top-1 {ancestry["top1"]:.1f} % on scikit-learn's digits) was
-condensed by distillation, without labels, into two small genes. Each gene was expanded into models of
-{len(result["rows"])} depths, which were scored as they are, and after {epochs} epochs of fine-tuning.</p>
-<ul>{genes}</ul>
-<img src="data:image/png;base64,{picture}" alt="accuracy over depth, and parameters to store">
-<table><tr>{"".join(f"<th>{heading}" for heading in headings)}{body}</table>
-<p>Accuracies are top-1 in percent on the validation digits, one seed ({result["seed"]}).</p>
-<h2>Budgets</h2><ul>{budgets}</ul>
-<h2>Next</h2>
-<p><code>learngene plan GENE --max-params 10M</code> lists the shapes that fit;
-<code>learngene expand GENE --depth 10 --out DIR</code> makes one;
-<code>learngene finetune --model DIR --data YOUR_IMAGES --out RUN</code> tunes it.</p>
+<h1>{title}</h1>
+<p>{intro}</p>
+{before}
+<img src="data:image/png;base64,{picture}" alt="{caption}">
+{after}
 <footer>{where}; everything on this page comes from demo.json.</footer>
 </html>
 """
-    write_file(path, lambda temporary: temporary.write_text(text))

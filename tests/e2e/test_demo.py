@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = sklearn.datasets.load_digits()
     digits.images, digits.target = digits.images[:200], digits.target[:200]
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
-    monkeypatch.setattr(demo, "_workers", Here)
+    monkeypatch.setattr(demo, "workers", Here)
     monkeypatch.setattr(demo, "DEPTHS", (3, 7))
     monkeypatch.setattr(demo, "EPOCHS", 1)
     for name in ("ANCESTRY_TRAIN", "CONDENSE_TRAIN"):

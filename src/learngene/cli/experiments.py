@@ -10,18 +10,30 @@ from typing import Annotated
 import typer
 
 from learngene.cli.app import Overrides, RecipeFile, app
-from learngene.errors import LearngeneError, RecipeError
+from learngene.errors import LearngeneError, RecipeError, nearest
+
+DEMOS = ("genes", "pool")
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="where the page, plot and results go")] = Path("demo-output"),
+    method: Annotated[str, typer.Option(help="genes (TLEG and SWS) or pool")] = "genes",
+    out: Annotated[
+        Path | None, typer.Option(help="where page, plot and results go; demo-output or demo-output-pool by default")
+    ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same table", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Condense a digits classifier into two genes and compare ViTs of six depths, in about two minutes."""
-    from learngene.demo import run_demo
+    """Condense a digits classifier into two genes, or a pool, and compare the ViTs they make, in about two minutes."""
+    if method == "genes":
+        from learngene.demo import run_demo
 
-    run_demo(out, seed)
+        run_demo(out or Path("demo-output"), seed)
+    elif method == "pool":
+        from learngene.demo_pool import run_pool_demo
+
+        run_pool_demo(out or Path("demo-output-pool"), seed)
+    else:
+        raise LearngeneError(f"--method {method}: there is a demo of genes and one of pool{nearest(method, DEMOS)}")
 
 
 DataFolder = Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")]
