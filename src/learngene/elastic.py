@@ -5,6 +5,7 @@ Every path is an ordinary model whose parameters are the gene's own tensors, so 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from jaxtyping import Float
@@ -62,10 +63,7 @@ class ElasticViT(nn.Module):
             LearngeneError: If the pool has no such path, or none that fits.
         """
         if isinstance(path, Budget):
-            fitting = plan(self.gene, path)
-            if not fitting:
-                raise LearngeneError(f"elastic: no path fits {path}; paths() lists them all")
-            path = fitting[0].shape
+            path = self._best(path)
         elif isinstance(path, str):
             path = self.gene.method.named_shape(self.gene.shape, path)
         if path not in self._views:
@@ -75,7 +73,20 @@ class ElasticViT(nn.Module):
 
     def paths(self) -> list[Candidate]:
         """Every path with its parameters, multiply-adds and measured accuracy, best first."""
+        return list(self._candidates)
+
+    @functools.cached_property
+    def _candidates(self) -> list[Candidate]:
         return plan(self.gene)
+
+    def _best(self, budget: Budget) -> Shape:
+        limits = {"params": budget.max_params, "macs": budget.max_macs}
+        # Sizes are known beforehand, so that a switch takes no time; only latencies have to be measured.
+        fitting = self._candidates if budget.max_latency is None else plan(self.gene, budget)
+        for candidate in fitting:
+            if all(limit is None or getattr(candidate, name) <= limit for name, limit in limits.items()):
+                return candidate.shape
+        raise LearngeneError(f"elastic: no path fits {budget}; paths() lists them all")
 
     def views(self) -> dict[Shape, nn.Module]:
         """The model of every path, all of which share the gene's parameters."""

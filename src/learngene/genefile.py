@@ -202,6 +202,12 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     for key in ("ancestry", "data", "training", "accuracy"):
         if not isinstance(metadata.get(key, {}), dict):
             raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
+    paths = metadata.get("paths", [])
+    if not isinstance(paths, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("path"), str) and isinstance(each.get("top1"), int | float)
+        for each in paths
+    ):
+        raise GeneFileError(f"{path}: metadata entry 'paths' must be a list of objects with 'path' and 'top1'")
     entries: dict[str, dict[str, type | UnionType]] = {
         "ancestry": {"name": str, "tag": str, "sha256": str},
         "data": {"source": list},

@@ -299,8 +299,14 @@ class ViTShape:
         import torch
         from timm.models.vision_transformer import VisionTransformer
 
-        with torch.device("meta"):
-            return VisionTransformer(**self.timm_kwargs(), weight_init="skip", **parts)
+        from learngene.models.undrawn import Undrawn
+
+        arguments = self.timm_kwargs() | {"weight_init": "skip"}
+        with Undrawn():
+            if not parts:  # telling timm is faster than telling torch, which then looks at every operation
+                return VisionTransformer(**arguments, device="meta")
+            with torch.device("meta"):
+                return VisionTransformer(**arguments, **parts)
 
     def __str__(self) -> str:
         token = ", class token" if self.class_token else ""

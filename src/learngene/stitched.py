@@ -235,12 +235,11 @@ class StitchedShape:
 
     def skeleton(self) -> StitchedViT:
         """The model on the meta device: structure without memory or initialisation."""
-        import torch
-
         from learngene.models.stitched import StitchedViT
+        from learngene.models.undrawn import Undrawn
 
-        with torch.device("meta"):
-            return StitchedViT(**self.timm_kwargs(), weight_init="skip")
+        with Undrawn():
+            return StitchedViT(**self.timm_kwargs(), weight_init="skip", device="meta")
 
     def __str__(self) -> str:
         token = ", class token" if self.class_token else ""

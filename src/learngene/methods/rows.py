@@ -7,6 +7,7 @@ first row's stem and ends with the last row's norm and head. Blocks count from 0
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,6 +166,9 @@ class Rows(Method):
 
     def paths(self, auxiliary: ViTShape) -> list[Path]:
         """All paths: whole rows, then those with one stitch, then those with two, and so on."""
+        return list(_paths(self, auxiliary))
+
+    def _listed(self, auxiliary: ViTShape) -> list[Path]:
         depths = [row.depth for row in self.row_shapes(auxiliary)]
         paths: list[Path] = [(Stop(row, 0, depth - 1),) for row, depth in enumerate(depths)]
         open_paths: list[Path] = list(paths)
@@ -372,6 +376,12 @@ class Rows(Method):
             layer = self.stitches(auxiliary, a.row, b.row)[a.last, b.first]
             entered.append(f"stitch.{a.row}.{b.row}.{layer}")
         return list(zip(path, entered, strict=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _paths(method: Rows, auxiliary: ViTShape) -> tuple[Path, ...]:
+    """The paths of a pool, which are asked for whenever one of them is named or made."""
+    return tuple(method._listed(auxiliary))
 
 
 def _row(name: str, given: Any) -> Row:

@@ -33,7 +33,7 @@ class StitchedBlock(Block):
             **block: Arguments of timm's ``Block``.
         """
         super().__init__(dim=dim, **block)
-        self.stitch = nn.Linear(entered_from, dim)
+        self.stitch = nn.Linear(entered_from, dim, device=block.get("device"))
 
     def forward(
         self, x: Float[Tensor, "batch tokens before"], *args: Any, **kwargs: Any
@@ -56,6 +56,7 @@ class StitchedViT(VisionTransformer):
         mlp_ratio: float = 4.0,
         final_norm: bool = True,
         weight_init: str = "",
+        device: Any = None,
         **vit: Any,
     ) -> None:
         """Builds timm's model at the first segment's width and continues it at the others'.
@@ -65,16 +66,18 @@ class StitchedViT(VisionTransformer):
             mlp_ratio: Of every block.
             final_norm: Whether the last segment's final norm is applied.
             weight_init: As timm's; ``skip`` leaves the weights as their layers made them.
+            device: Where the parameters lie.
             **vit: Other arguments of timm's ``VisionTransformer`` that do not concern width, depth and heads.
         """
         parts = [each if isinstance(each, Segment) else Segment(*each) for each in segments]
         first, last = parts[0], parts[-1]
         size = {"embed_dim": first.embed_dim, "depth": first.depth, "num_heads": first.num_heads}
-        super().__init__(**size, mlp_ratio=mlp_ratio, final_norm=final_norm, weight_init="skip", **vit)
+        vit |= {"mlp_ratio": mlp_ratio, "final_norm": final_norm, "device": device}
+        super().__init__(**size, weight_init="skip", **vit)
         blocks = list(self.blocks)
         for before, part in itertools.pairwise(parts):
             block: dict[str, Any] = {"num_heads": part.num_heads, "mlp_ratio": mlp_ratio, "qkv_bias": True}
-            block["norm_layer"] = LayerNorm
+            block |= {"norm_layer": LayerNorm, "device": device}
             blocks.append(StitchedBlock(before.embed_dim, part.embed_dim, **block))
             blocks += [Block(part.embed_dim, **block) for _ in range(part.depth - 1)]
         self.blocks = nn.Sequential(*blocks)
@@ -85,8 +88,9 @@ class StitchedViT(VisionTransformer):
         self.num_features = self.head_hidden_size = self.embed_dim = last.embed_dim
         for name in ("norm", "fc_norm"):
             if not isinstance(getattr(self, name), nn.Identity):
-                setattr(self, name, LayerNorm(last.embed_dim))
-        self.head = nn.Linear(last.embed_dim, self.num_classes) if self.num_classes else nn.Identity()
+                setattr(self, name, LayerNorm(last.embed_dim, device=device))
+        head = nn.Linear(last.embed_dim, self.num_classes, device=device) if self.num_classes else nn.Identity()
+        self.head = head
         if weight_init != "skip":
             self.init_weights(weight_init)
 
