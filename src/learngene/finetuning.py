@@ -225,7 +225,7 @@ def stage_name(model: TimmModel) -> str:
     """What to call a model while it trains."""
     record = getattr(model, "learngene", {})
     if "shape" in record:
-        return f"{record.get('method')}-{record['shape']['depth']}"
+        return f"{record.get('method')}-{shape_from(record['shape']).depth}"
     return str(model.pretrained_cfg.get("architecture", type(model).__name__))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learngene.gene import Learngene
 from learngene.methods import METHODS
+from learngene.methods.rows import Rows
 from learngene.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
@@ -19,23 +20,28 @@ PARAMS = [name for names in MODULE_PARAMS.values() for name in names]
 ORDINARY = ("cls_token", "pos_embed", "patch_embed", "norm", "head")
 
 
-def plain_vit(w: dict[str, Tensor], images: Tensor, depth: int, heads: int, ending: str) -> Tensor:
-    """A ViT without class token, from the textbook."""
+def plain_vit(w: dict[str, Tensor], images: Tensor, depth: int, head_dim: int, ending: str) -> Tensor:
+    """A ViT without class token, from the textbook; a stitch layer before a block leads into another width."""
     x = F.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=4).flatten(2).transpose(1, 2)
     x = x + w["pos_embed"]
     count, tokens, width = x.shape
     for i in range(depth):
         p = {name: w[f"blocks.{i}.{name}"] for name in PARAMS}
+        if f"blocks.{i}.stitch.weight" in w:
+            x = F.linear(x, w[f"blocks.{i}.stitch.weight"], w[f"blocks.{i}.stitch.bias"])
+            width = x.shape[-1]
         y = F.layer_norm(x, (width,), p["norm1.weight"], p["norm1.bias"], eps=1e-6)
-        qkv = F.linear(y, p["attn.qkv.weight"], p["attn.qkv.bias"]).view(count, tokens, 3, heads, width // heads)
+        qkv = F.linear(y, p["attn.qkv.weight"], p["attn.qkv.bias"]).view(count, tokens, 3, width // head_dim, head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attention = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)
+        attention = (q @ k.transpose(-1, -2) / head_dim**0.5).softmax(-1)
         y = (attention @ v).transpose(1, 2).reshape(count, tokens, width)
         x = x + F.linear(y, p["attn.proj.weight"], p["attn.proj.bias"])
         y = F.layer_norm(x, (width,), p["norm2.weight"], p["norm2.bias"], eps=1e-6)
         y = F.gelu(F.linear(y, p["mlp.fc1.weight"], p["mlp.fc1.bias"]))
         x = x + F.linear(y, p["mlp.fc2.weight"], p["mlp.fc2.bias"])
-    if ending == "official":
+    if "norm.weight" not in w:
+        x = x.mean(dim=1)
+    elif ending == "official":
         x = F.layer_norm(x.mean(dim=1), (width,), w["norm.weight"], w["norm.bias"], eps=1e-6)
     else:
         x = F.layer_norm(x, (width,), w["norm.weight"], w["norm.bias"], eps=1e-6).mean(dim=1)
@@ -92,7 +98,7 @@ def test_logits_are_those_of_a_vit_written_by_hand(
     gene = pico_gene(name, settings)
     shape = pico_shape(depth=depth, ending=ending)
     images = batch(shape, 4)
-    expected = plain_vit(plain_weights(gene, depth, sources), images, depth, 2, ending)
+    expected = plain_vit(plain_weights(gene, depth, sources), images, depth, 8, ending)
     torch.testing.assert_close(gene(images, shape), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gene.expand(shape)(images), expected, rtol=1e-4, atol=1e-5)
 
@@ -105,16 +111,97 @@ def test_gradients_are_those_of_plain_autograd(
     shape = pico_shape(depth=depth)
     images = batch(shape, 4)
     ours = torch.autograd.grad(gene(images, shape).square().sum(), gene.tensors().values(), allow_unused=True)
-    plain = plain_vit(plain_weights(gene, depth, sources), images, depth, 2, "aligned").square().sum()
+    plain = plain_vit(plain_weights(gene, depth, sources), images, depth, 8, "aligned").square().sum()
     theirs = torch.autograd.grad(plain, gene.tensors().values(), allow_unused=True, materialize_grads=True)
     for key, mine, other in zip(gene.tensors(), ours, theirs, strict=True):
         expected = torch.zeros_like(other) if mine is None else mine
         torch.testing.assert_close(expected, other, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
 
 
+# -- the paths of a pool -----------------------------------------------------------------------------------
+
+PATHS: dict[str, tuple[dict[str, Any], str, list[tuple[str, int, int]]]] = {
+    "4+0": ({}, "4+0", [("row0", 1, 4)]),
+    "0+4": ({}, "0+4", [("row1", 1, 4)]),
+    "1+4": ({}, "1+4", [("row0", 1, 1), ("stitch.0.1.0, row1", 1, 4)]),
+    "1+3": ({}, "1+3", [("row0", 1, 1), ("stitch.0.1.0, row1", 2, 4)]),
+    "2+2": ({}, "2+2", [("row0", 1, 2), ("stitch.0.1.1, row1", 3, 4)]),
+    "3+3": ({}, "3+3", [("row0", 1, 3), ("stitch.0.1.1, row1", 2, 4)]),
+    "4+2": ({}, "4+2", [("row0", 1, 4), ("stitch.0.1.2, row1", 3, 4)]),
+    "no final norm": ({"final_norm": False}, "3+1", [("row0", 1, 3), ("stitch.0.1.2, row1", 4, 4)]),
+    "whole row of a pool without final norm": ({"final_norm": False}, "0+4", [("row1", 1, 4)]),
+    "down": ({"direction": "down"}, "16:1-3+8:2-4", [("row1", 1, 3), ("stitch.1.0.1, row0", 2, 4)]),
+    "through three rows": (
+        {"rows": (8, 16, 24), "nearest": False, "max_stitches": 2},
+        "8:1-1+16:2-3+24:4-4",
+        [("row0", 1, 1), ("stitch.0.1.0, row1", 2, 3), ("stitch.1.2.2, row2", 4, 4)],
+    ),
+    "past a row": (
+        {"rows": (8, 16, 24), "nearest": False},
+        "8:1-2+24:2-4",
+        [("row0", 1, 2), ("stitch.0.2.0, row2", 2, 4)],
+    ),
+    "rows of unequal depth": (
+        {"rows": ((8, 2, 1), 16)},
+        "8:1-1+16:3-4",
+        [("row0", 1, 1), ("stitch.0.1.0, row1", 3, 4)],
+    ),
+}
+"""Settings, a path's name, and its segments: what leads into a row, and the row's blocks counted from 1."""
+
+
+def pool_of(settings: dict[str, Any]) -> Learngene:
+    """A gene whose rows have 4 blocks, the last of which is the auxiliary model."""
+    rows = settings.get("rows", (8, 16))
+    name = "sn-net" if isinstance(rows[0], tuple) else "pool"
+    return pico_gene(name, {"rows": rows, **settings}, embed_dim=rows[-1], num_heads=rows[-1] // 8)
+
+
+def plain_path(gene: Learngene, segments: list[tuple[str, int, int]], norm: bool) -> dict[str, Tensor]:
+    """Weights of a path: the first row's stem, blocks and stitch layers one after the other, the last row's end."""
+    t, first, last = gene.tensors(), segments[0][0], segments[-1][0].split()[-1]
+    stem = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    out = {name: t[f"{first}.{name}"] for name in stem}
+    i = 0
+    for source, begin, end in segments:
+        *stitch, row = source.split(", ")
+        out |= {f"blocks.{i}.stitch.{kind}": t[f"{stitch[0]}.{kind}"] for kind in ("weight", "bias") if stitch}
+        for block in range(begin - 1, end):
+            out |= {f"blocks.{i}.{name}": t[f"{row}.blocks.{block}.{name}"] for name in PARAMS}
+            i += 1
+    ending = ("norm.weight", "norm.bias") if norm else ()
+    return out | {name: t[f"{last}.{name}"] for name in (*ending, "head.weight", "head.bias")}
+
+
+@pytest.mark.parametrize("ending", ["aligned", "official"])
+@pytest.mark.parametrize(("settings", "path", "segments"), PATHS.values(), ids=PATHS)
+def test_a_path_is_its_blocks_and_stitches_one_after_the_other(
+    settings: dict[str, Any], path: str, segments: list[tuple[str, int, int]], ending: str
+) -> None:
+    """Weights, logits and gradients; what the path does not pass gets no gradient at all."""
+    gene = pool_of(settings)
+    shape = gene.method.named_shape(gene.shape, path).replace(ending=ending)
+    expected = plain_path(gene, segments, norm=settings.get("final_norm", True) or len(segments) == 1)
+    found = {key.replace("fc_norm.", "norm."): value for key, value in gene.weights(shape).items()}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+    images = batch(gene.shape, 4)
+    logits = plain_vit(expected, images, shape.depth, 8, ending)
+    torch.testing.assert_close(gene(images, shape), logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gene.expand(shape)(images), logits, rtol=1e-4, atol=1e-5)
+    ours = torch.autograd.grad(gene(images, shape).square().sum(), gene.tensors().values(), allow_unused=True)
+    theirs = torch.autograd.grad(logits.square().sum(), gene.tensors().values(), allow_unused=True)
+    for key, mine, other in zip(gene.tensors(), ours, theirs, strict=True):
+        assert (mine is None) == (other is None), key
+        if mine is not None and other is not None:
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+# -- what is trained ---------------------------------------------------------------------------------------
+
 CONDENSED: dict[str, dict[str, Any]] = {
     "tleg": {}, "sws": {"stages": (2, 2)}, "simple-lg": {}, "share-init": {}, "pre-fin": {}, "distilled": {},
-    "mini-init": {"blocks": 2},
+    "mini-init": {"blocks": 2}, "pool": {"rows": (8, 16)}, "sn-net": {"rows": ((8, 2, 1), 16)},
 }  # fmt: skip
 
 
@@ -145,8 +232,11 @@ def test_the_auxiliary_model_of_mini_init_is_more_than_a_descendant_can_be() -> 
 
 @pytest.mark.parametrize("name", CONDENSED)
 def test_gradients_reach_every_tensor_of_what_is_trained(name: str) -> None:
+    """At the auxiliary shape; what has rows is trained along all its paths, one at a step, and together they do."""
     gene = pico_gene(name, CONDENSED[name])
-    gene(batch(gene.shape, 4)).square().sum().backward()
+    images, kind = batch(gene.shape, 4), gene.method
+    for shape in kind.shapes(gene.shape, gene.shape) if isinstance(kind, Rows) else [None]:
+        gene(images, shape).square().sum().backward()
     untouched = [key for key, value in gene.tensors().items() if value.grad is None or not value.grad.any()]
     assert untouched == []
 

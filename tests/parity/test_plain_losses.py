@@ -38,8 +38,13 @@ def kl_tleg(s: Tensor, t: Tensor, tau: float) -> Tensor:
 
 
 def cross_entropy_sws(s: Tensor, t: Tensor, tau: float) -> Tensor:
-    """Equation 2: soft cross-entropy."""
+    """SWS's equation 2 and Learngene Pool's equation 3: soft cross-entropy."""
     return -((t / tau).softmax(-1) * (s / tau).softmax(-1).log()).sum() / BATCH
+
+
+def mean_cross_entropy_pool(s: Tensor, t: Tensor, tau: float) -> Tensor:
+    """Learngene Pool's code: soft cross-entropy, averaged over batch and classes."""
+    return cross_entropy_sws(s, t, tau) / CLASSES
 
 
 PRESETS: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
@@ -47,6 +52,8 @@ PRESETS: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
     "sws-official": (kl_official, 1.0),
     "tleg-paper": (kl_tleg, 0.5),
     "sws-paper": (cross_entropy_sws, 0.5),
+    "pool": (cross_entropy_sws, 0.9),
+    "pool-official": (mean_cross_entropy_pool, 0.9),
 }
 
 
@@ -113,6 +120,8 @@ def test_losses_are_computed_in_full_precision(dtype: torch.dtype) -> None:
         ("sws-official", (1.0, 1.0, "teacher-student", True, "numel")),
         ("tleg-paper", (0.5, 1.0, "student-teacher", False, "batch")),
         ("sws-paper", (0.5, 1.0, "cross-entropy", False, "batch")),
+        ("pool", (0.9, 1.0, "cross-entropy", False, "batch")),
+        ("pool-official", (0.9, 1.0, "cross-entropy", False, "numel")),
         (None, (1.0, 1.0, "teacher-student", True, "numel")),
     ],
 )
@@ -122,7 +131,7 @@ def test_the_presets_say_what_the_papers_and_the_code_do(preset: str | None, exp
 
 
 def test_every_method_names_a_preset() -> None:
-    taught = {"tleg": "tleg-official", "sws": "sws-official", "distilled": "tleg-official"}
+    taught = {"tleg": "tleg-official", "sws": "sws-official", "distilled": "tleg-official", "pool": "pool"}
     assert {name: method(name).distillation for name in METHODS} == {**dict.fromkeys(METHODS, "none"), **taught}
     assert {method(name).distillation for name in METHODS} <= set(Distill.presets)
 

@@ -93,21 +93,22 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
-def test_the_examples_run_as_they_stand(name: str, cli: CLI, workplace: Path) -> None:
+@pytest.mark.parametrize(("name", "programs"), [("README.md", 1), ("docs/guide.md", 1), ("docs/pool.md", 5)])
+def test_the_examples_run_as_they_stand(name: str, programs: int, cli: CLI, workplace: Path) -> None:
     counts = {"bash": 0, "python": 0, "yaml": 0}
+    names: dict[str, object] = {"__name__": "example"}  # a document's programs follow each other
     for block in blocks(ROOT / name):
         if block.language == "bash":
             counts["bash"] += run_shell(block.text, cli)
         elif block.language == "python":
-            exec(compile(block.text, f"{name} (python)", "exec"), {"__name__": "example"})
+            exec(compile(block.text, f"{name} (python)", "exec"), names)
             counts["python"] += 1
         elif block.language == "yaml":
             recipe = build_recipe(yaml.safe_load(block.text))
             assert recipe.train.epochs > 0
             counts["yaml"] += 1
     assert counts["bash"] >= 7, counts
-    assert counts["python"] == 1
+    assert counts["python"] == programs
     assert (workplace / "runs").is_dir()
 
 
@@ -152,7 +153,7 @@ def test_every_command_is_in_the_readme_and_every_method_in_its_document(cli: CL
     listed = re.findall(r"^  (\w+) {2,}", cli("--help").out, flags=re.MULTILINE)
     assert len(listed) >= 10
     assert [name for name in listed if f"| `{name}` |" not in text] == []
-    assert [name for name in ("TLEG", "SWS") if f"**{name}**" not in text] == []
+    assert [name for name in ("TLEG", "SWS", "Learngene Pool") if f"**{name}**" not in text] == []
     described = (ROOT / "docs" / "methods.md").read_text()
     assert [name for name in METHODS if f"`{name}`" not in described] == []
     assert [o for name in METHODS for o in method(name).options if f"`{o}`" not in described] == []
@@ -176,6 +177,14 @@ def anchors(document: Path) -> set[str]:
     """Names of a document's headings, as hosting sites make them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_methods_page_lists_every_setting_of_a_pool() -> None:
+    from learngene.sections import Distill, PoolSpec
+
+    text = (ROOT / "docs" / "methods.md").read_text()
+    assert [name for name in PoolSpec.model_fields if f"`{name}`" not in text] == []
+    assert [name for name in Distill.presets if f"`{name}`" not in text] == []
 
 
 def test_the_guide_lists_every_setting() -> None:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learngene import Budget, ViTShape, plan
-from learngene.budget import DEEPEST, measured_latency
+from learngene.budget import measured_latency
 from learngene.errors import LearngeneError
 from learngene.genefile import read_header
 from learngene.measure import environment
+from learngene.methods.base import DEEPEST
 from pico import pico_gene, pico_shape
 
 GENE = pico_gene("sws", {"stages": (2, 1, 1)})

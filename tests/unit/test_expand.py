@@ -15,6 +15,7 @@ from learngene.errors import LearngeneError, ShapeError
 from learngene.gene import Learngene
 from learngene.methods import method
 from learngene.shape import MODULE_PARAMS
+from learngene.stitched import Shape, StitchedShape, shape_from
 from pico import batch, pico_gene, pico_shape
 
 METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -31,6 +32,10 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "weight-subcloning": ("weight-subcloning", {}, {}),
     "pre-fin": ("pre-fin", {}, {"place": "middle"}),
     "distilled": ("distilled", {}, {"place": "last"}),
+    "pool": ("pool", {"rows": (8, 16)}, {}),
+    "pool-without-final-norm": ("pool", {"rows": (8, 16), "final_norm": False}, {}),
+    "pool-down": ("pool", {"rows": (8, 16), "direction": "down"}, {}),
+    "sn-net": ("sn-net", {"rows": ((8, 2, 1), 16)}, {}),
     "scratch": ("scratch", {}, {}),
 }
 """Name, settings and options at expansion."""
@@ -56,13 +61,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "img_size": 16,
         "num_classes": 7,
     },
+    "narrow row": {"embed_dim": 8, "num_heads": 1},
+    "path": {"path": "8:1-2+16:2-4"},
+    "path without final norm": {"path": "8:1-2+16:3-4", "final_norm": False},
+    "path down": {"path": "16:1-3+8:4-4"},
+    "path, all at once": {"path": "8:1-1+16:1-4", "ending": "official", "img_size": 16, "num_classes": 7},
+    "path without head": {"path": "8:1-2+16:2-4", "num_classes": 0},
 }
+
+
+def changed(shape: ViTShape, changes: dict[str, Any]) -> Shape:
+    """A shape with some fields changed; ``path`` makes it a stitched one."""
+    return shape_from({**shape.to_dict(), **changes})
 
 
 def makes(name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]) -> bool:
     shape = pico_shape()
     try:
-        method(name, settings).refuse(shape, shape.replace(**changes), **options)
+        method(name, settings).refuse(shape, changed(shape, changes), **options)
     except ShapeError:
         return False
     return True
@@ -91,9 +107,14 @@ def test_most_methods_make_most_shapes() -> None:
     made = {kind: sum(case.startswith(f"{kind}: ") for case in CASES) for kind in METHODS}
     assert made.pop("scratch") == len(SHAPES)
     assert made.pop("mini-init") == 6  # the trained depth and half of it
-    assert made.pop("vanilla-lg") == made.pop("sws") == len(SHAPES) - 3  # half as deep, narrower
-    assert made.pop("simple-lg") == len(SHAPES) - 4
-    assert set(made.values()) == {len(SHAPES) - 2, len(SHAPES) - 3}, made
+    # Five cases of the wide row, with other classes and images; two of the narrow row; and the paths.
+    assert made.pop("pool") == 5 + 2 + 3
+    assert made.pop("pool-without-final-norm") == made.pop("pool-down") == 5 + 2 + 1
+    assert made.pop("sn-net") == 5 + 3  # its narrow row has another depth
+    plain = sum("path" not in changes for changes in SHAPES.values())
+    assert made.pop("vanilla-lg") == made.pop("sws") == plain - 4  # half as deep, narrower
+    assert made.pop("simple-lg") == plain - 5
+    assert set(made.values()) == {plain - 3}, made
 
 
 @every_case
@@ -101,7 +122,7 @@ def test_an_expanded_model_trains_and_stock_timm_loads_it_bit_by_bit(
     name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any], tmp_path: Path
 ) -> None:
     gene = pico_gene(name, settings)
-    shape = gene.shape.replace(**changes)
+    shape = changed(gene.shape, changes)
     model = gene.expand(shape, **options)
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == shape.all_params()
     images = batch(shape)
@@ -135,6 +156,28 @@ def test_other_kinds_of_vit_are_made_alike(name: str, changes: dict[str, Any], t
     assert torch.equal(loaded(images), model(images))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"class_token": True}, {"in_chans": 1}, {"mlp_ratio": 2.7}, {"num_heads": 4}, {"patch_size": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("key", ["pool", "pool-without-final-norm", "sn-net"])
+def test_other_kinds_of_paths_are_made_alike(key: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    name, settings, _ = METHODS[key]
+    if key == "sn-net" and "num_heads" in changes:
+        settings = {"rows": ((8, 2, 2), 16)}
+    gene = pico_gene(name, settings, **changes)
+    shape = gene.method.named_shape(gene.shape, "8:1-2+16:2-4")
+    images = batch(gene.shape)
+    assert torch.equal(gene(images, shape), gene.expand(shape)(images))
+    assert isinstance(shape, StitchedShape)
+    model = gene.expand(shape.replace(img_size=16))
+    save_descendant(model, tmp_path / "des")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'des'}", pretrained=True).eval()
+    images = batch(gene.shape.replace(img_size=16))
+    assert torch.equal(loaded(images), model(images))
+
+
 @pytest.mark.parametrize("key", [key for key in METHODS if key not in ("mini-init", "scratch", *WITHOUT_HEAD)])
 def test_the_official_auxiliary_model_is_the_official_descendant(key: str) -> None:
     name, settings, _ = METHODS[key]
@@ -155,7 +198,7 @@ WHOLE = {
 def test_the_gene_computes_at_any_shape_what_the_descendant_computes(key: str) -> None:
     name, settings, _, changes = WHOLE[key]
     gene = pico_gene(name, settings)
-    shape = gene.shape.replace(**changes)
+    shape = changed(gene.shape, changes)
     images = batch(shape)
     assert torch.equal(gene(images, shape), gene.expand(shape)(images))
 
@@ -165,7 +208,7 @@ def test_the_gene_says_nothing_about_what_starts_fresh(
     name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     gene = pico_gene(name, settings)
-    shape = gene.shape.replace(**changes)
+    shape = changed(gene.shape, changes)
     fresh = gene.expand(shape, **options).learngene["fresh"]
     assert gene.weights(shape, **options).keys() == shape.all_params().keys() - set(fresh)
     carried = "head" in gene.method.parts and shape.num_classes == 3
@@ -177,7 +220,7 @@ def test_expanding_twice_gives_the_same_model(
     name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     gene = pico_gene(name, settings)
-    shape = gene.shape.replace(**changes)
+    shape = changed(gene.shape, changes)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = gene.expand(shape, seed=4, **options).state_dict()
@@ -193,7 +236,7 @@ def test_a_descendant_shares_no_memory(
 ) -> None:
     gene = pico_gene(name, settings)
     before = {key: value.clone() for key, value in gene.tensors().items()}
-    model = gene.expand(gene.shape.replace(**changes), **options)
+    model = gene.expand(changed(gene.shape, changes), **options)
     places = storages(model.state_dict())
     assert len(set(places)) == len(places)
     assert not set(places) & set(storages(gene.tensors()))
@@ -207,7 +250,7 @@ def test_a_descendant_shares_no_memory(
 def test_every_parameter_of_a_descendant_can_be_trained(
     name: str, settings: dict[str, Any], options: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    model = pico_gene(name, settings).expand(pico_shape(**changes), **options)
+    model = pico_gene(name, settings).expand(changed(pico_shape(), changes), **options)
     assert not model.training
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
 
@@ -221,11 +264,23 @@ def test_stem_norm_and_head_are_carried_or_not_held(
 ) -> None:
     gene = pico_gene(name, settings)
     model, tensors = gene.expand(2 if name == "mini-init" else 4, **options), gene.tensors()
+    tensors |= {key.removeprefix("row1."): value for key, value in tensors.items()}  # of the row that depth 4 is
     stem = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
     for part, keys in (("stem", stem), ("norm", ("norm.weight", "norm.bias")), ("head", ("head.weight", "head.bias"))):
         for key in keys:
             assert (key in tensors) == (part in gene.method.parts) == (key not in model.learngene["fresh"]), key
             assert key not in tensors or torch.equal(model.state_dict()[key], tensors[key]), key
+
+
+@pytest.mark.parametrize("key", ["pool", "pool-down", "sn-net"])
+def test_a_path_has_the_stem_of_its_first_row_and_norm_and_head_of_its_last(key: str) -> None:
+    gene = pico_gene(*METHODS[key][:2])
+    state, tensors = gene.expand("16:1-3+8:3-4" if key == "pool-down" else "8:1-2+16:2-4").state_dict(), gene.tensors()
+    first, last = ("row1", "row0") if key == "pool-down" else ("row0", "row1")
+    for name in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+        assert torch.equal(state[name], tensors[f"{first}.{name}"]), name
+    for name in ("norm.weight", "norm.bias", "head.weight", "head.bias"):
+        assert torch.equal(state[name], tensors[f"{last}.{name}"]), name
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -267,7 +322,7 @@ def test_position_embeddings_of_the_same_size_are_not_touched() -> None:
 
 @pytest.mark.parametrize("layers", [None, [1, 2], [3, 4], [2], []], ids=str)
 @pytest.mark.parametrize("modules", [None, ["msa"], ["mlp", "ln"], []], ids=str)
-@pytest.mark.parametrize("name", ["tleg", "sws", "mini-init", "weight-selection"])
+@pytest.mark.parametrize("name", ["tleg", "sws", "mini-init", "weight-selection", "pool"])
 def test_partial_initialisation_fills_exactly_what_was_asked_for(
     name: str, layers: list[int] | None, modules: list[str] | None
 ) -> None:
@@ -345,8 +400,8 @@ def test_a_descendant_says_where_it_comes_from() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embed_dim": 32}, "has embed_dim 16, not 32"),
-        ({"num_heads": 4}, "has num_heads 2, not 4"),
+        ({"embed_dim": 32}, "has embed_dim 16, not 32|no row has width 32; rows have 8, 16"),
+        ({"num_heads": 4}, "has num_heads 2, not 4|row 16 has 2 heads, not 4"),
         ({"mlp_ratio": 4.0}, "has mlp_ratio 2.0, not 4.0"),
         ({"patch_size": 2}, "has patch_size 4, not 2"),
         ({"in_chans": 1}, "has in_chans 3, not 1"),

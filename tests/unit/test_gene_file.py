@@ -70,19 +70,23 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings_", "changes", "depth"),
+    ("name", "settings_", "changes", "shape"),
     [
         ("tleg", {}, {}, 5),
         ("tleg", {"modules": ["mlp", "msa"], "first_layer": 2}, {"class_token": True}, 5),
         ("sws", {"stages": [1, 3]}, {"in_chans": 1, "mlp_ratio": 2.7}, 5),
         ("sws", {"stages": [2, 2]}, {"num_classes": 0}, 5),
-        *((name, {}, {}, 4) for name in METHODS if name not in ("sws", "mini-init")),
+        *((name, {}, {}, 4) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net")),
         ("mini-init", {"blocks": 2}, {"num_heads": 4}, 2),
+        ("pool", {"rows": [8, 16]}, {}, "2+3"),
+        ("pool", {"rows": [8, 16], "direction": "down", "final_norm": False}, {"class_token": True}, "3+2"),
+        ("pool", {"rows": [8, 16]}, {"ending": "official"}, "4+0"),
+        ("sn-net", {"rows": [[8, 2, 1], 16]}, {"num_classes": 0}, "8:1-2+16:3-4"),
         ("weight-subcloning", {}, {"ending": "official"}, 3),
     ],
 )
 def test_a_gene_survives_its_file(
-    name: str, settings_: dict[str, Any], changes: dict[str, Any], depth: int, tmp_path: Path
+    name: str, settings_: dict[str, Any], changes: dict[str, Any], shape: int | str, tmp_path: Path
 ) -> None:
     gene = pico_gene(name, settings_, **changes)
     gene.metadata = {"classes": ["ä", "b", "c"], "accuracy": {"top1": 97.5}}
@@ -94,7 +98,7 @@ def test_a_gene_survives_its_file(
     assert loaded.metadata == gene.metadata
     assert loaded.metadata["accuracy"] == {"top1": 97.5}
     images = batch(gene.shape)
-    assert torch.equal(loaded.expand(depth)(images), gene.expand(depth)(images))
+    assert torch.equal(loaded.expand(shape)(images), gene.expand(shape)(images))
 
 
 def test_saving_the_same_gene_twice_gives_the_same_bytes(gene_file: Path, tmp_path: Path) -> None:
@@ -125,13 +129,8 @@ def test_half_precision_storage_halves_the_file_and_rounds_once(dtype: str, digi
         assert found.dtype == torch.float32
         assert torch.equal(found, value.to(getattr(torch, dtype)).float())
         torch.testing.assert_close(found, value, rtol=2.0**-digits, atol=1e-4)
-    assert (
-        read_header(tmp_path / "half.safetensors").tensors["A.mlp.fc1.weight"].dtype
-        == {
-            "bfloat16": "BF16",
-            "float16": "F16",
-        }[dtype]
-    )
+    stored = read_header(tmp_path / "half.safetensors").tensors["A.mlp.fc1.weight"].dtype
+    assert stored == {"bfloat16": "BF16", "float16": "F16"}[dtype]
 
 
 def test_an_unknown_storage_type_is_refused(tmp_path: Path) -> None:

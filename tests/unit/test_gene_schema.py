@@ -21,7 +21,7 @@ from learngene.genefile import read_header
 from learngene.methods import METHODS, default_settings
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.shape import ViTShape
-from pico import FAST, condense_fields, pico_gene
+from pico import FAST, condense_fields, make_ancestry, pico_gene, pico_shape
 
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parents[2] / "docs" / "gene.schema.json").read_text())
 TYPES: dict[str, tuple[type, ...]] = {
@@ -59,6 +59,8 @@ def faults(value: Any, schema: dict[str, Any], place: str = "$") -> Iterator[str
     if isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
             yield f"{place}: too short"
+        if len(value) > schema.get("maxItems", len(value)):
+            yield f"{place}: too long"
         for number, item in enumerate(value):
             yield from faults(item, schema.get("items", {}), f"{place}[{number}]")
     if isinstance(value, dict):
@@ -87,7 +89,38 @@ def metadata(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fo
 
 def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
     assert list(faults(metadata, SCHEMA)) == []
-    assert set(metadata) == set(SCHEMA["properties"])
+    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "paths"}
+
+
+@pytest.mark.parametrize(
+    ("method", "pool"),
+    [("pool", {"points": [1, 1], "tune": {"epochs": 1}}), ("sn-net", None)],
+    ids=["pool", "sn-net"],
+)
+def test_a_pool_fits_the_schema(
+    method: str, pool: dict[str, Any] | None, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    """With a teacher in both, and three epochs of training in all."""
+    anchors = [{"source": str(make_ancestry(tmp_path / f"{w}", embed_dim=w, num_heads=w // 4))} for w in (8, 16)]
+    changes: dict[str, Any] = {
+        "method": method,
+        "settings": {"rows": [[8, 2, 2], [16, 2, 4]]},
+        "shape": pico_shape(depth=2, num_heads=4).to_dict(),
+        "train": {**FAST, "epochs": 1},
+        **({"anchors": anchors} if method == "sn-net" else {}),
+        **({"pool": pool} if pool else {}),
+    }
+    recipe = build_recipe(condense_fields(ancestry_folder, images, tmp_path / "run", **changes))
+    assert isinstance(recipe, CondenseRecipe)
+    run(recipe, show=False)
+    metadata = learngene.load(tmp_path / "run.safetensors").metadata
+    assert list(faults(metadata, SCHEMA)) == []
+    assert set(SCHEMA["properties"]) - set(metadata) == (set() if method == "sn-net" else {"anchors"})
+    assert [path["blocks"] for path in metadata["paths"]] == ["2+0", "0+2", "1+2", "1+1", "2+2", "2+1"]
+    assert ("pool" in metadata["training"]["recipe"]) == (pool is not None)
+    for wrong in ({"path": "8-2"}, {"blocks": "2"}, {"top1": 101}):
+        assert list(faults({**metadata, "paths": [{**metadata["paths"][0], **wrong}]}, SCHEMA)) != []
+    assert list(faults({**metadata, "anchors": [{"name": "x"}] * 2}, SCHEMA)) != []
 
 
 @pytest.mark.parametrize(
@@ -99,7 +132,10 @@ def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
         ("vanilla-lg", {"last": 1, "stem": True}),
         ("mini-init", {"blocks": 2}),
         ("weight-selection", {"head": False}),
-        *((name, {}) for name in METHODS if name not in ("sws", "mini-init")),
+        ("pool", {"rows": [8, 16], "direction": "down"}),
+        ("pool", {"rows": [8, [16, 4, 2]], "nearest": False, "max_stitches": 2, "final_norm": False}),
+        ("sn-net", {"rows": [[8, 2, 1], 16]}),
+        *((name, {}) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net")),
     ],
 )
 def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -140,7 +176,9 @@ def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path
     extract(ancestry_folder, method="vanilla-lg", settings={"last": 2}).save(tmp_path / "g.safetensors")
     metadata = learngene.load(tmp_path / "g.safetensors").metadata
     assert list(faults(metadata, SCHEMA)) == []
-    assert set(SCHEMA["properties"]) - set(metadata) == {"data", "training", "accuracy"}
+    assert set(SCHEMA["properties"]) - set(metadata) == {
+        "data", "training", "accuracy", "anchors", "paths",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -151,6 +189,14 @@ def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path
         ("mini-init", {"blocks": 0}),
         ("weight-selection", {"head": 1}),
         ("weight-selection", {"last": 1}),
+        ("pool", {"rows": [8]}),
+        ("pool", {"rows": [0, 16]}),
+        ("pool", {"rows": [8, [16, 4]]}),
+        ("pool", {"direction": "left"}),
+        ("sn-net", {"nearest": 1}),
+        ("sn-net", {"max_stitches": 0}),
+        ("sn-net", {"final_norm": None}),
+        ("sn-net", {"stitches": "ls"}),
         ("pre-fin", {"place": "last"}),
         ("scratch", {"x": 1}),
     ],
@@ -218,6 +264,30 @@ MISFITS: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any], dict[str
     ),
     "anything of scratch": (
         "scratch", {}, lambda _, t: t.update({"pos_embed": torch.zeros(1, 4, 16)}), "unexpected tensor 'pos_embed'",
+    ),
+    "a stitch of pool": (
+        "pool", {"rows": [8, 16]}, lambda _, t: t.pop("stitch.0.1.2.bias"), "tensor 'stitch.0.1.2.bias' is missing",
+    ),
+    "more stitches of pool": (
+        "pool", {"rows": [8, 16]}, lambda _, t: t.update({"stitch.0.1.3.bias": torch.zeros(16)}),
+        "unexpected tensor 'stitch.0.1.3.bias'",
+    ),
+    "direction of pool": (
+        "pool", {"rows": [8, 16]}, lambda m, _: m["settings"].update(direction="down"), "'stitch.1.0.0.weight' is miss",
+    ),
+    "a row of pool": (
+        "pool", {"rows": [8, 16]}, lambda m, _: m["settings"].update(rows=[8, 12, 16]), "cannot have heads of 8",
+    ),
+    "a block of sn-net": (
+        "sn-net", {"rows": [[8, 2, 1], 16]}, lambda _, t: t.pop("row0.blocks.1.norm1.bias"), "norm1.bias' is missing",
+    ),
+    "depth of sn-net": (
+        "sn-net", {"rows": [[8, 2, 1], 16]}, lambda m, _: m["settings"].update(rows=[[8, 1, 1], 16]),
+        "unexpected tensor 'row0.blocks.1.",
+    ),
+    "width of sn-net": (
+        "sn-net", {"rows": [[8, 2, 1], 16]}, lambda m, _: m["shape"].update(embed_dim=24, num_heads=3),
+        "the last row must be the auxiliary shape",
     ),
     "a layer of pre-fin": (
         "pre-fin", {}, lambda _, t: t.pop("layer2.mlp.fc2.bias"), "tensor 'layer2.mlp.fc2.bias' is missing",

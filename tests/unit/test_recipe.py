@@ -19,6 +19,18 @@ CONDENSE: dict[str, Any] = {
     "shape": {"embed_dim": 16, "num_heads": 2, "depth": 4},
     "data": {"source": "digits"},
 }
+POOL: dict[str, Any] = {
+    **CONDENSE,
+    "method": "pool",
+    "settings": {"rows": [8, 16]},
+    "pool": {"points": [2, 1], "terms": ["blk"], "tune": {"epochs": 7}, "guide": "soft", "kept": "runs/rows"},
+}
+SN_NET: dict[str, Any] = {
+    **{key: value for key, value in CONDENSE.items() if key != "ancestry"},
+    "method": "sn-net",
+    "settings": {"rows": [[8, 2, 1], 16]},
+    "anchors": [{"source": "a"}, {"source": "b", "pretrained": False}],
+}
 FINETUNE: dict[str, Any] = {"kind": "finetune", "model": "gene.safetensors", "data": {"source": "digits"}}
 
 
@@ -36,7 +48,10 @@ def one_line(error: pytest.ExceptionInfo[RecipeError]) -> str:
 # -- what is read ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fields", "kind"), [(CONDENSE, CondenseRecipe), (FINETUNE, FinetuneRecipe)])
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [(CONDENSE, CondenseRecipe), (POOL, CondenseRecipe), (SN_NET, CondenseRecipe), (FINETUNE, FinetuneRecipe)],
+)
 def test_a_recipe_survives_being_written_out(fields: dict[str, Any], kind: type, tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path / "r.yaml", fields))
     assert isinstance(recipe, kind)
@@ -137,6 +152,27 @@ def test_augmentation_presets(preset: str, expected: tuple[float, ...]) -> None:
     augment = build_recipe({**FINETUNE, "train": {"augment": {"preset": preset}}}).train.augment
     assert (augment.mixup, augment.cutmix, augment.erasing, augment.repeats) == expected
     assert augment.hflip == (0.0 if preset == "none" else 0.5)
+
+
+def test_a_pool_brings_its_distillation_and_an_snnet_none() -> None:
+    for fields, preset in ((POOL, "pool"), (SN_NET, "none")):
+        recipe = build_recipe(fields)
+        assert isinstance(recipe, CondenseRecipe)
+        assert recipe.distill.preset == preset
+
+
+def test_rows_and_paths_differ_from_train_in_what_the_pool_says(tmp_path: Path) -> None:
+    train = {"preset": "laptop", "epochs": 4, "lr": 0.5}
+    fields = {**POOL, "train": train, "pool": {"rows": {"lr": 0.25}, "tune": {"epochs": 7}}}
+    recipe = load_recipe(written(tmp_path / "r.yaml", fields), ["pool.tune.lr=0.125"])
+    assert isinstance(recipe, CondenseRecipe)
+    rows, paths = recipe.row_train(), recipe.path_train()
+    assert paths is not None
+    assert (rows.epochs, rows.lr, rows.batch_size) == (4, 0.25, 64)
+    assert (paths.epochs, paths.lr, paths.batch_size) == (7, 0.125, 64)
+    untuned = load_recipe(tmp_path / "r.yaml", ["pool.tune=null"])
+    assert isinstance(untuned, CondenseRecipe)
+    assert untuned.path_train() is None
 
 
 @pytest.mark.parametrize("method", ["tleg", "sws"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ print([name for name in sys.modules if name.startswith("learngene.") and name.sp
 
 @pytest.mark.parametrize(
     "imports",
-    ["import learngene, torch, timm", "import timm, torch, learngene", "import timm.models, learngene, torch, timm"],
+    ["import learngene, torch, timm", "import timm, torch, learngene"],
 )
 def test_stock_timm_loads_a_stitched_path_behind_import_learngene(imports: str, tmp_path: Path) -> None:
     model = pool().expand("2+2")
@@ -203,3 +204,59 @@ def test_a_stitched_path_needs_no_gene_to_be_described() -> None:
     fields = model.learngene["shape"]
     assert StitchedShape.from_dict(fields).segments == (Segment(16, 2, 1, 2), Segment(32, 4, 3, 3))
     assert json.loads(json.dumps(fields))["segments"] == [[16, 2, 1, 2], [32, 4, 3, 3]]
+
+
+# -- what timm offers for any Vision Transformer ------------------------------------------------------------
+
+
+def built(**arguments: Any) -> Any:
+    fields = {"segments": [[16, 2, 1, 2], [32, 4, 3, 3]], "img_size": 8, "patch_size": 4, "num_classes": 3}
+    return timm.create_model("learngene_stitched_vit", **{**fields, **arguments})
+
+
+LOOK: dict[str, Callable[[Any], Any]] = {
+    "drop_path_rate": lambda block: [getattr(path, "drop_prob", 0.0) for path in (block.drop_path1, block.drop_path2)],
+    "proj_drop_rate": lambda block: block.mlp.drop1.p,
+    "attn_drop_rate": lambda block: block.attn.attn_drop.p,
+    "init_values": lambda block: block.ls1.gamma[0].item() if hasattr(block.ls1, "gamma") else None,
+    "qkv_bias": lambda block: block.attn.qkv.bias is not None,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [("proj_drop_rate", 0.25), ("attn_drop_rate", 0.25), ("init_values", 0.5),
+                                             ("qkv_bias", False)])  # fmt: skip
+def test_arguments_of_timm_reach_the_blocks_of_every_segment(name: str, value: Any) -> None:
+    assert [LOOK[name](block) for block in built(**{name: value}).blocks] == [value] * 3
+
+
+def test_dropped_paths_rise_over_all_segments() -> None:
+    found = [LOOK["drop_path_rate"](block) for block in built(drop_path_rate=0.2).blocks]
+    assert [rates[0] for rates in found] == [rates[1] for rates in found] == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_a_path_is_a_backbone(tmp_path: Path) -> None:
+    """As timm makes one of any ViT; here the maps have the widths of their rows."""
+    plain, stitched = pool().expand("0+3"), pool().expand("2+1")
+    images = batch(pool().shape)
+    for model, widths in ((plain, [32, 32, 32]), (stitched, [16, 16, 32])):
+        save_descendant(model, tmp_path / "des")
+        found = timm.create_model(f"local-dir:{tmp_path}/des", pretrained=True, features_only=True)
+        assert found.feature_info.channels() == widths
+        assert [tuple(features.shape) for features in found.eval()(images)] == [(2, width, 2, 2) for width in widths]
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    model, images = pool().expand("2+2").train(), batch(pool().shape)
+    expected = model(images)
+    model.set_grad_checkpointing(True)
+    found = model(images)
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    assert model.blocks[2].stitch.weight.grad.any()
+
+
+def test_a_loaded_path_takes_another_image_size(tmp_path: Path) -> None:
+    save_descendant(pool(class_token=True).expand("2+2"), tmp_path / "des")
+    model = load_descendant(tmp_path / "des", img_size=16)
+    assert model.pos_embed.shape == (1, 17, 16)
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 3)

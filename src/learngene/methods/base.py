@@ -36,7 +36,7 @@ class Method(ABC):
         origins: How a gene of it comes to be: ``condense`` trains one, ``extract`` reads it off a trained ViT, and
             a method with neither needs no gene.
         needs_data: Whether extracting looks at the ancestry's activations on data.
-        distillation: The preset of ``recipe.Distill`` that condensing takes by default.
+        distillation: The preset of ``sections.Distill`` that condensing takes by default.
     """
 
     name: ClassVar[str]

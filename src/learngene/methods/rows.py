@@ -63,7 +63,7 @@ class Rows(Method):
     equal_depth: ClassVar[bool]
     """Whether all rows must have as many blocks."""
     stitch_init: ClassVar[str]
-    """How stitch layers start by default: ``tm`` or ``ls``, see ``recipe.PoolSpec``."""
+    """How stitch layers start by default: ``tm`` or ``ls``, see ``sections.PoolSpec``."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rows, Sequence) or isinstance(self.rows, str) or len(self.rows) < 2:
@@ -215,16 +215,17 @@ class Rows(Method):
         Raises:
             ShapeError: If the pool has no such path; the message names the nearest legal ones.
         """
-        rows = {row.embed_dim: (index, row) for index, row in enumerate(self.row_shapes(auxiliary))}
         if isinstance(shape, StitchedShape):
-            segments: tuple[Segment, ...] = shape.segments
             if shape.final_norm != self.final_norm:
                 raise ShapeError(
                     f"{self.name}: stitched paths of this gene have {'a' if self.final_norm else 'no'} final norm; "
                     f"use final_norm={self.final_norm}"
                 )
-        else:
-            segments = (Segment(shape.embed_dim, shape.num_heads, 1, shape.depth),)
+            return self._path_of_segments(auxiliary, shape.segments)
+        return self._path_of_segments(auxiliary, (Segment(shape.embed_dim, shape.num_heads, 1, shape.depth),))
+
+    def _path_of_segments(self, auxiliary: ViTShape, segments: Sequence[Segment]) -> Path:
+        rows = {row.embed_dim: (index, row) for index, row in enumerate(self.row_shapes(auxiliary))}
         for segment in segments:
             if segment.embed_dim not in rows:
                 known = ", ".join(str(width) for width in rows)
@@ -253,16 +254,8 @@ class Rows(Method):
         rows, legal = self.row_shapes(auxiliary), self.paths(auxiliary)
         counts = name.replace(" ", "").split("+")
         if ":" in name:
-            segments = parse_path(name, auxiliary.head_dim)
-            whole = len(segments) == 1
-            first = segments[0]
-            shape: Shape = (
-                auxiliary.replace(embed_dim=first.embed_dim, num_heads=first.num_heads, depth=first.last)
-                if whole and first.first == 1
-                else StitchedShape.of(auxiliary, segments, final_norm=self.final_norm)
-            )
-            self.path_of(auxiliary, shape)
-            return shape
+            path = self._path_of_segments(auxiliary, parse_path(name, auxiliary.head_dim))
+            return self.shape_of(auxiliary, path)
         if len(counts) != len(rows) or not all(count.isascii() and count.isdigit() for count in counts):
             widths = " + ".join(str(row.embed_dim) for row in rows)
             raise ShapeError(

@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
-from timm.layers import LayerNorm
+from timm.layers import DropPath, LayerNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -19,6 +20,13 @@ from torch import Tensor, nn
 from learngene.stitched import Segment
 
 __all__ = ["StitchedViT"]
+
+
+BLOCK_ARGUMENTS = {
+    name: name.removesuffix("_rate")
+    for name in ("qkv_bias", "qk_norm", "init_values", "proj_drop_rate", "attn_drop_rate")
+}
+"""Arguments of timm's ``VisionTransformer`` that it hands to its blocks, by what the blocks call them."""
 
 
 class StitchedBlock(Block):
@@ -67,20 +75,26 @@ class StitchedViT(VisionTransformer):
             final_norm: Whether the last segment's final norm is applied.
             weight_init: As timm's; ``skip`` leaves the weights as their layers made them.
             device: Where the parameters lie.
-            **vit: Other arguments of timm's ``VisionTransformer`` that do not concern width, depth and heads.
+            **vit: Other arguments of timm's ``VisionTransformer`` that do not concern width, depth and heads. Of those
+                that concern blocks, ``BLOCK_ARGUMENTS`` and ``drop_path_rate`` reach all segments.
         """
         parts = [each if isinstance(each, Segment) else Segment(*each) for each in segments]
         first, last = parts[0], parts[-1]
         size = {"embed_dim": first.embed_dim, "depth": first.depth, "num_heads": first.num_heads}
+        inside = {theirs: vit[ours] for ours, theirs in BLOCK_ARGUMENTS.items() if ours in vit}
+        rates = torch.linspace(0, vit.pop("drop_path_rate", 0.0), sum(part.depth for part in parts)).tolist()
         vit |= {"mlp_ratio": mlp_ratio, "final_norm": final_norm, "device": device}
         super().__init__(**size, weight_init="skip", **vit)
         blocks = list(self.blocks)
         for before, part in itertools.pairwise(parts):
-            block: dict[str, Any] = {"num_heads": part.num_heads, "mlp_ratio": mlp_ratio, "qkv_bias": True}
+            block: dict[str, Any] = {"num_heads": part.num_heads, "mlp_ratio": mlp_ratio, "qkv_bias": True} | inside
             block |= {"norm_layer": LayerNorm, "device": device}
             blocks.append(StitchedBlock(before.embed_dim, part.embed_dim, **block))
             blocks += [Block(part.embed_dim, **block) for _ in range(part.depth - 1)]
         self.blocks = nn.Sequential(*blocks)
+        for each, rate in zip(blocks, rates, strict=True):
+            if rate:
+                each.drop_path1, each.drop_path2 = DropPath(rate), DropPath(rate)
         widths = [part.embed_dim for part in parts for _ in range(part.depth)]
         self.feature_info = [
             {**self.feature_info[0], "module": f"blocks.{i}", "num_chs": width} for i, width in enumerate(widths)
@@ -92,6 +106,7 @@ class StitchedViT(VisionTransformer):
         head = nn.Linear(last.embed_dim, self.num_classes, device=device) if self.num_classes else nn.Identity()
         self.head = head
         if weight_init != "skip":
+            self.weight_init_mode = weight_init  # which timm took from the "skip" above
             self.init_weights(weight_init)
 
 
@@ -118,6 +133,7 @@ def learngene_stitched_vit(pretrained: bool = False, **kwargs: Any) -> StitchedV
         "learngene_stitched_vit",
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **kwargs,
     )
     return model

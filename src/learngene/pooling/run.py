@@ -34,7 +34,7 @@ from learngene.train.images import ImageSet
 from learngene.train.loop import Objective, Stage, TrainResult, make_accelerator, set_drop_path
 from learngene.train.losses import classification_loss, guided_loss
 from learngene.train.run import finished, run_stage, write_once
-from learngene.train.state import MARKER
+from learngene.train.state import MARKER, refuse_other_recipe
 
 Images = tuple[ImageSet, ImageSet]
 LS_BATCH = 10
@@ -76,6 +76,7 @@ def make_pool(
     """
     if keep:
         refuse_foreign(recipe.out, MARKER)
+        refuse_other_recipe(recipe.out, recipe)
         text = dump_recipe(recipe)
         write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(text)))
     paths = path_recipe(recipe)

@@ -1,7 +1,7 @@
 """The papers' losses: soft-target cross-entropy, soft and hard distillation.
 
 TLEG: L = (1 - lambda) CE + lambda KL (equations 5 and 6). SWS: L = (1 - alpha) L_cls + alpha L_d (equations 2 to 4).
-The papers and the authors' code differ in divergence, temperature factor and reduction; ``recipe.Distill`` names
+The papers and the authors' code differ in divergence, temperature factor and reduction; ``sections.Distill`` names
 both and every setting is explicit here.
 """
 

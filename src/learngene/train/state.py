@@ -29,6 +29,8 @@ FREE_TO_CHANGE = {
     "train.micro_batch",
     "train.save_every",
     "train.compile",
+    "dtype",
+    "pool.kept",
 }
 """Recipe entries that do not change what a run computes."""
 
@@ -74,7 +76,7 @@ class RunFolder:
         refuse_foreign(path, MARKER)
         self._recipe = dump_recipe(recipe)
         if (path / "last.pt").exists():
-            _refuse_other_recipe(path, _read_recipe(path / MARKER), yaml.safe_load(self._recipe))
+            refuse_other_recipe(path, recipe)
 
     def begin(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Records the recipe and starts ``metrics.jsonl``; nothing is written before a run is known to be possible.
@@ -133,8 +135,11 @@ def _read_recipe(path: Path) -> Mapping[str, Any]:
     return fields
 
 
-def _refuse_other_recipe(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, now = _flat(old), _flat(new)
+def refuse_other_recipe(path: Path, recipe: Section) -> None:
+    """Raises ``LearngeneError`` if a run folder has the recipe of a run that computes something else."""
+    if not (path / MARKER).exists():
+        return
+    before, now = _flat(_read_recipe(path / MARKER)), _flat(yaml.safe_load(dump_recipe(recipe)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE:
             raise LearngeneError(
