@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from learngene.compare.recipe import CompareRecipe
@@ -12,6 +12,7 @@ from learngene.methods import method
 from learngene.methods.rows import Rows
 from learngene.pooling.rows import stage_recipes
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
+from learngene.sections import Train
 from learngene.train.batches import accumulation, refuse_too_few
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import refuse_unknown_optimizer, set_drop_path
@@ -38,19 +39,33 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
     if train.corrupt or val.corrupt:
         yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
-    refuse_too_few(train, recipe.train)
-    accumulation(recipe.train, processes=1)
-    refuse_unknown_optimizer(recipe.train)
-    updates = len(train) // recipe.train.batch_size * recipe.train.epochs
-    yield f"training: {recipe.train.epochs} epochs, {updates} steps of {recipe.train.batch_size} images"
+    for name, spec in _trained(recipe):
+        refuse_too_few(train, spec)
+        accumulation(spec, processes=1)
+        refuse_unknown_optimizer(spec)
+        updates = len(train) // spec.batch_size * spec.epochs
+        yield f"{name}: {spec.epochs} epochs, {updates} steps of {spec.batch_size} images"
     resolved: Recipe
     if isinstance(recipe, CondenseRecipe):
         resolved = yield from _check_condense(recipe, (train, val))
     else:
         resolved = yield from _check_finetune(recipe, train)
-    pooled = isinstance(resolved, CondenseRecipe) and isinstance(method(resolved.method, resolved.settings), Rows)
-    for stage in stage_recipes(resolved) if pooled else [resolved]:  # type: ignore[arg-type]
+    for stage in _stages(resolved):
         yield _check_folder(stage)
+
+
+def _stages(recipe: CondenseRecipe | FinetuneRecipe) -> Sequence[CondenseRecipe | FinetuneRecipe]:
+    """What is trained in turn: the rows and the paths of a pool, otherwise one thing."""
+    pooled = isinstance(recipe, CondenseRecipe) and isinstance(method(recipe.method, recipe.settings), Rows)
+    return stage_recipes(recipe) if pooled and isinstance(recipe, CondenseRecipe) else [recipe]
+
+
+def _trained(recipe: CondenseRecipe | FinetuneRecipe) -> list[tuple[str, Train]]:
+    """What to call each stage, and how it is trained."""
+    stages = _stages(recipe)
+    if len(stages) == 1:
+        return [("training", stages[0].train)]
+    return [(stage.out.name.partition("-s")[0], stage.train) for stage in stages]
 
 
 def _check_compare(recipe: CompareRecipe) -> Iterator[str]:

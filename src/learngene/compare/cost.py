@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place
+from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob
 from learngene.compare.recipe import HOME
 from learngene.errors import LearngeneError
 from learngene.methods.rows import Rows
@@ -94,16 +94,20 @@ def gene_macs(gene: GeneJob, home_images: int) -> int:
 
 def _pool_macs(gene: GeneJob, kind: Rows, recipe: CondenseRecipe, teacher: int, home_images: int) -> int:
     """Multiply-adds of a pool: every row with its teacher, then paths of average size, with a guide if there is one."""
-    cost = 0
-    for row in gene.rows:
-        taught = teacher if row.recipe.pool and row.recipe.pool.points != [0] else 0
-        cost += images_seen(row.recipe.train, home_images) * (TRAINING * row.recipe.shape.macs() + taught)
+    cost = sum(row_macs(row, home_images) for row in gene.rows)
     train = recipe.path_train()
     if train is not None:
         shapes = [kind.shape_of(gene.shape, path).macs() for path in kind.paths(gene.shape)]
         guide = teacher if recipe.pool and recipe.pool.guide != "none" else 0
         cost += images_seen(train, home_images) * (TRAINING * sum(shapes) // len(shapes) + guide)
     return cost
+
+
+def row_macs(row: RowJob, home_images: int) -> int:
+    """Multiply-adds of distilling one row of a pool; without points no teacher looks at the images."""
+    labels = row.recipe.pool is not None and row.recipe.pool.points == [0]
+    teacher = 0 if labels or row.ancestry is None else ancestry_forward_macs(row.ancestry)
+    return images_seen(row.recipe.train, home_images) * (TRAINING * row.recipe.shape.macs() + teacher)
 
 
 def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:

@@ -82,9 +82,7 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
         source = "/".join(Path(ancestry.source).parts[-2:])
         parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])
     out = (pool.kept or recipe.out) / f"row-w{row.embed_dim}d{row.depth}-s{train.seed}-{hashed(parts)}"
-    # The type in which the gene will be stored is nothing to a row.
     changes = {
-        "dtype": "float32",
         "shape": row,
         "settings": {"row": row.embed_dim},
         "pool": reduced,
