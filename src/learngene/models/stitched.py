@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from timm.layers import DropPath, LayerNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -82,7 +81,9 @@ class StitchedViT(VisionTransformer):
         first, last = parts[0], parts[-1]
         size = {"embed_dim": first.embed_dim, "depth": first.depth, "num_heads": first.num_heads}
         inside = {theirs: vit[ours] for ours, theirs in BLOCK_ARGUMENTS.items() if ours in vit}
-        rates = torch.linspace(0, vit.pop("drop_path_rate", 0.0), sum(part.depth for part in parts)).tolist()
+        depth = sum(part.depth for part in parts)
+        rates = [vit.get("drop_path_rate", 0.0) * i / max(depth - 1, 1) for i in range(depth)]
+        vit.pop("drop_path_rate", None)
         vit |= {"mlp_ratio": mlp_ratio, "final_norm": final_norm, "device": device}
         super().__init__(**size, weight_init="skip", **vit)
         blocks = list(self.blocks)
