@@ -54,9 +54,13 @@ class CondenseRecipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _distillation_of_the_method(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and isinstance(given.get("method"), str) and "distill" not in given:
-            return {**given, "distill": {"preset": method(given["method"]).distillation}}
+    def _defaults_of_the_method(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
+            return given
+        kind, given = method(given["method"]), dict(given)
+        given.setdefault("distill", {"preset": kind.distillation})
+        if isinstance(kind, Rows) and given.get("pool") is None:
+            given["pool"] = {}
         return given
 
     @model_validator(mode="after")
