@@ -132,8 +132,7 @@ def _trained(shape: ViTShape, epochs: int, path: Path, seed: int) -> Path:
 
 
 def _pool(out: Path, seed: int) -> Path:
-    ancestry = Ancestry(_ancestry(out, seed))
-    return _condensed("pool", out, seed, ROW_EPOCHS, ancestry={"source": ancestry.identity["source"]})
+    return _condensed("pool", out, seed, ROW_EPOCHS, ancestry={"source": str(_ancestry(out, seed))})
 
 
 def _sn_net(out: Path, seed: int) -> Path:

@@ -131,6 +131,30 @@ def test_two_processes_give_the_gene_of_one(cli: CLI, images: Path, ancestry_fol
     assert (tmp_path / "two.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_two_processes_distil_the_rows_of_one_and_tune_paths_of_their_own(
+    cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    train = {**MIXED, **SGD, "micro_batch": 2, "epochs": 1}
+    shape = pico_shape(depth=2).to_dict()
+    narrow = shape["embed_dim"] // shape["num_heads"]
+    rows = {"method": "pool", "settings": {"rows": [narrow, shape["embed_dim"]]}, "distill": {"preset": "pool"}}
+    predictions = {"terms": ["pred"], "stitches": "ls", "images": 4, "tune": None}  # of an ancestry of any kind
+    fields = condense_fields(ancestry_folder, images, tmp_path / "one", train=train, shape=shape)
+    recipe = written(tmp_path / "r.yaml", {**fields, **rows, "pool": predictions})
+    assert cli("condense", recipe).code == 0
+    done = in_two_processes("condense", recipe, f"out={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    one, two = (learngene.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    for key, value in two.tensors().items():
+        torch.testing.assert_close(value, one.tensors()[key], rtol=1e-3, atol=1e-4)
+    tuned = in_two_processes("condense", recipe, f"out={tmp_path / 'tuned'}", "pool.tune={}")
+    assert tuned.returncode == 0, tuned.stderr
+    gene = learngene.load(tmp_path / "tuned.safetensors")
+    assert all(value.isfinite().all() for value in gene.tensors().values())
+    assert gene.metadata["training"]["updates"] == 3 * one.metadata["training"]["updates"] // 2
+
+
 # -- compiled ----------------------------------------------------------------------------------------------
 
 
