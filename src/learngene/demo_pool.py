@@ -46,7 +46,7 @@ TRAIN: dict[str, Any] = {
     "schedule": {"warmup_epochs": 2},
     "augment": {"preset": "none", "mixup": 0.3, "mix_prob": 0.5},
 }
-ANCESTRY_EPOCHS, ROW_EPOCHS, ANCHOR_EPOCHS, PATH_EPOCHS = 25, 12, 18, 10
+ANCESTRY_EPOCHS, ROW_EPOCHS, ANCHOR_EPOCHS, PATH_EPOCHS = 25, 12, 18, 25
 """Rows and anchors as 100 to 150, as in the paper; an anchor has no teacher to be paid for."""
 
 TUNE: dict[str, Any] = {"epochs": PATH_EPOCHS, "lr": 1e-3}
