@@ -11,11 +11,12 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from learngene.budget import Budget, Candidate, plan
+from learngene.budget import Budget, Candidate, path_name, plan
 from learngene.errors import LearngeneError
 from learngene.gene import Learngene
 from learngene.methods.rows import Rows
-from learngene.stitched import Shape
+from learngene.shape import ViTShape
+from learngene.stitched import Shape, StitchedShape
 
 
 class ElasticViT(nn.Module):
@@ -66,6 +67,11 @@ class ElasticViT(nn.Module):
             path = self._best(path)
         elif isinstance(path, str):
             path = self.gene.method.named_shape(self.gene.shape, path)
+        elif not isinstance(path, ViTShape | StitchedShape):
+            raise LearngeneError(
+                f"elastic: a path is a name such as '{path_name(next(iter(self._views)))}', a shape or a Budget, "
+                f"not {path!r}"
+            )
         if path not in self._views:
             self.gene.method.refuse(self.gene.shape, path)
             raise LearngeneError("elastic: classes and image size are the gene's own; expand the path to change them")

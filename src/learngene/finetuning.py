@@ -125,6 +125,8 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     gene = Learngene.load(source)
     changes = {"num_classes": len(names), **(recipe.shape or {})}
     path = changes.pop("path", None)
+    if path is not None and (double := [name for name in ("depth", "embed_dim", "num_heads") if name in changes]):
+        raise LearngeneError(f"shape.path says depth, width and heads already; leave shape.{double[0]} out")
     own = gene.shape if path is None else gene.method.named_shape(gene.shape, str(path))
     shape = own.replace(**changes)
     return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)

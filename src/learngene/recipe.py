@@ -36,6 +36,10 @@ DATA_FOLDER = "$DATA"
 """What stands in recipes for a folder of image sets that the command line gives."""
 
 
+ROW_FIELDS = ("points", "terms", "transform_bias", "learn_equal_width", "rows", "kept")
+"""Entries of a pool section that concern the training of rows."""
+
+
 class CondenseRecipe(Section):
     """Ancestry and data to a gene file."""
 
@@ -90,6 +94,10 @@ class CondenseRecipe(Section):
         if kind.name == "sn-net":
             if len(self.anchors or ()) != rows:
                 raise RecipeError(f"anchors: settings.rows has {rows} rows, so give {rows} pretrained ViTs as anchors")
+            if unused := sorted({*ROW_FIELDS} & pool.model_fields_set):
+                raise RecipeError(
+                    f"pool.{unused[0]}: means nothing for sn-net, whose rows are not trained; leave it out"
+                )
             if pool.stitches == "tm":
                 raise RecipeError(
                     "pool.stitches: tm needs rows that were distilled here, which anchors are not; use ls"

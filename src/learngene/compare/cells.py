@@ -301,7 +301,7 @@ def _gene(out: Comparison, name: str, spec: ContenderSpec, shape_name: str, seed
     if anchors:
         given["anchors"] = [anchor.source() for anchor in anchors]
     if isinstance(kind, Rows):
-        given["pool"] = {**(spec.pool or {}), "kept": recipe.store}
+        given["pool"] = {**(spec.pool or {}), **({} if anchors else {"kept": recipe.store})}
     condense = build_recipe(given, where=f"contenders.{name}")
     assert isinstance(condense, CondenseRecipe)
     needs_teacher = isinstance(kind, Rows) or condense.distill.alpha > 0

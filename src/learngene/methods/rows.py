@@ -93,6 +93,12 @@ class Rows(Method):
                     )
                 row = (row, auxiliary.depth, row // auxiliary.head_dim)
             width, depth, heads = row
+            if width != heads * auxiliary.head_dim:
+                fitting = f"{width // auxiliary.head_dim} heads" if width >= auxiliary.head_dim else "a wider row"
+                raise ShapeError(
+                    f"{self.name}: the row of width {width} has {heads} heads of {width / heads:.3g}, but heads have "
+                    f"{auxiliary.head_dim} here and are never reinterpreted; use {fitting}"
+                )
             shapes.append(auxiliary.replace(embed_dim=width, depth=depth, num_heads=heads))
         return shapes
 
@@ -113,12 +119,6 @@ class Rows(Method):
                     f"{narrow.embed_dim}"
                 )
         for row in rows:
-            if row.head_dim != auxiliary.head_dim:
-                raise ShapeError(
-                    f"{self.name}: the row of width {row.embed_dim} has {row.num_heads} heads of {row.head_dim}, but "
-                    f"heads have {auxiliary.head_dim} here and are never reinterpreted; use "
-                    f"{max(1, row.embed_dim // auxiliary.head_dim)} heads"
-                )
             if self.equal_depth and row.depth != auxiliary.depth:
                 raise ShapeError(
                     f"{self.name}: rows must be equally deep, but width {row.embed_dim} has {row.depth} blocks and "
@@ -289,9 +289,13 @@ class Rows(Method):
 
     def _no_path(self, name: str, wanted: Path, auxiliary: ViTShape, legal: list[Path]) -> ShapeError:
         def distance(path: Path) -> int:
-            blocks = [{(stop.row, block) for stop in each for block in range(stop.first, stop.last + 1)}
-                      for each in (path, wanted)]  # fmt: skip
-            return len(blocks[0] ^ blocks[1])
+            """Blocks that only one of the two paths has."""
+            stops = [{stop.row: (stop.first, stop.last) for stop in each} for each in (path, wanted)]
+            apart = 0
+            for row in range(len(self.rows)):
+                (a, b), (c, d) = (each.get(row, (0, -1)) for each in stops)
+                apart += (b - a + 1) + (d - c + 1) - 2 * max(0, min(b, d) - max(a, c) + 1)
+            return apart
 
         close = sorted(legal, key=distance)[:LISTED]
         listed = ", ".join(f"{self.counts(path)} ({self.name_of(auxiliary, path)})" for path in close)

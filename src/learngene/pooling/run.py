@@ -15,7 +15,7 @@ from learngene.budget import path_name
 from learngene.elastic import ElasticViT
 from learngene.errors import LearngeneError
 from learngene.extracting import plain_shape
-from learngene.files import refuse_foreign, write_file
+from learngene.files import refuse_foreign, refuse_unwritable, write_file
 from learngene.finetuning import scratch
 from learngene.gene import Learngene
 from learngene.measure import Accuracy, accuracy
@@ -75,6 +75,8 @@ def make_pool(
         How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``.
     """
     if keep:
+        if recipe.pool and recipe.pool.kept:
+            refuse_unwritable(recipe.pool.kept)
         refuse_foreign(recipe.out, MARKER)
         refuse_other_recipe(recipe.out, recipe)
         text = dump_recipe(recipe)
@@ -109,7 +111,9 @@ def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
     Raises:
         LearngeneError: If a block that is needed cannot be read, or an anchor is not the row it stands for.
     """
-    rows = row_shapes(recipe)
+    rows, kept = row_shapes(recipe), recipe.pool.kept if recipe.pool else None
+    if kept and (files := [each for each in (kept, *kept.parents) if each.exists() and not each.is_dir()]):
+        raise LearngeneError(f"pool.kept: {files[0]} is a file, not a folder; choose another")
     for number, (anchor, row) in enumerate(zip(source.anchors, rows, strict=False), start=1):
         found = plain_shape(anchor)
         if found != row:
