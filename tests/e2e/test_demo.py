@@ -13,7 +13,7 @@ import timm
 from PIL import Image
 
 import learngene
-from learngene import demo
+from learngene import demo, demo_pool
 from learngene.report import SERIES
 from pico import CLI
 
@@ -84,3 +84,25 @@ def test_the_demo_writes_its_table_picture_and_page_and_uses_what_it_left(cli: C
     assert again["genes"] == record["genes"]
     assert (out / "tleg-0.safetensors").read_bytes() == before
     assert (out / "demo.png").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_the_demo_of_pools_scores_every_path_of_both(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_pool, "workers", Here)
+    monkeypatch.setattr(demo_pool, "TRAIN", {**demo_pool.TRAIN, "batch_size": 50, "schedule": {"warmup_epochs": 0}})
+    monkeypatch.setattr(demo_pool, "TUNE", {"epochs": 1})
+    for name in ("ANCESTRY_EPOCHS", "ROW_EPOCHS", "ANCHOR_EPOCHS"):
+        monkeypatch.setattr(demo_pool, name, 1)
+    result = cli("demo", "--method", "pool", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert [row["blocks"] for row in record["rows"]][:2] == ["6+0", "5+1"]
+    assert len(record["rows"]) == 18
+    for gene, column in (("pool", "pool"), ("sn-net", "sn_net")):
+        paths = learngene.load(tmp_path / "out" / f"{gene}-0.safetensors").metadata["paths"]
+        assert {each["path"]: each["top1"] for each in paths} == {row["path"]: row[column] for row in record["rows"]}
+    best = max((row for row in record["rows"] if row["params"] <= 0.2e6), key=lambda row: row["pool"])
+    assert record["budgets"]["at most 0.20 M parameters"] == best["path"]
+    with Image.open(tmp_path / "out" / "demo.png") as picture:
+        assert min(picture.size) > 300
+    assert cli("demo", "--method", "pol").code == 2
