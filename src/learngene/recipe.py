@@ -94,7 +94,7 @@ class CondenseRecipe(Section):
         if kind.name == "sn-net":
             if len(self.anchors or ()) != rows:
                 raise RecipeError(f"anchors: settings.rows has {rows} rows, so give {rows} pretrained ViTs as anchors")
-            if unused := sorted({*ROW_FIELDS} & pool.model_fields_set):
+            if unused := [name for name in ROW_FIELDS if getattr(pool, name) != getattr(PoolSpec(), name)]:
                 raise RecipeError(
                     f"pool.{unused[0]}: means nothing for sn-net, whose rows are not trained; leave it out"
                 )

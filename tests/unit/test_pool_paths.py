@@ -416,7 +416,7 @@ AUXILIARY = {"embed_dim": 32, "num_heads": 4, "depth": 3}
         ("pool", {"rows": [16, 24]}, "the last row must be the auxiliary shape: it has width 24, depth 3 and 3 heads"),
         ("pool", {}, "the last row must be the auxiliary shape: it has width 768"),
         ("sn-net", {"rows": [16, [32, 4, 4]]}, "it has width 32, depth 4 and 4 heads, the shape 32, 3 and 4"),
-        ("pool", {"rows": [16, [32, 3, 2]]}, "it has width 32, depth 3 and 2 heads, the shape 32, 3 and 4"),
+        ("pool", {"rows": [16, [32, 3, 2]]}, "the row of width 32 has 2 heads of 16, but heads have 8 here"),
     ],
     ids=str,
 )  # fmt: skip

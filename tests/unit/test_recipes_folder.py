@@ -20,6 +20,7 @@ PAPER = ROOT / "recipes" / "paper"
 ALL = sorted(ROOT.glob("recipes/**/*.yaml"))
 RECIPES = [path for path in ALL if not path.name.startswith("_")]
 MODELS = [path for path in RECIPES if path.is_relative_to(PAPER) and path.parent.name != "compare"]
+BY_HAND = ("pool/sn-net",)
 BASES = sorted(PAPER.rglob("_*.yaml"))
 AUXILIARY = {
     f"{name}/aux-{size}": (name, size)
@@ -85,7 +86,8 @@ def test_a_recipe_loads_and_its_header_says_what_to_expect(path: Path) -> None:
 
 def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_there() -> None:
     expected = {f"{name}/des-{size}-{depth:02d}" for name, size, depth in DESCENDANTS} | set(AUXILIARY)
-    assert len(expected) == 24 + 3 + 20 + 2
+    expected |= {"pool/pool-12", "pool/pool-18", *BY_HAND}
+    assert len(expected) == 24 + 3 + 20 + 2 + 3
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected
 
@@ -93,6 +95,8 @@ def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_the
 def test_the_files_are_what_the_generator_writes() -> None:
     rendered = generator().render()
     files = {p.relative_to(PAPER).as_posix(): p.read_text() for p in MODELS}
+    for name in BY_HAND:
+        del files[f"{name}.yaml"]
     assert files.keys() == rendered.keys()
     assert [name for name in files if files[name] != rendered[name]] == []
 
@@ -161,6 +165,29 @@ def test_all_epochs_of_a_size_add_up_to_the_sum_in_the_text(name: str, size: str
     depths = {"tleg": TLEG_DEPTHS, "sws": SWS_DEPTHS}[name][size]
     epochs = [descendant(name, size, depth).train.epochs for depth in depths]
     assert auxiliary(name, size).train.epochs + sum(epochs) == total
+
+
+@pytest.mark.parametrize("depth", [6, 9])
+def test_a_pool_is_the_papers(depth: int) -> None:
+    """Learngene Pool, "Implementation Setting"."""
+    recipe = load_recipe(PAPER / "pool" / f"pool-{2 * depth}.yaml")
+    assert isinstance(recipe, CondenseRecipe)
+    assert (recipe.method, recipe.settings, recipe.shape.depth) == ("pool", {"rows": [192, 768]}, depth)
+    assert recipe.ancestry is not None
+    assert recipe.ancestry.source.startswith("deit_base_patch16_224")
+    assert (recipe.distill.alpha, recipe.distill.temperature) == (0.9, 1.0)
+    rows, paths = recipe.row_train(), recipe.path_train()
+    assert paths is not None
+    assert (rows.epochs, paths.epochs) == (100, 50)
+    assert {(train.batch_size, train.lr, train.lr_batch) for train in (rows, paths)} == {(128, 5e-4, None)}
+
+
+def test_an_sn_net_is_its_authors() -> None:
+    recipe = load_recipe(PAPER / "pool" / "sn-net.yaml")
+    assert isinstance(recipe, CondenseRecipe)
+    assert recipe.pool is not None
+    assert (recipe.pool.guide, recipe.pool.guide_weight, recipe.train.lr) == ("hard", 0.5, 5e-5)
+    assert len(recipe.anchors or ()) == len(recipe.settings["rows"]) == 3
 
 
 def test_every_run_has_its_own_folder() -> None:

@@ -270,7 +270,7 @@ def head(width: int) -> int:
 def test_every_exact_test_is_tested_here() -> None:
     assert set(STRUCTURAL) == {
         "order_identity", "sws_storage", "tleg_storage", "tleg_fixed_set", "tleg_costs", "sws_costs",
-        "sws_costs_over_tleg",
+        "sws_costs_over_tleg", "pool_storage", "pool_smallest", "pool_costs",
     }  # fmt: skip
 
 
@@ -302,6 +302,23 @@ def test_costs_in_epochs() -> None:
     assert (true, 1000 / 150 >= 6.6) == (True, True)
     assert figures == "6.67 times with the 5 epochs of the sum, 5.00 times with the 10 epochs of the set-up"
     assert STRUCTURAL["sws_costs_over_tleg"]() == (500 / 200 == 2.5, "2.50 times")
+
+
+def test_a_pools_storage_and_costs() -> None:
+    def whole(width: int, depth: int) -> int:
+        return depth * layer(width) + stem(width) + 2 * width + head(width)  # class token and its position
+
+    pools = [sum(whole(d, depth) for d in (192, 768)) + (depth - 1) * (192 + 1) * 768 for depth in (6, 9)]
+    sn_net = sum(whole(d, 12) for d in WIDTHS.values()) + 11 * ((192 + 1) * 384 + (384 + 1) * 768)
+    assert [f"{count / 1e6:.2f}" for count in (*pools, sn_net)] == ["47.83", "70.87", "118.40"]
+    assert [f"{1 - pool / sn_net:.1%}" for pool in pools] == ["59.6%", "40.1%"]
+    true, figures = STRUCTURAL["pool_storage"]()
+    assert (true, figures) == (True, "47.83 M (59.6 % less) and 70.87 M (40.1 % less), against 118.40 M")
+    smallest = [f"{whole(192, depth) / 1e6:.2f}" for depth in (6, 9, 12)]
+    assert smallest == ["3.05", "4.38", "5.72"]
+    assert STRUCTURAL["pool_smallest"]() == (True, "3.05 M and 4.38 M, against 5.7 M")
+    assert (6.75, 10.125) == (18 * 150 / 400, 27 * 150 / 400)
+    assert STRUCTURAL["pool_costs"]() == (True, "6.75 times for 18 paths, 10.125 times for 27")
 
 
 def test_both_orders_lay_out_alike_where_the_extra_layers_are_the_same_stages() -> None:

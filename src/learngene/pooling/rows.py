@@ -83,6 +83,7 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
         parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])
     out = (pool.kept or recipe.out) / f"row-w{row.embed_dim}d{row.depth}-s{train.seed}-{hashed(parts)}"
     changes = {
+        "dtype": "float32",  # of the gene file, which is nothing to a row
         "shape": row,
         "settings": {"row": row.embed_dim},
         "pool": reduced,

@@ -29,7 +29,6 @@ FREE_TO_CHANGE = {
     "train.micro_batch",
     "train.save_every",
     "train.compile",
-    "dtype",
     "pool.kept",
 }
 """Recipe entries that do not change what a run computes."""
