@@ -19,7 +19,7 @@ from learngene.files import write_file
 from learngene.genefile import GeneHeader, read_header
 from learngene.measure import environment
 from learngene.shape import ViTShape
-from learngene.stitched import Shape, StitchedShape
+from learngene.stitched import Shape
 
 if TYPE_CHECKING:
     from learngene.gene import Learngene
@@ -50,6 +50,11 @@ class Budget:
                 raise LearngeneError(f"budget: {name} must be positive, not {value!r}")
         if self.batch_size < 1:
             raise LearngeneError(f"budget: batch_size must be 1 or more, not {self.batch_size!r}")
+
+    def admits(self, shape: Shape) -> bool:
+        """Whether a shape is within the limits on parameters and multiply-adds; latency has to be measured."""
+        within = self.max_params is None or shape.params() <= self.max_params
+        return within and (self.max_macs is None or shape.macs() <= self.max_macs)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def plan(
             source.method.refuse(source.shape, shape, **options)
         except ShapeError:
             continue
-        if shape.params() <= (budget.max_params or float("inf")) and shape.macs() <= (budget.max_macs or float("inf")):
+        if budget.admits(shape):
             fitting.append(shape)
     scores = _scores(source, base)
     time_shape = timer or measured_latency
@@ -126,16 +131,11 @@ def plan(
         if latency is None or latency <= (budget.max_latency or 0):
             layers = source.method.describe(source.shape, shape, **options)
             beyond = isinstance(shape, ViTShape) and shape.depth > source.shape.depth
-            top1 = scores.get(path_name(shape))
+            top1 = scores.get(shape.path)
             candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, top1))
     if all(candidate.top1 is not None for candidate in candidates):
         candidates.sort(key=lambda candidate: candidate.top1 or 0.0, reverse=True)
     return candidates
-
-
-def path_name(shape: Shape) -> str:
-    """A shape's segments as text, such as ``192:1-4+768:5-6``; a plain one has a single segment."""
-    return shape.path if isinstance(shape, StitchedShape) else f"{shape.embed_dim}:1-{shape.depth}"
 
 
 def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from learngene.ancestry import Ancestry
-from learngene.budget import Budget, path_name, plan
+from learngene.budget import Budget, plan
 from learngene.condensing import run as run_condense
 from learngene.demo import DATA, MARKER, fingerprint, workers
 from learngene.descendant import save_descendant
@@ -82,7 +82,7 @@ def run_pool_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         genes = {"pool": Learngene.load(path), "sn-net": Learngene.load(rival.result())}
     scores = {name: {each["path"]: each["top1"] for each in gene.metadata["paths"]} for name, gene in genes.items()}
     console.print("[bold]3. Budgets[/] pick paths; taking one out takes a fraction of a second")
-    picks = {text: path_name(plan(genes["pool"], budget)[0].shape) for text, budget in BUDGETS.items()}
+    picks = {text: plan(genes["pool"], budget)[0].shape.path for text, budget in BUDGETS.items()}
     for text, name in picks.items():
         console.print(f"   {text}: {name}, top-1 {scores['pool'][name]:.1f} %")
     kind = Pool(rows=ROWS)
@@ -90,11 +90,11 @@ def run_pool_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     rows = [
         {
             "blocks": kind.counts(path),
-            "path": path_name(shape),
+            "path": shape.path,
             "params": shape.params(),
             "macs": shape.macs(),
-            "pool": scores["pool"][path_name(shape)],
-            "sn_net": scores["sn-net"][path_name(shape)],
+            "pool": scores["pool"][shape.path],
+            "sn_net": scores["sn-net"][shape.path],
         }
         for path, shape in sorted(shapes.items(), key=lambda item: item[1].params())
     ]

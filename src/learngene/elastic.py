@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from learngene.budget import Budget, Candidate, path_name, plan
+from learngene.budget import Budget, Candidate, plan
 from learngene.errors import LearngeneError
 from learngene.gene import Learngene
 from learngene.methods.rows import Rows
@@ -69,8 +69,7 @@ class ElasticViT(nn.Module):
             path = self.gene.method.named_shape(self.gene.shape, path)
         elif not isinstance(path, ViTShape | StitchedShape):
             raise LearngeneError(
-                f"elastic: a path is a name such as '{path_name(next(iter(self._views)))}', a shape or a Budget, "
-                f"not {path!r}"
+                f"elastic: a path is a name such as '{self.gene.shape.path}', a shape or a Budget, not {path!r}"
             )
         if path not in self._views:
             self.gene.method.refuse(self.gene.shape, path)
@@ -86,11 +85,10 @@ class ElasticViT(nn.Module):
         return plan(self.gene)
 
     def _best(self, budget: Budget) -> Shape:
-        limits = {"params": budget.max_params, "macs": budget.max_macs}
         # Sizes are known beforehand, so that a switch takes no time; only latencies have to be measured.
         fitting = self._candidates if budget.max_latency is None else plan(self.gene, budget)
         for candidate in fitting:
-            if all(limit is None or getattr(candidate, name) <= limit for name, limit in limits.items()):
+            if budget.admits(candidate.shape):
                 return candidate.shape
         raise LearngeneError(f"elastic: no path fits {budget}; paths() lists them all")
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learngene.budget import path_name
 from learngene.errors import LearngeneError
 from learngene.figure import save_png
 from learngene.genefile import GeneHeader, read_header
@@ -145,7 +144,7 @@ def _example(kind: Rows, auxiliary: ViTShape) -> Route:
 def _point(kind: Rows, auxiliary: ViTShape, path: Route, scores: dict[str, float]) -> tuple[int, float | None]:
     """Parameters of a path, and its top-1 if it was measured."""
     shape = kind.shape_of(auxiliary, path)
-    return shape.params(), scores.get(path_name(shape))
+    return shape.params(), scores.get(shape.path)
 
 
 def _size(params: int) -> str:

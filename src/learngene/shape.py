@@ -177,6 +177,11 @@ class ViTShape:
         return self.grid_size**2 + int(self.class_token)
 
     @property
+    def path(self) -> str:
+        """The shape as a path of a pool: one segment with all its blocks, such as ``192:1-6``."""
+        return f"{self.embed_dim}:1-{self.depth}"
+
+    @property
     def architecture(self) -> str:
         """Timm's name of the model; one stands for every size, through timm's ``model_args``."""
         return "vit_base_patch16_224"

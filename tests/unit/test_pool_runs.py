@@ -166,7 +166,7 @@ def test_blocks_are_dropped_as_often_as_in_their_own_row(images: Path, monkeypat
     def spy(stage: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(stage.module, ElasticViT):
             models.append(stage.module)
-            seen.update({learngene.budget.path_name(s): rates(view) for s, view in stage.module.views().items()})
+            seen.update({s.path: rates(view) for s, view in stage.module.views().items()})
         else:
             seen[stage.name] = rates(stage.module.student)
         return run_stage(stage, *arguments, **options)

@@ -73,10 +73,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """List the shapes of a gene that fit a budget, best first. Limits combine."""
-    from learngene.budget import Budget, path_name
+    from learngene.budget import Budget
     from learngene.budget import plan as make_plan
     from learngene.genefile import read_header
-    from learngene.methods.rows import Rows
 
     budget = Budget(amount(max_params), amount(max_macs), max_latency, batch_size, device)
     found = make_plan(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
@@ -87,25 +86,17 @@ def plan(
         raise LearngeneError(f"{gene}: no shape fits this budget; the smallest is shown by `learngene plan {gene}`")
     else:
         header = read_header(gene)
-        widths = {c.shape.embed_dim for c in found}
         for c in found:
             time = f"  {c.latency:8.2f} ms" if c.latency is not None else ""
             beyond = "  deeper than the auxiliary model" if c.beyond_auxiliary else ""
-            width = f"  width {c.shape.embed_dim:4d}" if len(widths) > 1 else ""
             size = f"{c.params / 1e6:9.3f} M params  {c.macs / 1e9:9.4f} G macs"
-            named = f"depth {c.shape.depth:3d}{width}"
-            if isinstance(header.method, Rows):
-                named = header.method.label(header.shape, c.shape)
             top1 = f"  top-1 {c.top1:6.2f} %" if c.top1 is not None else ""
-            print(f"{named}  {size}{time}{top1}{beyond}")
+            print(f"{header.method.label(header.shape, c.shape)}  {size}{time}{top1}{beyond}")
             if explain:
                 for number, line in enumerate(c.layers, start=1):
                     print(f"    layer {number:2d}: {line}")
-        best, own = found[0].shape, header.shape
-        which = f"--path {path_name(best)}" if isinstance(header.method, Rows) else f"--depth {best.depth}"
-        task: dict[str, int | None] = {"--num-classes": num_classes, "--img-size": img_size}
-        if best.embed_dim != own.embed_dim and not isinstance(header.method, Rows):
-            task |= {"--embed-dim": best.embed_dim, "--num-heads": best.num_heads}
+        which = header.method.flags(header.shape, found[0].shape)
+        task = {"--num-classes": num_classes, "--img-size": img_size}
         flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
         flags += [f"--set {option}" for option in options or []]
         print(" ".join(["next: learngene expand", str(gene), which, *flags, "--out DIR"]))

@@ -78,6 +78,16 @@ class Method(ABC):
         for depth, (width, heads) in product(range(1, max(DEEPEST, base.depth) + 1), self.widths(auxiliary)):
             yield base.replace(depth=depth, embed_dim=width, num_heads=heads)
 
+    def label(self, auxiliary: ViTShape, shape: Shape) -> str:
+        """What ``plan`` calls a shape, in columns."""
+        width = f"  width {shape.embed_dim:4d}" if len(self.widths(auxiliary)) > 1 else ""
+        return f"depth {shape.depth:3d}{width}"
+
+    def flags(self, auxiliary: ViTShape, shape: Shape) -> str:
+        """The flags with which ``learngene expand`` makes a shape, besides those of the task."""
+        width = f" --embed-dim {shape.embed_dim} --num-heads {shape.num_heads}"
+        return f"--depth {shape.depth}" + (width if shape.embed_dim != auxiliary.embed_dim else "")
+
     def named_shape(self, auxiliary: ViTShape, name: str) -> Shape:
         """The shape that a name such as ``4+2`` stands for, in methods whose shapes have names.
 
@@ -93,7 +103,7 @@ class Method(ABC):
     def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a gene, in the order of the model."""
         held = self.parts
-        norm = {f"norm.{name.partition('.')[2]}": size for name, size in auxiliary.norm_params().items()}
+        norm = {gene_name(name): size for name, size in auxiliary.norm_params().items()}
         out = auxiliary.stem_params() if "stem" in held else {}
         out |= self.layer_tensors(auxiliary)
         out |= norm if "norm" in held else {}
@@ -162,6 +172,11 @@ def same_width(auxiliary: ViTShape, shape: Shape) -> None:
         have, want = getattr(auxiliary, field), getattr(shape, field)
         if have != want:
             raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
+
+
+def gene_name(name: str) -> str:
+    """What a gene calls a parameter: its final norm is ``norm``, wherever the shape's ending puts it."""
+    return f"norm.{name.removeprefix('fc_norm.')}" if name.startswith("fc_norm.") else name
 
 
 def plain(shape: Shape) -> ViTShape:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from learngene.methods.base import Method
+from learngene.methods.base import Method, gene_name
 from learngene.shape import MODULE_PARAMS, ViTShape
 from learngene.stitched import Shape
 
@@ -48,7 +48,7 @@ class LayerCombination(Method):
         if "stem" in self.parts:
             out |= {name: tensors[name] for name in auxiliary.stem_params()}
         if "norm" in self.parts:
-            out |= {name: tensors[f"norm.{name.partition('.')[2]}"] for name in shape.norm_params()}
+            out |= {name: tensors[gene_name(name)] for name in shape.norm_params()}
         if "head" in self.parts and shape.num_classes == auxiliary.num_classes:
             out |= {name: tensors[name] for name in shape.head_params()}
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from learngene.errors import ShapeError
-from learngene.methods.base import plain
+from learngene.methods.base import gene_name, plain
 from learngene.shape import ViTShape
 from learngene.stitched import Shape
 
@@ -42,4 +42,4 @@ def wanted(
             layer, _, rest = name.removeprefix("blocks.").partition(".")
             yield name, size, int(layer), rest
         elif not name.startswith("head.") or ("head" in parts and shape.num_classes == auxiliary.num_classes):
-            yield name, size, None, name.replace("fc_norm.", "norm.")
+            yield name, size, None, gene_name(name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.errors import ShapeError, nearest, refuse_unknown
-from learngene.methods.base import Method
+from learngene.methods.base import Method, gene_name
 from learngene.shape import ViTShape
 from learngene.stitched import Segment, Shape, StitchedShape, parse_path
 
@@ -279,13 +279,15 @@ class Rows(Method):
 
     def label(self, auxiliary: ViTShape, shape: Shape) -> str:
         """Both names of a path, in columns."""
-        path = self.path_of(auxiliary, shape)
-        return f"{self.counts(path):8s} {self.name_of(auxiliary, path):24s}"
+        return f"{self.counts(self.path_of(auxiliary, shape)):8s} {shape.path:24s}"
+
+    def flags(self, auxiliary: ViTShape, shape: Shape) -> str:
+        """A path says depth, width and heads."""
+        return f"--path {shape.path}"
 
     def name_of(self, auxiliary: ViTShape, path: Path) -> str:
         """A path's full name, ``192:1-4+768:5-6``."""
-        rows = self.row_shapes(auxiliary)
-        return "+".join(f"{rows[stop.row].embed_dim}:{stop.first + 1}-{stop.last + 1}" for stop in path)
+        return self.shape_of(auxiliary, path).path
 
     def _no_path(self, name: str, wanted: Path, auxiliary: ViTShape, legal: list[Path]) -> ShapeError:
         def distance(path: Path) -> int:
@@ -314,10 +316,6 @@ class Rows(Method):
                 raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
         self.path_of(auxiliary, shape)
 
-    def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
-        """Those of the rows."""
-        return [(row.embed_dim, row.num_heads) for row in self.row_shapes(auxiliary)]
-
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """The blocks of every row, ``rowR.blocks.I...``, and the stitch layers."""
         return {
@@ -331,7 +329,7 @@ class Rows(Method):
         rows = self.row_shapes(auxiliary)
         out: dict[str, tuple[int, ...]] = {}
         for index, row in enumerate(rows):
-            out |= {f"row{index}.{_plain_norm(name)}": size for name, size in row.all_params().items()}
+            out |= {f"row{index}.{gene_name(name)}": size for name, size in row.all_params().items()}
         for name, (a, b) in self.stitch_layers(auxiliary).items():
             out[f"{name}.weight"] = (rows[b].embed_dim, rows[a].embed_dim)
             out[f"{name}.bias"] = (rows[b].embed_dim,)
@@ -360,7 +358,7 @@ class Rows(Method):
                 out |= {f"blocks.{i}.{name}": tensors[f"row{stop.row}.blocks.{block}.{name}"] for name in block_params}
                 if stitch and block == stop.first:
                     out |= {f"blocks.{i}.stitch.{kind}": tensors[f"{stitch}.{kind}"] for kind in ("weight", "bias")}
-        out |= {name: tensors[last + _plain_norm(name)] for name in shape.norm_params()}
+        out |= {name: tensors[last + gene_name(name)] for name in shape.norm_params()}
         if shape.num_classes == auxiliary.num_classes:
             out |= {name: tensors[last + name] for name in shape.head_params()}
         return out
@@ -392,8 +390,3 @@ def _row(name: str, given: Any) -> Row:
             f"{name}: a row is a width or [embed_dim, depth, num_heads], all positive integers, not {given!r}"
         )
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
-
-
-def _plain_norm(name: str) -> str:
-    """The gene's name of the final norm, whatever the shape's ending calls it."""
-    return name.replace("fc_norm.", "norm.") if name.startswith("fc_norm.") else name

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from learngene.ancestry import Ancestry
-from learngene.budget import path_name
 from learngene.elastic import ElasticViT
 from learngene.errors import LearngeneError
 from learngene.extracting import plain_shape
@@ -20,6 +19,7 @@ from learngene.finetuning import scratch
 from learngene.gene import Learngene
 from learngene.measure import Accuracy, accuracy
 from learngene.methods import METHODS
+from learngene.methods.base import gene_name
 from learngene.methods.rows import Rows
 from learngene.pooling.distil import RowDistillation, row_objective
 from learngene.pooling.features import feature_widths
@@ -99,7 +99,7 @@ def make_pool(
     scores = score_paths(elastic, recipe, images[1])
     final = scores[gene.shape]
     return _together(results, final), [
-        {"path": path_name(shape), "blocks": _method(gene).counts(path), "top1": round(scores[shape].top1, 4)}
+        {"path": shape.path, "blocks": _method(gene).counts(path), "top1": round(scores[shape].top1, 4)}
         for path in _method(gene).paths(gene.shape)
         for shape in [_method(gene).shape_of(gene.shape, path)]
     ]
@@ -198,7 +198,7 @@ def _fill_rows(gene: Learngene, rows: Sequence[_Row]) -> None:
     tensors = gene.tensors()
     for index, row in enumerate(rows):
         for name, value in row.state.items():
-            tensors[f"row{index}.{name.replace('fc_norm.', 'norm.')}"].copy_(value)
+            tensors[f"row{index}.{gene_name(name)}"].copy_(value)
 
 
 def _start_stitches(
