@@ -8,8 +8,6 @@ from pathlib import Path
 from learngene.compare.recipe import CompareRecipe
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
-from learngene.methods import method
-from learngene.methods.rows import Rows
 from learngene.pooling.rows import stage_recipes
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
 from learngene.sections import Train
@@ -56,8 +54,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
 
 def _stages(recipe: CondenseRecipe | FinetuneRecipe) -> Sequence[CondenseRecipe | FinetuneRecipe]:
     """What is trained in turn: the rows and the paths of a pool, otherwise one thing."""
-    pooled = isinstance(recipe, CondenseRecipe) and isinstance(method(recipe.method, recipe.settings), Rows)
-    return stage_recipes(recipe) if pooled and isinstance(recipe, CondenseRecipe) else [recipe]
+    return stage_recipes(recipe) if isinstance(recipe, CondenseRecipe) and recipe.pool else [recipe]
 
 
 def _trained(recipe: CondenseRecipe | FinetuneRecipe) -> list[tuple[str, Train]]:

@@ -114,9 +114,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         LearngeneError: If ``out`` is not ours or cannot be written.
     """
     console, start = Console(highlight=False), time.perf_counter()
-    refuse_foreign(out, MARKER)
-    if not (out / MARKER).exists():
-        write_file(out / MARKER, lambda temporary: temporary.write_text("{}\n"))
+    claim_folder(out)
     with workers() as processes:
         console.print("[bold]1. An ancestry model[/] learns scikit-learn's digits")
         learning = processes.submit(_ancestry, out, seed)
@@ -169,6 +167,13 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     demo_page(result, out / "demo.png", out / "index.html")
     _print(console, result, out)
     return result
+
+
+def claim_folder(out: Path) -> None:
+    """Marks a folder as a demo's, so that what it leaves there is found again; refuses one that is not."""
+    refuse_foreign(out, MARKER)
+    if not (out / MARKER).exists():
+        write_file(out / MARKER, lambda temporary: temporary.write_text("{}\n"))
 
 
 def fingerprint() -> str:

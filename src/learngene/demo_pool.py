@@ -17,9 +17,9 @@ from rich.table import Table
 from learngene.ancestry import Ancestry
 from learngene.budget import Budget, plan
 from learngene.condensing import run as run_condense
-from learngene.demo import DATA, MARKER, fingerprint, workers
+from learngene.demo import DATA, MARKER, claim_folder, fingerprint, workers
 from learngene.descendant import save_descendant
-from learngene.files import refuse_foreign, write_file
+from learngene.files import write_file
 from learngene.finetuning import finetune, scratch
 from learngene.gene import Learngene
 from learngene.measure import environment
@@ -66,9 +66,7 @@ def run_pool_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         LearngeneError: If ``out`` is not ours or cannot be written.
     """
     console, start = Console(highlight=False), time.perf_counter()
-    refuse_foreign(out, MARKER)
-    if not (out / MARKER).exists():
-        write_file(out / MARKER, lambda temporary: temporary.write_text("{}\n"))
+    claim_folder(out)
     with workers() as pool:
         console.print("[bold]1. An ancestry model[/], a ViT of 12 layers, learns scikit-learn's digits")
         learning = pool.submit(_ancestry, out, seed)
@@ -77,7 +75,7 @@ def run_pool_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         ancestry = Ancestry(learning.result())
         teacher = ancestry.model.learngene["finetuned"]["accuracy"]["top1"]
         console.print(f"   {ancestry.model.learngene['shape']['depth']} layers: top-1 {teacher:.1f} %")
-        console.print("[bold]2. A pool[/] of two rows is distilled from it, stitched and tuned along sampled paths")
+        console.print("[bold]2. A pool[/] of two rows is distilled from it, stitched and tuned path by path")
         path = pool.submit(_pool, out, seed).result()
         genes = {"pool": Learngene.load(path), "sn-net": Learngene.load(rival.result())}
     scores = {name: {each["path"]: each["top1"] for each in gene.metadata["paths"]} for name, gene in genes.items()}

@@ -9,16 +9,19 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from learngene.stitched import Shape
+
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -41,43 +44,58 @@ class Accuracy:
 def accuracy(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str = "fp32", reduce: Any = None
 ) -> Accuracy:
-    """Scores a model.
+    """Scores a model; see ``accuracies``."""
+    return accuracies({"": model}, batches, precision=precision, reduce=reduce)[""]
+
+
+def accuracies(
+    models: Mapping[Key, nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    precision: str = "fp32",
+    reduce: Any = None,
+) -> dict[Key, Accuracy]:
+    """Scores models on the same images, which are read once.
 
     Args:
-        model: A classifier; put into evaluation mode and back.
+        models: Classifiers on one device; put into evaluation mode and back.
         batches: Normalised images and integer labels.
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
         reduce: Sums a tensor over processes, for example ``Accelerator.reduce``; None with one process.
 
     Returns:
-        Percentages and mean loss over all images of all processes.
+        Percentages and mean loss over all images of all processes, per model.
     """
     import torch
     import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 
-    device = next(model.parameters()).device
-    sums = torch.zeros(4, dtype=torch.float64)
-    training = model.training
-    model.eval()
+    device = next(next(iter(models.values())).parameters()).device
+    sums = {key: torch.zeros(4, dtype=torch.float64) for key in models}
+    training = {key: model.training for key, model in models.items()}
+    for model in models.values():
+        model.eval()
     with torch.inference_mode():
         for images, labels in batches:
-            with autocast(device.type, precision):
-                logits = model(images.to(device, non_blocking=True)).float()
-            labels = labels.to(device)
-            guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            parts = [
-                guesses[:, 0].sum(),
-                guesses.any(1).sum(),
-                loss,
-                torch.tensor(len(labels), device=device),
-            ]
-            sums += torch.stack([part.double() for part in parts]).cpu()
-    model.train(training)
-    if reduce is not None:
-        sums = reduce(sums.float().to(device), reduction="sum").double().cpu()
-    right, right5, loss_sum, count = sums.tolist()
-    return Accuracy(100 * right / count, 100 * right5 / count, loss_sum / count, int(count))
+            images, labels = images.to(device, non_blocking=True), labels.to(device)
+            for key, model in models.items():
+                with autocast(device.type, precision):
+                    logits = model(images).float()
+                guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                count = torch.tensor(len(labels), device=device)
+                parts = [guesses[:, 0].sum(), guesses.any(1).sum(), loss, count]
+                sums[key] += torch.stack([part.double() for part in parts]).cpu()
+    out = {}
+    for key, model in models.items():
+        model.train(training[key])
+        total = sums[key]
+        if reduce is not None:
+            total = reduce(total.float().to(device), reduction="sum").double().cpu()
+        right, right5, loss_sum, images_seen = total.tolist()
+        out[key] = Accuracy(
+            100 * right / images_seen, 100 * right5 / images_seen, loss_sum / images_seen, int(images_seen)
+        )
+    return out
 
 
 def autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager[None]:

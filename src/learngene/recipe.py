@@ -112,17 +112,15 @@ class CondenseRecipe(Section):
 
     def row_train(self) -> Train:
         """How the rows of a pool are trained."""
-        return self._trained(self.pool.rows if self.pool else {}, "pool.rows") or self.train
+        return self._trained(self.pool.rows if self.pool else {}, "pool.rows")
 
     def path_train(self) -> Train | None:
         """How the paths of a pool are tuned; None leaves them untuned."""
-        return self._trained(self.pool.tune if self.pool else {}, "pool.tune")
+        changes = self.pool.tune if self.pool else {}
+        return None if changes is None else self._trained(changes, "pool.tune")
 
-    def _trained(self, changes: Mapping[str, Any] | None, where: str) -> Train | None:
-        if changes is None:
-            return None
-        given = self.train.model_dump(exclude_unset=True)
-        return validated(Train, merge(given, changes), where)
+    def _trained(self, changes: Mapping[str, Any], where: str) -> Train:
+        return validated(Train, merge(self.train.model_dump(exclude_unset=True), changes), where)
 
 
 class FinetuneRecipe(Section):

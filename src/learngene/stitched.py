@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from learngene.models.stitched import StitchedViT
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive blocks of one row.
 
@@ -60,13 +60,7 @@ class StitchedShape:
 
     Attributes:
         segments: At least two, in the order in which tokens pass through them.
-        mlp_ratio: Hidden width of every MLP over the width of its segment.
-        patch_size: Side of a square patch in pixels.
-        img_size: Side of the square input image in pixels.
-        in_chans: Image channels.
-        num_classes: Outputs of the linear head; 0 means no head.
-        class_token: Whether a class token is prepended and read out.
-        ending: As in ``ViTShape``.
+        mlp_ratio: This and the following as in ``ViTShape``; the MLPs of a segment go by its own width.
         final_norm: Whether the last segment's final norm is applied. SN-Net's code leaves it out on stitched paths.
 
     Raises:

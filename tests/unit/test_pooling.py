@@ -267,7 +267,7 @@ def sampled(stage: Stage, images: Path, steps: list[Any], **train_fields: Any) -
 
 def test_every_path_is_drawn_with_the_same_probability() -> None:
     elastic = ElasticViT(pool())
-    draw = path_stage(elastic, None, None).before_step
+    draw = path_stage(elastic, None, PoolSpec()).before_step
     assert draw is not None
     torch.manual_seed(0)
     counts = dict.fromkeys(shapes(elastic.gene), 0)
@@ -283,7 +283,7 @@ def test_paths_are_drawn_by_seed_epoch_and_step(images: Path) -> None:
     def drawn(seed: int, caller: int, **fields: Any) -> list[Any]:
         torch.manual_seed(caller)
         steps: list[Any] = []
-        sampled(path_stage(ElasticViT(pool()), None, None), images, steps, seed=seed, epochs=4, **fields)
+        sampled(path_stage(ElasticViT(pool()), None, PoolSpec()), images, steps, seed=seed, epochs=4, **fields)
         return steps
 
     first = drawn(0, 1)
@@ -299,7 +299,7 @@ def test_paths_are_drawn_by_seed_epoch_and_step(images: Path) -> None:
 def test_a_step_changes_only_what_its_path_uses(images: Path) -> None:
     """Even with weight decay, and with moments of Adam from steps before."""
     elastic = ElasticViT(pool())
-    gene, stage = elastic.gene, path_stage(elastic, None, None)
+    gene, stage = elastic.gene, path_stage(elastic, None, PoolSpec())
     draw, used, checked = stage.before_step, set[str](), []
     assert draw is not None
     before = state(gene)
@@ -326,7 +326,7 @@ def test_a_step_changes_only_what_its_path_uses(images: Path) -> None:
 
 def test_paths_are_scored_on_the_widest_row(images: Path) -> None:
     elastic = ElasticViT(pool())
-    stage = path_stage(elastic, None, None)
+    stage = path_stage(elastic, None, PoolSpec())
     elastic.set_path("2+1")
     assert stage.before_scoring is not None
     stage.before_scoring()

@@ -327,13 +327,17 @@ def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: Rows, se
 
 
 def _possible(out: Comparison, spec: ContenderSpec, shape_name: str, gene: GeneJob) -> bool:
-    recipe = out.recipe
-    shape = shape_from({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[HOME]})
     try:
-        gene.method.refuse(gene.shape, shape, **spec.options)
+        gene.method.refuse(gene.shape, _shape(out, shape_name, HOME), **spec.options)
     except ShapeError:
         return False
     return True
+
+
+def _shape(out: Comparison, shape_name: str, task: str) -> Shape:
+    """A named shape with the classes of a task."""
+    recipe = out.recipe
+    return shape_from({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
 
 
 def _cell(
@@ -348,7 +352,7 @@ def _cell(
 ) -> Cell:
     recipe = out.recipe
     spec, data = recipe.contenders[contender], out.task_data(task)
-    shape = shape_from({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
+    shape = _shape(out, shape_name, task)
     if epochs is None:
         epochs = round(recipe.budgets[budget].epochs * spec.times)
     tuning = (recipe.budgets[budget].tune, spec.tune, {"epochs": epochs, "seed": seed})

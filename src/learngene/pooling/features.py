@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from learngene.errors import LearngeneError
 
@@ -44,8 +45,26 @@ def watched(model: nn.Module, numbers: Sequence[int]) -> Iterator[Features]:
         block: Any = model.blocks[number - 1]  # type: ignore[index]
         handles += [block.attn.register_forward_hook(keep(found.attentions)),
                     block.register_forward_hook(keep(found.blocks))]  # fmt: skip
-    try:
+    with _removed(handles):
         yield found
+
+
+def stream(row: nn.Module, images: Tensor) -> list[Tensor]:
+    """Tokens that enter every block of a Vision Transformer, and those that leave its last one."""
+    found: list[Tensor] = []
+    blocks: list[nn.Module] = list(row.blocks)  # type: ignore[arg-type]
+    handles = [block.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0])) for block in blocks]
+    handles.append(blocks[-1].register_forward_hook(lambda _module, _inputs, output: found.append(output)))
+    with _removed(handles):
+        row(images)
+    return found
+
+
+@contextlib.contextmanager
+def _removed(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks behind the block, whatever happens in it."""
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

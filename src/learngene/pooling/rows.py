@@ -32,10 +32,17 @@ def distilled_blocks(depth: int, points: int) -> list[int]:
     return [round(level * depth / DENSE) for level in range(DENSE + 1 - points, DENSE + 1)]
 
 
-def points_of(spec: PoolSpec, index: int, row: ViTShape, ancestry_width: int) -> int:
-    """At how many points a row is distilled: as the recipe says, else the paper's choice by width (Table 4)."""
-    if spec.points is not None:
-        return spec.points[index]
+def pool_of(recipe: CondenseRecipe) -> PoolSpec:
+    """The pool section, which every recipe of a method with rows has."""
+    assert recipe.pool is not None
+    return recipe.pool
+
+
+def points_of(recipe: CondenseRecipe, ancestry_width: int) -> int:
+    """At how many points a row is distilled: as its recipe says, else the paper's choice by width (Table 4)."""
+    row, given = recipe.shape, pool_of(recipe).points
+    if given is not None:
+        return given[0]
     return END if row.embed_dim == ancestry_width or row.depth < DENSE else DENSE
 
 
@@ -65,7 +72,7 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
     Its run folder is named by a hash of that part, so that pools which differ only in what comes later, or in other
     rows, share the row.
     """
-    row, pool = row_shapes(recipe)[index], recipe.pool or PoolSpec()
+    row, pool = row_shapes(recipe)[index], pool_of(recipe)
     points = None if pool.points is None else [pool.points[index]]
     reduced = PoolSpec(
         points=points,

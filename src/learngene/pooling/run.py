@@ -17,18 +17,26 @@ from learngene.extracting import plain_shape
 from learngene.files import refuse_foreign, refuse_unwritable, write_file
 from learngene.finetuning import scratch
 from learngene.gene import Learngene
-from learngene.measure import Accuracy, accuracy
+from learngene.measure import Accuracy, accuracies
 from learngene.methods import METHODS
 from learngene.methods.base import gene_name
 from learngene.methods.rows import Rows
 from learngene.pooling.distil import RowDistillation, row_objective
 from learngene.pooling.features import feature_widths
-from learngene.pooling.rows import END, LABELS, distilled_blocks, path_recipe, points_of, row_recipe, row_shapes
+from learngene.pooling.rows import (
+    END,
+    LABELS,
+    distilled_blocks,
+    path_recipe,
+    points_of,
+    pool_of,
+    row_recipe,
+    row_shapes,
+)
 from learngene.pooling.stitches import least_squares_stitches, transformation_stitches
 from learngene.recipe import CondenseRecipe, dump_recipe
 from learngene.sections import PoolSpec
-from learngene.shape import ViTShape
-from learngene.stitched import StitchedShape
+from learngene.stitched import Shape, StitchedShape
 from learngene.train.batches import eval_loader
 from learngene.train.images import ImageSet
 from learngene.train.loop import Objective, Stage, TrainResult, make_accelerator, set_drop_path
@@ -75,8 +83,8 @@ def make_pool(
         How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``.
     """
     if keep:
-        if recipe.pool and recipe.pool.kept:
-            refuse_unwritable(recipe.pool.kept)
+        if kept := pool_of(recipe).kept:
+            refuse_unwritable(kept)
         refuse_foreign(recipe.out, MARKER)
         refuse_other_recipe(recipe.out, recipe)
         text = dump_recipe(recipe)
@@ -93,15 +101,14 @@ def make_pool(
     results = [row.result for row in rows if row.result is not None]
     if paths is not None:
         _set_drop_paths(elastic, paths.train.drop_path)
-        stage = path_stage(elastic, source.ancestry, recipe.pool)
+        stage = path_stage(elastic, source.ancestry, pool_of(recipe))
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
         _set_drop_paths(elastic, 0.0)
-    scores = score_paths(elastic, recipe, images[1])
-    final = scores[gene.shape]
-    return _together(results, final), [
-        {"path": shape.path, "blocks": _method(gene).counts(path), "top1": round(scores[shape].top1, 4)}
-        for path in _method(gene).paths(gene.shape)
-        for shape in [_method(gene).shape_of(gene.shape, path)]
+    scores, method = score_paths(elastic, recipe, images[1]), _method(gene)
+    shapes = {path: method.shape_of(gene.shape, path) for path in method.paths(gene.shape)}
+    return _together(results, scores[gene.shape]), [
+        {"path": shape.path, "blocks": method.counts(path), "top1": round(scores[shape].top1, 4)}
+        for path, shape in shapes.items()
     ]
 
 
@@ -111,7 +118,7 @@ def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
     Raises:
         LearngeneError: If a block that is needed cannot be read, or an anchor is not the row it stands for.
     """
-    rows, kept = row_shapes(recipe), recipe.pool.kept if recipe.pool else None
+    rows, kept = row_shapes(recipe), pool_of(recipe).kept
     if kept and (files := [each for each in (kept, *kept.parents) if each.exists() and not each.is_dir()]):
         raise LearngeneError(f"pool.kept: {files[0]} is a file, not a folder; choose another")
     for number, (anchor, row) in enumerate(zip(source.anchors, rows, strict=False), start=1):
@@ -125,7 +132,7 @@ def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
             )
     if source.anchors:
         return
-    pool, tm = recipe.pool or PoolSpec(), _stitch_init(recipe) == "tm"
+    pool, tm = pool_of(recipe), _stitch_init(recipe) == "tm"
     if tm and ("blk" not in pool.terms or LABELS in (pool.points or ())):
         raise LearngeneError(
             "pool.stitches: tm needs the block matrices of every row, which points of 0 or terms without blk do not "
@@ -157,7 +164,7 @@ def distil_row(
         show: Whether to print progress.
     """
     mine = row_recipe(recipe, index)
-    row, pool = mine.shape, mine.pool or PoolSpec()
+    row, pool = mine.shape, pool_of(mine)
     student_blocks, ancestry_blocks, widths = _distilled_at(mine, ancestry)
     student = scratch(row, mine.train.seed)
     with torch.random.fork_rng():
@@ -174,7 +181,7 @@ def distil_row(
 
 def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[list[int], list[int], list[int]]:
     """The blocks of a row that are distilled, those of the ancestry, and the ancestry's widths there."""
-    row, pool = recipe.shape, recipe.pool or PoolSpec()
+    row, pool = recipe.shape, pool_of(recipe)
     if ancestry is None or pool.points == [LABELS]:
         return [], [], []
     label, size = ancestry.identity["source"], (row.in_chans, row.img_size, row.img_size)
@@ -182,7 +189,7 @@ def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[li
         return distilled_blocks(row.depth, END), [1], []  # predictions alone: no block is read
     model: Any = ancestry.model
     last = feature_widths(model, label, [len(getattr(model, "blocks", ())) or 1], size, row.num_tokens)[0]
-    points = points_of(pool, 0, row, last)
+    points = points_of(recipe, last)
     mine, theirs = distilled_blocks(row.depth, points), distilled_blocks(len(model.blocks), points)
     widths = feature_widths(model, label, theirs, size, row.num_tokens)
     return mine, theirs, widths
@@ -207,7 +214,7 @@ def _start_stitches(
     if _stitch_init(recipe) == "tm":
         transformation_stitches(gene, [row.matrix for row in rows])
         return
-    pool = recipe.pool or PoolSpec()
+    pool = pool_of(recipe)
     chosen = images.picked(np.linspace(0, len(images) - 1, min(pool.images, len(images))).astype(int).tolist())
     size = {"img_size": gene.shape.img_size, "in_chans": gene.shape.in_chans}
     loader = eval_loader(chosen, recipe.data, **size, batch_size=LS_BATCH)
@@ -218,19 +225,18 @@ def _start_stitches(
 def _stitch_init(recipe: CondenseRecipe) -> str:
     kind = METHODS[recipe.method]
     assert issubclass(kind, Rows)
-    return (recipe.pool.stitches if recipe.pool else None) or kind.stitch_init
+    return pool_of(recipe).stitches or kind.stitch_init
 
 
 # -- paths -----------------------------------------------------------------------------------------------
 
 
-def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, spec: PoolSpec | None) -> Stage:
+def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -> Stage:
     """Tuning of sampled paths (Algorithm 1, lines 11 to 14): one path a step, all with equal probability.
 
     Every process draws its own from the generator that the loop has seeded for (seed, epoch, step, process). Tensors
     that a step does not use get no gradient and are left alone by the optimizer.
     """
-    pool = spec or PoolSpec()
     shapes = list(elastic.views())
     widest = elastic.gene.shape
 
@@ -275,18 +281,12 @@ def _set_drop_paths(elastic: ElasticViT, rate: float) -> None:
         set_drop_path(view, rate, rates)
 
 
-def score_paths(
-    elastic: ElasticViT, recipe: CondenseRecipe, images: ImageSet
-) -> dict[ViTShape | StitchedShape, Accuracy]:
-    """Accuracy of every path on the validation images."""
+def score_paths(elastic: ElasticViT, recipe: CondenseRecipe, images: ImageSet) -> dict[Shape, Accuracy]:
+    """Accuracy of every path on the validation images, each of which is read once."""
     shape = elastic.gene.shape
     loader = eval_loader(images, recipe.data, img_size=shape.img_size, in_chans=shape.in_chans)
     elastic.to(make_accelerator().device)
-    scores = {}
-    for path in elastic.views():
-        elastic.set_path(path)
-        scores[path] = accuracy(elastic, loader, precision=recipe.train.precision)
-    elastic.set_path(shape)
+    scores = accuracies(elastic.views(), loader, precision=recipe.train.precision)
     elastic.to("cpu")
     return scores
 

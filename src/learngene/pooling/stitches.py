@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from learngene.elastic import ElasticViT
 from learngene.errors import LearngeneError
 from learngene.gene import Learngene
 from learngene.methods.rows import Rows
+from learngene.pooling.features import stream
 
 CUTOFF = 1e-13
 """Squared singular values below this share of the largest count as zero: features are float32, exact to about 1e-7."""
@@ -65,7 +65,7 @@ def least_squares_stitches(
     rows = [views[shape] for shape in method.row_shapes(auxiliary)]
     fits = {pair: _Fit(method.stitches(auxiliary, *pair)) for pair in method.row_pairs()}
     for images in batches:
-        streams = [_stream(row, images) for row in rows]
+        streams = [stream(row, images) for row in rows]
         for (source, target), fit in fits.items():
             fit.add(streams[source], streams[target])
     for (source, target), fit in fits.items():
@@ -119,23 +119,3 @@ def _pseudo_inverse(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     values, vectors = torch.linalg.eigh(gram)
     kept = values > CUTOFF * values[-1]
     return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-
-
-def _stream(row: nn.Module, images: Tensor) -> list[Tensor]:
-    """Tokens that enter every block of a row, and those that leave its last one."""
-    with _watched_inputs(row) as found:
-        row(images)
-    return found
-
-
-@contextlib.contextmanager
-def _watched_inputs(row: nn.Module) -> Iterator[list[Tensor]]:
-    found: list[Tensor] = []
-    blocks = list(row.blocks)  # type: ignore[arg-type]
-    handles = [block.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0])) for block in blocks]
-    handles.append(blocks[-1].register_forward_hook(lambda _module, _inputs, output: found.append(output)))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -327,7 +327,7 @@ def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
     try:
         count = len(dataset)
         dataset[0]
-    except (NotImplementedError, TypeError, KeyError) as error:
+    except (NotImplementedError, TypeError, KeyError) as error:  # what streaming sets raise when asked for an index
         raise DataError(
             f"data {name}: needs random access, which this data set does not give ({error}); use a map-style one"
         ) from None
