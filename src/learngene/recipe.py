@@ -31,6 +31,7 @@ from learngene.sections import (
 
 if TYPE_CHECKING:
     from learngene.compare.recipe import CompareRecipe
+    from learngene.searching.recipe import SearchRecipe, TaskSearch
 
 DATA_FOLDER = "$DATA"
 """What stands in recipes for a folder of image sets that the command line gives."""
@@ -142,13 +143,17 @@ class FinetuneRecipe(Section):
     out: Path = Field(Path("runs/descendant"), description="run folder; the descendant is written to OUT/descendant")
 
 
-Recipe = Union[CondenseRecipe, FinetuneRecipe, "CompareRecipe"]
+Recipe = Union[CondenseRecipe, FinetuneRecipe, "CompareRecipe", "SearchRecipe"]
+TrainingRecipe = Union[CondenseRecipe, FinetuneRecipe, "TaskSearch"]
+"""One that trains one thing in one run folder."""
 
 
 def _kinds() -> dict[str, Any]:
-    from learngene.compare.recipe import CompareRecipe  # which is made of the sections above
+    from learngene.compare.recipe import CompareRecipe  # which are made of the sections above
+    from learngene.searching.recipe import SearchRecipe
 
-    return {"condense": CondenseRecipe, "finetune": FinetuneRecipe, "compare": CompareRecipe}
+    kinds = (CondenseRecipe, FinetuneRecipe, CompareRecipe, SearchRecipe)
+    return {kind.model_fields["kind"].default: kind for kind in kinds}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Recipe:

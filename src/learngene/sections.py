@@ -1,4 +1,4 @@
-"""The sections of a recipe: data, augmentation, training, distillation, pools, as pydantic models.
+"""The sections of a recipe: data, augmentation, training, distillation, pools, searches, as pydantic models.
 
 Unknown keys are errors that name the nearest right one. Every field states its unit and why its default is what it
 is. "The paper" below is TLEG and SWS alike, whose code is one DeiT fork, unless another is named.
@@ -313,6 +313,49 @@ class PoolSpec(Section):
     kept: Path | None = Field(
         None, description="where trained rows are kept, to be shared by pools; by default in the run folder"
     )
+
+
+class Routing(Section):
+    """How a super ancestry net decides between base and specific blocks, and how that decision learns (LSAMD)."""
+
+    route: Literal["batch", "img"] = Field(
+        "batch", description="batch: the majority decides for all (the paper's choice); img: every sample for itself"
+    )
+    gate: Literal["straight-through", "two-branch", "scale"] = Field(
+        "straight-through",
+        description="how adapters learn from a hard choice, on which the paper is silent: straight-through (its value "
+        "is the chosen block's output), two-branch (runs the other block, too, and learns from the difference), scale "
+        "(multiplies by the probability, as Mod-Squad does with parts of blocks; shrinks what a frozen net passes on)",
+    )
+    noise: Literal["gaussian", "literal", "none"] = Field(
+        "gaussian",
+        description="gaussian: random while training, as the gates that the paper cites; literal: equation 1 as printed",
+    )
+    descriptor: Literal["mean", "cls", "vote"] = Field(
+        "mean", description="what an adapter sees of a sample: mean of its tokens, class token, or every token's vote"
+    )
+    prefer_base: float = Field(
+        0.0, ge=0, description="weight of the mean probability of specific blocks, added to the loss; the paper has none"
+    )
+
+
+class Selection(Section):
+    """Which base blocks become the learngene, by how many data sets use them (LSAMD, equation 3)."""
+
+    rule: Literal["threshold", "top_k"] = "threshold"
+    tau: int | None = Field(
+        None, ge=0, description="threshold: used by more than so many data sets; half of them by default, as the paper"
+    )
+    k: Positive | None = Field(None, description="top_k: so many blocks, ties decided by the mean probability")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Selection:
+        unused = "k" if self.rule == "threshold" else "tau"
+        if getattr(self, unused) is not None:
+            raise RecipeError(f"select: {unused} means nothing for rule {self.rule}; leave it out")
+        if self.rule == "top_k" and self.k is None:
+            raise RecipeError("select: rule top_k needs k, the number of blocks, for example 5")
+        return self
 
 
 def validated(kind: type[SectionType], fields: Mapping[str, Any], where: str) -> SectionType:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -33,6 +28,7 @@ from learngene.gene import Learngene, kept_parameters
 from learngene.measure import commit, environment
 from learngene.methods import default_settings
 from learngene.pooling.run import distil_row
+from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.recipe import FinetuneRecipe
 from learngene.sections import DataSpec
 from learngene.shape import ViTShape
@@ -40,15 +36,7 @@ from learngene.train.batches import refuse_too_few
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import InterruptedRun
 
-POLL_SECONDS = 0.5
-"""How long a process waits when others are doing all that can be done."""
-
 Images = tuple[ImageSet, ImageSet]
-
-
-def announce(text: str) -> None:
-    """Prints a line at once, also into a file, so that several processes' lines can be followed."""
-    print(text, flush=True)
 
 
 @dataclass
@@ -160,9 +148,9 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
     failed: dict[str, str] = {}
     for folder in (recipe.out / "cells", recipe.store / "locks"):
         refuse_unwritable(folder)
-    with _stopping():
+    with stopping("the last finished cell"):
         if processes > 1 and not all(cell.done for cell in comparison.cells):
-            _spread(recipe, processes)
+            spread(_worker, recipe.model_dump_json(), processes)
         # After several processes only what failed in all of them is left; trying it here says why.
         for _ in _jobs_done(comparison, opened, failed, say):
             pass
@@ -171,48 +159,9 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
     return out
 
 
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """Makes Ctrl-C and SIGTERM end a comparison with the promise that the same command continues it."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise InterruptedRun(signal.SIGINT, "the last finished cell") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _spread(recipe: CompareRecipe, processes: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    arguments = recipe.model_dump_json()
-    workers = [context.Process(target=_worker, args=(arguments, number, processes)) for number in range(processes)]
-    for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
-        raise
-
-
 def _worker(recipe: str, number: int, processes: int) -> None:
-    """One process of several: its own accelerator if there are enough, else its share of the threads."""
-    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    if count:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % count)
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    """One process of several."""
+    take_share(number, processes)
     comparison, _, opened = prepare(CompareRecipe.model_validate_json(recipe))
     try:
         for _ in _jobs_done(comparison, opened, {}, announce):

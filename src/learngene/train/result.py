@@ -12,7 +12,7 @@ from typing import Any
 from learngene.errors import TrainingDivergedError
 from learngene.files import write_file
 from learngene.measure import Accuracy, commit, environment
-from learngene.recipe import CondenseRecipe, FinetuneRecipe
+from learngene.recipe import TrainingRecipe
 from learngene.train.images import ImageSet
 from learngene.train.loop import TrainResult
 
@@ -21,7 +21,7 @@ NAME = "result.json"
 
 @contextlib.contextmanager
 def recorded(
-    folder: Path | None, recipe: CondenseRecipe | FinetuneRecipe, images: tuple[ImageSet, ImageSet]
+    folder: Path | None, recipe: TrainingRecipe, images: tuple[ImageSet, ImageSet]
 ) -> Iterator[list[TrainResult]]:
     """Writes ``result.json`` when the block has put its result into the list, or when the training diverged.
 
@@ -65,7 +65,7 @@ def _succeeded(path: Path) -> bool:
 
 
 def _record(
-    recipe: CondenseRecipe | FinetuneRecipe,
+    recipe: TrainingRecipe,
     images: tuple[ImageSet, ImageSet],
     result: TrainResult | None,
     error: str | None,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from learngene.recipe import CondenseRecipe, FinetuneRecipe
+from learngene.recipe import TrainingRecipe
 from learngene.train.images import ImageSet
 from learngene.train.loop import Stage, TrainResult, make_accelerator, train
 from learngene.train.result import read_result, recorded
@@ -15,7 +15,7 @@ from learngene.train.state import RunFolder
 
 def run_stage(
     stage: Stage,
-    recipe: CondenseRecipe | FinetuneRecipe,
+    recipe: TrainingRecipe,
     images: tuple[ImageSet, ImageSet],
     *,
     keep: bool,
@@ -42,7 +42,7 @@ def run_stage(
     return result
 
 
-def finished(recipe: CondenseRecipe | FinetuneRecipe, module: nn.Module) -> TrainResult | None:
+def finished(recipe: TrainingRecipe, module: nn.Module) -> TrainResult | None:
     """Fills a module from the run folder of a finished run, which several processes may do at once.
 
     Args:

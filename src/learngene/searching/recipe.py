@@ -1,0 +1,97 @@
+"""The recipe of a search: an ancestry, named data sets, and how each of their super nets is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from learngene.errors import RecipeError
+from learngene.keys import content, hashed
+from learngene.methods.lsamd import LSAMD
+from learngene.sections import AncestrySpec, DataSpec, Routing, Section, Selection, Train, merge, validated
+
+NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+"""Of task names, which become names of folders."""
+
+
+class SearchTask(Section):
+    """One data set of a search."""
+
+    data: DataSpec
+    train: dict[str, Any] = Field({}, description="what differs from the search's `train`, often the rate")
+
+
+class TaskSearch(Section):
+    """The training of one super net: all that decides one data set's path."""
+
+    kind: Literal["task-search"] = "task-search"
+    task: str
+    ancestry: AncestrySpec
+    data: DataSpec
+    train: Train
+    routing: Routing
+    out: Path
+
+
+class SearchRecipe(Section):
+    """An ancestry and several data sets to a gene file."""
+
+    kind: Literal["search"] = "search"
+    ancestry: AncestrySpec = Field(description="a plain ViT, whose blocks are searched")
+    tasks: dict[str, SearchTask] = Field(description="the data sets by name; the paper takes twelve", min_length=1)
+    train: Train = Train()
+    routing: Routing = Routing()
+    select: Selection = Selection()
+    stem: bool = Field(True, description="whether the gene carries patch projection, positions and final norm")
+    out: Path = Field(Path("runs/search"), description="run folder; the gene is written beside it as OUT.safetensors")
+    kept: Path | None = Field(
+        None, description="where trained super nets are kept, to be shared by searches; by default in the run folder"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage type of the gene file")
+
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> SearchRecipe:
+        for name in self.tasks:
+            if not name or name.startswith(".") or set(name) - set(NAME_CHARACTERS):
+                raise RecipeError(f"tasks: '{name}' cannot name a folder; use letters, digits, dots, - and _")
+        seen: dict[str, str] = {}
+        for name, task in self.tasks.items():
+            where = hashed([content(task.data), task.data.root])
+            if where in seen:
+                raise RecipeError(f"tasks: {seen[where]} and {name} are the same data; leave one out")
+            seen[where] = name
+        for name in self.tasks:
+            train = self.task(name).train
+            if train.drop_path:
+                raise RecipeError(f"tasks.{name}: train.drop_path is not for super nets, whose base blocks stay; use 0")
+            if train.layer_decay is not None:
+                raise RecipeError(f"tasks.{name}: train.layer_decay is for fine-tuning; leave it out")
+        if self.select.tau is not None and self.select.tau >= len(self.tasks):
+            raise RecipeError(
+                f"select.tau: no block can be used by more than {self.select.tau} of {len(self.tasks)} data sets; "
+                f"use 0 to {len(self.tasks) - 1}"
+            )
+        return self
+
+    def task(self, name: str) -> TaskSearch:
+        """The part of the recipe that decides one data set's path; its folder has a name made of that."""
+        task = self.tasks[name]
+        train = validated(Train, merge(self.train.model_dump(exclude_unset=True), task.train), f"tasks.{name}.train")
+        ancestry = self.ancestry.model_dump(mode="json")
+        ancestry["source"] = "/".join(Path(self.ancestry.source).parts[-2:])  # wherever the folder lies
+        key = hashed([ancestry, content(task.data), content(train), content(self.routing)])
+        out = (self.kept or self.out) / f"{name}-s{train.seed}-{key}"
+        return TaskSearch(
+            task=name, ancestry=self.ancestry, data=task.data, train=train, routing=self.routing, out=out
+        )
+
+    @property
+    def tau(self) -> int:
+        """The threshold: half of the data sets unless the recipe says otherwise (the paper's 6 of 12)."""
+        return len(self.tasks) // 2 if self.select.tau is None else self.select.tau
+
+    def method(self, layers: tuple[int, ...]) -> LSAMD:
+        """The method with the blocks that were found."""
+        return LSAMD(layers=layers, stem=self.stem)

@@ -1,0 +1,400 @@
+"""Searching (LSAMD): trains one super net per data set, reads their paths and keeps the base blocks that most use."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learngene.ancestry import Ancestry
+from learngene.condensing import refuse_foreign_gene
+from learngene.errors import LearngeneError, TrainingDivergedError
+from learngene.extracting import extract, plain_shape
+from learngene.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
+from learngene.finetuning import fill_preprocessing
+from learngene.gene import Learngene
+from learngene.models.super_net import SuperNet, routed
+from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
+from learngene.recipe import build_recipe, dump_recipe
+from learngene.searching.paths import TaskPath, layer_usage, read_path
+from learngene.searching.recipe import SearchRecipe, TaskSearch
+from learngene.searching.select import selected, soft_usage, usage
+from learngene.shape import ViTShape
+from learngene.train.batches import eval_loader, refuse_channels, refuse_too_few
+from learngene.train.images import ImageSet, open_data
+from learngene.train.loop import InterruptedRun, Stage, make_accelerator
+from learngene.train.losses import classification_loss
+from learngene.train.run import finished, run_stage, write_once
+from learngene.train.state import MARKER
+
+Images = tuple[ImageSet, ImageSet]
+RECORD = "search.json"
+
+
+@dataclass
+class Searched:
+    """What a search made.
+
+    Attributes:
+        gene: The base blocks that were selected, untouched.
+        path: Where the gene was written.
+        paths: Of all data sets.
+        record: What the gene file says about the search.
+    """
+
+    gene: Learngene
+    path: Path | None
+    paths: list[TaskPath]
+    record: dict[str, Any]
+
+
+@dataclass
+class Prepared:
+    """Everything a search needs, checked against each other."""
+
+    recipe: SearchRecipe
+    ancestry: Ancestry
+    shape: ViTShape
+    images: dict[str, Images] = field(default_factory=dict)
+
+
+def search(
+    ancestry: Ancestry | str | Path,
+    *,
+    tasks: Mapping[str, str | list[str] | Mapping[str, Any]],
+    routing: Mapping[str, Any] | None = None,
+    select: Mapping[str, Any] | None = None,
+    rates: Mapping[str, float] | None = None,
+    out: str | Path | None = None,
+    processes: int = 1,
+    show: bool = True,
+    **train_fields: Any,
+) -> Learngene:
+    """Searches the blocks of an ancestry that many data sets share, and makes a gene of them.
+
+    Args:
+        ancestry: A plain timm ViT, or a timm name, folder or checkpoint file for it.
+        tasks: Data sets by name: where each one's images are, or its whole data section.
+        routing: How super nets decide and how their adapters learn, see ``sections.Routing``.
+        select: Which blocks are kept, see ``sections.Selection``: used by more than half of the data sets by default.
+        rates: Learning rates of data sets that need one of their own (the paper's Table 5).
+        out: A run folder, to be able to stop and go on; None keeps everything in memory.
+        processes: Started to search several data sets at a time; needs ``out``.
+        show: Whether to print progress.
+        **train_fields: Fields of the train section: ``epochs``, ``batch_size``, ``preset`` and so on.
+
+    Returns:
+        A gene of method ``lsamd`` with the record of the search in ``metadata["search"]``.
+
+    Raises:
+        LearngeneError: If anything does not fit, before training; if a data set could not be searched or no block is
+            used by enough of them, after it.
+    """
+    known = ancestry if isinstance(ancestry, Ancestry) else None
+    for name in rates or {}:
+        if name not in tasks:
+            raise LearngeneError(f"rates: no data set '{name}' among {', '.join(tasks)}")
+    fields: dict[str, Any] = {
+        "kind": "search",
+        "ancestry": {"source": str(known.identity["source"] if known else ancestry)},
+        "tasks": {
+            name: {
+                "data": data if isinstance(data, Mapping) else {"source": data},
+                "train": {"lr": rates[name]} if rates and name in rates else {},
+            }
+            for name, data in tasks.items()
+        },
+        "train": train_fields,
+        "routing": dict(routing or {}),
+        "select": dict(select or {}),
+    }
+    if out is not None:
+        fields["out"] = str(out)
+    elif processes > 1:
+        raise LearngeneError("search: several processes share a run folder; give out")
+    recipe = build_recipe(fields)
+    assert isinstance(recipe, SearchRecipe)
+    return run(recipe, ancestry=known, processes=processes, keep=out is not None, show=show).gene
+
+
+def gene_path(recipe: SearchRecipe) -> Path:
+    """Where the gene of a search is written: beside its run folder."""
+    return recipe.out.with_name(f"{recipe.out.name}.safetensors")
+
+
+def prepare(
+    recipe: SearchRecipe, ancestry: Ancestry | None = None, images: Mapping[str, Images] | None = None
+) -> Prepared:
+    """Loads the ancestry, opens all data sets and checks that each can be searched.
+
+    Raises:
+        LearngeneError: One line per fault; nothing has been written.
+    """
+    ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
+    out = Prepared(recipe, ancestry, plain_shape(ancestry), dict(images or {}))
+    faults = []
+    for name, task in recipe.tasks.items():
+        try:
+            if name not in out.images:
+                out.images[name] = open_data(task.data)
+            spec = recipe.task(name)
+            refuse_too_few(out.images[name][0], spec.train)
+            refuse_channels(fill_preprocessing(spec.data, ancestry.model), out.shape.in_chans)
+            out.shape.replace(img_size=spec.data.img_size or out.shape.img_size)
+        except LearngeneError as error:
+            faults.append(f"task {name}: {error}")
+    if faults:
+        raise LearngeneError("\n".join(faults))
+    if recipe.select.rule == "top_k" and (recipe.select.k or 0) > out.shape.depth:
+        depth = out.shape.depth
+        raise LearngeneError(f"select.k: {recipe.select.k} blocks of an ancestry with {depth} layers; use {depth} or less")
+    return out
+
+
+def run(
+    recipe: SearchRecipe,
+    *,
+    ancestry: Ancestry | None = None,
+    images: Mapping[str, Images] | None = None,
+    processes: int = 1,
+    keep: bool = True,
+    show: bool = True,
+    say: Callable[[str], None] = announce,
+) -> Searched:
+    """Runs a search, or continues it: data sets that have their path are not searched again.
+
+    Any number of processes, on one or several machines with a common folder, may run the same recipe at the same time.
+
+    Args:
+        recipe: What to do.
+        ancestry: The ancestry, if it is loaded already.
+        images: Training and validation images by data set, if they are open already.
+        processes: Started here. With several on a CPU, each gets its share of the threads.
+        keep: Write run folders and the gene file.
+        show: Whether to print progress; with several processes only one line per data set.
+        say: Told of every finished data set.
+
+    Raises:
+        LearngeneError: If anything does not fit, if data sets could not be searched (the others' paths are kept), or if
+            no block is selected.
+    """
+    gene_file = gene_path(recipe) if keep else None
+    if gene_file:
+        refuse_foreign_gene(gene_file)
+        refuse_foreign(recipe.out, MARKER)
+    prepared = prepare(recipe, ancestry, images)
+    if gene_file:
+        refuse_full_disk(gene_file, search_bytes(prepared))
+        refuse_unwritable(recipe.kept or recipe.out)
+        write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(dump_recipe(recipe))))
+    failed: dict[str, str] = {}
+    with stopping("the last finished data set and epoch"):
+        if processes > 1 and any(_found(prepared, name) is None for name in recipe.tasks):
+            spread(_worker, recipe.model_dump_json(), processes)
+        # After several processes only what failed in all of them is left; trying it here says why.
+        paths = {path.task: path for path in _searched(prepared, failed, keep=keep, show=show, say=say)}
+    if failed:
+        lines = [f"task {name}: {reason}" for name, reason in failed.items()]
+        there = f"{len(paths)} of {len(recipe.tasks)} data sets are searched"
+        raise LearngeneError("\n".join([*lines, f"search: {there}; mend the others and run the same command again"]))
+    return _select(prepared, [paths[name] for name in recipe.tasks], gene_file)
+
+
+def search_bytes(prepared: Prepared) -> int:
+    """Disk space a search needs at once: one super net's weights and moments, in the last, the best and a new state."""
+    return 3 * (2 + 2) * 4 * prepared.shape.params()
+
+
+def _worker(recipe: str, number: int, processes: int) -> None:
+    take_share(number, processes)
+    prepared = prepare(SearchRecipe.model_validate_json(recipe))
+    try:
+        for _ in _searched(prepared, {}, keep=True, show=False, say=announce):
+            pass
+    except (InterruptedRun, KeyboardInterrupt):
+        return  # the parent says that it stopped
+
+
+def _searched(
+    prepared: Prepared, failed: dict[str, str], *, keep: bool, show: bool, say: Callable[[str], None]
+) -> Iterator[TaskPath]:
+    """The paths of all data sets: those that are there, those trained here, and those another process is training."""
+    pending = list(prepared.recipe.tasks)
+    shared = make_accelerator().num_processes > 1  # under torchrun all processes train one super net together
+    while pending:
+        progress = False
+        for name in list(pending):
+            path = _found(prepared, name) if keep else None
+            if path is None:
+                lock = None
+                if keep and not shared:
+                    folder = prepared.recipe.task(name).out
+                    lock = take_lock(folder.parent / "locks" / f"{folder.name}.lock")
+                    if lock is None:
+                        continue
+                try:
+                    path = (_found(prepared, name) if keep else None) or search_task(
+                        prepared, name, keep=keep, show=show
+                    )
+                    say(f"{name}: base blocks in layers {_listed(path.base_layers)}, {path.metric} {path.score:.2f} %")
+                except (LearngeneError, RuntimeError, MemoryError) as error:
+                    if not isinstance(error, (LearngeneError, MemoryError)) and not _out_of_memory(error):
+                        raise
+                    failed[name] = str(error).splitlines()[0] or type(error).__name__
+                    say(f"{name}: failed: {failed[name]}")
+                finally:
+                    if lock is not None:
+                        lock.close()
+            pending.remove(name)
+            progress = True
+            if path is not None:
+                yield path
+        if not progress:
+            time.sleep(POLL_SECONDS)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    return ",".join(str(layer) for layer in layers) or "none"
+
+
+def _found(prepared: Prepared, name: str) -> TaskPath | None:
+    """A data set's path if it is searched already.
+
+    Raises:
+        LearngeneError: If it is the path of another ancestry or of other images.
+    """
+    folder = prepared.recipe.task(name).out
+    path = read_path(folder)
+    if path is None:
+        return None
+    wanted = {"ancestry": prepared.ancestry.identity["sha256"], "data": prepared.images[name][0].fingerprint()}
+    for what, now in wanted.items():
+        if getattr(path, what) != now:
+            raise LearngeneError(f"{folder} was searched with another {what}; delete it, or choose another out")
+    return path
+
+
+# -- one data set ------------------------------------------------------------------------------------------
+
+
+def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> TaskPath:
+    """Trains the super net of one data set, or continues it, and reads its path.
+
+    Args:
+        prepared: The search.
+        name: Which data set.
+        keep: Keep the state of the training in a run folder until the path is there.
+        show: Whether to print progress.
+    """
+    images = prepared.images[name]
+    spec = prepared.recipe.task(name)
+    spec = spec.model_copy(update={"data": fill_preprocessing(spec.data, prepared.ancestry.model)})
+    stage = super_stage(prepared, spec, images)
+    net = stage.module
+    assert isinstance(net, SuperNet)
+    result = (finished(spec, net) if keep else None) or run_stage(stage, spec, images, keep=keep, show=show)
+    loader = eval_loader(images[1], spec.data, img_size=stage.img_size, in_chans=stage.in_chans)
+    share, soft = layer_usage(net.to(make_accelerator().device), loader)
+    path = TaskPath(
+        task=name,
+        ancestry=prepared.ancestry.identity["sha256"],
+        data=images[0].fingerprint(),
+        share=tuple(round(value, 6) for value in share),
+        soft=tuple(round(value, 6) for value in soft),
+        score=round(result.final.top1, 4),
+        metric="top-1",
+        epochs=spec.train.epochs,
+        seconds=round(result.seconds, 1),
+    )
+    if keep:
+        write_once(lambda: _finish(path, spec.out))
+    return path
+
+
+def _finish(path: TaskPath, folder: Path) -> None:
+    """Writes the path, then drops the super net, which is twice the ancestry and has told what it knows."""
+    path.write(folder)
+    for name in ("last.pt", "best.pt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def super_stage(prepared: Prepared, spec: TaskSearch, images: Images) -> Stage:
+    """What is trained for one data set: its specific blocks and adapters, its final norm and its head."""
+    size = spec.data.img_size or prepared.shape.img_size
+    model = routed(prepared.ancestry.model, spec.routing, size)
+    classes = len(images[0].class_names)
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.train.seed)
+        model.reset_classifier(classes)
+    net = SuperNet(model)
+
+    def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
+        loss = classification_loss(wrapped(batch), targets)
+        weight = spec.routing.prefer_base
+        return loss + weight * net.specific_share() if weight else loss
+
+    # A step uses one block per layer; processes have to find out which.
+    return Stage(f"search {spec.task}", net, objective, size, prepared.shape.in_chans, uses_all=False)
+
+
+# -- all data sets -----------------------------------------------------------------------------------------
+
+
+def _select(prepared: Prepared, paths: list[TaskPath], gene_file: Path | None) -> Searched:
+    """Counts usage (equation 3), draws it, keeps the blocks that are used by enough data sets, writes the gene."""
+    from learngene.search_picture import usage_picture
+
+    recipe = prepared.recipe
+    record = search_record(recipe, paths)
+    if gene_file:
+        text = json.dumps(record, indent=1) + "\n"
+        write_once(lambda: write_file(recipe.out / RECORD, lambda temporary: temporary.write_text(text)))
+        write_once(lambda: usage_picture(record, recipe.out / "usage.png"))
+    layers = selected(paths, recipe.select, recipe.tau)
+    record = {**record, "layers": list(layers)}
+    settings = {"layers": layers, "stem": recipe.stem}
+    gene = extract(prepared.ancestry, method="lsamd", settings=settings)
+    seconds = sum(path.seconds for path in paths)
+    gene.metadata["training"] = {"epochs": recipe.train.epochs, "seed": recipe.train.seed, "seconds": seconds}
+    gene.metadata["search"] = record
+    if gene_file:
+        write_once(lambda: gene.save(gene_file, dtype=recipe.dtype))
+        write_once(lambda: usage_picture(record, recipe.out / "usage.png"))
+    return Searched(gene, gene_file, paths, record)
+
+
+def search_record(recipe: SearchRecipe, paths: list[TaskPath]) -> dict[str, Any]:
+    """What a gene file says about the search behind it, as documented in ``docs/format.md``."""
+    return {
+        "tasks": [
+            {
+                "task": path.task,
+                "source": [Path(source).name for source in recipe.tasks[path.task].data.sources],
+                "data": path.data,
+                "layers": list(path.base_layers),
+                "share": list(path.share),
+                "soft": list(path.soft),
+                "metric": path.metric,
+                "score": path.score,
+                "lr": recipe.task(path.task).train.lr,
+                "epochs": path.epochs,
+                "seconds": path.seconds,
+            }
+            for path in paths
+        ],
+        "usage": usage(paths),
+        "soft_usage": [round(value, 4) for value in soft_usage(paths)],
+        "select": recipe.select.model_dump(mode="json", exclude_none=True)
+        | ({"tau": recipe.tau} if recipe.select.rule == "threshold" else {}),
+        "routing": recipe.routing.model_dump(mode="json"),
+    }
