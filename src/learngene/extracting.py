@@ -1,4 +1,4 @@
-"""Extracting: a gene read off a trained ViT, without training it: Vanilla-LG, weight selection, weight subcloning."""
+"""Extracting: a gene read off a trained ViT, without training it: Vanilla-LG, weight selection, LSAMD, ..."""
 
 from __future__ import annotations
 
@@ -75,8 +75,7 @@ def refuse_method(name: str, settings: Mapping[str, Any] | None, *, with_data: b
     kind = find_method(name, settings)
     if "extract" not in kind.origins:
         known = ", ".join(other for other, each in METHODS.items() if "extract" in each.origins)
-        how = "its gene is trained with `learngene condense`" if kind.origins else "it needs no gene"
-        raise LearngeneError(f"method {name} cannot be extracted: {how}; methods that can: {known}")
+        raise LearngeneError(f"method {name} cannot be extracted: {kind.made_by}; methods that can: {known}")
     if kind.needs_data != with_data:
         needs = "ranks neurons on data; give some (--data)" if kind.needs_data else "looks at no data; leave it out"
         raise LearngeneError(f"method {name} {needs}")

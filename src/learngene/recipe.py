@@ -72,8 +72,7 @@ class CondenseRecipe(Section):
     def _method_fits(self) -> CondenseRecipe:
         kind = method(self.method, self.settings)
         if "condense" not in kind.origins:
-            how = "its gene is made by `learngene extract`" if kind.origins else "it needs no gene"
-            raise RecipeError(f"method {self.method} is not trained: {how}")
+            raise RecipeError(f"method {self.method} is not trained: {kind.made_by}")
         kind.refuse_auxiliary(self.shape)
         if isinstance(kind, Rows):
             self._pool_fits(kind)

@@ -46,7 +46,7 @@ def assert_layers(gene: Learngene, shape: ViTShape, sources: list[str | None], *
 
 
 def test_every_method_is_registered_once_under_its_name() -> None:
-    assert len({kind.name for kind in KINDS}) == len(KINDS) == len(METHODS) == 13
+    assert len({kind.name for kind in KINDS}) == len(KINDS) == len(METHODS) == 14
     assert all(METHODS[kind.name] is kind and issubclass(kind, Method) for kind in KINDS)
     assert all(isinstance(method(name), Method) for name in METHODS)
 
@@ -58,7 +58,8 @@ def test_every_method_says_how_its_gene_is_made() -> None:
     assert {name for name, origins in made.items() if origins == ("condense",)} == trained
     assert {name for name, origins in made.items() if origins == ("extract",)} == taken
     assert {name for name, origins in made.items() if origins == ("condense", "extract")} == {"simple-lg", "pre-fin"}
-    assert made["scratch"] == ()
+    assert (made["lsamd"], made["scratch"]) == (("extract", "search"), ())
+    assert method("lsamd").made_by == "its gene is made by `learngene extract` or `learngene search`"
     assert [name for name in METHODS if method(name).needs_data] == ["weight-subcloning"]
 
 

@@ -25,6 +25,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "simple-lg": ("simple-lg", {}, {"order": "front-last-mid"}),
     "vanilla-lg": ("vanilla-lg", {}, {}),
     "vanilla-lg-stem": ("vanilla-lg", {"last": 2, "stem": True}, {}),
+    "lsamd": ("lsamd", {"layers": (1, 3, 4)}, {}),
+    "lsamd-without-stem": ("lsamd", {"layers": (2, 3), "stem": False}, {"expansion": "cyclic", "priority": "first"}),
     "share-init": ("share-init", {}, {}),
     "mini-init": ("mini-init", {"blocks": 2}, {}),
     "weight-selection": ("weight-selection", {}, {}),
@@ -40,7 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 """Name, settings and options at expansion."""
 
-WITHOUT_HEAD = ("vanilla-lg", "vanilla-lg-stem", "weight-selection-aligned")
+WITHOUT_HEAD = ("vanilla-lg", "vanilla-lg-stem", "lsamd", "lsamd-without-stem", "weight-selection-aligned")
 
 SHAPES: dict[str, dict[str, Any]] = {
     "as condensed": {},
@@ -112,7 +114,7 @@ def test_most_methods_make_most_shapes() -> None:
     assert made.pop("pool-without-final-norm") == made.pop("pool-down") == 5 + 2 + 1
     assert made.pop("sn-net") == 5 + 3  # its narrow row has another depth
     plain = sum("path" not in changes for changes in SHAPES.values())
-    assert made.pop("vanilla-lg") == made.pop("sws") == plain - 4  # half as deep, narrower
+    assert made.pop("vanilla-lg") == made.pop("sws") == made.pop("lsamd") == plain - 4  # half as deep, narrower
     assert made.pop("simple-lg") == plain - 5
     assert set(made.values()) == {plain - 3}, made
 
@@ -188,7 +190,7 @@ def test_the_official_auxiliary_model_is_the_official_descendant(key: str) -> No
 
 WHOLE = {
     key: case for key, case in CASES.items()
-    if case[0] not in ("vanilla-lg", "scratch") and not case[2] and "num_classes" not in case[3]
+    if case[0] not in ("vanilla-lg", "lsamd", "scratch") and not case[2] and "num_classes" not in case[3]
     and not (key.startswith("tleg-partial") and "depth" in case[3])
 }  # fmt: skip
 """Cases of which the gene says everything, with no options."""

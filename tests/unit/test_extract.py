@@ -93,7 +93,7 @@ def test_vanilla_lg_takes_the_last_layers_and_with_stem_the_rest() -> None:
 def test_an_extracted_gene_survives_its_file_and_makes_timm_models(
     name: str, ancestry_folder: Path, images: Path, tmp_path: Path
 ) -> None:
-    settings = {"last": 1} if name == "vanilla-lg" else None
+    settings = {"vanilla-lg": {"last": 1}, "lsamd": {"layers": [1, 2]}}.get(name)
     ancestry = Ancestry(ancestry_folder)
     gene = extracted(name, ancestry, images, settings=settings)
     gene.save(tmp_path / "g.safetensors")
@@ -183,9 +183,9 @@ def test_an_mlp_of_any_width_is_recognised() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tleg", "cannot be extracted: its gene is trained with `learngene condense`; methods that can: simple-lg, "),
-        ("share-init", "cannot be extracted: its gene is trained"),
-        ("distilled", "cannot be extracted: its gene is trained"),
+        ("tleg", "cannot be extracted: its gene is made by `learngene condense`; methods that can: lsamd, simple-lg, "),
+        ("share-init", "cannot be extracted: its gene is made by `learngene condense`"),
+        ("distilled", "cannot be extracted: its gene is made by `learngene condense`"),
         ("scratch", "cannot be extracted: it needs no gene"),
         ("vanila-lg", "unknown method 'vanila-lg'; did you mean 'vanilla-lg'"),
     ],

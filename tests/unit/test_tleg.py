@@ -131,7 +131,7 @@ def test_a_fresh_gene_is_a_function_of_its_seed(seed: int) -> None:
 
 def test_the_terms_are_exact_fractions() -> None:
     """Thirds and sevenths are rounded once, at the end."""
-    layers = method("tleg").layers(pico_shape(), pico_shape(depth=7))  # type: ignore[attr-defined]
+    layers = method("tleg").terms(pico_shape(), pico_shape(depth=7))  # type: ignore[attr-defined]
     assert [dict(layer["msa"])["A"] for layer in layers] == [Fraction(i, 7) for i in range(7)]
 
 

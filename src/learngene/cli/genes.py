@@ -34,7 +34,7 @@ def condense(
 @app.command()
 def extract(
     ancestry: Annotated[str, typer.Argument(help="a trained plain ViT: timm name, folder or checkpoint file")],
-    method: Annotated[str, typer.Option(help="vanilla-lg, weight-selection, weight-subcloning, pre-fin or simple-lg")],
+    method: Annotated[str, typer.Option(help="see `learngene methods`, for example vanilla-lg or lsamd")],
     out: Annotated[Path, typer.Option(help="gene file to write (.safetensors)")],
     data: Annotated[list[str] | None, typer.Option(help="images to rank neurons on, for weight-subcloning")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="a setting, for example last=3")] = None,

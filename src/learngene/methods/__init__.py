@@ -11,6 +11,7 @@ from typing import Any
 
 from learngene.errors import LearngeneError, nearest, refuse_unknown
 from learngene.methods.base import Method
+from learngene.methods.lsamd import LSAMD
 from learngene.methods.mini_init import MiniInit
 from learngene.methods.pool import Pool
 from learngene.methods.pre_fin import Distilled, PreFin
@@ -29,6 +30,7 @@ KINDS: tuple[type[Method], ...] = (
     SWS,
     Pool,
     SNNet,
+    LSAMD,
     SimpleLG,
     VanillaLG,
     ShareInit,

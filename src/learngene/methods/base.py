@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEEPEST = 48
 """Deepest shape that planning looks at, unless the auxiliary model is deeper still."""
 
-Origin = Literal["condense", "extract"]
+Origin = Literal["condense", "extract", "search"]
 Part = Literal["stem", "norm", "head"]
 
 
@@ -33,8 +33,8 @@ class Method(ABC):
         name: What recipes and the command line call it.
         title: Its name in full.
         paper: Where it comes from.
-        origins: How a gene of it comes to be: ``condense`` trains one, ``extract`` reads it off a trained ViT, and
-            a method with neither needs no gene.
+        origins: How a gene of it comes to be: ``condense`` trains one, ``extract`` reads it off a trained ViT,
+            ``search`` finds out which of its blocks to read off, and a method with none of them needs no gene.
         needs_data: Whether extracting looks at the ancestry's activations on data.
         distillation: The preset of ``sections.Distill`` that condensing takes by default.
     """
@@ -55,6 +55,12 @@ class Method(ABC):
     def options(self) -> Mapping[str, str]:
         """Choices that may differ at every expansion, each with a line of explanation."""
         return {}
+
+    @property
+    def made_by(self) -> str:
+        """How its gene comes to be, for messages."""
+        commands = " or ".join(f"`learngene {origin}`" for origin in self.origins)
+        return f"its gene is made by {commands}" if commands else "it needs no gene"
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:  # noqa: B027 - most methods refuse none
         """Raises ``ShapeError`` if no gene can have this auxiliary shape."""

@@ -29,7 +29,7 @@ class LayerCombination(Method):
     """A method that writes down terms; its weights and explanations follow."""
 
     @abstractmethod
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The terms of every layer of ``shape``."""
 
     def denominator(self, shape: Shape) -> int:
@@ -38,13 +38,13 @@ class LayerCombination(Method):
 
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The terms as text, for example ``B + 1/3 A`` or ``stage0``."""
-        return describe(self.layers(auxiliary, shape, **options), self.denominator(shape))
+        return describe(self.terms(auxiliary, shape, **options), self.denominator(shape))
 
     def weights(
         self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """The terms, evaluated, and the ordinary parts as they are; the head if the number of classes is the same."""
-        out = combine(tensors, self.layers(auxiliary, shape, **options))
+        out = combine(tensors, self.terms(auxiliary, shape, **options))
         if "stem" in self.parts:
             out |= {name: tensors[name] for name in auxiliary.stem_params()}
         if "norm" in self.parts:

@@ -81,7 +81,7 @@ class MiniInit(LayerCombination):
         value = super().initial(name, shapes, generator)
         return value.zero_() if name.endswith("attn.position") else value
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Layer i of a descendant: the block's attention and MLP, the norms of one of its uses."""
         terms: list[LayerTerms] = []
         step = auxiliary.depth // shape.depth

@@ -49,7 +49,7 @@ class PreFin(LayerCombination):
         """All layers."""
         return every_layer(auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The first, last or middle layers, cut from the model or placed into a deeper one."""
         have, want = auxiliary.depth, shape.depth
         spare = abs(want - have)

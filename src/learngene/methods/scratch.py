@@ -34,6 +34,6 @@ class Scratch(LayerCombination):
         """None."""
         return {}
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Every layer is fresh."""
         return copies([None] * shape.depth)

@@ -22,6 +22,6 @@ class ShareInit(LayerCombination):
         """The one layer."""
         return layer_tensors(["shared"], auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The same layer everywhere."""
         return copies(["shared"] * shape.depth)

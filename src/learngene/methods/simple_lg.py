@@ -42,7 +42,7 @@ class SimpleLG(LayerCombination):
         """All its layers."""
         return every_layer(auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """The cyclic assignment of SWS with every layer a stage."""
         return copies([f"layer{m}" for m in self._as_stages(auxiliary).stage_of_layer(shape.depth, **options)])
 

@@ -135,6 +135,6 @@ class SWS(LayerCombination):
             raise ShapeError(f"sws: order {order} must name each of the stages 0 to {count - 1} once")
         return stages
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Equation 1: every layer is its stage's layer."""
         return copies([f"stage{m}" for m in self.stage_of_layer(shape.depth, **options)])

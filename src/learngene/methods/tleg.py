@@ -93,7 +93,7 @@ class TLEG(LayerCombination):
         value = super().initial(name, shapes, generator)
         return value.zero_() if name.startswith("A.norm") else value
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Equation 1 for every layer, with the ablations of Tables 4 and 6."""
         ordinary = self.first_layer - 1
         expanded = self.denominator(shape)

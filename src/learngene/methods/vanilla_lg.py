@@ -60,7 +60,7 @@ class VanillaLG(LayerCombination):
         """The last layers, under their numbers in the ancestry."""
         return layer_tensors(self._sources(auxiliary), auxiliary)
 
-    def layers(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Random layers, then the ancestry's last."""
         return copies([*[None] * (shape.depth - self.last), *self._sources(auxiliary)])
 

@@ -1,0 +1,182 @@
+"""LSAMD: Learngene Search Across Multiple Datasets (Shi et al., 2026, arXiv 2605.08209).
+
+Which blocks of a trained ViT more than half of many data sets use as they are: those blocks, untouched, are the gene.
+Adjacent ones form a stage, and a descendant repeats blocks within the stages (section "Building Variable-Sized
+Des-Nets").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from learngene.errors import ShapeError, nearest
+from learngene.methods.base import Origin, Part
+from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
+from learngene.shape import ViTShape
+from learngene.stitched import Shape
+
+EXPANSIONS = ("neighbour", "cyclic", "spread")
+PLACES = ("first", "middle", "last")
+DEFAULT_PRIORITY = "last-middle-first"
+"""The best of the paper's Table 4."""
+
+Priority = str | int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class LSAMD(LayerCombination):
+    """Selected blocks of the ancestry.
+
+    Attributes:
+        layers: The selected blocks, counted from 1 as in the paper, ascending. The default is what the paper finds in
+            DeiT-B with twelve data sets.
+        stem: Whether patch projection, class token, position embedding and final norm are carried too. The paper
+            counts all but class token and position embedding in its 36.11 M stored parameters.
+    """
+
+    layers: tuple[int, ...] = (1, 4, 5, 7, 8)
+    stem: bool = True
+
+    name: ClassVar[str] = "lsamd"
+    title: ClassVar[str] = "Learngene Search Across Multiple Datasets"
+    paper: ClassVar[str] = "Shi et al., 2026"
+    origins: ClassVar[tuple[Origin, ...]] = ("extract", "search")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _checked(self.layers))
+        if not isinstance(self.stem, bool):
+            raise ShapeError(f"lsamd: stem must be true or false, not {self.stem!r}")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The head is always new: every descendant has a task of its own."""
+        return ("stem", "norm") if self.stem else ()
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """How stages grow; Figure 3 and Table 4 of the paper."""
+        return {
+            "expansion": "neighbour (default; a stage repeats its last block), cyclic (it starts again) or spread "
+            "(every block repeats, the last one first)",
+            "priority": "which stages get extra layers first: last-middle-first (default), any of last, middle and "
+            "first joined by -, or a list of all stages counted from 1",
+        }
+
+    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
+        """The ancestry must have the blocks."""
+        if self.layers[-1] > auxiliary.depth:
+            raise ShapeError(
+                f"lsamd: the ancestry has {auxiliary.depth} blocks, so there is no block {self.layers[-1]}"
+            )
+
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
+        """Depths below the number of blocks are undefined in the paper and refused."""
+        super().refuse(auxiliary, shape, **options)
+        self.block_of_layer(shape.depth, **options)
+
+    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """The blocks, under their numbers in the ancestry, counted from 0."""
+        return layer_tensors([f"layer{block - 1}" for block in self.layers], auxiliary)
+
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+        """Every layer is a copy of a block."""
+        return copies([f"layer{block - 1}" for block in self.block_of_layer(shape.depth, **options)])
+
+    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
+        """The block of every layer, counted from 1 as in the settings."""
+        return [f"base block {block}" for block in self.block_of_layer(shape.depth, **options)]
+
+    # -- section "Building Variable-Sized Des-Nets" ----------------------------------------------------
+
+    def stages(self) -> list[list[int]]:
+        """Maximal runs of adjacent blocks, for example [1], [4, 5], [7, 8]."""
+        out: list[list[int]] = []
+        for block in self.layers:
+            if out and block == out[-1][-1] + 1:
+                out[-1].append(block)
+            else:
+                out.append([block])
+        return out
+
+    def block_of_layer(
+        self, depth: int, expansion: str = "neighbour", priority: Priority = DEFAULT_PRIORITY
+    ) -> list[int]:
+        """The block that feeds each layer, counted from 1.
+
+        Args:
+            depth: Layers of the descendant.
+            expansion: ``neighbour``, ``cyclic`` or ``spread``: which blocks of a stage repeat.
+            priority: In which order stages get an extra layer each, over and over: the paper's 7-layer example shows
+                that no stage gets a second one before all had their first.
+
+        Raises:
+            ShapeError: If there are fewer layers than blocks, or an option has no meaning.
+        """
+        if not isinstance(expansion, str) or expansion not in EXPANSIONS:
+            raise ShapeError(f"lsamd: unknown expansion '{expansion}'{nearest(str(expansion), EXPANSIONS)}")
+        order, stages = self.order(priority), self.stages()
+        extra = depth - len(self.layers)
+        if extra < 0:
+            raise ShapeError(
+                f"lsamd: depth {depth} is below the {len(self.layers)} blocks of this gene; "
+                f"the smallest depth is {len(self.layers)}"
+            )
+        more = [0] * len(stages)
+        for k in range(extra):
+            more[order[k % len(order)] - 1] += 1
+        return [block for stage, count in zip(stages, more, strict=True) for block in _grown(stage, count, expansion)]
+
+    def order(self, priority: Priority) -> list[int]:
+        """All stages, counted from 1, in the order of a name or of a list.
+
+        The paper names the order for three stages. Of any other number, ``middle`` are all between the first and the
+        last, later ones first.
+        """
+        count = len(self.stages())
+        places = {"first": [1], "middle": list(range(count - 1, 1, -1)), "last": [count]}
+        if isinstance(priority, str) and not priority[:1].isdigit():
+            words = priority.split("-")
+            for word in words:
+                if word not in PLACES or words.count(word) > 1:
+                    raise ShapeError(
+                        f"lsamd: unknown priority '{priority}'; join last, middle and first by -, each once at most, "
+                        "or list all stages"
+                    )
+            named = [stage for word in (*words, *DEFAULT_PRIORITY.split("-")) for stage in places[word]]
+            return list(dict.fromkeys(named))
+        try:
+            listed: Any = [int(part) for part in priority.split(",")] if isinstance(priority, str) else priority
+        except ValueError:
+            listed = None
+        listed = [listed] if isinstance(listed, int) else listed
+        proper = isinstance(listed, list | tuple) and all(type(stage) is int for stage in listed)
+        if not proper or sorted(listed) != list(range(1, count + 1)):
+            raise ShapeError(f"lsamd: priority {priority} must name each of the stages 1 to {count} once")
+        return list(listed)
+
+
+def _checked(layers: Any) -> tuple[int, ...]:
+    """The blocks as a tuple, or a refusal."""
+    if not isinstance(layers, list | tuple) or not all(type(block) is int for block in layers):
+        raise ShapeError(f"lsamd: layers must be a list of block numbers such as [1, 4, 5], not {layers!r}")
+    if not layers:
+        raise ShapeError("lsamd: layers is empty; name at least one block of the ancestry")
+    if min(layers) < 1:
+        raise ShapeError(f"lsamd: layers count from 1, so there is no block {min(layers)}")
+    if list(layers) != sorted(set(layers)):
+        fault = "twice" if len(set(layers)) < len(layers) else "out of order"
+        right = ", ".join(map(str, sorted(set(layers))))
+        raise ShapeError(f"lsamd: layers {list(layers)} name a block {fault}; write [{right}]")
+    return tuple(layers)
+
+
+def _grown(stage: Sequence[int], extra: int, expansion: str) -> list[int]:
+    """A stage with so many extra layers; Figure 3b of the paper, and ``spread``, the other reading of its text."""
+    if expansion == "cyclic":
+        return [stage[k % len(stage)] for k in range(len(stage) + extra)]
+    if expansion == "neighbour":
+        return [*stage, *[stage[-1]] * extra]
+    rounds, rest = divmod(extra, len(stage))
+    return [block for k, block in enumerate(stage) for _ in range(1 + rounds + (k >= len(stage) - rest))]
