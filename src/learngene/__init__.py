@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from learngene.gene import Learngene
     from learngene.measure import latency
     from learngene.recipe import load_recipe
+    from learngene.searching.run import search
     from learngene.shape import ViTShape
     from learngene.stitched import StitchedShape
 
@@ -45,6 +46,7 @@ _HOMES = {
     "plan": "budget",
     "save_descendant": "descendant",
     "scratch": "finetuning",
+    "search": "searching.run",
 }
 
 __all__ = ["__version__", "load", *_HOMES]

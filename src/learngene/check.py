@@ -10,6 +10,7 @@ from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.pooling.rows import stage_recipes
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
+from learngene.searching.recipe import SearchRecipe
 from learngene.sections import Train
 from learngene.train.batches import accumulation, refuse_too_few
 from learngene.train.images import ImageSet, open_data
@@ -32,6 +33,9 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     """
     if isinstance(recipe, CompareRecipe):
         yield from _check_compare(recipe)
+        return
+    if isinstance(recipe, SearchRecipe):
+        yield from _check_search(recipe)
         return
     train, val = open_data(recipe.data)
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
@@ -82,6 +86,26 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
     for line in found.foreign:
         raise LearngeneError(line)
     yield f"out: {recipe.out} has {len(found.rows) + len(found.failed)} of {len(comparison.cells)} cells"
+
+
+def _check_search(recipe: SearchRecipe) -> Iterator[str]:
+    from learngene.condensing import refuse_foreign_gene
+    from learngene.searching.paths import read_path
+    from learngene.searching.run import gene_path, prepare, search_bytes
+
+    prepared = prepare(recipe)
+    identity = prepared.ancestry.identity
+    yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}, {prepared.shape}"
+    for name, (train, val) in prepared.images.items():
+        spec = recipe.task(name)
+        accumulation(spec.train, processes=1)
+        refuse_unknown_optimizer(spec.train)
+        updates = len(train) // spec.train.batch_size * spec.train.epochs
+        there = "searched" if read_path(spec.out) else f"{updates} steps of {spec.train.batch_size} images"
+        yield f"task {name}: {len(train)} training and {len(val)} validation images, {there}"
+    refuse_foreign_gene(gene_path(recipe))
+    refuse_foreign(recipe.out, MARKER)
+    refuse_full_disk(gene_path(recipe), search_bytes(prepared))
 
 
 def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Generator[str, None, CondenseRecipe]:

@@ -206,6 +206,7 @@ def data_section(data: str | list[str] | Mapping[str, Any]) -> DataSpec:
     """A data section from a bare source or from its fields, with the one-line errors of a recipe."""
     fields = data if isinstance(data, Mapping) else {"source": data}
     recipe = build_recipe({"kind": "finetune", "model": "in memory", "data": fields})
+    assert isinstance(recipe, FinetuneRecipe)
     return recipe.data
 
 

@@ -329,13 +329,15 @@ class Routing(Section):
     )
     noise: Literal["gaussian", "literal", "none"] = Field(
         "gaussian",
-        description="gaussian: random while training, as the gates that the paper cites; literal: equation 1 as printed",
+        description="gaussian: random while training, as the gates it cites; literal: equation 1 as printed; none",
     )
     descriptor: Literal["mean", "cls", "vote"] = Field(
         "mean", description="what an adapter sees of a sample: mean of its tokens, class token, or every token's vote"
     )
     prefer_base: float = Field(
-        0.0, ge=0, description="weight of the mean probability of specific blocks, added to the loss; the paper has none"
+        0.0,
+        ge=0,
+        description="weight of the mean probability of specific blocks, added to the loss; the paper has none",
     )
 
 

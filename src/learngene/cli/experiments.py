@@ -145,14 +145,19 @@ def picture(
 ) -> None:
     """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1).
 
-    Of a pool's gene file, draw its rows, its stitches and what its paths scored.
+    Of a pool's gene file, draw its rows, its stitches and what its paths scored; of a search's, who took which block.
     """
     if out.suffix != ".png":
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     if Path(model).suffix == ".safetensors":
+        from learngene.genefile import read_header
         from learngene.pool_picture import pool_picture
+        from learngene.search_picture import search_picture
 
-        pool_picture(model, out, path)
+        if path is None and read_header(model).metadata.get("search"):
+            search_picture(model, out)
+        else:
+            pool_picture(model, out, path)
     elif path is not None:
         raise LearngeneError(f"--path {path}: {model} is no gene file of a pool, which alone has paths")
     else:

@@ -32,6 +32,31 @@ def condense(
 
 
 @app.command()
+def search(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
+    processes: Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1)] = 1,
+) -> None:
+    """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
+    from learngene.recipe import load_recipe
+    from learngene.searching.recipe import SearchRecipe
+
+    loaded = load_recipe(recipe, overrides or [], data)
+    if not isinstance(loaded, SearchRecipe):
+        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
+    from learngene.searching.run import run
+
+    done = run(loaded, processes=processes)
+    used = " ".join(f"{layer}:{count}" for layer, count in enumerate(done.record["usage"], start=1))
+    say(f"base blocks of layers, by how many of {len(done.paths)} data sets they are used: {used}")
+    say(
+        f"{done.path}: blocks {', '.join(str(layer) for layer in done.record['layers'])}; map in {loaded.out}/usage.png"
+    )
+    say(f"next: learngene plan {done.path}")
+
+
+@app.command()
 def extract(
     ancestry: Annotated[str, typer.Argument(help="a trained plain ViT: timm name, folder or checkpoint file")],
     method: Annotated[str, typer.Option(help="see `learngene methods`, for example vanilla-lg or lsamd")],

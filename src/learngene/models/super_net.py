@@ -160,7 +160,7 @@ class _Through(torch.autograd.Function):
 
 
 def _through(reference: Tokens, out: Tokens, chosen: Float[Tensor, " batch"]) -> Tokens:
-    value: Tensor = _Through.apply(reference.detach(), out, chosen)  # type: ignore[no-untyped-call]
+    value: Tensor = _Through.apply(reference.detach(), out, chosen)
     return value
 
 

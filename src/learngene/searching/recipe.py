@@ -83,9 +83,7 @@ class SearchRecipe(Section):
         ancestry["source"] = "/".join(Path(self.ancestry.source).parts[-2:])  # wherever the folder lies
         key = hashed([ancestry, content(task.data), content(train), content(self.routing)])
         out = (self.kept or self.out) / f"{name}-s{train.seed}-{key}"
-        return TaskSearch(
-            task=name, ancestry=self.ancestry, data=task.data, train=train, routing=self.routing, out=out
-        )
+        return TaskSearch(task=name, ancestry=self.ancestry, data=task.data, train=train, routing=self.routing, out=out)
 
     @property
     def tau(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from learngene.ancestry import Ancestry
 from learngene.condensing import refuse_foreign_gene
-from learngene.errors import LearngeneError, TrainingDivergedError
+from learngene.errors import LearngeneError
 from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
 from learngene.finetuning import fill_preprocessing
@@ -153,7 +153,9 @@ def prepare(
         raise LearngeneError("\n".join(faults))
     if recipe.select.rule == "top_k" and (recipe.select.k or 0) > out.shape.depth:
         depth = out.shape.depth
-        raise LearngeneError(f"select.k: {recipe.select.k} blocks of an ancestry with {depth} layers; use {depth} or less")
+        raise LearngeneError(
+            f"select.k: {recipe.select.k} blocks of an ancestry with {depth} layers; use {depth} or less"
+        )
     return out
 
 

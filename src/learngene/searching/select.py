@@ -36,8 +36,9 @@ def selected(paths: Sequence[TaskPath], spec: Selection, tau: int) -> tuple[int,
         return tuple(sorted(i + 1 for i in ranked[: spec.k]))
     kept = above(counts, tau)
     if not kept:
-        others = [f"tau={low} keeps {_listed(found)}" for low in range(tau - 1, -1, -1) if (found := above(counts, low))]
-        instead = "; ".join(others[:3]) or "no base block is used by any data set"
+        lower = {low: above(counts, low) for low in range(tau - 1, -1, -1)}
+        instead = "; ".join([f"tau={low} keeps {_listed(found)}" for low, found in lower.items() if found][:3])
+        instead = instead or "no base block is used by any data set"
         raise LearngeneError(
             f"select: no base block is used by more than tau={tau} of {len(paths)} data sets (used by "
             f"{_listed(counts)}): {instead}; or use select.rule=top_k select.k=5"
