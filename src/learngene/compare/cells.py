@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from learngene.compare.recipe import HOME, CompareRecipe, ContenderSpec, ModelSpec
+from learngene.compare.recipe import HOME, CompareRecipe, ContenderSpec, ModelSpec, SearchSpec
 from learngene.errors import ShapeError
 from learngene.keys import FREE_TO_CHANGE, hashed
 from learngene.keys import content as content_of
@@ -19,6 +19,8 @@ from learngene.methods import Method, method
 from learngene.methods.rows import Rows
 from learngene.pooling.rows import row_recipe
 from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.searching.paths import NAME as PATH_FILE
+from learngene.searching.recipe import SearchRecipe, TaskSearch
 from learngene.sections import AncestrySpec, DataSpec, Train
 from learngene.shape import ViTShape
 from learngene.stitched import Shape, StitchedShape, shape_from
@@ -96,30 +98,61 @@ class RowJob:
 
 
 @dataclass(frozen=True)
+class SearchJob:
+    """The super net of one data set of a search, trained by itself, so that searches share it.
+
+    Attributes:
+        name: What to call it while it is trained.
+        search: The recipe of a search it belongs to.
+        task: Which data set of that search.
+        ancestry: Whose blocks are searched.
+        recipe: The part of the recipe that decides its path.
+    """
+
+    name: str
+    search: SearchRecipe
+    task: str
+    ancestry: AncestryJob
+    recipe: TaskSearch
+
+    @property
+    def path(self) -> Path:
+        """Its run folder."""
+        return self.recipe.out
+
+    @property
+    def done(self) -> bool:
+        """Whether its path is there."""
+        return (self.path / PATH_FILE).exists()
+
+
+@dataclass(frozen=True)
 class GeneJob:
-    """A gene: condensed by a recipe, or extracted from its ancestry.
+    """A gene: condensed by a recipe, searched, or extracted from its ancestry.
 
     Attributes:
         name: What to call it while it is made.
         method: The method with its settings.
         shape: The auxiliary shape; an extracted gene has its ancestry's.
         ancestry: Teacher or origin.
-        recipe: How it is condensed; None for one that is extracted.
+        recipe: How it is condensed or searched; None for one that is extracted.
         data: The home task, on which an extracted gene may rank neurons.
         path: The gene file.
         rows: Of a pool, trained before it.
         anchors: Of an SN-Net.
+        searches: Of a searched gene, its data sets.
     """
 
     name: str
     method: Method
     shape: ViTShape
     ancestry: AncestryJob | None
-    recipe: CondenseRecipe | None
+    recipe: CondenseRecipe | SearchRecipe | None
     data: DataSpec
     path: Path
     rows: tuple[RowJob, ...] = ()
     anchors: tuple[AncestryJob, ...] = ()
+    searches: tuple[SearchJob, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -175,7 +208,7 @@ class Cell:
         return f"{self.contender} {self.shape_name} {self.task} {self.budget} seed {self.seed}"
 
 
-Job = AncestryJob | RowJob | GeneJob | Cell
+Job = AncestryJob | RowJob | SearchJob | GeneJob | Cell
 
 
 @dataclass
@@ -200,8 +233,10 @@ class Comparison:
 
     def jobs(self) -> list[Job]:
         """Everything there is to do, what others need first."""
-        rows = {row.path: row for gene in self.genes for row in gene.rows}
-        return [*self.ancestries.values(), *rows.values(), *self.genes, *self.cells]
+        parts: dict[Path, RowJob | SearchJob] = {}
+        for gene in self.genes:
+            parts |= {part.path: part for part in (*gene.rows, *gene.searches)}
+        return [*self.ancestries.values(), *parts.values(), *self.genes, *self.cells]
 
     def task_data(self, task: str) -> DataSpec:
         """The data section of a task."""
@@ -277,6 +312,9 @@ def _gene(out: Comparison, name: str, spec: ContenderSpec, shape_name: str, seed
     fields = {**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[HOME]}
     if spec.each:
         fields |= recipe.shapes[shape_name]
+    if spec.search is not None:
+        assert ancestry is not None
+        return _searched_gene(out, name, spec, spec.search, ancestry, seed)
     if not spec.trained:
         assert ancestry is not None
         shape = ancestry.shape or out.loaded.get(ancestry.name) or ViTShape.from_dict(fields)
@@ -316,6 +354,40 @@ def _gene(out: Comparison, name: str, spec: ContenderSpec, shape_name: str, seed
     title, path = f"{spec.method} d{shape.depth} seed {seed}", recipe.store / f"{label}.safetensors"
     rows = () if anchors or not isinstance(kind, Rows) else _rows(condense, ancestry, kind, seed)
     return GeneJob(title, kind, shape, ancestry, condense, recipe.data, path, rows, anchors)
+
+
+def _searched_gene(
+    out: Comparison, name: str, spec: ContenderSpec, search: SearchSpec, ancestry: AncestryJob, seed: int
+) -> GeneJob:
+    recipe = out.recipe
+    tasks = search.tasks or list(recipe.tasks)
+    train = recipe.train("condense", spec.train, {"seed": seed})
+    rates = {task: {"lr": search.rates[task]} for task in tasks if task in search.rates}
+    given: dict[str, Any] = {
+        "kind": "search",
+        "ancestry": ancestry.source(),
+        "tasks": {task: {"data": out.task_data(task), "train": rates.get(task, {})} for task in tasks},
+        "train": train,
+        "routing": search.routing,
+        "select": search.select,
+        "stem": search.stem,
+        "kept": recipe.store,
+    }
+    built = build_recipe(given, where=f"contenders.{name}.search")
+    assert isinstance(built, SearchRecipe)
+    parts = [built.task(task) for task in tasks]
+    key = hashed([sorted(part.out.name for part in parts), content_of(search.select), built.tau, search.stem])
+    label = f"{spec.method}-s{seed}-{key}"
+    built = built.model_copy(update={"out": recipe.store / label})
+    shape = ancestry.shape or out.loaded.get(ancestry.name)
+    if shape is None:
+        shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[HOME]})
+    searches = tuple(
+        SearchJob(f"{task} seed {seed}", built, task, ancestry, part) for task, part in zip(tasks, parts, strict=True)
+    )
+    # Which blocks will be kept is not known yet; how many, only if the rule says so.
+    kind, path = built.method(tuple(range(1, (search.select.k or 1) + 1))), recipe.store / f"{label}.safetensors"
+    return GeneJob(f"{spec.method} seed {seed}", kind, shape, ancestry, built, recipe.data, path, searches=searches)
 
 
 def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: Rows, seed: int) -> tuple[RowJob, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob
+from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob, SearchJob
 from learngene.compare.recipe import HOME
 from learngene.errors import LearngeneError
 from learngene.methods.rows import Rows
@@ -75,39 +75,45 @@ def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int])
     sharing, all_of_it = _sharing(comparison)
     return Cost(
         tune=tune,
-        gene=gene_macs(gene, train_images[HOME]) if gene else 0,
+        gene=gene_macs(gene, train_images) if gene else 0,
         ancestry=sum(ancestry_macs(each, train_images[HOME]) for each in origins),
         gene_shared_by=sharing.get((cell.contender, str(gene.path)), 1) if gene else 1,
         ancestry_shared_by=all_of_it[cell.contender],
     )
 
 
-def gene_macs(gene: GeneJob, home_images: int) -> int:
-    """Multiply-adds of condensing a gene: the auxiliary model's training and the teacher's forward passes."""
-    if gene.recipe is None:
-        return 0
+def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
+    """Multiply-adds of making a gene.
+
+    Of one that is condensed: the auxiliary model's training and the teacher's forward passes. Of a pool: its rows, then
+    paths of average size, with a guide if there is one. Of a search: all its super nets.
+    """
+    cost = sum(part_macs(part, train_images) for part in (*gene.rows, *gene.searches))
+    if not isinstance(gene.recipe, CondenseRecipe):
+        return cost
+    home_images = train_images[HOME]
     teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
-    if isinstance(gene.method, Rows):
-        return _pool_macs(gene, gene.method, gene.recipe, teacher, home_images)
-    return images_seen(gene.recipe.train, home_images) * (TRAINING * gene.shape.macs() + teacher)
-
-
-def _pool_macs(gene: GeneJob, kind: Rows, recipe: CondenseRecipe, teacher: int, home_images: int) -> int:
-    """Multiply-adds of a pool: every row with its teacher, then paths of average size, with a guide if there is one."""
-    cost = sum(row_macs(row, home_images) for row in gene.rows)
-    train = recipe.path_train()
+    if not isinstance(gene.method, Rows):
+        return images_seen(gene.recipe.train, home_images) * (TRAINING * gene.shape.macs() + teacher)
+    train = gene.recipe.path_train()
     if train is not None:
-        shapes = [kind.shape_of(gene.shape, path).macs() for path in kind.paths(gene.shape)]
-        guide = teacher if recipe.pool and recipe.pool.guide != "none" else 0
+        shapes = [gene.method.shape_of(gene.shape, path).macs() for path in gene.method.paths(gene.shape)]
+        guide = teacher if gene.recipe.pool and gene.recipe.pool.guide != "none" else 0
         cost += images_seen(train, home_images) * (TRAINING * sum(shapes) // len(shapes) + guide)
     return cost
 
 
-def row_macs(row: RowJob, home_images: int) -> int:
-    """Multiply-adds of distilling one row of a pool; without points no teacher looks at the images."""
-    labels = row.recipe.pool is not None and row.recipe.pool.points == [0]
-    teacher = 0 if labels or row.ancestry is None else ancestry_forward_macs(row.ancestry)
-    return images_seen(row.recipe.train, home_images) * (TRAINING * row.recipe.shape.macs() + teacher)
+def part_macs(part: RowJob | SearchJob, train_images: Mapping[str, int]) -> int:
+    """Multiply-adds of what several genes may share.
+
+    A pool's row: its training, and its teacher's forward passes unless it has no points. A super net: a step runs one
+    block per layer; what its frozen blocks save on the way back is not counted.
+    """
+    if isinstance(part, SearchJob):
+        return images_seen(part.recipe.train, train_images[part.task]) * TRAINING * ancestry_forward_macs(part.ancestry)
+    labels = part.recipe.pool is not None and part.recipe.pool.points == [0]
+    teacher = 0 if labels or part.ancestry is None else ancestry_forward_macs(part.ancestry)
+    return images_seen(part.recipe.train, train_images[HOME]) * (TRAINING * part.recipe.shape.macs() + teacher)
 
 
 def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:

@@ -11,7 +11,18 @@ from pydantic import Field, model_validator
 from learngene.errors import RecipeError, ShapeError, nearest
 from learngene.methods import method
 from learngene.methods.rows import Rows
-from learngene.sections import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, validated
+from learngene.sections import (
+    DataSpec,
+    Positive,
+    Routing,
+    Section,
+    Seed,
+    Selection,
+    ShapeChanges,
+    Train,
+    merge,
+    validated,
+)
 from learngene.stitched import shape_from
 
 HOME = "home"
@@ -35,6 +46,16 @@ class ModelSpec(Section):
         return self
 
 
+class SearchSpec(Section):
+    """Of a contender whose gene is searched (LSAMD): on which tasks, and how."""
+
+    tasks: list[str] | None = Field(None, min_length=1, description="names; by default all tasks but the home task")
+    routing: Routing = Routing()
+    select: Selection = Selection()
+    stem: bool = Field(True, description="whether the gene carries patch projection, positions and final norm")
+    rates: dict[str, float] = Field({}, description="learning rates of tasks that need one of their own")
+
+
 class ContenderSpec(Section):
     """One way to initialise models, with what it needs."""
 
@@ -43,6 +64,7 @@ class ContenderSpec(Section):
     ancestry: str | None = Field(None, description="name of the teacher, or of the model a gene is extracted from")
     anchors: list[str] = Field([], description="names of the ancestries that become the rows of an sn-net")
     pool: dict[str, Any] | None = Field(None, description="a pool section, for methods pool and sn-net")
+    search: SearchSpec | None = Field(None, description="for lsamd: searches the blocks, instead of settings.layers")
     auxiliary: ShapeChanges = Field({}, description="the auxiliary shape: what differs from `shape`")
     each: bool = Field(False, description="one gene per shape, trained at that shape, as pre-fin and distilled are")
     train: dict[str, Any] = Field({}, description="how the gene is trained: what differs from `condense`")
@@ -62,6 +84,10 @@ class ContenderSpec(Section):
             raise RecipeError(
                 f"{'anchors' if self.anchors else 'pool'}: method {self.method} has no rows; leave it out"
             )
+        if self.search is not None and "search" not in kind.origins:
+            raise RecipeError(f"search: method {self.method} has no blocks to search; leave it out")
+        if self.search is not None and "layers" in self.settings:
+            raise RecipeError("search: finds the blocks that settings.layers names; give one of the two")
         if kind.origins and not self.trained and self.ancestry is None:
             raise RecipeError(f"ancestry is missing: {self.method} is taken from a trained model; name one")
         return self
@@ -167,6 +193,10 @@ class CompareRecipe(Section):
                 for other in names:
                     if other is not None:
                         _refuse_undefined(f"contenders.{name}.{field}", other, self.ancestries)
+            for task in [*(spec.tasks or ()), *spec.rates] if (spec := contender.search) else ():
+                _refuse_undefined(f"contenders.{name}.search", task, {HOME, *self.tasks})
+            if contender.search and not self.tasks:
+                raise RecipeError(f"contenders.{name}.search: needs tasks to search on, and none are defined")
         for name, budget in self.budgets.items():
             if budget.cost_of is not None:
                 _refuse_undefined(f"budgets.{name}.cost_of", budget.cost_of, self.contenders)

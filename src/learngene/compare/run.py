@@ -14,7 +14,7 @@ import torch
 
 from learngene.analysis import layer_state, linearity
 from learngene.ancestry import Ancestry, refuse_unknown_architecture, timm_model
-from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, lay_out
+from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob, lay_out
 from learngene.compare.recipe import HOME, CompareRecipe
 from learngene.compare.results import Collected, collect, write_cell
 from learngene.condensing import prepare as prepare_gene
@@ -30,6 +30,10 @@ from learngene.methods import default_settings
 from learngene.pooling.run import distil_row
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.recipe import FinetuneRecipe
+from learngene.searching.recipe import SearchRecipe
+from learngene.searching.run import Prepared as PreparedSearch
+from learngene.searching.run import keep_selected, search_task
+from learngene.searching.run import prepare as prepare_search
 from learngene.sections import DataSpec
 from learngene.shape import ViTShape
 from learngene.train.batches import refuse_too_few
@@ -84,9 +88,13 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     for gene in comparison.genes:
         if gene.recipe is None:
             _note(faults, f"gene {gene.name}", gene.method.refuse_auxiliary, gene.shape)
+        elif isinstance(gene.recipe, SearchRecipe):
+            for part in gene.searches:
+                _note(faults, f"search {part.name}", refuse_too_few, opened[part.task][0], part.recipe.train)
         else:
             _note(faults, f"gene {gene.name}", refuse_too_few, home, gene.recipe.train)
-        if gene.recipe is None and gene.ancestry and not gene.ancestry.spec.source and gene.ancestry.shape is None:
+        taken = gene.recipe is None or gene.searches
+        if taken and gene.ancestry and not gene.ancestry.spec.source and gene.ancestry.shape is None:
             faults[f"{gene.name}: layers can only be taken from a plain ViT, and {gene.ancestry.name} is trained as "
                    f"{gene.ancestry.spec.architecture}"] = None  # fmt: skip
     for cell in comparison.cells:
@@ -109,7 +117,7 @@ def _note(faults: dict[str, None], where: str, check: Callable[..., object], *ar
 def _refuse_impossible(cell: Cell) -> None:
     kept_parameters(cell.shape, cell.spec.layers, cell.spec.modules)
     if cell.gene is not None:
-        cell.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
+        cell.gene.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
 
 
 def _loaded_shapes(recipe: CompareRecipe) -> dict[str, ViTShape]:
@@ -208,17 +216,17 @@ def _jobs_done(
             time.sleep(POLL_SECONDS)
 
 
-def _needs(job: Job) -> list[AncestryJob | RowJob | GeneJob]:
+def _needs(job: Job) -> list[AncestryJob | RowJob | SearchJob | GeneJob]:
     if isinstance(job, AncestryJob):
         return []
     if isinstance(job, GeneJob):
-        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.rows]
-    needed = job.ancestry if isinstance(job, RowJob) else job.gene
+        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.rows, *job.searches]
+    needed = job.ancestry if isinstance(job, (RowJob, SearchJob)) else job.gene
     return [needed] if needed is not None else []
 
 
 def _title(job: Job) -> str:
-    kinds = {AncestryJob: "ancestry", RowJob: "row", GeneJob: "gene", Cell: "cell"}
+    kinds = {AncestryJob: "ancestry", RowJob: "row", SearchJob: "search", GeneJob: "gene", Cell: "cell"}
     return f"{kinds[type(job)]} {job.name if not isinstance(job, Cell) else job}"
 
 
@@ -227,8 +235,10 @@ def _do(job: Job, recipe: CompareRecipe, opened: Opened) -> str:
         return _train_ancestry(job, opened[HOME])
     if isinstance(job, RowJob):
         return _distil_row(job, opened[HOME])
+    if isinstance(job, SearchJob):
+        return _search(job, opened)
     if isinstance(job, GeneJob):
-        return _make_gene(job, recipe, opened[HOME])
+        return _make_gene(job, recipe, opened)
     return _measure(job, recipe, opened[job.task])
 
 
@@ -253,10 +263,24 @@ def _distil_row(job: RowJob, images: Images) -> str:
     return f"top-1 {row.result.final.top1:.2f} %"
 
 
-def _make_gene(job: GeneJob, recipe: CompareRecipe, images: Images) -> str:
+def _search(job: SearchJob, opened: Opened) -> str:
+    _refuse_failed(job.path)
+    path = search_task(_prepared_search(job.search, opened), job.task, keep=True, show=False)
+    layers = ",".join(str(layer) for layer in path.base_layers) or "none"
+    return f"{path.metric} {path.score:.2f} %, base blocks {layers}"
+
+
+def _prepared_search(recipe: SearchRecipe, opened: Opened) -> PreparedSearch:
+    return prepare_search(recipe, images={task: opened[task] for task in recipe.tasks})
+
+
+def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: Opened) -> str:
+    if isinstance(job.recipe, SearchRecipe):
+        found = keep_selected(_prepared_search(job.recipe, opened), job.path)
+        return f"blocks {','.join(str(layer) for layer in found.record['layers'])}"
     if job.recipe is not None:
         _refuse_failed(job.recipe.out)
-        done = run_condense(job.recipe, images=images, keep=True, show=False)
+        done = run_condense(job.recipe, images=opened[HOME], keep=True, show=False)
         return f"top-1 {done.result.final.top1:.2f} %"
     assert job.ancestry is not None
     data = recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
@@ -336,6 +360,7 @@ def _gene_record(gene: Learngene) -> dict[str, Any]:
         "stored_params": sum(parameter.numel() for parameter in gene.parameters()),
         "auxiliary": gene.shape.to_dict(),
         **({"paths": metadata["paths"]} if "paths" in metadata else {}),
+        **({"search": metadata["search"]} if "search" in metadata else {}),
         "top1": metadata.get("accuracy", {}).get("top1"),
         "epochs": training.get("epochs"),
         "seconds": training.get("seconds", 0.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from learngene.compare.cells import lay_out
-from learngene.compare.cost import ancestry_macs, cost_of, gene_macs, row_macs
+from learngene.compare.cost import ancestry_macs, cost_of, gene_macs, part_macs
 from learngene.compare.recipe import HOME, CompareRecipe
 from learngene.errors import LearngeneError
 from learngene.ledger.claims import ClaimGroup
@@ -17,14 +17,14 @@ def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
         raise LearngeneError(f"{group.id}: this protocol declares no sizes, so its cost cannot be known without data")
     images = {task: size.images for task, size in recipe.sizes.items()}
     comparison = lay_out(recipe, {task: size.classes for task, size in recipe.sizes.items()}, images)
-    rows = [row for gene in comparison.genes for row in gene.rows]
-    genes = sum(gene_macs(gene, images[HOME]) for gene in comparison.genes)
-    # A row is trained once, whatever the number of pools that share it.
-    genes += sum(row_macs(row, images[HOME]) for row in {row.path: row for row in rows}.values())
-    genes -= sum(row_macs(row, images[HOME]) for row in rows)
+    parts = [part for gene in comparison.genes for part in (*gene.rows, *gene.searches)]
+    genes = sum(gene_macs(gene, images) for gene in comparison.genes)
+    # A row or a super net is trained once, whatever the number of genes that share it.
+    genes += sum(part_macs(part, images) for part in {part.path: part for part in parts}.values())
+    genes -= sum(part_macs(part, images) for part in parts)
     ancestries = sum(ancestry_macs(ancestry, images[HOME]) for ancestry in comparison.ancestries.values())
     tuning = sum(cost_of(cell, comparison, images).tune for cell in comparison.cells)
     counts = f"{len(comparison.ancestries)} ancestries, {len(comparison.genes)} genes, {len(comparison.cells)} cells"
     each = {"ancestries": ancestries, "genes": genes, "tuning": tuning}
-    parts = ", ".join(f"{value / 1e15:.3g} for {what}" for what, value in each.items())
-    return f"{group.id}: {counts}; {(genes + ancestries + tuning) / 1e15:.3g} P multiply-adds ({parts})"
+    shares = ", ".join(f"{value / 1e15:.3g} for {what}" for what, value in each.items())
+    return f"{group.id}: {counts}; {(genes + ancestries + tuning) / 1e15:.3g} P multiply-adds ({shares})"

@@ -205,7 +205,7 @@ def run(
         lines = [f"task {name}: {reason}" for name, reason in failed.items()]
         there = f"{len(paths)} of {len(recipe.tasks)} data sets are searched"
         raise LearngeneError("\n".join([*lines, f"search: {there}; mend the others and run the same command again"]))
-    return _select(prepared, [paths[name] for name in recipe.tasks], gene_file)
+    return keep_selected(prepared, gene_file, [paths[name] for name in recipe.tasks])
 
 
 def search_bytes(prepared: Prepared) -> int:
@@ -352,27 +352,44 @@ def super_stage(prepared: Prepared, spec: TaskSearch, images: Images) -> Stage:
 # -- all data sets -----------------------------------------------------------------------------------------
 
 
-def _select(prepared: Prepared, paths: list[TaskPath], gene_file: Path | None) -> Searched:
-    """Counts usage (equation 3), draws it, keeps the blocks that are used by enough data sets, writes the gene."""
-    from learngene.search_picture import usage_picture
+def keep_selected(prepared: Prepared, gene_file: Path | None, paths: list[TaskPath] | None = None) -> Searched:
+    """Counts usage (equation 3), draws it, keeps the blocks that enough data sets use and writes the gene.
 
+    Args:
+        prepared: The search.
+        gene_file: The gene file to write, None for none.
+        paths: Of all data sets; read from their run folders by default.
+
+    Raises:
+        LearngeneError: If a path is missing, or no block is used by enough data sets; the map is drawn all the same.
+    """
     recipe = prepared.recipe
+    paths = paths or [path for name in recipe.tasks if (path := _found(prepared, name))]
+    if len(paths) < len(recipe.tasks):
+        raise LearngeneError(
+            f"search: {len(paths)} of {len(recipe.tasks)} data sets are searched; run the search again"
+        )
     record = search_record(recipe, paths)
-    if gene_file:
-        text = json.dumps(record, indent=1) + "\n"
-        write_once(lambda: write_file(recipe.out / RECORD, lambda temporary: temporary.write_text(text)))
-        write_once(lambda: usage_picture(record, recipe.out / "usage.png"))
-    layers = selected(paths, recipe.select, recipe.tau)
-    record = {**record, "layers": list(layers)}
-    settings = {"layers": layers, "stem": recipe.stem}
-    gene = extract(prepared.ancestry, method="lsamd", settings=settings)
+    try:
+        record["layers"] = list(selected(paths, recipe.select, recipe.tau))
+    finally:
+        if gene_file:
+            _keep_record(record, recipe.out)
+    gene = extract(prepared.ancestry, method="lsamd", settings={"layers": record["layers"], "stem": recipe.stem})
     seconds = sum(path.seconds for path in paths)
     gene.metadata["training"] = {"epochs": recipe.train.epochs, "seed": recipe.train.seed, "seconds": seconds}
     gene.metadata["search"] = record
     if gene_file:
         write_once(lambda: gene.save(gene_file, dtype=recipe.dtype))
-        write_once(lambda: usage_picture(record, recipe.out / "usage.png"))
     return Searched(gene, gene_file, paths, record)
+
+
+def _keep_record(record: dict[str, Any], folder: Path) -> None:
+    from learngene.search_picture import usage_picture
+
+    text = json.dumps(record, indent=1) + "\n"
+    write_once(lambda: write_file(folder / RECORD, lambda temporary: temporary.write_text(text)))
+    write_once(lambda: usage_picture(record, folder / "usage.png"))
 
 
 def search_record(recipe: SearchRecipe, paths: list[TaskPath]) -> dict[str, Any]:
