@@ -155,6 +155,11 @@ class GeneJob:
     searches: tuple[SearchJob, ...] = ()
 
     @property
+    def parts(self) -> list[RowJob | SearchJob]:
+        """What is trained before it and may be shared by other genes."""
+        return [*self.rows, *self.searches]
+
+    @property
     def done(self) -> bool:
         """Whether the gene file is there."""
         return self.path.exists()
@@ -233,9 +238,7 @@ class Comparison:
 
     def jobs(self) -> list[Job]:
         """Everything there is to do, what others need first."""
-        parts: dict[Path, RowJob | SearchJob] = {}
-        for gene in self.genes:
-            parts |= {part.path: part for part in (*gene.rows, *gene.searches)}
+        parts = {part.path: part for gene in self.genes for part in gene.parts}
         return [*self.ancestries.values(), *parts.values(), *self.genes, *self.cells]
 
     def task_data(self, task: str) -> DataSpec:

@@ -88,7 +88,7 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
     Of one that is condensed: the auxiliary model's training and the teacher's forward passes. Of a pool: its rows, then
     paths of average size, with a guide if there is one. Of a search: all its super nets.
     """
-    cost = sum(part_macs(part, train_images) for part in (*gene.rows, *gene.searches))
+    cost = sum(part_macs(part, train_images) for part in gene.parts)
     if not isinstance(gene.recipe, CondenseRecipe):
         return cost
     home_images = train_images[HOME]

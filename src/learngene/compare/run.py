@@ -220,7 +220,7 @@ def _needs(job: Job) -> list[AncestryJob | RowJob | SearchJob | GeneJob]:
     if isinstance(job, AncestryJob):
         return []
     if isinstance(job, GeneJob):
-        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.rows, *job.searches]
+        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.parts]
     needed = job.ancestry if isinstance(job, (RowJob, SearchJob)) else job.gene
     return [needed] if needed is not None else []
 

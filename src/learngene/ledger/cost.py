@@ -17,7 +17,7 @@ def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
         raise LearngeneError(f"{group.id}: this protocol declares no sizes, so its cost cannot be known without data")
     images = {task: size.images for task, size in recipe.sizes.items()}
     comparison = lay_out(recipe, {task: size.classes for task, size in recipe.sizes.items()}, images)
-    parts = [part for gene in comparison.genes for part in (*gene.rows, *gene.searches)]
+    parts = [part for gene in comparison.genes for part in gene.parts]
     genes = sum(gene_macs(gene, images) for gene in comparison.genes)
     # A row or a super net is trained once, whatever the number of genes that share it.
     genes += sum(part_macs(part, images) for part in {part.path: part for part in parts}.values())
