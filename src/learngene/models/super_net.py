@@ -212,10 +212,6 @@ def routed(ancestry: Any, spec: Routing, img_size: int | None = None) -> Any:
     model = copy.deepcopy(ancestry, {id(parameter): parameter for parameter in shared})
     if img_size is not None and img_size != ancestry.patch_embed.img_size[0]:
         model.set_input_size((img_size, img_size))
-        model.pretrained_cfg = model.default_cfg = {
-            **model.pretrained_cfg,
-            "input_size": (model.pretrained_cfg["input_size"][0], img_size, img_size),
-        }
     model.requires_grad_(False)
     for norm in (model.norm, model.fc_norm):
         norm.requires_grad_(True)
