@@ -103,6 +103,8 @@ class Row:
         gene_seconds: Wall time of making the gene.
         hardware: Where it ran.
         curve: Top-1 after every epoch, the untuned one first.
+        search_score: Of a searched gene, the mean score of its super nets (top-1 or mean IoU).
+        choices: Of a searched gene, per task and layer whether the base block was taken.
     """
 
     contender: str
@@ -142,6 +144,8 @@ class Row:
     gene_seconds: float
     hardware: str
     curve: tuple[float, ...]
+    search_score: float = 0.0
+    choices: tuple[int, ...] = ()
 
 
 @dataclass
@@ -184,6 +188,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
     curve = (untuned["top1"], *(entry["top1"] for entry in epochs if "top1" in entry))
     cost = cost_of(cell, comparison, train_images)
     gene = content.get("gene") or {}
+    searched = gene.get("search", {}).get("tasks", [])
     environment = content["environment"]
     return Row(
         contender=cell.contender,
@@ -223,6 +228,8 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         gene_seconds=gene.get("seconds", 0.0),
         hardware=f"{environment.get('accelerator') or environment['processor']}, {environment['threads']} threads",
         curve=curve,
+        search_score=statistics.fmean(task["score"] for task in searched) if searched else 0.0,
+        choices=tuple(int(share >= 0.5) for task in searched for share in task["share"]),
     )
 
 
@@ -256,7 +263,7 @@ def as_csv(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     preparation = ["img_size", "crop_pct", "interpolation"]
-    own = [name for name in Row.__dataclass_fields__ if name not in (*preparation, "curve")]
+    own = [name for name in Row.__dataclass_fields__ if name not in (*preparation, "curve", "choices")]
     writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *preparation, *own, "curve"])
     for row in rows:
         values = asdict(row)

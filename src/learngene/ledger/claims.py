@@ -48,7 +48,8 @@ class Statistic(Section):
     """One number per seed, made of rows, and the threshold that decides.
 
     The number is the mean of ``metric`` over the rows ``of``, less that over ``minus``; with ``slope`` it is the
-    least-squares slope of the metric over depth instead of the mean, with ``best`` the highest value.
+    least-squares slope of the metric over depth instead of the mean, with ``best`` the highest value. With ``agreement`` it
+    is how far two searches took the same blocks: 1 if always, 0 if no more often than by chance.
     """
 
     metric: str = "last_top1"
@@ -59,6 +60,7 @@ class Statistic(Section):
     over: Literal["depth", "params"] = Field("depth", description="what the slope is over")
     best: bool = Field(False, description="the highest of the rows instead of their mean")
     each: bool = Field(False, description="a comparison for every shape by itself, all of which must hold")
+    agreement: bool = Field(False, description="Cohen's kappa of the paths that the two sides' searches found, instead")
     relative: bool = Field(False, description="the difference as a share of what is subtracted")
     at_least: float | None = Field(None, description="the claim holds if the number is surely no less")
     at_most: float | None = Field(None, description="the claim holds if the number is surely no more")
@@ -70,6 +72,8 @@ class Statistic(Section):
                 raise RecipeError(f"statistic: unknown metric '{metric}'{nearest(metric, METRICS)}")
         if (self.at_least is None) == (self.at_most is None):
             raise RecipeError("statistic: give at_least or at_most")
+        if self.agreement and not self.minus:
+            raise RecipeError("statistic: agreement is between two sides; give minus")
         return self
 
 

@@ -118,8 +118,8 @@ def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> 
         if not mine or places != first:
             return out, f"seed {seed}: {len(mine)} results, not those of the first seed"
         try:
-            value = _summary(statistic, mine)
-            if other is not None:
+            value = _agreement(mine, theirs) if statistic.agreement else _summary(statistic, mine)
+            if other is not None and not statistic.agreement:
                 base = _summary(statistic, theirs, statistic.minus_metric)
                 value = (value - base) / abs(base) if statistic.relative else value - base
         except (statistics.StatisticsError, ZeroDivisionError):
@@ -149,6 +149,15 @@ def _summary(statistic: Statistic, rows: Sequence[Row], metric: str | None = Non
         return statistics.fmean(values)
     over = [row.params / 1e6 if statistic.over == "params" else row.depth for row in rows]
     return statistics.linear_regression(over, values).slope
+
+
+def _agreement(mine: Sequence[Row], theirs: Sequence[Row]) -> float:
+    """Cohen's kappa of whether the base block is taken, over all tasks and layers of two searches."""
+    one, two = mine[0].choices, theirs[0].choices
+    same = statistics.fmean(a == b for a, b in zip(one, two, strict=True))
+    first, second = statistics.fmean(one), statistics.fmean(two)
+    by_chance = first * second + (1 - first) * (1 - second)
+    return (same - by_chance) / (1 - by_chance)
 
 
 def _in_words(some: Filter) -> str:
