@@ -1,4 +1,4 @@
-"""Writes the recipes of the papers' ImageNet-1K tables beside itself: ``python recipes/paper/generate.py``.
+"""Writes the recipes of the papers' tables beside itself: ``python recipes/paper/generate.py``.
 
 Accuracies and epochs are copied from the tables and sections named beside them; sizes and costs are computed;
 what the recipes of a folder share is written by hand in its ``_aux.yaml`` and ``_des.yaml``. A test compares
@@ -72,6 +72,22 @@ POOL_TABLES = {
 }
 POOL_EPOCHS, PATH_EPOCHS, ANCHOR_EPOCHS = 100, 50, 150  # "Training Details"
 
+# LSAMD Table 5, column Des-Net, and Table 6: name: (base rate, training images, classes).
+LSAMD_SETS = {
+    **{"cifar100": ("5.0e-4", 50_000, 100), "cifar10": ("5.0e-4", 50_000, 10)},
+    **{"tiny-imagenet": ("5.0e-4", 100_000, 200), "inat2019": ("5.0e-5", 268_243, 1010)},
+    **{"food101": ("1.0e-5", 75_750, 101), "cars196": ("1.0e-5", 8_144, 196), "flowers102": ("1.0e-4", 2_040, 102)},
+    **{"pets": ("1.0e-4", 3_680, 37), "dtd": ("1.0e-5", 3_760, 47), "caltech101": ("1.0e-5", 6_942, 101)},
+}
+# LSAMD Table 2, depth: top-1 on CIFAR-100; and with 8 layers on the other sets, Pets from Table 1.
+LSAMD_CIFAR100 = {
+    **{5: 80.93, 6: 81.24, 7: 82.25, 8: 83.78, 9: 84.63, 10: 85.40, 11: 85.52, 12: 83.86, 13: 77.64, 14: 86.18},
+    **{15: 85.77},
+}
+LSAMD_8_LAYERS = {"cifar10": 96.74, "tiny-imagenet": 73.27, "inat2019": 56.57, "food101": 63.81, "dtd": 58.56}
+LSAMD_8_LAYERS |= {"pets": 80.90}
+LSAMD_EPOCHS = 50  # "LSAMD vs. PF"
+
 
 def render() -> dict[str, str]:
     """The text of every recipe by its path under ``recipes/paper``."""
@@ -81,7 +97,9 @@ def render() -> dict[str, str]:
     for size in SWS_RATE:
         files |= {f"sws/des-{size}-{depth:02d}.yaml": _sws_descendant(size, depth) for depth in SWS_TABLE_1}
     files |= {f"pool/pool-{2 * depth}.yaml": _pool(depth) for depth in POOL_TABLES}
-    return files
+    files |= {f"lsamd/des-cifar100-{depth:02d}.yaml": _lsamd_descendant("cifar100", depth) for depth in LSAMD_CIFAR100}
+    others = (name for name in LSAMD_SETS if name != "cifar100")
+    return files | {f"lsamd/des-{name}-08.yaml": _lsamd_descendant(name, 8) for name in others}
 
 
 def _auxiliary(name: str, size: str) -> str:
@@ -156,19 +174,46 @@ Source: paper: rows, points, epochs, batch, rate. Authors' code: alpha; see _aux
     return _recipe("condense", f"pool/pool-{2 * depth}", header, fields, {"epochs": POOL_EPOCHS})
 
 
-def _size_and_cost(shape: ViTShape, epochs: int, stored: int = 0, teacher: int = 0) -> str:
+def _lsamd_descendant(name: str, depth: int) -> str:
+    rate, images, classes = LSAMD_SETS[name]
+    shape = ViTShape.named(SIZES["b"], depth=depth, class_token=True, num_classes=classes)
+    top1 = LSAMD_CIFAR100[depth] if name == "cifar100" else LSAMD_8_LAYERS.get(name)
+    if top1 is None:
+        expected = "no figure is printed for this data set."
+    else:
+        expected = f"top-1 {top1:.2f} (LSAMD Table {1 if name == 'pets' else 2})."
+    if (name, depth) in {("cifar100", 6), ("cifar100", 7)}:
+        expected += f"\nTable 1 prints {82.77 if depth == 6 else 84.38} for the same model; see _des.yaml."
+    header = f"""\
+Descendant with {depth} layers from the gene of LSAMD on {name}.
+Expected: {expected}
+{_size_and_cost(shape, LSAMD_EPOCHS, images=images)}
+Source: paper: rate (Table 5), epochs, batch, polynomial decay. Ours: the rest; see _des.yaml."""
+    timm_name = name.startswith("cifar")
+    fields = {
+        "model": "runs/lsamd.safetensors  # made by search.yaml",
+        "shape": {"depth": depth},
+        "data": {"source": f"torch/{name}" if timm_name else name},
+    }
+    given = f"data.root=/path/to/{name} data.download=true" if timm_name else f"data.source=/path/to/{name}"
+    return _recipe("finetune", f"lsamd/des-{name}-{depth:02d}", header, fields, {"lr": rate}, given)
+
+
+def _size_and_cost(shape: ViTShape, epochs: int, stored: int = 0, teacher: int = 0, images: int = IMAGES) -> str:
     # A backward pass costs two forward passes; the ancestry only runs forward.
-    total = (3 * shape.macs() + teacher) * IMAGES * epochs
+    total = (3 * shape.macs() + teacher) * images * epochs
     gene = f" ({stored:,} in the gene)" * bool(stored)
     per_image = f"3 x {shape.macs() / 1e9:.3f}" + f" + {teacher / 1e9:.3f} for LeViT-384" * bool(teacher)
     return f"""\
 Size: {shape.params():,} parameters{gene}, {shape.macs() / 1e9:.3f} G multiply-adds per image.
-Cost: {total:.2e} multiply-adds = {epochs} epochs x {IMAGES:,} images x ({per_image}) G."""
+Cost: {total:.2e} multiply-adds = {epochs} epochs x {images:,} images x ({per_image}) G."""
 
 
-def _recipe(kind: str, path: str, header: str, fields: Fields, train: Fields) -> str:
+def _recipe(
+    kind: str, path: str, header: str, fields: Fields, train: Fields, images: str = "data.source=/path/to/imagenet"
+) -> str:
     lines = [f"# {line}" for line in header.splitlines()]
-    lines += [f"# Run: learngene {kind} recipes/paper/{path}.yaml data.source=/path/to/imagenet"]
+    lines += [f"# Run: learngene {kind} recipes/paper/{path}.yaml {images}"]
     lines += ["extends: _aux.yaml" if kind == "condense" else "extends: _des.yaml"]
     for key, value in fields.items():
         inner = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, Mapping) else ""

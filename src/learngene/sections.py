@@ -166,8 +166,12 @@ class Augment(Section):
 
 
 class Schedule(Section):
-    """Learning rate over time: cosine with a linear warm-up."""
+    """Learning rate over time: cosine or polynomial, with a linear warm-up."""
 
+    kind: Literal["cosine", "poly"] = Field(
+        "cosine", description="poly: (1 - t / T) ** power, as LSAMD and segmentation tool boxes do"
+    )
+    power: float = Field(0.9, gt=0, description="of poly; LSAMD leaves it open, 0.9 is usual in segmentation")
     warmup_epochs: float = Field(5, ge=0, description="the paper's descendants use 0")
     warmup_lr: float = Field(1e-6, ge=0, description="not scaled with the batch")
     min_lr: float = Field(1e-5, ge=0, description="not scaled with the batch")

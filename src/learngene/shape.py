@@ -241,6 +241,10 @@ class ViTShape:
         """Number of parameters; equals the built model's count exactly."""
         return sum(math.prod(shape) for shape in self.all_params().values())
 
+    def params_without_positions(self) -> int:
+        """``params`` without class token and position embedding, as LSAMD's Table 2 counts."""
+        return self.params() - (self.num_tokens + int(self.class_token)) * self.embed_dim
+
     # -- multiply-adds -------------------------------------------------------------------------------
 
     def macs(self) -> int:
@@ -272,6 +276,11 @@ class ViTShape:
         SWS Table 5 prints 17.6 G for TLEG's Aux-B, which only this convention (or a class token) gives.
         """
         return self.macs_fvcore() + self.depth * self.layer_size()
+
+    def macs_thop(self) -> int:
+        """Multiply-adds as thop counts them: 4 per LayerNorm element, no attention products. LSAMD's "FLOPs (G)"."""
+        norms, size = 2 * self.depth + 1, self.num_tokens * self.embed_dim
+        return self.macs() - self.depth * 2 * self.num_tokens * size + 4 * size * norms
 
     def layer_size(self) -> int:
         """Number of parameters of one layer."""

@@ -165,6 +165,40 @@ def test_partial_expansion_by_flags_says_what_starts_fresh(
     assert (f"{fresh} tensors start fresh" in result.out) == (fresh > 0)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "flags", "layers"),
+    [
+        ("tleg", {}, ["--depth", 2], ["B", "B + 1/2 A"]),
+        ("sws", {"stages": (2, 1, 1)}, ["--depth", 4, "-s", "order=[2,1,0]"], [f"stage{m}" for m in (0, 1, 2, 2)]),
+        ("lsamd", {"layers": (1, 3)}, ["--depth", 3], [f"base block {block}" for block in (1, 3, 3)]),
+        ("vanilla-lg", {"last": 1}, ["--depth", 2], ["fresh", "layer3"]),
+        ("tleg", {}, ["--depth", 3, "--layers", "2"], ["fresh", "B + 1/3 A", "fresh"]),
+    ],
+    ids=str,
+)
+def test_expanding_explains_every_layer(
+    cli: CLI, method: str, settings: dict[str, Any], flags: list[Any], layers: list[str], tmp_path: Path
+) -> None:
+    gene = tmp_path / "g.safetensors"
+    pico_gene(method, settings).save(gene)
+    told = [f"    layer {number:2d}: {text}" for number, text in enumerate(layers, start=1)]
+    result = cli("expand", gene, "--out", tmp_path / "des", "--explain", *flags)
+    assert result.out.splitlines()[1 : 1 + len(layers)] == told, result.err
+    assert "layer  1" not in cli("expand", gene, "--out", tmp_path / "des", *flags).out
+    if "--layers" not in flags:
+        options = flags[2:]
+        assert "\n".join(told) in cli("plan", gene, "--explain", *options).out
+
+
+def test_every_path_of_a_pool_is_explained(cli: CLI, tmp_path: Path) -> None:
+    gene = tmp_path / "g.safetensors"
+    pico_gene("pool", {"rows": (8, 16)}).save(gene)
+    result = cli("expand", gene, "--path", "2+2", "--out", tmp_path / "des", "--explain")
+    record = json.loads((tmp_path / "des" / "learngene.json").read_text())
+    told = [f"    layer {number:2d}: {text}" for number, text in enumerate(record["layers"], start=1)]
+    assert result.out.splitlines()[1:5] == told
+
+
 def test_methods_lists_settings_and_choices(cli: CLI) -> None:
     result = cli("methods")
     for text in ("tleg ", "sws ", "settings.stages = (3, 3, 4, 3, 3)", "settings.first_layer = 1", "--set order=..."):

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from learngene.gene import Learngene
-from learngene.methods import METHODS
+from learngene.methods import METHODS, method
 from learngene.methods.rows import Rows
 from learngene.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
@@ -195,6 +195,35 @@ def test_a_path_is_its_blocks_and_stitches_one_after_the_other(
         assert (mine is None) == (other is None), key
         if mine is not None and other is not None:
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("ending", ["aligned", "official"])
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({}, [1, 3, 3, 5, 6, 6]),
+        ({"priority": "first"}, [1, 1, 3, 5, 6, 6]),
+        ({"expansion": "cyclic"}, [1, 3, 3, 5, 6, 5]),
+        ({"expansion": "spread", "priority": "3,1,2"}, [1, 1, 3, 5, 6, 6]),
+    ],
+    ids=str,
+)
+def test_lsamd_stacks_the_ancestrys_blocks(options: dict[str, Any], blocks: list[int], ending: str) -> None:
+    """Of which only the head is not carried."""
+    ancestry = pico_gene("pre-fin", depth=6).expand()
+    kind = method("lsamd", {"layers": (1, 3, 5, 6)})
+    gene = Learngene(kind, pico_shape(depth=6), kind.extract(ancestry.state_dict(), pico_shape(depth=6)))
+    model = gene.expand(pico_shape(depth=6, ending=ending), **options, seed=5)
+    w = {name: value for name, value in ancestry.state_dict().items() if not name.startswith(("blocks.", "head."))}
+    w |= {f"head.{part}": model.state_dict()[f"head.{part}"] for part in ("weight", "bias")}
+    for layer, block in enumerate(blocks):
+        w |= {f"blocks.{layer}.{name}": ancestry.state_dict()[f"blocks.{block - 1}.{name}"] for name in PARAMS}
+    images = batch(gene.shape, 4)
+    torch.testing.assert_close(model(images), plain_vit(w, images, 6, 8, ending), rtol=1e-4, atol=1e-5)
+    stock = VisionTransformer(**pico_shape(depth=6, ending=ending).timm_kwargs()).eval()
+    stock.load_state_dict({name.replace("norm.", "fc_norm.") if ending == "official" and name.startswith("norm.")
+                           else name: value for name, value in w.items()})  # fmt: skip
+    assert torch.equal(model(images), stock(images))
 
 
 # -- what is trained ---------------------------------------------------------------------------------------

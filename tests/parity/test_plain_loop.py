@@ -173,6 +173,28 @@ def test_the_official_schedule_lags_one_epoch(images: Path) -> None:
     assert found == pytest.approx(warm + tail, rel=1e-6)
 
 
+@pytest.mark.parametrize("power", [0.9, 1.0, 2.5])
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("stepping", ["step", "epoch"])
+def test_a_polynomial_schedule(stepping: str, warmup: int, power: float, images: Path) -> None:
+    """lr (1 - t/T)^power, seen at the last of the three steps of every epoch; a warm-up takes its first part."""
+    epochs, lr = 5, 5e-4
+    schedule = {"kind": "poly", "power": power, "warmup_epochs": warmup, "min_lr": 0, "stepping": stepping}
+    found = rates(images, epochs=epochs, batch_size=8, schedule=schedule)
+    expected = []
+    for epoch in range(epochs):
+        t = epoch + 2 / 3 if stepping == "step" else epoch
+        expected.append(1e-6 + (lr - 1e-6) * t / warmup if t < warmup else lr * (1 - t / epochs) ** power)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_polynomial_schedule_ends_at_its_lowest_rate(images: Path) -> None:
+    """And its power is 0.9 unless told otherwise."""
+    schedule = {"kind": "poly", "warmup_epochs": 0, "min_lr": 1e-5, "stepping": "epoch"}
+    found = rates(images, epochs=4, schedule=schedule)
+    assert found == pytest.approx([1e-5 + 4.9e-4 * (1 - t / 4) ** 0.9 for t in range(4)], rel=1e-6)
+
+
 def test_the_official_schedule_without_warm_up_runs_at_full_rate_twice(images: Path) -> None:
     found = rates(images, epochs=3, schedule={"warmup_epochs": 0, "stepping": "official"})
     assert found == pytest.approx([5e-4, 5e-4, 1e-5 + 4.9e-4 * (1 + math.cos(math.pi / 3)) / 2], rel=1e-6)

@@ -25,7 +25,7 @@ from pico import CLI
 GROUPS = load_claims()
 CASES = [pytest.param(name, scale, id=f"{name}-{scale}") for name in GROUPS for scale in SCALES]
 """Every group at every scale."""
-PREFIXES = {"TLEG": "tleg", "SWS": "sws", "Learngene Pool": "pool"}
+PREFIXES = {"TLEG": "tleg", "SWS": "sws", "Learngene Pool": "pool", "LSAMD": "lsamd"}
 
 
 @functools.cache
@@ -62,10 +62,12 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     expected = {f"tleg.{name}" for name in ("fig1", "fig4", *tables)}
     expected |= {f"sws.{name}" for name in ("fig1d", "fig4", "fig5", *tables)}
     expected |= {f"pool.{name}" for name in ("fig3", "direction", "storage", *tables[:5])}
-    assert len(expected) == 8 + 9 + 8
+    expected |= {"lsamd.storage"}
+    assert len(expected) == 8 + 9 + 8 + 1
     assert expected <= set(GROUPS)
     assert {name.partition("-")[0] for name in GROUPS} == expected
-    assert [name.partition(".")[0] for name in GROUPS] == ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 16) + ["pool"] * 8
+    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 17) + ["pool"] * 8 + ["lsamd"]
+    assert [name.partition(".")[0] for name in GROUPS] == papers
 
 
 def test_every_group_says_where_it_is_from_and_every_claim_what_was_printed() -> None:

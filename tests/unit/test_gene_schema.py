@@ -61,6 +61,8 @@ def faults(value: Any, schema: dict[str, Any], place: str = "$") -> Iterator[str
             yield f"{place}: too short"
         if len(value) > schema.get("maxItems", len(value)):
             yield f"{place}: too long"
+        if schema.get("uniqueItems") and any(item in value[:number] for number, item in enumerate(value)):
+            yield f"{place}: an item twice"
         for number, item in enumerate(value):
             yield from faults(item, schema.get("items", {}), f"{place}[{number}]")
     if isinstance(value, dict):
@@ -130,12 +132,14 @@ def test_a_pool_fits_the_schema(
         ("sws", {"stages": [1, 3]}),
         ("sws", {"stages": [4]}),
         ("vanilla-lg", {"last": 1, "stem": True}),
+        ("lsamd", {"layers": [1, 3, 4]}),
+        ("lsamd", {"layers": [2], "stem": False}),
         ("mini-init", {"blocks": 2}),
         ("weight-selection", {"head": False}),
         ("pool", {"rows": [8, 16], "direction": "down"}),
         ("pool", {"rows": [8, [16, 4, 2]], "nearest": False, "max_stitches": 2, "final_norm": False}),
         ("sn-net", {"rows": [[8, 2, 1], 16]}),
-        *((name, {}) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net")),
+        *((name, {}) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd")),
     ],
 )
 def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -186,6 +190,11 @@ def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path
     [
         ("vanilla-lg", {"last": 0}),
         ("vanilla-lg", {"stem": "no"}),
+        ("lsamd", {"layers": []}),
+        ("lsamd", {"layers": [0, 1]}),
+        ("lsamd", {"layers": [1, 1]}),
+        ("lsamd", {"layers": 7}),
+        ("lsamd", {"stem": 1}),
         ("mini-init", {"blocks": 0}),
         ("weight-selection", {"head": 1}),
         ("weight-selection", {"last": 1}),
@@ -243,6 +252,21 @@ MISFITS: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any], dict[str
     ),
     "fewer layers of vanilla-lg": (
         "vanilla-lg", {}, lambda m, _: m["settings"].update(last=2), "unexpected tensor 'layer1.",
+    ),
+    "head of lsamd": (
+        "lsamd", {"layers": (1, 3)}, lambda _, t: t.update({"head.bias": torch.zeros(3)}), "unexpected tensor 'head.",
+    ),
+    "another layer of lsamd": (
+        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(layers=[1, 2]), "'layer1.norm1.weight' is miss",
+    ),
+    "layers of lsamd out of order": (
+        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(layers=[3, 1]), "out of order",
+    ),
+    "layers of lsamd beyond the shape": (
+        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(layers=[1, 5]), "there is no block 5",
+    ),
+    "stem of lsamd": (
+        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(stem=False), "unexpected tensor '",
     ),
     "head of weight-selection": (
         "weight-selection", {}, lambda m, _: m["settings"].update(head=False), "unexpected tensor 'head.",

@@ -1,4 +1,4 @@
-"""The sizes printed in the tables of TLEG and SWS, reproduced from shapes alone, at the printed precision."""
+"""The sizes printed in the tables of TLEG, SWS and LSAMD, reproduced from shapes alone, at the printed precision."""
 
 from __future__ import annotations
 
@@ -97,6 +97,13 @@ SWS_5 = {
     "MS-WS6": ((3, 3, 4, 3, 3), "37.0", "23.3"),
 }
 
+# LSAMD Table 2, DeiT-B with class token and 100 classes: depth: (Params, FLOPs).
+LSAMD_2 = {
+    **{5: ("36.11", "7.09"), 6: ("43.20", "8.49"), 7: ("50.28", "9.89"), 8: ("57.37", "11.28")},
+    **{9: ("64.46", "12.68"), 10: ("71.55", "14.07"), 11: ("78.64", "15.47"), 12: ("85.72", "16.86")},
+    **{13: ("92.81", "18.26"), 14: ("99.90", "19.65"), 15: ("106.99", "21.05")},
+}
+
 
 def mini_deit_b() -> tuple[int, int]:
     """Parameters and fvcore multiply-adds of Mini-DeiT-B: 6 shared layers, each used twice.
@@ -163,6 +170,12 @@ def entries() -> list[Entry]:
         shape = vit("B", sum(stages))
         add("SWS 5", name, shape.depth, "Params", params, stored("sws", shape, stages=stages))
         add("SWS 5", name, shape.depth, "FLOPs", flops, shape.macs_fvcore())
+
+    for depth, (params, flops) in LSAMD_2.items():
+        shape = vit("B", depth, 100).replace(class_token=True)
+        add("LSAMD 2", "Des-Net", depth, "Params", params, shape.params_without_positions())
+        add("LSAMD 2", "Des-Net", depth, "FLOPs", flops, shape.macs_thop())
+    add("LSAMD 2", "Des-Net", 5, "LG-Params", "36.11", vit("B", 5, 100).params_without_positions())
     return out
 
 
@@ -208,6 +221,7 @@ def test_the_list_of_entries_is_complete_and_misprints_are_among_them() -> None:
         **{("SWS 1", "Params"): 10, ("SWS 1", "FLOPs"): 10, ("SWS 2", "Params"): 10, ("SWS 2", "P-S"): 11},
         **{("SWS 3", "Params"): 5, ("SWS 3", "FLOPs"): 5, ("SWS 4", "Params"): 6, ("SWS 4", "FLOPs"): 6},
         **{("SWS 5", "Params"): 10, ("SWS 5", "FLOPs"): 10},
+        **{("LSAMD 2", "Params"): 11, ("LSAMD 2", "FLOPs"): 11, ("LSAMD 2", "LG-Params"): 1},
     }
     keys = [entry.key for entry in ENTRIES]
     assert len(set(keys)) == len(keys)
@@ -291,6 +305,23 @@ def test_19_times_fewer_stored_parameters() -> None:
     exact = sum(depth * vit("B", depth).layer_size() + stem("B") for depth in TLEG_3)
     gene = 2 * vit("B", 12).layer_size() + stem("B")
     assert at_precision(Fraction(exact, gene), "1.00") == "19.25"
+
+
+def test_95_percent_less_storage() -> None:
+    """LSAMD Table 2: 36.11M instead of 787.03M for eleven models of 5 to 15 layers."""
+    sizes = [vit("B", depth, 100).params_without_positions() for depth in LSAMD_2]
+    assert at_precision(Fraction(sum(sizes), MILLION), "1.00") == "787.03"
+    assert at_precision(100 - Fraction(100 * sizes[0], sum(sizes)), "1.00") == "95.41"
+    # The printed sizes add up to the same but for their rounding.
+    assert abs(sum(Fraction(params) for params, _ in LSAMD_2.values()) - Fraction("787.03")) < Fraction("0.06")
+
+
+def test_lsamds_flops_count_no_attention_products() -> None:
+    """Every row fits; counted as TLEG and SWS do, none does."""
+    shapes = {depth: vit("B", depth, 100).replace(class_token=True) for depth in LSAMD_2}
+    fvcore = {depth: at_precision(Fraction(shape.macs_fvcore(), GIGA), "1.00") for depth, shape in shapes.items()}
+    assert (fvcore[5], fvcore[15]) == ("7.39", "21.95")
+    assert all(fvcore[depth] != flops for depth, (_, flops) in LSAMD_2.items())
 
 
 def test_20_times_fewer_stored_parameters() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_paper_tables import TI, B, S, at_precision
+from test_paper_tables import LSAMD_2, TI, B, S, at_precision
 
 from learngene.errors import RecipeError
 from learngene.methods import method
@@ -21,12 +21,18 @@ ALL = sorted(ROOT.glob("recipes/**/*.yaml"))
 RECIPES = [path for path in ALL if not path.name.startswith("_")]
 MODELS = [path for path in RECIPES if path.is_relative_to(PAPER) and path.parent.name != "compare"]
 BY_HAND = ("pool/sn-net",)
+LSAMD_RATES = {
+    **{"cifar100": 5e-4, "cifar10": 5e-4, "tiny-imagenet": 5e-4, "inat2019": 5e-5, "food101": 1e-5, "cars196": 1e-5},
+    **{"flowers102": 1e-4, "pets": 1e-4, "dtd": 1e-5, "caltech101": 1e-5},
+}
+LSAMD_DESCENDANTS = [(name, depth) for name in LSAMD_RATES for depth in (range(5, 16) if name == "cifar100" else (8,))]
 BASES = sorted(PAPER.rglob("_*.yaml"))
 AUXILIARY = {
     f"{name}/aux-{size}": (name, size)
     for name, sizes in (("tleg", ("ti", "s", "b")), ("sws", ("s", "b")))
     for size in sizes
 }
+DEIT_B = ViTShape.named("deit_base_patch16_224", class_token=True)
 # Sizes in the tables; an S with more than 12 layers is only in SWS Figure 4.
 PRINTED = {"ti": TI, "s": S, "b": B}
 TLEG_DEPTHS = {"ti": (3, 6, 9, 12), "s": range(3, 13), "b": range(3, 13)}
@@ -87,7 +93,8 @@ def test_a_recipe_loads_and_its_header_says_what_to_expect(path: Path) -> None:
 def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_there() -> None:
     expected = {f"{name}/des-{size}-{depth:02d}" for name, size, depth in DESCENDANTS} | set(AUXILIARY)
     expected |= {"pool/pool-12", "pool/pool-18", *BY_HAND}
-    assert len(expected) == 24 + 3 + 20 + 2 + 3
+    expected |= {f"lsamd/des-{name}-{depth:02d}" for name, depth in LSAMD_DESCENDANTS}
+    assert len(expected) == 24 + 3 + 20 + 2 + 3 + 20
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected
 
@@ -180,6 +187,32 @@ def test_a_pool_is_the_papers(depth: int) -> None:
     assert paths is not None
     assert (rows.epochs, paths.epochs) == (100, 50)
     assert {(train.batch_size, train.lr, train.lr_batch) for train in (rows, paths)} == {(128, 5e-4, None)}
+
+
+@pytest.mark.parametrize(("name", "depth"), LSAMD_DESCENDANTS)
+def test_a_descendant_of_lsamd_is_trained_as_the_paper_does(name: str, depth: int) -> None:
+    """LSAMD Tables 2 and 5, "Hyper-parameters and Hardware"."""
+    path = PAPER / "lsamd" / f"des-{name}-{depth:02d}.yaml"
+    recipe = load_recipe(path)
+    assert isinstance(recipe, FinetuneRecipe)
+    train = recipe.train
+    assert (train.lr, train.lr_batch, train.batch_size, train.epochs) == (LSAMD_RATES[name], None, 128, 50)
+    assert (train.schedule.kind, train.schedule.power, train.schedule.min_lr) == ("poly", 0.9, 0)
+    assert (recipe.model, recipe.shape) == ("runs/lsamd.safetensors", {"depth": depth})
+    method("lsamd").refuse(DEIT_B, DEIT_B.replace(depth=depth), **recipe.options)
+    if name == "cifar100":
+        shape = DEIT_B.replace(depth=depth, num_classes=100)
+        assert f"{shape.params():,} parameters" in header(path)
+        params, _ = LSAMD_2[depth]
+        assert at_precision(Fraction(shape.params_without_positions(), 10**6), params) == params
+
+
+def test_the_accuracies_of_lsamd_are_the_printed_ones() -> None:
+    found = generator()
+    printed = [80.93, 81.24, 82.25, 83.78, 84.63, 85.40, 85.52, 83.86, 77.64, 86.18, 85.77]
+    assert list(found.LSAMD_CIFAR100.values()) == printed
+    assert {name: rate for name, (rate, _, _) in found.LSAMD_SETS.items()}.keys() == LSAMD_RATES.keys()
+    assert "top-1 80.90 (LSAMD Table 1)" in header(PAPER / "lsamd" / "des-pets-08.yaml")
 
 
 def test_an_sn_net_is_its_authors() -> None:

@@ -270,7 +270,7 @@ def head(width: int) -> int:
 def test_every_exact_test_is_tested_here() -> None:
     assert set(STRUCTURAL) == {
         "order_identity", "sws_storage", "tleg_storage", "tleg_fixed_set", "tleg_costs", "sws_costs",
-        "sws_costs_over_tleg", "pool_storage", "pool_smallest", "pool_costs",
+        "sws_costs_over_tleg", "pool_storage", "pool_smallest", "pool_costs", "lsamd_storage", "lsamd_costs",
     }  # fmt: skip
 
 
@@ -319,6 +319,19 @@ def test_a_pools_storage_and_costs() -> None:
     assert STRUCTURAL["pool_smallest"]() == (True, "3.05 M and 4.38 M, against 5.7 M")
     assert (6.75, 10.125) == (18 * 150 / 400, 27 * 150 / 400)
     assert STRUCTURAL["pool_costs"]() == (True, "6.75 times for 18 paths, 10.125 times for 27")
+
+
+def test_lsamds_storage_and_costs() -> None:
+    def whole(depth: int) -> int:
+        return depth * layer(768) + stem(768) - 196 * 768 + 2 * 768 + 100 * 768 + 100  # no positions, 100 classes
+
+    gene, singly = whole(5), sum(whole(depth) for depth in range(5, 16))
+    assert (f"{gene / 1e6:.2f}", f"{singly / 1e6:.2f}", f"{1 - gene / singly:.2%}") == ("36.11", "787.03", "95.41%")
+    assert STRUCTURAL["lsamd_storage"]() == (True, "36.11 M for the gene, 787.03 M for eleven models, 95.41 % less")
+    assert (50 * 10 + 50 * 5, f"{750 / (50 * 6 + 50 * 5):.2f}") == (150 * 5, "1.36")
+    true, figures = STRUCTURAL["lsamd_costs"]()
+    assert not true
+    assert figures == "750 epochs against 750, 1.00 times; 1.36 times if six data sets were searched instead of ten"
 
 
 def test_both_orders_lay_out_alike_where_the_extra_layers_are_the_same_stages() -> None:

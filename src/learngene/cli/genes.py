@@ -118,8 +118,7 @@ def plan(
             top1 = f"  top-1 {c.top1:6.2f} %" if c.top1 is not None else ""
             print(f"{header.method.label(header.shape, c.shape)}  {size}{time}{top1}{beyond}")
             if explain:
-                for number, line in enumerate(c.layers, start=1):
-                    print(f"    layer {number:2d}: {line}")
+                _explain(c.layers)
         which = header.method.flags(header.shape, found[0].shape)
         task = {"--num-classes": num_classes, "--img-size": img_size}
         flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
@@ -142,6 +141,7 @@ def expand(
     modules: Annotated[str | None, typer.Option(help="fill only these modules, for example msa,mlp")] = None,
     seed: Annotated[int, typer.Option(help="of whatever starts fresh", min=0, max=2**63 - 1)] = 0,
     verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
+    explain: Annotated[bool, typer.Option("--explain", help="show which gene layer feeds which layer")] = False,
     options: Options = None,
 ) -> None:
     """Make a timm model of any depth, or of a pool's path, from a gene and write it as a descendant folder."""
@@ -172,9 +172,24 @@ def expand(
     seconds = time.perf_counter() - start
     save_descendant(model, out)
     print(f"{out}: {shape}, {shape.params() / 1e6:.3f} M params, expanded in {seconds:.3f} s")
+    if explain:
+        left_out = [_all_fresh(model, layer) for layer in range(shape.depth)]
+        texts = zip(model.learngene["layers"], left_out, strict=True)
+        _explain(["fresh" if fresh else text for text, fresh in texts])
     if fresh := model.learngene["fresh"]:
         print(f"{len(fresh)} tensors start fresh, the first is {fresh[0]}")
     print(f"next: learngene finetune --model {out} --data DATA --out RUN   (or: learngene eval {out} --data DATA)")
+
+
+def _explain(layers: list[str]) -> None:
+    for number, line in enumerate(layers, start=1):
+        print(f"    layer {number:2d}: {line}")
+
+
+def _all_fresh(model: Any, layer: int) -> bool:
+    """Whether nothing fed a layer, because ``--layers`` or ``--modules`` left it out."""
+    names = {f"blocks.{layer}.{name}" for name, _ in model.blocks[layer].named_parameters()}
+    return names <= set(model.learngene["fresh"])
 
 
 @app.command()

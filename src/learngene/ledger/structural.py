@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from learngene.methods import method
+from learngene.methods.lsamd import LSAMD
 from learngene.methods.pool import Pool
 from learngene.methods.sws import SWS
 from learngene.shape import ViTShape
@@ -108,6 +109,27 @@ def pool_costs() -> Outcome:
     return paths == [18, 27] and ratios[0] == 6.75 and round(ratios[1], 1) == 10.1, figures
 
 
+def lsamd_storage() -> Outcome:
+    """LSAMD, costs: 36.11 M parameters are stored instead of 787.03 M for models of 5 to 15 layers, 95.41 % less."""
+    shape, count = DEIT_B.replace(num_classes=100), len(LSAMD().layers)
+    gene = shape.replace(depth=count).params_without_positions()
+    singly = sum(shape.replace(depth=depth).params_without_positions() for depth in range(5, 16))
+    saved = 100 * (1 - gene / singly)
+    figures = f"{gene / 1e6:.2f} M for the gene, {singly / 1e6:.2f} M for eleven models, {saved:.2f} % less"
+    return (round(gene / 1e6, 2), round(singly / 1e6, 2), round(saved, 2)) == (36.11, 787.03, 95.41), figures
+
+
+def lsamd_costs() -> Outcome:
+    """LSAMD, costs: 1.36 times less training for five models, 50 x 10 + 50 x 5 epochs against 150 x 5."""
+    theirs, pretrained = 50 * 10 + 50 * 5, 150 * 5
+    six = pretrained / (50 * 6 + 50 * 5)
+    figures = (
+        f"{pretrained} epochs against {theirs}, {pretrained / theirs:.2f} times; "
+        f"{six:.2f} times if six data sets were searched instead of ten"
+    )
+    return round(pretrained / theirs, 2) == 1.36, figures
+
+
 def _stored(name: str, shape: ViTShape, **settings: Any) -> int:
     return sum(math.prod(size) for size in method(name, settings).gene_tensors(shape).values())
 
@@ -125,5 +147,7 @@ STRUCTURAL: dict[str, Callable[[], Outcome]] = {
         pool_storage,
         pool_smallest,
         pool_costs,
+        lsamd_storage,
+        lsamd_costs,
     )
 }

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from timm.layers import DropPath
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -407,18 +407,22 @@ def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
     return create_optimizer_v2(module, opt=spec.optimizer, lr=rate, weight_decay=spec.weight_decay, **more)
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int) -> CosineLRScheduler:
-    """Timm's cosine schedule, counted in steps or in epochs."""
+def _scheduler(
+    optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int
+) -> CosineLRScheduler | PolyLRScheduler:
+    """Timm's cosine or polynomial schedule, counted in steps or in epochs."""
     schedule = spec.schedule
     unit = steps_per_epoch if schedule.stepping == "step" else 1
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=spec.epochs * unit,
-        lr_min=schedule.min_lr,
-        warmup_t=round(schedule.warmup_epochs * unit),
-        warmup_lr_init=schedule.warmup_lr,
-        t_in_epochs=schedule.stepping != "step",
-    )
+    common: dict[str, Any] = {
+        "t_initial": spec.epochs * unit,
+        "lr_min": schedule.min_lr,
+        "warmup_t": round(schedule.warmup_epochs * unit),
+        "warmup_lr_init": schedule.warmup_lr,
+        "t_in_epochs": schedule.stepping != "step",
+    }
+    if schedule.kind == "poly":
+        return PolyLRScheduler(optimizer, power=schedule.power, **common)
+    return CosineLRScheduler(optimizer, **common)
 
 
 @contextlib.contextmanager
