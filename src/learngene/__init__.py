@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from learngene.finetuning import evaluate, finetune, scratch
     from learngene.gene import Learngene
     from learngene.measure import latency
+    from learngene.models.segmenter import segment
     from learngene.recipe import load_recipe
     from learngene.shape import ViTShape
     from learngene.stitched import StitchedShape
@@ -45,6 +46,7 @@ _HOMES = {
     "plan": "budget",
     "save_descendant": "descendant",
     "scratch": "finetuning",
+    "segment": "models.segmenter",
 }
 
 __all__ = ["__version__", "load", *_HOMES]
