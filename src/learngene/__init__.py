@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from learngene.finetuning import evaluate, finetune, scratch
     from learngene.gene import Learngene
     from learngene.measure import latency
+    from learngene.models.segmenter import segment
     from learngene.recipe import load_recipe
     from learngene.searching.run import search
     from learngene.shape import ViTShape
@@ -47,6 +48,7 @@ _HOMES = {
     "save_descendant": "descendant",
     "scratch": "finetuning",
     "search": "searching.run",
+    "segment": "models.segmenter",
 }
 
 __all__ = ["__version__", "load", *_HOMES]

@@ -52,7 +52,7 @@ def layer_state(model: nn.Module) -> tuple[dict[str, Tensor], int]:
     blocks = getattr(model, "blocks", None)
     if blocks is None or not hasattr(blocks, "__len__"):
         raise LearngeneError(f"{type(model).__name__} has no 'blocks'; give a Vision Transformer of timm")
-    state = {name: value for name, value in model.state_dict().items() if name.startswith("blocks.")}
+    state = {f"blocks.{name}": value for name, value in blocks.state_dict().items()}
     _names(state, len(blocks))
     return state, len(blocks)
 

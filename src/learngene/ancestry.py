@@ -117,6 +117,8 @@ class Ancestry(nn.Module):
             LearngeneError: One line that says which of them do not fit.
         """
         label = self.identity["source"]
+        if getattr(self.model, "learngene", {}).get("head") == "segmentation":
+            raise LearngeneError(f"ancestry {label} has a segmentation head; distillation needs a classifier")
         for owner, count in (("the data", num_classes), ("the auxiliary shape", shape.num_classes)):
             if count != self.num_classes:
                 raise LearngeneError(

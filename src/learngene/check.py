@@ -14,6 +14,7 @@ from learngene.searching.recipe import SearchRecipe
 from learngene.sections import Train
 from learngene.train.batches import accumulation, refuse_too_few
 from learngene.train.images import ImageSet, open_data
+from learngene.train.joint import refuse_unaligned
 from learngene.train.loop import refuse_unknown_optimizer, set_drop_path
 from learngene.train.run import run_bytes
 from learngene.train.state import MARKER, RunFolder
@@ -38,11 +39,13 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         yield from _check_search(recipe)
         return
     train, val = open_data(recipe.data)
-    yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
+    kind = " of pixels" if train.segmentation else ""
+    yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes{kind}"
     if train.corrupt or val.corrupt:
         yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
     for name, spec in _trained(recipe):
         refuse_too_few(train, spec)
+        refuse_unaligned(train, spec.augment)
         accumulation(spec, processes=1)
         refuse_unknown_optimizer(spec)
         updates = len(train) // spec.batch_size * spec.epochs

@@ -26,7 +26,7 @@ from learngene.pooling.run import PoolSource, make_pool, refuse_sources
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.sections import Distill, default_crop
 from learngene.shape import ViTShape
-from learngene.train.images import ImageSet, open_data
+from learngene.train.images import ImageSet, open_data, refuse_masks
 from learngene.train.loop import Stage, TrainResult, set_drop_path
 from learngene.train.losses import distillation_loss
 from learngene.train.run import run_bytes, run_stage, write_once
@@ -130,6 +130,7 @@ def prepare(
         LearngeneError: One line that says what does not fit; nothing has been written.
     """
     images = images or open_data(recipe.data)
+    refuse_masks(images[0], "condensing")
     if recipe.ancestry:
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
         _refuse_other_task(ancestry, recipe, images[0])

@@ -231,7 +231,7 @@ def _descendants(depth: int, genes: dict[str, Path], seed: int) -> dict[str, flo
     scores: dict[str, float] = {}
     for name, path in genes.items():
         model = Learngene.load(path).expand(AUXILIARY.replace(depth=depth))
-        scores[f"{name}_untuned"] = evaluate(model, DATA).top1
+        scores[f"{name}_untuned"] = evaluate(model, DATA).main
         scores[f"{name}_tuned"] = _trained(model, TUNE_TRAIN, EPOCHS, seed)
     return scores
 
@@ -252,7 +252,7 @@ def _row(depth: int, scores: dict[str, float]) -> Row:
 
 def _trained(model: TimmModel, settings: dict[str, Any], epochs: int, seed: int) -> float:
     result = finetune(model, data=DATA, show=False, epochs=epochs, seed=seed, **settings)
-    return result.final.top1
+    return result.final.main
 
 
 def _print(console: Console, result: dict[str, Any], out: Path) -> None:

@@ -76,7 +76,13 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
 
 
 def model_arguments(model: TimmModel) -> dict[str, Any]:
-    """Timm's arguments that rebuild the model: an expanded gene's from its shape, any other's as timm recorded."""
+    """Timm's arguments that rebuild the model: an expanded gene's from its shape, any other's as timm recorded.
+
+    A model of this package that is more than its shape says them itself, as ``Segmenter`` does.
+    """
+    if hasattr(model, "timm_arguments"):
+        own: dict[str, Any] = model.timm_arguments()
+        return own
     record = getattr(model, "learngene", {})
     return shape_from(record["shape"]).timm_kwargs() if "shape" in record else {}
 

@@ -26,6 +26,10 @@ class DataError(LearngeneError):
     """Data that cannot be read, or that does not fit the model."""
 
 
+class CorruptError(DataError):
+    """An image or mask that cannot be decoded, which a user may ask to leave out."""
+
+
 class RecipeError(LearngeneError):
     """A recipe with an unknown key or a value out of range."""
 

@@ -21,7 +21,7 @@ from learngene.methods import METHODS, Method
 from learngene.methods import method as find_method
 from learngene.shape import ViTShape
 from learngene.train.batches import eval_loader
-from learngene.train.images import ImageSet, open_split
+from learngene.train.images import ImageSet, open_split, refuse_masks
 
 ACTIVITY_IMAGES = 512
 """Most images on which neurons are ranked: with 196 tokens each, every mean is over 100,000 values."""
@@ -158,6 +158,7 @@ def _ratio(hidden: int, width: int) -> float:
 def _few(data: str | list[str] | Mapping[str, Any]) -> ImageSet:
     """Every n-th training image, so that all classes of an ordered set are seen."""
     images = open_split(data_section(data), "train")
+    refuse_masks(images, "ranking neurons")
     return images.picked(range(0, len(images), math.ceil(len(images) / ACTIVITY_IMAGES)))
 
 

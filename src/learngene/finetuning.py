@@ -1,4 +1,7 @@
-"""Fine-tuning: ordinary training of a descendant, or of any timm classifier, with no constraint left."""
+"""Fine-tuning: ordinary training of a descendant, or of any timm model, with no constraint left.
+
+The images decide the task: with a class each a classifier is trained, with masks a segmenter.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from learngene.descendant import PROVENANCE, TimmModel, load_descendant, save_de
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
-from learngene.measure import Accuracy, accuracy
+from learngene.measure import Score, task_score
 from learngene.methods import method as find_method
+from learngene.models.segmenter import Segmenter, segment
 from learngene.recipe import FinetuneRecipe, build_recipe
 from learngene.sections import DataSpec, default_crop
 from learngene.shape import ViTShape
@@ -24,7 +28,7 @@ from learngene.stitched import Shape, shape_from
 from learngene.train.batches import eval_loader
 from learngene.train.images import ImageSet, open_data, open_split
 from learngene.train.loop import Stage, TrainResult, make_accelerator, set_drop_path
-from learngene.train.losses import classification_loss
+from learngene.train.losses import task_loss
 from learngene.train.run import run_bytes, run_stage, write_once
 
 
@@ -36,10 +40,11 @@ def finetune(
     show: bool = True,
     **train_fields: Any,
 ) -> TrainResult:
-    """Trains a timm classifier in place.
+    """Trains a timm classifier, or a segmenter, in place.
 
     Args:
-        model: A descendant, or any timm model with as many outputs as the data has classes.
+        model: A descendant, or any timm model with as many outputs as the data has classes; for images with masks one
+            with a segmentation head, see ``segment``.
         data: Where the images are, or a whole data section.
         out: A run folder, to be able to stop and go on, with the descendant in ``out/descendant``; None keeps
             everything in memory.
@@ -67,11 +72,11 @@ def finetune(
 
 @dataclass
 class Finetuned:
-    """What a fine-tuning run made: the model, its folder, its accuracy before, and how the training went."""
+    """What a fine-tuning run made: the model, its folder, its score before, and how the training went."""
 
     model: TimmModel
     path: Path
-    untuned: Accuracy
+    untuned: Score
     result: TrainResult
 
 
@@ -94,42 +99,73 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> Finetuned:
 def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     """The model a recipe starts from: expanded from a gene, loaded from a folder, or fresh.
 
+    Where the images have masks, a classifier's head is replaced by a fresh segmentation head.
+
     Raises:
-        LearngeneError: If the source is none of these, or the shape cannot be made.
+        LearngeneError: If the source is none of these, the shape cannot be made, or a segmenter meets images without
+            masks.
     """
+    model = _source_model(recipe, images)
+    if images.segmentation and not isinstance(model, Segmenter):
+        names = images.class_names
+        return segment(model, len(names), seed=recipe.train.seed, class_names=names)
+    return model
+
+
+def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     source, names = recipe.model, images.class_names
     if source == "scratch":
         if recipe.shape is None:
             raise LearngeneError("model scratch: needs a shape, for example shape: {embed_dim: 192, num_heads: 3}")
         _refuse_unused(recipe, "random weights", "options", "model_args")
-        shape = shape_from({"num_classes": len(names), **recipe.shape})
+        shape = shape_from({"num_classes": len(names), **_size(recipe, images), **recipe.shape})
         return scratch(shape, recipe.train.seed, class_names=names)
     if Path(source).is_dir():
         _refuse_unused(recipe, "a descendant, which has its shape", "shape", "options", "model_args")
         model = load_descendant(source)
+        if images.segmentation:
+            _resize(model, recipe.data.img_size)
+            if not isinstance(model, Segmenter):
+                return model
+        _refuse_other_task(model, images)
         if model.num_classes != len(names):
             with torch.random.fork_rng():
                 torch.manual_seed(recipe.train.seed)
                 model.reset_classifier(len(names))
             model.learngene = {**getattr(model, "learngene", {}), "class_names": names}
-            if "shape" in model.learngene:
+            if "shape" in model.learngene and not isinstance(model, Segmenter):
                 model.learngene["shape"]["num_classes"] = len(names)
         return model
     if not Path(source).exists() and Path(source).suffix != ".safetensors":
         _refuse_unused(recipe, "a timm model, which has its shape", "shape", "options")
-        arguments = {**recipe.model_args, "num_classes": len(names)}
+        arguments = {**_size(recipe, images), **recipe.model_args, "num_classes": len(names)}
         with torch.random.fork_rng():
             torch.manual_seed(recipe.train.seed)
             return timm_model(source, recipe.pretrained, arguments)
     _refuse_unused(recipe, "a gene", "model_args")
     gene = Learngene.load(source)
-    changes = {"num_classes": len(names), **(recipe.shape or {})}
+    changes = {"num_classes": len(names), **_size(recipe, images), **(recipe.shape or {})}
     path = changes.pop("path", None)
     if path is not None and (double := [name for name in ("depth", "embed_dim", "num_heads") if name in changes]):
         raise LearngeneError(f"shape.path says depth, width and heads already; leave shape.{double[0]} out")
     own = gene.shape if path is None else gene.method.named_shape(gene.shape, str(path))
     shape = own.replace(**changes)
     return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
+
+
+def _size(recipe: FinetuneRecipe, images: ImageSet) -> dict[str, int]:
+    """The image size that a new segmenter is made for, if the data section says one."""
+    size = recipe.data.img_size
+    return {"img_size": size} if images.segmentation and size is not None else {}
+
+
+def _resize(model: TimmModel, img_size: int | None) -> None:
+    """Makes a loaded Vision Transformer take images of another size, if it has to."""
+    if img_size is not None and hasattr(model, "set_input_size"):
+        if isinstance(model, Segmenter):
+            model.set_input_size(img_size)
+        else:
+            model.set_input_size(img_size=(img_size, img_size))
 
 
 def _refuse_unused(recipe: FinetuneRecipe, what: str, *fields: str) -> None:
@@ -153,10 +189,16 @@ def train_model(
     recipe = recipe.model_copy(update={"data": data})
     chans, size = input_size(model, data)
     set_drop_path(model, recipe.train.drop_path)
-    stage = Stage(f"finetune {stage_name(model)}", model, _objective, size, chans)
+    loss = task_loss(images[0])
+
+    def objective(module: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
+        return loss(module(batch), targets)
+
+    stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans)
     result = run_stage(stage, recipe, images, keep=keep, show=show)
     set_drop_path(model, 0.0)
-    _record_preprocessing(model, data, size, chans)
+    crop = 1.0 if images[0].segmentation else data.crop_pct or default_crop(size)
+    _record_preprocessing(model, data, size, chans, crop)
     model.learngene = {
         **getattr(model, "learngene", {}),
         "class_names": images[0].class_names,
@@ -178,11 +220,11 @@ def evaluate(
     images: ImageSet | None = None,
     split: str = "val",
     precision: str = "fp32",
-) -> Accuracy:
+) -> Score:
     """Scores a model on a split, on an accelerator if there is one.
 
     Args:
-        model: A descendant, or any timm classifier.
+        model: A descendant, or any timm classifier; for images with masks one with a segmentation head.
         data: Where the images are; the model's own normalisation is used unless the section says otherwise.
         images: The opened split, if it is open already.
         split: ``val`` or ``train``.
@@ -192,12 +234,12 @@ def evaluate(
         LearngeneError: If the data does not fit the model.
     """
     spec = data if isinstance(data, DataSpec) else data_section(data)
-    images = images or open_split(spec, split)
+    images = images or open_split(spec, split, _mask_classes(model))
     _refuse_classes(model, images)
     chans, size = input_size(model, spec)
     loader = eval_loader(images, fill_preprocessing(spec, model), img_size=size, in_chans=chans)
     device = make_accelerator().device
-    score = accuracy(model.to(device), loader, precision=precision)
+    score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
     model.to("cpu")
     return score
 
@@ -232,11 +274,35 @@ def stage_name(model: TimmModel) -> str:
     return str(model.pretrained_cfg.get("architecture", type(model).__name__))
 
 
-def _objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    return classification_loss(model(images), targets)
+def _mask_classes(model: TimmModel) -> list[str] | int | None:
+    """The classes that masks have if nobody says them: those of the segmenter that is judged on them."""
+    if not isinstance(model, Segmenter):
+        return None
+    names: list[str] | None = getattr(model, "learngene", {}).get("class_names")
+    return names or model.num_classes
+
+
+def mask_names(model: TimmModel, data: DataSpec) -> list[str]:
+    """What to call the classes of a segmenter's pixels: as the data section says, else as the model does."""
+    given = data.mask_classes or _mask_classes(model)
+    return given if isinstance(given, list) else [str(value) for value in range(given or 0)]
+
+
+def _refuse_other_task(model: TimmModel, images: ImageSet) -> None:
+    if isinstance(model, Segmenter) and not images.segmentation:
+        raise LearngeneError(
+            f"the model has a segmentation head, but {images.where} has no masks; give images/<split>/ with "
+            "masks/<split>/, or a classifier"
+        )
+    if images.segmentation and not isinstance(model, Segmenter):
+        raise LearngeneError(
+            f"the model is a classifier, but {images.where} has masks; give it a segmentation head with `learngene "
+            "finetune` or `learngene expand --segment`"
+        )
 
 
 def _refuse_classes(model: TimmModel, images: ImageSet) -> None:
+    _refuse_other_task(model, images)
     if model.num_classes != len(images.class_names):
         raise LearngeneError(
             f"the model has {model.num_classes} classes but {images.where} has {len(images.class_names)}; "
@@ -244,7 +310,7 @@ def _refuse_classes(model: TimmModel, images: ImageSet) -> None:
         )
 
 
-def _record_preprocessing(model: TimmModel, data: DataSpec, size: int, chans: int) -> None:
+def _record_preprocessing(model: TimmModel, data: DataSpec, size: int, chans: int, crop_pct: float) -> None:
     """Makes the model say how the images it was trained on were prepared."""
     model.pretrained_cfg = model.default_cfg = {
         **model.pretrained_cfg,
@@ -253,5 +319,5 @@ def _record_preprocessing(model: TimmModel, data: DataSpec, size: int, chans: in
         "mean": data.mean,
         "std": data.std,
         "interpolation": data.interpolation,
-        "crop_pct": data.crop_pct or default_crop(size),
+        "crop_pct": crop_pct,
     }

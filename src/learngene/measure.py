@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from learngene.stitched import Shape
+    from learngene.tally import Confusion, Guesses
 
 
 Key = TypeVar("Key")
@@ -40,22 +41,86 @@ class Accuracy:
     loss: float
     images: int
 
+    @property
+    def main(self) -> float:
+        """The score that models are compared by."""
+        return self.top1
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return "top-1"
+
+    def entry(self) -> dict[str, Any]:
+        """The scores of an epoch, as its record has them."""
+        return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a segmenter scores on a split, over all its pixels but those to be ignored.
+
+    Attributes:
+        miou: Mean over classes of intersection over union, in percent; classes that occur neither in predictions nor
+            in masks are left aside.
+        pixel_accuracy: Percent of pixels whose class is right.
+        ious: Intersection over union of every class in percent; None for one that does not occur.
+        loss: Mean cross-entropy of a pixel in nats.
+        images: How many images were judged.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    ious: tuple[float | None, ...]
+    loss: float
+    images: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ious", tuple(self.ious))  # which JSON gives as a list
+
+    @property
+    def main(self) -> float:
+        """The score that models are compared by."""
+        return self.miou
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return "mean IoU"
+
+    def entry(self) -> dict[str, Any]:
+        """The scores of an epoch, as its record has them."""
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "ious": list(self.ious),
+            "val_loss": self.loss,
+        }
+
+
+Score = Accuracy | Overlap
+
+
+def score_from(values: Mapping[str, Any]) -> Score:
+    """A score from the plain values that ``dataclasses.asdict`` made of it."""
+    return Overlap(**values) if "miou" in values else Accuracy(**values)
+
 
 def accuracy(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str = "fp32", reduce: Any = None
+    model: nn.Module, batches: Iterable[tuple[Tensor, Any]], *, precision: str = "fp32", reduce: Any = None
 ) -> Accuracy:
-    """Scores a model; see ``accuracies``."""
+    """Scores a classifier; see ``accuracies``."""
     return accuracies({"": model}, batches, precision=precision, reduce=reduce)[""]
 
 
 def accuracies(
     models: Mapping[Key, nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any]],
     *,
     precision: str = "fp32",
     reduce: Any = None,
 ) -> dict[Key, Accuracy]:
-    """Scores models on the same images, which are read once.
+    """Scores classifiers on the same images, which are read once.
 
     Args:
         models: Classifiers on one device; put into evaluation mode and back.
@@ -66,36 +131,64 @@ def accuracies(
     Returns:
         Percentages and mean loss over all images of all processes, per model.
     """
+    from learngene.tally import Guesses
+
+    tallies = {key: Guesses() for key in models}
+    _count(models, tallies, batches, precision)
+    return {key: tally.result(reduce) for key, tally in tallies.items()}
+
+
+def task_score(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Any]],
+    ignore_index: int | None,
+    *,
+    precision: str = "fp32",
+    reduce: Any = None,
+) -> Score:
+    """Scores a classifier or a segmenter.
+
+    Args:
+        model: Put into evaluation mode and back.
+        batches: Normalised images, with integer labels or masks.
+        ignore_index: The value of mask pixels that are not judged; None for labels.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+        reduce: Sums a tensor over processes, for example ``Accelerator.reduce``; None with one process.
+
+    Returns:
+        ``Accuracy`` or ``Overlap``, over all images of all processes.
+    """
+    from learngene.tally import Confusion
+
+    if ignore_index is None:
+        return accuracy(model, batches, precision=precision, reduce=reduce)
+    tally = Confusion(ignore_index)
+    _count({"": model}, {"": tally}, batches, precision)
+    return tally.result(reduce)
+
+
+def _count(
+    models: Mapping[Key, nn.Module],
+    tallies: Mapping[Key, Guesses] | Mapping[Key, Confusion],
+    batches: Iterable[tuple[Tensor, Any]],
+    precision: str,
+) -> None:
+    """Adds what models say of images to their tallies; the images are read once."""
     import torch
-    import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 
     device = next(next(iter(models.values())).parameters()).device
-    sums = {key: torch.zeros(4, dtype=torch.float64) for key in models}
     training = {key: model.training for key, model in models.items()}
     for model in models.values():
         model.eval()
     with torch.inference_mode():
-        for images, labels in batches:
-            images, labels = images.to(device, non_blocking=True), labels.to(device)
+        for images, targets in batches:
+            images, targets = images.to(device, non_blocking=True), targets.to(device)
             for key, model in models.items():
                 with autocast(device.type, precision):
                     logits = model(images).float()
-                guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                count = torch.tensor(len(labels), device=device)
-                parts = [guesses[:, 0].sum(), guesses.any(1).sum(), loss, count]
-                sums[key] += torch.stack([part.double() for part in parts]).cpu()
-    out = {}
+                tallies[key].add(logits, targets)
     for key, model in models.items():
         model.train(training[key])
-        total = sums[key]
-        if reduce is not None:
-            total = reduce(total.float().to(device), reduction="sum").double().cpu()
-        right, right5, loss_sum, images_seen = total.tolist()
-        out[key] = Accuracy(
-            100 * right / images_seen, 100 * right5 / images_seen, loss_sum / images_seen, int(images_seen)
-        )
-    return out
 
 
 def autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager[None]:

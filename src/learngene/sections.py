@@ -69,6 +69,10 @@ class Section(BaseModel):
 SectionType = TypeVar("SectionType", bound=Section)
 
 
+MASK_VALUES = 256
+"""Values that a pixel of an 8-bit mask can have."""
+
+
 class AncestrySpec(Section):
     """Where the ancestry model comes from."""
 
@@ -84,7 +88,8 @@ class DataSpec(Section):
 
     source: str | list[str] = Field(
         description="digits, a folder or tar with train/<class>/ and val/<class>/, several of them, "
-        "or the name of one of timm's map-style data sets, such as torch/cifar100 or hfds/..."
+        "images/<split>/ and masks/<split>/, a VOC folder, or the name of one of timm's map-style data sets, such as "
+        "torch/cifar100 or hfds/..."
     )
     root: Path | None = Field(None, description="where timm keeps or finds a named data set")
     train_split: str = "train"
@@ -106,6 +111,22 @@ class DataSpec(Section):
     )
     skip_corrupt: bool = Field(False, description="count and leave out images that cannot be decoded")
     workers: int = Field(2, ge=0, description="loader processes per training process; results do not depend on it")
+    mask_classes: list[str] | int | None = Field(
+        None,
+        description="segmentation: names or number of the classes; by default the largest value in the training masks "
+        "counts",
+    )
+    ignore_index: int = Field(255, ge=0, le=255, description="segmentation: the value of pixels that are not judged")
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> DataSpec:
+        names = self.mask_classes
+        count = len(names) if isinstance(names, list) else names
+        if count is not None and not 2 <= count <= MASK_VALUES:
+            raise RecipeError(f"data: mask_classes {names} must be 2 to {MASK_VALUES} classes, by number or by name")
+        if isinstance(names, list) and (twice := [name for name in names if names.count(name) > 1]):
+            raise RecipeError(f"data: mask_classes names '{twice[0]}' twice")
+        return self
 
     @property
     def sources(self) -> list[str]:

@@ -265,7 +265,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "damaged xz": (damaged_tar("w:xz"), r"i.tar: the tar is damaged or truncated"),
     "damaged gz": (damaged_tar("w:gz"), r"i.tar: the tar is damaged or truncated"),
     "empty tar": (empty_tar, r"no images in SPLIT/CLASS/ folders"),
-    "segmentation": (camvid, r"no split 'train'; found: images, masks"),
+    "segmentation": (camvid, r"mask masks/train/00.png has pixels of mode RGB; a mask is an 8-bit grey"),
     "no such folder": (lambda path: path / "nowhere", r"nowhere: no such folder or tar, and not a data set name"),
     "no such name": (lambda path: "imagenette", r"data imagenette: no such folder or tar, and not a data set name"),
     "unknown timm name": (lambda path: "torch/cifar11", r"data torch/cifar11: timm cannot open it"),

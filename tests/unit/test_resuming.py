@@ -276,8 +276,8 @@ def test_the_run_folder_holds_the_best_state(images: Path, tmp_path: Path) -> No
     result = finetune(model, data=data, out=tmp_path / "run", show=False, **{**FAST, "epochs": 4})
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     progress = json.loads(best["progress"])
-    assert progress["best"] == result.best_top1
-    assert progress["history"][-1]["top1"] == result.best_top1
+    assert progress["best"] == result.best
+    assert progress["history"][-1]["top1"] == result.best
     tops = [entry["top1"] for entry in result.history]
     assert progress["epoch"] == 1 + tops.index(max(tops))
 

@@ -29,7 +29,7 @@ from runs import HARD, SGD, condensed, losses, same, state, tuned
 def test_a_run_learns_and_says_what_it_did(images: Path) -> None:
     model, result = tuned(images, epochs=6)
     assert result.final.top1 > 90
-    assert result.best_top1 >= result.final.top1
+    assert result.best >= result.final.top1
     assert losses(result) == sorted(losses(result), reverse=True)
     assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4, 5, 6]
     assert (result.updates, result.images, result.final.images) == (18, 144, 12)

@@ -27,7 +27,7 @@ def condense(
     from learngene.condensing import run
 
     done = run(loaded)
-    say(f"{done.path}: top-1 {done.result.final.top1:.2f} % at the auxiliary shape, {done.result.updates} steps")
+    say(f"{done.path}: top-1 {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
     say(f"next: learngene plan {done.path}")
 
 
@@ -139,6 +139,7 @@ def expand(
     ending: Annotated[str | None, typer.Option(help="aligned (norm, pool) or official (pool, norm)")] = None,
     layers: Annotated[str | None, typer.Option(help="fill only these layers, for example 1-3 or 1,4")] = None,
     modules: Annotated[str | None, typer.Option(help="fill only these modules, for example msa,mlp")] = None,
+    segment: Annotated[bool, typer.Option("--segment", help="a head with --num-classes for every pixel")] = False,
     seed: Annotated[int, typer.Option(help="of whatever starts fresh", min=0, max=2**63 - 1)] = 0,
     verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
     explain: Annotated[bool, typer.Option("--explain", help="show which gene layer feeds which layer")] = False,
@@ -152,6 +153,8 @@ def expand(
     from learngene.descendant import save_descendant
     from learngene.gene import Learngene
 
+    if segment and num_classes is None:
+        raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
     start = time.perf_counter()
     loaded = Learngene.load(gene, verify_content=verify)
     if embed_dim is not None and num_heads is None:
@@ -169,9 +172,16 @@ def expand(
         seed=seed,
         **choices(options),
     )
+    params = shape.params()
+    if segment:
+        from learngene.models.segmenter import segment as with_head
+        from learngene.segmentation import segmenter_params
+
+        model, params = with_head(model, shape.num_classes, seed=seed), segmenter_params(shape)
     seconds = time.perf_counter() - start
     save_descendant(model, out)
-    print(f"{out}: {shape}, {shape.params() / 1e6:.3f} M params, expanded in {seconds:.3f} s")
+    what = f"{shape}{' for every pixel' if segment else ''}"
+    print(f"{out}: {what}, {params / 1e6:.3f} M params, expanded in {seconds:.3f} s")
     if explain:
         left_out = [_all_fresh(model, layer) for layer in range(shape.depth)]
         texts = zip(model.learngene["layers"], left_out, strict=True)

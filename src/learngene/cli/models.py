@@ -52,7 +52,8 @@ def finetune(
     from learngene.finetuning import run
 
     done = run(loaded)
-    say(f"{done.path}: top-1 {done.untuned.top1:.2f} % untuned, {done.result.final.top1:.2f} % fine-tuned")
+    untuned, tuned = done.untuned, done.result.final
+    say(f"{done.path}: {tuned.label} {untuned.main:.2f} % untuned, {tuned.main:.2f} % fine-tuned")
     say(f"next: learngene export {done.path} --out MODEL.onnx")
 
 
@@ -65,15 +66,24 @@ def evaluate(
     path: Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")] = None,
     options: Options = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out broken images")] = False,
+    ignore_index: Annotated[int, typer.Option(help="masks: the value of pixels that are not judged")] = 255,
+    mask_classes: Annotated[
+        str | None,
+        typer.Option(help="masks: number of the classes, or their names with commas; the model's by default"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure top-1, top-5 and loss on a split."""
+    """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss."""
     from learngene.ancestry import Ancestry
-    from learngene.finetuning import data_section
+    from learngene.finetuning import data_section, mask_names
     from learngene.finetuning import evaluate as score
     from learngene.gene import Learngene
+    from learngene.measure import Accuracy
 
-    section = data_section({"source": list(data), "skip_corrupt": skip_corrupt})
+    fields: dict[str, Any] = {"source": list(data), "skip_corrupt": skip_corrupt, "ignore_index": ignore_index}
+    if mask_classes is not None:
+        fields["mask_classes"] = int(mask_classes) if mask_classes.isdecimal() else mask_classes.split(",")
+    section = data_section(fields)
     if Path(model).is_file() or Path(model).suffix == ".safetensors":
         classifier: Any = Learngene.load(model).expand(path if path is not None else depth, **choices(options))
     elif depth is not None or path is not None:
@@ -82,13 +92,19 @@ def evaluate(
     else:
         classifier = Ancestry(model).model
     result = score(classifier, section, split=split)
+    names = mask_names(classifier, section)
     if as_json:
-        print(json.dumps(vars(result)))
+        classes = {} if isinstance(result, Accuracy) else {"classes": names}
+        print(json.dumps({**vars(result), **classes}))
+        return
+    if isinstance(result, Accuracy):
+        found = f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
     else:
-        print(
-            f"{model} on {' + '.join(data)} ({split}): top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, "
-            f"loss {result.loss:.4f}, {result.images} images"
-        )
+        found = f"mean IoU {result.miou:.2f} %, pixel accuracy {result.pixel_accuracy:.2f} %"
+    print(f"{model} on {' + '.join(data)} ({split}): {found}, loss {result.loss:.4f}, {result.images} images")
+    if not isinstance(result, Accuracy):
+        for name, iou in zip(names, result.ious, strict=True):
+            print(f"    {name:24s} " + ("does not occur" if iou is None else f"IoU {iou:6.2f} %"))
 
 
 @app.command()

@@ -25,7 +25,7 @@ from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_unwritable, take_lock
 from learngene.finetuning import evaluate, scratch, train_model
 from learngene.gene import Learngene, kept_parameters
-from learngene.measure import commit, environment
+from learngene.measure import commit, environment, score_from
 from learngene.methods import default_settings
 from learngene.pooling.run import distil_row
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
@@ -252,7 +252,7 @@ def _train_ancestry(job: AncestryJob, images: Images) -> str:
             torch.manual_seed(job.train.seed)
             model = timm_model(spec.architecture or "", False, arguments)
     tuning = FinetuneRecipe(model=job.name, data=job.data, train=job.train, out=job.folder)
-    return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.top1:.2f} %"
+    return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.main:.2f} %"
 
 
 def _distil_row(job: RowJob, images: Images) -> str:
@@ -260,7 +260,7 @@ def _distil_row(job: RowJob, images: Images) -> str:
     prepared = prepare_gene(job.pool, images=images)
     row = distil_row(prepared.recipe, job.index, prepared.ancestry, images, keep=True, show=False)
     assert row.result is not None
-    return f"top-1 {row.result.final.top1:.2f} %"
+    return f"top-1 {row.result.final.main:.2f} %"
 
 
 def _search(job: SearchJob, opened: Opened) -> str:
@@ -281,7 +281,7 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: Opened) -> str:
     if job.recipe is not None:
         _refuse_failed(job.recipe.out)
         done = run_condense(job.recipe, images=opened[HOME], keep=True, show=False)
-        return f"top-1 {done.result.final.top1:.2f} %"
+        return f"top-1 {done.result.final.main:.2f} %"
     assert job.ancestry is not None
     data = recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
     start = time.perf_counter()
@@ -344,7 +344,8 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
     write_cell(cell, content)
     if content["error"]:
         raise LearngeneError(content["error"])
-    return f"top-1 {untuned.top1:.2f} % untuned, {content['last']['top1']:.2f} % after {len(content['epochs'])} epochs"
+    tuned = score_from(content["last"]).main
+    return f"{untuned.label} {untuned.main:.2f} % untuned, {tuned:.2f} % after {len(content['epochs'])} epochs"
 
 
 def _linearity(model: TimmModel) -> float | None:

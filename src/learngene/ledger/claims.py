@@ -48,8 +48,8 @@ class Statistic(Section):
     """One number per seed, made of rows, and the threshold that decides.
 
     The number is the mean of ``metric`` over the rows ``of``, less that over ``minus``; with ``slope`` it is the
-    least-squares slope of the metric over depth instead of the mean, with ``best`` the highest value. With ``agreement``
-    it is how far two searches took the same blocks: 1 if always, 0 if no more often than by chance.
+    least-squares slope of the metric over depth instead of the mean, with ``best`` the highest value. With
+    ``agreement`` it is how far two searches took the same blocks: 1 if always, 0 if no more often than by chance.
     """
 
     metric: str = "last_top1"

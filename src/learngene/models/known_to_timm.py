@@ -25,7 +25,8 @@ def register_with_timm() -> None:
 
 
 def _register() -> None:
-    importlib.import_module("learngene.models.stitched")
+    for name in ("stitched", "segmenter"):
+        importlib.import_module(f"learngene.models.{name}")
 
 
 class _OnceTimmIsImported(importlib.abc.MetaPathFinder):

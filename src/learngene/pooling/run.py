@@ -304,7 +304,7 @@ def _together(results: Sequence[TrainResult], final: Accuracy) -> TrainResult:
         results[-1],
         history=[entry for result in results for entry in result.history],
         final=final,
-        best_top1=max(results[-1].best_top1, final.top1),
+        best=max(results[-1].best, final.top1),
         updates=sum(result.updates for result in results),
         images=sum(result.images for result in results),
         seconds=sum(result.seconds for result in results),

@@ -19,6 +19,7 @@ from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
 from learngene.finetuning import fill_preprocessing
 from learngene.gene import Learngene
+from learngene.models.segmenter import segment
 from learngene.models.super_net import SuperNet, routed
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.recipe import build_recipe, dump_recipe
@@ -29,7 +30,7 @@ from learngene.shape import ViTShape
 from learngene.train.batches import eval_loader, refuse_channels, refuse_too_few
 from learngene.train.images import ImageSet, open_data
 from learngene.train.loop import InterruptedRun, Stage, make_accelerator
-from learngene.train.losses import classification_loss
+from learngene.train.losses import task_loss
 from learngene.train.run import finished, run_stage, write_once
 from learngene.train.state import MARKER
 
@@ -313,8 +314,8 @@ def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> Tas
         data=images[0].fingerprint(),
         share=tuple(round(value, 6) for value in share),
         soft=tuple(round(value, 6) for value in soft),
-        score=round(result.final.top1, 4),
-        metric="top-1",
+        score=round(result.final.main, 4),
+        metric=result.final.label,
         epochs=spec.train.epochs,
         seconds=round(result.seconds, 1),
     )
@@ -335,13 +336,16 @@ def super_stage(prepared: Prepared, spec: TaskSearch, images: Images) -> Stage:
     size = spec.data.img_size or prepared.shape.img_size
     model = routed(prepared.ancestry.model, spec.routing, size)
     classes = len(images[0].class_names)
-    with torch.random.fork_rng():
-        torch.manual_seed(spec.train.seed)
-        model.reset_classifier(classes)
-    net = SuperNet(model)
+    if images[0].segmentation:
+        model = segment(model, classes, seed=spec.train.seed)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(spec.train.seed)
+            model.reset_classifier(classes)
+    net, task = SuperNet(model), task_loss(images[0])
 
     def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
-        loss = classification_loss(wrapped(batch), targets)
+        loss = task(wrapped(batch), targets)
         weight = spec.routing.prefer_base
         return loss + weight * net.specific_share() if weight else loss
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer, Num
 from timm.data import Mixup, create_transform
 from timm.data.mixup import mixup_target
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from learngene.errors import DataError
 from learngene.sections import Augment, DataSpec, Train, default_crop
 from learngene.train.images import ImageSet
+from learngene.train.joint import MaskTransform, refuse_unaligned
 
 KEEP_BYTES = 256 << 20
 """Most memory for prepared images that are the same in every epoch."""
@@ -125,24 +126,29 @@ def accumulation(train: Train, processes: int) -> int:
     )
 
 
-class _Views(Dataset[tuple[Tensor, int]]):
-    """Augmented images, addressed by (epoch, position in the epoch, index of the image)."""
+class _Views(Dataset[tuple[Tensor, Tensor | int]]):
+    """Augmented images with their label or mask, addressed by (epoch, position in the epoch, index of the image)."""
 
     def __init__(self, images: ImageSet, transform: Any, mode: str, seed: int, keep: bool) -> None:
         """Prepares the views; ``keep`` holds every view in memory, for transforms without randomness."""
         self.images, self.transform, self.mode, self.seed = images, transform, mode, seed
-        self.kept: dict[int, Tensor] | None = {} if keep else None
+        self.kept: dict[int, tuple[Tensor, Tensor | int]] | None = {} if keep else None
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor | int]:
         epoch, position, index = key
-        if self.kept is not None and index in self.kept:
-            return self.kept[index], self.images.labels[index]
+        if self.kept is None:
+            with seeded(AUGMENT, self.seed, epoch, position):
+                return self._view(index)
+        if index not in self.kept:
+            self.kept[index] = self._view(index)
+        return self.kept[index]
+
+    def _view(self, index: int) -> tuple[Tensor, Tensor | int]:
         image = self.images.image(index, self.mode)
-        if self.kept is not None:
-            view = self.kept[index] = self.transform(image)
-            return view, self.images.labels[index]
-        with seeded(AUGMENT, self.seed, epoch, position):
-            return self.transform(image), self.images.labels[index]
+        if self.images.segmentation:
+            view: tuple[Tensor, Tensor] = self.transform(image, self.images.mask(index, image.size))
+            return view
+        return self.transform(image), self.images.labels[index]
 
 
 class TrainBatches:
@@ -173,15 +179,21 @@ class TrainBatches:
             pin_memory: For copies to a GPU.
 
         Raises:
-            DataError: If there are fewer images than one batch.
+            DataError: If there are fewer images than one batch, or masks cannot follow the augmentation.
         """
         refuse_too_few(images, train)
+        refuse_unaligned(images, train.augment)
         refuse_channels(spec, in_chans)
         self.train, self.count, self.classes = train, len(images), len(images.class_names)
         self.rank, self.processes = rank, processes
         self.parts = accumulation(train, processes)
         self.steps_per_epoch = self.count // train.batch_size
-        transform = train_transform(train.augment, spec, img_size)
+        self.masked = images.segmentation
+        transform = (
+            MaskTransform(spec, img_size, train.augment)
+            if self.masked
+            else train_transform(train.augment, spec, img_size)
+        )
         keep = not _is_random(train.augment) and _fits_in_memory(images, spec, img_size, in_chans)
         views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed, keep)
         self._loader = dict(
@@ -200,7 +212,7 @@ class TrainBatches:
             first_step: Steps of this epoch that were done before an interruption.
 
         Yields:
-            One list per optimizer step of (images, integer labels), on the CPU, not yet mixed.
+            One list per optimizer step of (images, integer labels or masks), on the CPU, not yet mixed.
         """
         size = self.train.batch_size
         order = epoch_order(self.count, self.train.seed, epoch, size, self.train.augment.repeats)
@@ -223,15 +235,17 @@ class TrainBatches:
     def mix(
         self,
         images: Float[Tensor, "batch channels height width"],
-        labels: Int[Tensor, " batch"],
+        labels: Integer[Tensor, "batch ..."],
         epoch: int,
         step: int,
-    ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch classes"]]:
-        """Mixup or cutmix, the same for every part of a step, and label smoothing.
+    ) -> tuple[Float[Tensor, "batch channels height width"], Num[Tensor, "batch ..."]]:
+        """Mixup or cutmix, the same for every part of a step, and label smoothing. Masks stay as they are.
 
         Returns:
-            The mixed images and soft targets that sum to 1.
+            The mixed images and soft targets that sum to 1; or images and masks.
         """
+        if self.masked:
+            return images, labels
         if self.mixup is None:
             return images, mixup_target(labels, self.classes, smoothing=self.train.augment.smoothing)
         with seeded(MIX, self.train.seed, epoch, step):
@@ -277,15 +291,19 @@ def eval_loader(
     batch_size: int = 256,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader[tuple[Tensor, int]]:
-    """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop."""
+) -> DataLoader[tuple[Tensor, Tensor | int]]:
+    """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop; no crop with masks."""
     refuse_channels(spec, in_chans)
-    transform = create_transform(
-        img_size,
-        interpolation=spec.interpolation,
-        crop_pct=spec.crop_pct or default_crop(img_size),
-        mean=spec.mean or (),
-        std=spec.std or (),
+    transform = (
+        MaskTransform(spec, img_size)
+        if images.segmentation
+        else create_transform(
+            img_size,
+            interpolation=spec.interpolation,
+            crop_pct=spec.crop_pct or default_crop(img_size),
+            mean=spec.mean or (),
+            std=spec.std or (),
+        )
     )
     keep = _fits_in_memory(images, spec, img_size, in_chans)
     views = _Views(images, transform, "L" if in_chans == 1 else "RGB", 0, keep)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image
 
-from learngene.errors import DataError, nearest
-from learngene.sections import DataSpec
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
-"""Folder names that count as a split, in order of preference."""
+from learngene.errors import CorruptError, DataError, nearest
+from learngene.sections import MASK_VALUES, DataSpec
+from learngene.train.masks import UNREADABLE, Masks, Source, open_source, split_folder
+from learngene.train.places import Place
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 """How the names of timm's data sets begin."""
@@ -29,15 +26,16 @@ SCAN_LIMIT = 20_000
 
 @dataclass
 class ImageSet:
-    """Labelled images of one split, read on demand.
+    """Labelled images of one split, read on demand: with a class each, or with a mask that gives each pixel one.
 
     Attributes:
         where: What error messages call it.
         read: Opens the image at an index, undecoded or decoded.
         names: A name per image, for error messages and the fingerprint.
-        labels: A class index per image.
-        class_names: Sorted names of the classes.
+        labels: A class index per image; zeros for images with masks.
+        class_names: Names of the classes, sorted, or in the order of their values in the masks.
         corrupt: Images that were left out because they cannot be decoded.
+        masks: Reads the mask at an index; None for images with a class each.
     """
 
     where: str
@@ -46,6 +44,17 @@ class ImageSet:
     labels: Sequence[int]
     class_names: list[str]
     corrupt: list[str] = field(default_factory=list)
+    masks: Masks | None = None
+
+    @property
+    def segmentation(self) -> bool:
+        """Whether every pixel has a class, instead of every image."""
+        return self.masks is not None
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The value of mask pixels that are not judged; None for images with a class each."""
+        return None if self.masks is None else self.masks.ignore_index
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,19 +63,25 @@ class ImageSet:
         """Decodes one image.
 
         Raises:
-            DataError: If it cannot be decoded.
+            CorruptError: If it cannot be decoded.
         """
         try:
             with self.read(index) as image:
                 return image.convert(mode)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError) as error:
-            raise DataError(
+        except UNREADABLE as error:
+            raise CorruptError(
                 f"{self.where}: image {self.names[index]} cannot be decoded ({type(error).__name__}); "
                 "mend it, or set data.skip_corrupt=true to count and leave out such images"
             ) from None
 
+    def mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Decodes and checks the mask of an image of a size; see ``Masks``."""
+        if self.masks is None:
+            raise DataError(f"{self.where}: has no masks")
+        return self.masks.read(index, size)
+
     def scan(self, skip: bool) -> ImageSet:
-        """Decodes every image once.
+        """Decodes every image, and mask, once.
 
         Args:
             skip: Leave out what cannot be decoded and remember its name, instead of refusing.
@@ -75,13 +90,16 @@ class ImageSet:
             The set of the images that can be decoded.
 
         Raises:
-            DataError: If an image cannot be decoded and ``skip`` is off; the message counts all of them.
+            DataError: If an image cannot be decoded and ``skip`` is off; the message counts all of them. If a mask
+                does not fit its image or the classes.
         """
         bad: list[int] = []
         for index in range(len(self)):
             try:
-                self.image(index)
-            except DataError:
+                image = self.image(index)
+                if self.masks is not None:
+                    self.masks.read(index, image.size)
+            except CorruptError:
                 bad.append(index)
         if not bad:
             return self
@@ -104,7 +122,8 @@ class ImageSet:
             corrupt: Names of images that were left out because they cannot be decoded.
         """
         names, labels = [self.names[i] for i in kept], [self.labels[i] for i in kept]
-        return ImageSet(self.where, _Picked(self.read, kept), names, labels, self.class_names, list(corrupt))
+        masks = self.masks and self.masks.picked(kept)
+        return ImageSet(self.where, _Picked(self.read, kept), names, labels, self.class_names, list(corrupt), masks)
 
     def fingerprint(self) -> str:
         """A short hash of the names and labels: two sets with the same hash list the same images."""
@@ -125,12 +144,13 @@ class _Picked:
         return self.read(self.kept[index])
 
 
-def open_split(spec: DataSpec, split: str) -> ImageSet:
+def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = None) -> ImageSet:
     """Opens the ``train`` or ``val`` split of a data set and checks that it can be used.
 
     Args:
         spec: The data section of a recipe.
         split: ``train`` or ``val``; the recipe says what the data set calls it.
+        classes: Of masks, where the section does not say them: names or number.
 
     Raises:
         DataError: If the data is missing, lacks the split, is empty, has one class, or has corrupt images that were
@@ -143,7 +163,7 @@ def open_split(spec: DataSpec, split: str) -> ImageSet:
     if spec.sources == ["digits"]:
         images = _digits(wanted)
     elif all(Path(source).exists() for source in spec.sources):
-        images = _files(spec.sources, wanted, where)
+        images = _files(spec, wanted, classes)
     else:
         missing = next(source for source in spec.sources if not Path(source).exists())
         if not missing.startswith(TIMM_PREFIXES) or len(spec.sources) > 1:
@@ -154,6 +174,8 @@ def open_split(spec: DataSpec, split: str) -> ImageSet:
         images = _named(spec, missing, wanted)
     if not len(images):
         raise DataError(f"data {where}: the split '{wanted}' has no images")
+    if spec.mask_classes is not None and not images.segmentation:
+        raise DataError(f"data {where}: has a class per image and no masks; leave data.mask_classes out")
     if len(images.class_names) < 2:
         raise DataError(
             f"data {where}: the split '{wanted}' has one class ({images.class_names[0]}); a classifier needs two"
@@ -169,7 +191,8 @@ def open_data(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
     Raises:
         DataError: As ``open_split``, or if the classes differ.
     """
-    train, val = open_split(spec, "train"), open_split(spec, "val")
+    train = open_split(spec, "train")
+    val = open_split(spec, "val", train.class_names if train.segmentation else None)
     if train.class_names != val.class_names:
         only = sorted(set(train.class_names) ^ set(val.class_names))
         raise DataError(
@@ -177,6 +200,20 @@ def open_data(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
             f"{len(val.class_names)}); '{only[0]}' is in one of them only"
         )
     return train, val
+
+
+def refuse_masks(images: ImageSet, what: str) -> None:
+    """Raises ``DataError`` if images have masks where a class per image is needed.
+
+    Args:
+        images: The images.
+        what: Who needs it.
+    """
+    if images.segmentation:
+        raise DataError(
+            f"{images.where}: has masks, but {what} needs images with a class each (SPLIT/CLASS/IMAGE); masks are for "
+            "finetune, eval and the tasks of a comparison"
+        )
 
 
 # -- the kinds of data --------------------------------------------------------------------------------
@@ -193,7 +230,6 @@ class _Digits:
 
 
 def _digits(split: str) -> ImageSet:
-    import numpy as np
     from sklearn.datasets import load_digits
 
     if split not in ("train", "val"):
@@ -211,48 +247,34 @@ def _digits(split: str) -> ImageSet:
     return ImageSet("digits", _Digits(indices, pixels), names, labels, [str(digit) for digit in range(10)])
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the bytes of one image lie: a whole file, a piece of a plain tar, or bytes already unpacked."""
-
-    path: str
-    name: str
-    offset: int = 0
-    size: int = -1
-    content: bytes | None = None
-
-    def open(self) -> Image.Image:
-        if self.content is not None:
-            return Image.open(io.BytesIO(self.content))
-        if self.size < 0:
-            return Image.open(self.path)
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return Image.open(io.BytesIO(file.read(self.size)))
-
-
 @dataclass
 class _Files:
-    places: list[_Place]
+    places: list[Place]
 
     def __call__(self, index: int) -> Image.Image:
         return self.places[index].open()
 
 
-def _files(sources: Sequence[str], split: str, where: str) -> ImageSet:
-    """Folders and tars that hold SPLIT/CLASS/IMAGE; several of them are one set."""
-    found: list[tuple[str, str, _Place]] = []
-    for source in sources:
-        path = Path(source)
-        if path.is_file() and not tarfile.is_tarfile(path):
-            raise DataError(f"data {path}: a file that is no tar; give a folder or a tar")
-        found += _folder_places(path) if path.is_dir() else _tar_places(path)
+def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> ImageSet:
+    """Folders and tars: SPLIT/CLASS/IMAGE, or images with masks; several of them are one set."""
+    where = " + ".join(spec.sources)
+    sources = [open_source(Path(source)) for source in spec.sources]
+    for source in sources[1:]:
+        if source.kind != sources[0].kind:
+            raise DataError(
+                f"data {where}: {sources[0].path.name} has {sources[0].kind} and {source.path.name} has {source.kind}; "
+                "the sources of one set must be of one kind"
+            )
+    if sources[0].masked:
+        return _masked(spec, sources, split, where, classes)
+    found = [place for source in sources for place in source.found]
     splits = sorted({part for part, _, _ in found})
     if not found:
-        raise DataError(f"data {where}: no images in SPLIT/CLASS/ folders; expected train/<class>/ and val/<class>/")
-    folder = next((name for name in SPLIT_NAMES.get(split, (split,)) if name in splits), None)
-    if folder is None:
-        raise DataError(f"data {where}: no split '{split}'; found: {', '.join(splits)}")
+        raise DataError(
+            f"data {where}: no images in SPLIT/CLASS/ folders; expected train/<class>/ and val/<class>/, or "
+            "images/<split>/ and masks/<split>/"
+        )
+    folder = split_folder(split, splits, where)
     chosen = sorted(((name, place) for part, name, place in found if part == folder), key=lambda p: (p[0], p[1].name))
     class_names = sorted({name for name, _ in chosen})
     index = {name: i for i, name in enumerate(class_names)}
@@ -265,39 +287,30 @@ def _files(sources: Sequence[str], split: str, where: str) -> ImageSet:
     )
 
 
-def _folder_places(root: Path) -> Iterable[tuple[str, str, _Place]]:
-    for path in root.glob("*/*/**/*"):
-        if path.suffix.lower() in SUFFIXES:
-            parts = path.relative_to(root).parts
-            yield parts[0], parts[1], _Place(str(path), "/".join(parts))
-
-
-def _tar_places(path: Path) -> Iterable[tuple[str, str, _Place]]:
-    """Images of a tar. A plain one is read in place; a compressed one is unpacked into memory."""
-    try:
-        with tarfile.open(path) as archive:
-            plain = _is_plain(path)
-            for member in archive:
-                parts = member.name.removeprefix("./").split("/")
-                if not member.isfile() or len(parts) < 3 or not member.name.lower().endswith(SUFFIXES):
-                    continue
-                name = "/".join(parts)
-                if plain:
-                    place = _Place(str(path), name, member.offset_data, member.size)
-                else:
-                    content = archive.extractfile(member)
-                    place = _Place(str(path), name, content=content.read() if content else b"")
-                yield parts[0], parts[1], place
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"data {path}: the tar is damaged or truncated ({error})") from None
-
-
-def _is_plain(path: Path) -> bool:
-    try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.ReadError:
-        return False
+def _masked(
+    spec: DataSpec, sources: Sequence[Source], split: str, where: str, classes: list[str] | int | None
+) -> ImageSet:
+    """Images with masks; the classes are the section's, else the given ones, else what the training masks have."""
+    if spec.crop_pct is not None:
+        raise DataError(f"data {where}: masks are judged on the whole image; leave data.crop_pct out")
+    classes = spec.mask_classes or classes
+    if classes is None:
+        try:
+            train = [pair for source in sources for pair in source.pairs(spec.train_split)]
+        except DataError as error:
+            raise DataError(f"{error}; without training masks, say how many classes with data.mask_classes") from None
+        masks = [mask for _, mask in train]
+        classes = Masks(f"data {where}", masks, MASK_VALUES, spec.ignore_index).largest(spec.skip_corrupt) + 1
+    names = classes if isinstance(classes, list) else [str(value) for value in range(classes)]
+    pairs = [pair for source in sources for pair in source.pairs(split)]
+    return ImageSet(
+        f"data {where}",
+        _Files([image for image, _ in pairs]),
+        [image.name for image, _ in pairs],
+        [0] * len(pairs),
+        names,
+        masks=Masks(f"data {where}", [mask for _, mask in pairs], len(names), spec.ignore_index),
+    )
 
 
 class _Named:

@@ -61,9 +61,10 @@ class TrainLog:
                     self._events.add_scalar(key, value, entry["epoch"])
             self._events.flush()
         if self.show:
-            accuracy = f"  top-1 {entry['top1']:.2f} %" if "top1" in entry else ""
+            names = {"top1": "top-1", "miou": "mean IoU"}
+            score = "".join(f"  {name} {entry[key]:.2f} %" for key, name in names.items() if key in entry)
             self.console.print(
-                f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  loss {entry['loss']:.4g}{accuracy}  "
+                f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  loss {entry['loss']:.4g}{score}  "
                 f"{entry['images_per_second']:.0f} images/s",
                 highlight=False,
                 soft_wrap=True,

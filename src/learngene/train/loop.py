@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from learngene.errors import LearngeneError, TrainingDivergedError, nearest
-from learngene.measure import Accuracy, accuracy, autocast
+from learngene.measure import Score, autocast, task_score
 from learngene.sections import DataSpec, Train
 from learngene.train.batches import TrainBatches, eval_loader
 from learngene.train.images import ImageSet
@@ -34,7 +34,7 @@ from learngene.train.log import TrainLog
 from learngene.train.state import Progress, RunFolder
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, mixed images, soft targets) to the loss of one batch; the model may be wrapped for several processes."""
+"""(model, mixed images, soft targets or masks) to the loss of one batch; several processes wrap the model."""
 
 MODEL_NOISE = 4
 """Purpose of randomness beside those of ``batches.py``: what the model itself draws, such as dropped paths."""
@@ -83,9 +83,9 @@ class TrainResult:
     """What a run did.
 
     Attributes:
-        history: One entry per epoch: loss, learning rate, images per second and, when evaluated, accuracy.
-        final: Accuracy on the val split at the end.
-        best_top1: Highest top-1 of any evaluated epoch, in percent.
+        history: One entry per epoch: loss, learning rate, images per second and, when evaluated, scores.
+        final: Score on the val split at the end.
+        best: Highest main score (top-1, or mean IoU) of any evaluated epoch, in percent.
         updates: Optimizer steps.
         images: Training images seen.
         seconds: Time trained, evaluation included, over all restarts.
@@ -93,8 +93,8 @@ class TrainResult:
     """
 
     history: list[dict[str, Any]]
-    final: Accuracy
-    best_top1: float
+    final: Score
+    best: float
     updates: int
     images: int
     seconds: float
@@ -171,6 +171,7 @@ class _Run:
         size = {"img_size": stage.img_size, "in_chans": stage.in_chans}
         self.batches = TrainBatches(train_images, data, spec, **size, **place, pin_memory=self.device.type == "cuda")
         self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
+        self.ignore_index = val_images.ignore_index
         for module in (stage.module, *stage.companions):
             module.to(self.device)
         self.optimizer = _optimizer(stage.module, spec)
@@ -194,7 +195,7 @@ class _Run:
 
     def train(self) -> TrainResult:
         progress, spec = self.progress, self.spec
-        self._score: Accuracy | None = None
+        self._score: Score | None = None
         with self.log.running(progress.updates), _signals() as received:
             while progress.epoch < spec.epochs:
                 self._epoch(received)
@@ -203,7 +204,7 @@ class _Run:
         return TrainResult(
             history=progress.history,
             final=score,
-            best_top1=max(progress.best, score.top1),
+            best=max(progress.best, score.main),
             updates=progress.updates,
             images=progress.updates * spec.batch_size,
             seconds=progress.seconds,
@@ -278,11 +279,8 @@ class _Run:
         improved = False
         if done or progress.epoch % spec.eval_every == 0:
             self._score = self._evaluate()
-            score = asdict(self._score)
-            score["val_loss"] = score.pop("loss")
-            score.pop("images")
-            entry |= score
-            improved, progress.best = self._score.top1 > progress.best, max(progress.best, self._score.top1)
+            entry |= self._score.entry()
+            improved, progress.best = self._score.main > progress.best, max(progress.best, self._score.main)
         progress.seconds += time.perf_counter() - start
         progress.history.append(entry)
         self.log.epoch(entry)
@@ -293,12 +291,12 @@ class _Run:
         if done or progress.epoch % spec.save_every == 0:
             self._save()
 
-    def _evaluate(self) -> Accuracy:
+    def _evaluate(self) -> Score:
         if self.stage.before_scoring:
             self.stage.before_scoring()
         model = self.ema.module if self.ema and self.spec.use_ema else self.stage.module
         reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
-        return accuracy(model, self.val, precision=self.spec.precision, reduce=reduce)
+        return task_score(model, self.val, self.ignore_index, precision=self.spec.precision, reduce=reduce)
 
     # -- learning rate, faults, state ----------------------------------------------------------------
 

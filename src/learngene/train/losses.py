@@ -7,11 +7,14 @@ both and every setting is explicit here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from learngene.sections import Distill, PoolSpec
+from learngene.train.images import ImageSet
 
 Logits = Float[Tensor, "batch classes"]
 Scalar = Float[Tensor, ""]
@@ -20,6 +23,32 @@ Scalar = Float[Tensor, ""]
 def classification_loss(logits: Logits, targets: Logits) -> Scalar:
     """Cross-entropy against soft targets, averaged over the batch (TLEG's CE term, SWS equation 3)."""
     return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
+
+
+def segmentation_loss(
+    logits: Float[Tensor, "batch classes height width"], masks: Integer[Tensor, "batch height width"], ignore_index: int
+) -> Scalar:
+    """Cross-entropy averaged over the pixels that are judged; 0 if there are none.
+
+    Args:
+        logits: Of every pixel.
+        masks: The class of every pixel.
+        ignore_index: The value of pixels that are not judged.
+    """
+    total = F.cross_entropy(logits.float(), masks.long(), ignore_index=ignore_index, reduction="sum")
+    return total / (masks != ignore_index).sum().clamp(min=1)
+
+
+def task_loss(images: ImageSet) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a classifier, or of a segmenter, over logits and what ``TrainBatches.mix`` gives as targets.
+
+    Args:
+        images: What is trained on, which decides.
+    """
+    ignored = images.ignore_index
+    if ignored is None:
+        return classification_loss
+    return lambda logits, masks: segmentation_loss(logits, masks, ignored)
 
 
 def distillation_term(student: Logits, teacher: Logits, spec: Distill) -> Scalar:

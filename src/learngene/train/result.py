@@ -11,7 +11,7 @@ from typing import Any
 
 from learngene.errors import TrainingDivergedError
 from learngene.files import write_file
-from learngene.measure import Accuracy, commit, environment
+from learngene.measure import Accuracy, Score, commit, environment, score_from
 from learngene.recipe import TrainingRecipe
 from learngene.train.images import ImageSet
 from learngene.train.loop import TrainResult
@@ -54,10 +54,15 @@ def read_result(folder: Path) -> TrainResult | None:
     metrics, cost = record["metrics"], record["cost"]
     return TrainResult(
         metrics["history"],
-        Accuracy(**metrics["final"]),
-        metrics["best_top1"],
+        score_from(metrics["final"]),
+        metrics[_best_key(score_from(metrics["final"]))],
         **{name: cost[name] for name in ("updates", "images", "seconds")},
     )
+
+
+def _best_key(score: Score) -> str:
+    """What the record calls the best epoch's score."""
+    return "best_top1" if isinstance(score, Accuracy) else "best_miou"
 
 
 def _succeeded(path: Path) -> bool:
@@ -85,5 +90,6 @@ def _record(
     }
     if result:
         record["cost"] = {"seconds": result.seconds, "updates": result.updates, "images": result.images}
-        record["metrics"] = {"final": asdict(result.final), "best_top1": result.best_top1, "history": result.history}
+        best = _best_key(result.final)
+        record["metrics"] = {"final": asdict(result.final), best: result.best, "history": result.history}
     return record

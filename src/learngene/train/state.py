@@ -17,6 +17,7 @@ import yaml
 
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, take_lock, write_file
+from learngene.keys import later_defaults
 from learngene.recipe import dump_recipe
 from learngene.sections import Section
 
@@ -44,7 +45,7 @@ class Progress:
         updates: Optimizer steps in all.
         loss_sum: Sum of the training losses of the current epoch.
         seconds: Time trained, over all restarts.
-        best: Highest top-1 accuracy so far, in percent.
+        best: Highest main score so far (top-1 or mean IoU), in percent.
         history: One entry per completed epoch.
     """
 
@@ -139,7 +140,9 @@ def refuse_other_recipe(path: Path, recipe: Section) -> None:
     if not (path / MARKER).exists():
         return
     before, now = _flat(_read_recipe(path / MARKER)), _flat(yaml.safe_load(dump_recipe(recipe)))
-    for key in sorted(before.keys() | now.keys()):
+    # A run of an older version says nothing of entries that came later: it had what is now their default.
+    unsaid = later_defaults(recipe) - before.keys()
+    for key in sorted((before.keys() | now.keys()) - unsaid):
         if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE:
             raise LearngeneError(
                 f"{path} holds a run with {key}={before.get(key)}, but this one has {key}={now.get(key)}; "

@@ -1,0 +1,210 @@
+"""Masks: which class every pixel has, as grey or palette PNGs beside the images; and the layouts that hold both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from learngene.errors import CorruptError, DataError
+from learngene.train.places import Found, Place, places_of
+
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+"""Folder names that count as a split, in order of preference."""
+
+UNREADABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError)
+"""What Pillow raises for an image that cannot be decoded."""
+
+IMAGES, MASKS = "images", "masks"
+VOC_PLACES = (".", "VOC2012", "VOCdevkit/VOC2012")
+"""Where torchvision leaves the folders of VOC, seen from what a user may give."""
+
+INDEX_MODES = ("L", "P", "1")
+"""Pillow's names of images whose pixels are one small number: grey, index into a palette, black and white."""
+
+
+@dataclass
+class Masks:
+    """Reads the masks of a set of images.
+
+    Attributes:
+        where: What error messages call the set.
+        places: Where each lies.
+        classes: Values from 0 that pixels may have.
+        ignore_index: One more value, of pixels that are not judged.
+    """
+
+    where: str
+    places: Sequence[Place]
+    classes: int
+    ignore_index: int
+
+    def values(self, index: int) -> np.ndarray:
+        """The values of a mask's pixels, (height, width) of uint8, a palette's colours left aside.
+
+        Raises:
+            CorruptError: If it cannot be decoded.
+            DataError: If its pixels are no single small numbers.
+        """
+        name = self.places[index].name
+        try:
+            with self.places[index].open() as mask:
+                mode, values = mask.mode, np.array(mask)
+        except UNREADABLE as error:
+            raise CorruptError(
+                f"{self.where}: mask {name} cannot be decoded ({type(error).__name__}); "
+                "mend it, or set data.skip_corrupt=true to count and leave out such images"
+            ) from None
+        if mode not in INDEX_MODES:
+            raise DataError(
+                f"{self.where}: mask {name} has pixels of mode {mode}; "
+                "a mask is an 8-bit grey or palette PNG whose values are classes"
+            )
+        return values.astype(np.uint8)
+
+    def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """A mask that fits its image and the classes.
+
+        Args:
+            index: Which.
+            size: Width and height of its image in pixels.
+
+        Raises:
+            DataError: As ``values``; if the sizes differ, or a value is beyond the classes.
+        """
+        values = self.values(index)
+        name, (height, width) = self.places[index].name, values.shape
+        if (width, height) != size:
+            raise DataError(
+                f"{self.where}: mask {name} has {width} x {height} pixels, but its image has {size[0]} x {size[1]}"
+            )
+        largest = int(values.max(initial=0, where=values != self.ignore_index))
+        if largest >= self.classes:
+            raise DataError(
+                f"{self.where}: mask {name} has value {largest}, but there are {self.classes} classes (0 to "
+                f"{self.classes - 1}); set data.mask_classes, or data.ignore_index={largest} if it means unlabelled"
+            )
+        return values
+
+    def largest(self, skip: bool) -> int:
+        """The largest value that occurs in any of them, the ignored one aside.
+
+        Args:
+            skip: Pass over masks that cannot be decoded.
+
+        Raises:
+            DataError: If one cannot be decoded and ``skip`` is off, or every pixel is to be ignored.
+        """
+        out = -1
+        for index in range(len(self.places)):
+            try:
+                values = self.values(index)
+            except CorruptError:
+                if skip:
+                    continue
+                raise
+            judged = values[values != self.ignore_index]
+            out = max(out, int(judged.max())) if judged.size else out
+        if out < 0:
+            raise DataError(
+                f"{self.where}: all pixels of the training masks have the ignored value {self.ignore_index}"
+            )
+        return out
+
+    def picked(self, kept: Sequence[int]) -> Masks:
+        """Those of some of the images."""
+        return dataclasses.replace(self, places=[self.places[index] for index in kept])
+
+
+@dataclass
+class Source:
+    """One folder or tar of images.
+
+    Attributes:
+        path: Where it is.
+        kind: What it holds, for error messages.
+        found: The images with the folders they lie in; empty for VOC, whose lists name them.
+        voc: The folder with VOC's folders, if it is one.
+    """
+
+    path: Path
+    kind: str
+    found: list[Found]
+    voc: Path | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether its images have masks."""
+        return self.kind != "class folders"
+
+    def pairs(self, split: str) -> list[tuple[Place, Place]]:
+        """Every image of a split with its mask, by name.
+
+        Raises:
+            DataError: If there is no such split, or an image without a mask, or a mask without an image.
+        """
+        return _voc_pairs(self.voc, split) if self.voc else _folder_pairs(self.path, self.found, split)
+
+
+def open_source(path: Path) -> Source:
+    """Looks at a folder or tar and says what it holds.
+
+    Raises:
+        DataError: If it is a file that is no tar, or a damaged one.
+    """
+    for place in VOC_PLACES:
+        if all((path / place / name).is_dir() for name in ("JPEGImages", "SegmentationClass")):
+            return Source(path, "VOC folders", [], path / place)
+    found = places_of(path)
+    masked = {IMAGES, MASKS} <= {top for top, _, _ in found}
+    return Source(path, "image and mask folders" if masked else "class folders", found)
+
+
+def split_folder(split: str, found: Collection[str], where: str | Path) -> str:
+    """What a data set calls a split.
+
+    Raises:
+        DataError: If it has none of that name.
+    """
+    for name in SPLIT_NAMES.get(split, (split,)):
+        if name in found:
+            return name
+    raise DataError(f"data {where}: no split '{split}'; found: {', '.join(sorted(found))}")
+
+
+def _folder_pairs(path: Path, found: Sequence[Found], split: str) -> list[tuple[Place, Place]]:
+    folder = split_folder(split, {part for top, part, _ in found if top == IMAGES}, path)
+    sides: dict[str, dict[str, Place]] = {IMAGES: {}, MASKS: {}}
+    for top, part, place in found:
+        if top in sides and part == folder:
+            name = place.name.partition("/")[2].rpartition(".")[0]
+            if name in sides[top]:
+                raise DataError(f"data {path}: {sides[top][name].name} and {place.name} have the same name")
+            sides[top][name] = place
+    images, masks = sides[IMAGES], sides[MASKS]
+    for name in sorted(images.keys() ^ masks.keys()):
+        if name in images:
+            raise DataError(f"data {path}: image {images[name].name} has no mask {MASKS}/{name}.png")
+        raise DataError(f"data {path}: mask {masks[name].name} has no image {IMAGES}/{name}.jpg")
+    for place in masks.values():
+        if not place.name.lower().endswith(".png"):
+            raise DataError(f"data {path}: mask {place.name} is no PNG, whose pixels alone keep their values")
+    return [(images[name], masks[name]) for name in sorted(images)]
+
+
+def _voc_pairs(root: Path, split: str) -> list[tuple[Place, Place]]:
+    lists = root / "ImageSets" / "Segmentation"
+    name = split_folder(split, {path.stem for path in lists.glob("*.txt")}, root)
+    out = []
+    for line in (lists / f"{name}.txt").read_text().split():
+        pair = [f"JPEGImages/{line}.jpg", f"SegmentationClass/{line}.png"]
+        for file, what in zip(pair, ("image", "mask"), strict=True):
+            if not (root / file).is_file():
+                raise DataError(f"data {root}: {lists.name}/{name}.txt names {line}, but there is no {what} {file}")
+        image, mask = (Place(str(root / file), file) for file in pair)
+        out.append((image, mask))
+    return out
