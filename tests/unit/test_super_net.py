@@ -11,7 +11,7 @@ from torch import nn
 from learngene.models.super_net import DatasetAdapter, RoutedBlock, SuperNet, routed
 from learngene.sections import Routing, Train
 from learngene.shape import ViTShape
-from learngene.train.loop import _optimizer
+from learngene.train.loop import make_optimizer
 
 WIDTH, DEPTH = 16, 3
 
@@ -89,7 +89,7 @@ def test_training_moves_what_ran_and_never_the_base(route, gate):
     model = ancestry()
     net = stir(net_of(model, route=route, gate=gate))
     before = copy.deepcopy(dict(net.named_parameters()))
-    optimizer = _optimizer(net, Train(lr=0.01, lr_batch=None, weight_decay=0.1))
+    optimizer = make_optimizer(net, Train(lr=0.01, lr_batch=None, weight_decay=0.1))
     stirred = {name for name, value in net.named_parameters() if value.requires_grad}
     assert not any(".base." in name for name in stirred)
     held = {id(value) for group in optimizer.param_groups for value in group["params"]}
@@ -287,6 +287,6 @@ def test_the_specific_share_is_what_preferring_the_base_weighs_down():
 
 def test_adapters_are_not_decayed():
     net = net_of(ancestry())
-    optimizer = _optimizer(net, Train(lr=0.01, lr_batch=None, weight_decay=0.5))
+    optimizer = make_optimizer(net, Train(lr=0.01, lr_batch=None, weight_decay=0.5))
     free = {id(value) for group in optimizer.param_groups if not group["weight_decay"] for value in group["params"]}
     assert all({id(layer.adapter.W1), id(layer.adapter.W2)} <= free for layer in net.layers)

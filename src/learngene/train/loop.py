@@ -174,7 +174,7 @@ class _Run:
         self.ignore_index = val_images.ignore_index
         for module in (stage.module, *stage.companions):
             module.to(self.device)
-        self.optimizer = _optimizer(stage.module, spec)
+        self.optimizer = make_optimizer(stage.module, spec)
         self.scheduler = _scheduler(self.optimizer, spec, self.batches.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
         self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
@@ -393,7 +393,7 @@ def refuse_unknown_optimizer(spec: Train) -> None:
         raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
 
 
-def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
     """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
     refuse_unknown_optimizer(spec)
     more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
