@@ -102,7 +102,7 @@ def run_lsamd_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         console.print(f"[bold]2. A search[/]: {len(SETS)} data sets choose between its blocks and copies of their own")
         # Processes that run the same search share its data sets out among themselves.
         searching = [processes.submit(_search, out, seed) for _ in range(2)]
-        path = [each.result() for each in searching][0]
+        path = {each.result() for each in searching}.pop()
         gene = Learngene.load(path)
         search = gene.metadata["search"]
         counts = " ".join(f"{layer}:{count}" for layer, count in enumerate(search["usage"], start=1))

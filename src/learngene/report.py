@@ -224,7 +224,9 @@ elsewhere top-1. The gene carries what the ancestry learned from the digits, whi
 does not show that these blocks are better than others of the same ViT.</p>"""
     table = f"<table><tr>{''.join(f'<th>{heading}' for heading in headings)}{body}</table>"
     heat_map = _picture(pictures[0], "data sets by layers, and who takes which base block")
-    text = _page("Blocks that data sets share", intro, heat_map, pictures[1], "scores over depth", table + after, result)
+    text = _page(
+        "Blocks that data sets share", intro, heat_map, pictures[1], "scores over depth", table + after, result
+    )
     write_file(path, lambda temporary: temporary.write_text(text))
 
 
