@@ -27,6 +27,7 @@ from learngene.methods.lsamd import LSAMD
 from learngene.models.segmenter import segment
 from learngene.recipe import build_recipe
 from learngene.report import lsamd_page, lsamd_plot
+from learngene.search_picture import usage_picture
 from learngene.searching.recipe import SearchRecipe
 from learngene.searching.run import run as run_search
 from learngene.sections import DataSpec
@@ -73,7 +74,7 @@ TUNE_TRAIN: dict[str, Any] = {**TRAIN, "lr": 1e-3}
 
 
 def run_lsamd_demo(out: Path, seed: int = 0) -> dict[str, Any]:
-    """Runs the demo and writes ``demo.json``, ``demo.png`` and ``index.html``.
+    """Runs the demo and writes ``demo.json``, ``search.png``, ``demo.png`` and ``index.html``.
 
     Args:
         out: Folder to write; what an earlier run left there is used again.
@@ -127,7 +128,8 @@ def run_lsamd_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     }
     write_file(out / MARKER, lambda temporary: temporary.write_text(json.dumps(result, indent=2) + "\n"))
     lsamd_plot(result, out / "demo.png")
-    lsamd_page(result, [out / f"search-{seed}" / "usage.png", out / "demo.png"], out / "index.html")
+    usage_picture(result["search"], out / "search.png")
+    lsamd_page(result, [out / "search.png", out / "demo.png"], out / "index.html")
     _print(console, result, path, out)
     return result
 
