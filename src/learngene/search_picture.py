@@ -38,7 +38,7 @@ def usage_picture(record: Mapping[str, Any], out: Path) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=(0.5, depth + 0.5, rows - 0.5, -0.5))
     for row, task in enumerate(tasks):
         for layer in task["layers"]:
-            axes.plot(layer, row, "o", mfc="black", mec="white", mew=0.7, ms=5)
+            axes.plot(layer, row, "o", color="black", markersize=3.5)
     for layer, count in enumerate(counts, start=1):
         dark = count > len(tasks) / 2
         axes.text(layer, rows - 1, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black")
