@@ -163,9 +163,80 @@ those taken of the narrow and of the wide row.</p><h2>Budgets</h2><ul>{budgets}<
     write_file(path, lambda temporary: temporary.write_text(text))
 
 
+def lsamd_plot(result: dict[str, Any], path: Path) -> None:
+    """Draws the scores of descendants over depth, one panel for every data set they were tuned on.
+
+    Args:
+        result: The content of the LSAMD demo's ``demo.json``.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    epochs, tasks = result["epochs"]["tune"], list(dict.fromkeys(row["task"] for row in result["rows"]))
+    series = {
+        "lsamd": (f"LSAMD, {epochs} epochs", "#1b6ca8", "-", "o"),
+        "scratch_3x": (f"scratch, {3 * epochs} epochs", "#6b6b6b", "-", "^"),
+        "scratch": (f"scratch, {epochs} epochs", "#6b6b6b", ":", "^"),
+    }
+    figure = Figure(figsize=(4.5 * len(tasks), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for panel, task in zip(panels, tasks, strict=True):
+        rows = [row for row in result["rows"] if row["task"] == task]
+        depths = [row["depth"] for row in rows]
+        for key, (label, color, line, marker) in series.items():
+            values = [row[key] for row in rows]
+            panel.plot(depths, values, line, color=color, marker=marker, ms=5, lw=1.8, label=label)
+        panel.set(xlabel="depth of the descendant", ylabel=f"{rows[0]['metric']}, %", xticks=depths, ylim=(0, 100))
+        panel.set_title(task, fontsize=11, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="#e4e4e4", lw=0.8)
+    panels[0].legend(fontsize=8, loc="lower right", frameon=False)
+    save_png(figure, path)
+
+
+def lsamd_page(result: dict[str, Any], pictures: list[Path], path: Path) -> None:
+    """Writes one self-contained HTML page with the heat map, the plot and the table of the LSAMD demo.
+
+    Args:
+        result: The content of ``demo.json``.
+        pictures: The PNGs of ``usage_picture`` and of ``lsamd_plot``.
+        path: HTML file to write.
+    """
+    epochs, ancestry, search = result["epochs"], result["ancestry"], result["search"]
+    kept = ", ".join(str(layer) for layer in search["layers"])
+    intro = f"""A ViT of {ancestry["depth"]} layers learned scikit-learn's digits (top-1 {ancestry["top1"]:.1f} %).
+{len(search["tasks"])} data sets were made of the digits; the last has masks, and gives every pixel of a canvas a class.
+For {epochs["search"]} epochs, each could take the ViT's own block in every layer, or train a copy of it. The
+{len(search["layers"])} blocks that most data sets take as they are ({kept}) became the gene. It was expanded to several
+depths, and the descendants were tuned for {epochs["tune"]} epochs."""
+    body = "".join(
+        f"<tr><td>{html.escape(row['task'])}<td>{row['depth']}<td>{' '.join(str(block) for block in row['blocks'])}"
+        f"<td>{row['params'] / 1e6:.3f} M<td>{row['macs'] / 1e6:.2f} M"
+        f"<td>{row['lsamd']:.1f}<td>{row['scratch']:.1f}<td>{row['scratch_3x']:.1f}"
+        for row in result["rows"]
+    )
+    headings = ["data set", "depth", "blocks", "params", "MACs", f"LSAMD, {epochs['tune']} epochs"]
+    headings += [f"scratch, {epochs['tune']} epochs", f"scratch, {3 * epochs['tune']} epochs"]
+    after = f"""<p>Scores in percent on the validation images, one seed ({result["seed"]}): mean IoU on the canvas,
+elsewhere top-1. The gene carries what the ancestry learned from the digits, which scratch has never seen. This page
+does not show that these blocks are better than others of the same ViT.</p>"""
+    table = f"<table><tr>{''.join(f'<th>{heading}' for heading in headings)}{body}</table>"
+    heat_map = _picture(pictures[0], "data sets by layers, and who takes which base block")
+    text = _page(
+        "Blocks that data sets share", intro, heat_map, pictures[1], "scores over depth", table + after, result
+    )
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
+def _picture(png: Path, caption: str) -> str:
+    """A picture as part of a page."""
+    return f'<img src="data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}" alt="{caption}">'
+
+
 def _page(title: str, intro: str, before: str, plot: Path, caption: str, after: str, result: dict[str, Any]) -> str:
     """A self-contained page: a title and a paragraph, a picture, and HTML before and after it."""
-    picture = base64.b64encode(plot.read_bytes()).decode()
     where = html.escape(f"{result['environment']['processor']}, torch {result['environment']['versions']['torch']}")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -179,7 +250,7 @@ code {{ background: #f4f4f4; padding: .1rem .3rem }} footer {{ color: #777; font
 <h1>{title}</h1>
 <p>{intro}</p>
 {before}
-<img src="data:image/png;base64,{picture}" alt="{caption}">
+{_picture(plot, caption)}
 {after}
 <footer>{where}; everything on this page comes from demo.json.</footer>
 </html>

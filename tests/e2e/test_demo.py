@@ -7,14 +7,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sklearn.datasets
 import timm
 from PIL import Image
 
 import learngene
-from learngene import demo, demo_pool
+from learngene import demo, demo_lsamd, demo_pool
 from learngene.report import SERIES
+from learngene.sections import DataSpec
+from learngene.train.images import open_data
 from pico import CLI
 
 
@@ -106,3 +109,45 @@ def test_the_demo_of_pools_scores_every_path_of_both(cli: CLI, tmp_path: Path, m
     with Image.open(tmp_path / "out" / "demo.png") as picture:
         assert min(picture.size) > 300
     assert cli("demo", "--method", "pol").code == 2
+
+
+@pytest.mark.usefixtures("small")
+def test_the_demo_of_searches_tunes_what_it_found(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(demo_lsamd, "workers", Here)
+    monkeypatch.setattr(demo_lsamd, "SHAPE", demo_lsamd.SHAPE.replace(embed_dim=12, depth=5))
+    monkeypatch.setattr(demo_lsamd, "DEPTHS", (4, 6))
+    monkeypatch.setattr(demo_lsamd, "TRAIN_IMAGES", 64)
+    for name in ("ANCESTRY_EPOCHS", "SEARCH_EPOCHS", "EPOCHS"):
+        monkeypatch.setattr(demo_lsamd, name, 1)
+    result = cli("demo", "--method", "lsamd", "--out", out)
+    assert result.code == 0, result.err
+    record = json.loads((out / "demo.json").read_text())
+    gene = learngene.load(out / "search-0.safetensors")
+    assert [task["task"] for task in record["search"]["tasks"]] == list(demo_lsamd.SETS)
+    assert record["search"]["layers"] == list(gene.method.layers)
+    assert [(row["task"], row["depth"]) for row in record["rows"]] == [
+        (task, depth) for task in demo_lsamd.TUNED for depth in (4, 6)
+    ]
+    for row in record["rows"]:
+        assert row["blocks"] == gene.method.block_of_layer(row["depth"])
+        assert all(0 <= row[key] <= 100 for key in ("lsamd", "scratch", "scratch_3x"))
+    masked = [task for task in record["search"]["tasks"] if task["metric"] == "mean IoU"]
+    assert [task["task"] for task in masked] == [demo_lsamd.CANVAS]
+    assert (out / "index.html").read_text().count("data:image/png;base64,") == 2
+    with Image.open(out / "demo.png") as picture:
+        assert min(picture.size) > 300
+
+    before = (out / "search-0.safetensors").read_bytes()
+    assert cli("demo", "--method", "lsamd", "--out", out).code == 0
+    assert json.loads((out / "demo.json").read_text())["rows"] == record["rows"]  # same seed, same table
+    assert (out / "search-0.safetensors").read_bytes() == before
+
+
+def test_a_canvas_has_a_mask_of_its_digits() -> None:
+    digits, _ = open_data(DataSpec(**demo.DATA))
+    image, mask = demo_lsamd.canvas(digits, np.random.default_rng(0))
+    assert image.shape == mask.shape == (demo_lsamd.CANVAS_SIDE, demo_lsamd.CANVAS_SIDE)
+    assert set(np.unique(mask)) <= {0, 1, 2}
+    assert (mask > 0).any()
+    assert ((mask > 0) == (image >= demo_lsamd.INK)).all()

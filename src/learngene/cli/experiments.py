@@ -12,18 +12,19 @@ import typer
 from learngene.cli.app import Overrides, RecipeFile, app
 from learngene.errors import LearngeneError, RecipeError, nearest
 
-DEMOS = ("genes", "pool")
+DEMOS = ("genes", "pool", "lsamd")
 
 
 @app.command()
 def demo(
-    method: Annotated[str, typer.Option(help="genes (TLEG and SWS) or pool")] = "genes",
+    method: Annotated[str, typer.Option(help="genes (TLEG and SWS), pool or lsamd")] = "genes",
     out: Annotated[
-        Path | None, typer.Option(help="where page, plot and results go; demo-output or demo-output-pool by default")
+        Path | None,
+        typer.Option(help="where page, plot and results go; demo-output, or demo-output-METHOD, by default"),
     ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same table", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Condense a digits classifier into two genes, or a pool, and compare the ViTs they make, in about two minutes."""
+    """Make two genes, a pool, or a searched gene of a digits classifier and compare their ViTs, in two minutes."""
     if method == "genes":
         from learngene.demo import run_demo
 
@@ -32,8 +33,12 @@ def demo(
         from learngene.demo_pool import run_pool_demo
 
         run_pool_demo(out or Path("demo-output-pool"), seed)
+    elif method == "lsamd":
+        from learngene.demo_lsamd import run_lsamd_demo
+
+        run_lsamd_demo(out or Path("demo-output-lsamd"), seed)
     else:
-        raise LearngeneError(f"--method {method}: there is a demo of genes and one of pool{nearest(method, DEMOS)}")
+        raise LearngeneError(f"--method {method}: there are demos of genes, pool and lsamd{nearest(method, DEMOS)}")
 
 
 DataFolder = Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")]
