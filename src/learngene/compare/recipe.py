@@ -132,6 +132,7 @@ class TaskSize(Section):
 
     images: Positive = Field(description="training images")
     classes: Positive
+    masks: bool = Field(False, description="segmentation: the classes are those of pixels")
 
 
 class CompareRecipe(Section):
@@ -141,7 +142,7 @@ class CompareRecipe(Section):
     out: Path = Field(Path("results/compare"), description="results: one JSON per cell, tables and plots")
     store: Path = Field(Path("runs/store"), description="what is trained on the way: ancestries and genes")
     data: DataSpec = Field(description="the home task, on which genes are condensed and ancestries trained")
-    tasks: dict[str, DataSpec] = Field({}, description="other tasks by name")
+    tasks: dict[str, DataSpec] = Field({}, description="other tasks by name, of images with masks too")
     ancestries: dict[str, ModelSpec] = Field({}, description="teachers and models to extract from, by name")
     shape: ShapeChanges = Field({}, description="what all shapes have in common")
     shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")

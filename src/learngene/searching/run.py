@@ -341,7 +341,8 @@ def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> Tas
     net = stage.module
     assert isinstance(net, SuperNet)
     result = (finished(spec, net) if keep else None) or run_stage(stage, spec, images, keep=keep, show=show)
-    loader = eval_loader(images[1], spec.data, img_size=stage.img_size, in_chans=stage.in_chans)
+    size = {"img_size": stage.img_size, "in_chans": stage.in_chans, "batch_size": max(spec.train.batch_size, 64)}
+    loader = eval_loader(images[1], spec.data, **size)
     share, soft = layer_usage(net.to(make_accelerator().device), loader)
     path = TaskPath(
         task=name,
