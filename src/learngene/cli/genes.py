@@ -219,6 +219,7 @@ def info(
         print(json.dumps({**header.metadata, "stored_params": header.stored_params}, indent=2))
         return
     meta = header.metadata
+    searched = meta.get("search", {}).get("tasks", [])
     ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
@@ -231,6 +232,9 @@ def info(
         "data": ", ".join(meta.get("data", {}).get("source", [])) or "none",
         "classes": f"{header.shape.num_classes}",
         **({"paths": f"{len(meta['paths'])}, see `learngene plan`"} if meta.get("paths") else {}),
+        **(
+            {"search": f"{len(meta['search']['tasks'])} data sets, see `learngene picture`"} if "search" in meta else {}
+        ),
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",

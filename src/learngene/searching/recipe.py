@@ -14,6 +14,8 @@ from learngene.sections import AncestrySpec, DataSpec, Routing, Section, Selecti
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 """Of task names, which become names of folders."""
+LONGEST_NAME = 100
+"""Characters of a task name; file systems take 255, to which seed and hash are added."""
 
 
 class SearchTask(Section):
@@ -56,9 +58,12 @@ class SearchRecipe(Section):
         for name in self.tasks:
             if not name or name.startswith(".") or set(name) - set(NAME_CHARACTERS):
                 raise RecipeError(f"tasks: '{name}' cannot name a folder; use letters, digits, dots, - and _")
-        seen: dict[str, str] = {}
+            if len(name) > LONGEST_NAME:
+                raise RecipeError(f"tasks: '{name}' is too long for a folder; use {LONGEST_NAME} characters or fewer")
+        seen: dict[tuple[object, ...], str] = {}
         for name, task in self.tasks.items():
-            where = hashed([content(task.data), task.data.root])
+            data = task.data  # Images of another size, or prepared in another way, are still the same.
+            where = (*sorted(str(Path(source).resolve()) for source in data.sources), data.root, data.train_split)
             if where in seen:
                 raise RecipeError(f"tasks: {seen[where]} and {name} are the same data; leave one out")
             seen[where] = name
