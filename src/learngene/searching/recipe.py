@@ -81,13 +81,19 @@ class SearchRecipe(Section):
         return self
 
     def task(self, name: str) -> TaskSearch:
-        """The part of the recipe that decides one data set's path; its folder has a name made of that."""
+        """The part of the recipe that decides one data set's path; its folder has a name made of that.
+
+        Its seed is its own, made of the recipe's and the name.
+        """
         task = self.tasks[name]
         train = validated(Train, merge(self.train.model_dump(exclude_unset=True), task.train), f"tasks.{name}.train")
         ancestry = self.ancestry.model_dump(mode="json")
         ancestry["source"] = "/".join(Path(self.ancestry.source).parts[-2:])  # wherever the folder lies
-        key = hashed([ancestry, content(task.data), content(train), content(self.routing)])
+        # With one seed for all, every data set would draw the same noise, and paths would agree because of it.
+        seed = int(hashed([train.seed, name]), 16)
+        key = hashed([ancestry, content(task.data), content(train), content(self.routing), name])
         out = (self.kept or self.out) / f"{name}-s{train.seed}-{key}"
+        train = train.model_copy(update={"seed": seed})
         return TaskSearch(task=name, ancestry=self.ancestry, data=task.data, train=train, routing=self.routing, out=out)
 
     @property
