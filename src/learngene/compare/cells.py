@@ -380,7 +380,7 @@ def _searched_gene(
     out: Comparison, name: str, spec: ContenderSpec, search: SearchSpec, ancestry: AncestryJob, seed: int
 ) -> GeneJob:
     recipe = out.recipe
-    tasks = search.tasks or list(recipe.tasks)
+    tasks = recipe.searched(search)
     train = recipe.train("condense", spec.train, {"seed": seed})
     rates = {task: {"lr": search.rates[task]} for task in tasks if task in search.rates}
     given: dict[str, Any] = {

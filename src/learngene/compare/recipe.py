@@ -233,6 +233,16 @@ class CompareRecipe(Section):
         known = [HOME, *self.tasks] if field == "tasks" else list(getattr(self, field))
         return list(getattr(self.run, field) or known)
 
+    def searched(self, search: SearchSpec) -> list[str]:
+        """The tasks on which a contender's blocks are searched."""
+        return search.tasks or list(self.tasks)
+
+    def needed(self) -> list[str]:
+        """The tasks whose images are needed: the home task, those that are run, and those that are searched."""
+        searches = [spec.search for name in self.chosen("contenders") if (spec := self.contenders[name]).search]
+        parts = [task for search in searches if search for task in self.searched(search)]
+        return list(dict.fromkeys([HOME, *self.chosen("tasks"), *parts]))
+
 
 def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -> Any:
     spec = contenders[name]

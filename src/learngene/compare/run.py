@@ -69,7 +69,7 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     """
     opened = Opened(recipe)
     faults: dict[str, None] = {}
-    for task in {HOME: None, **dict.fromkeys(recipe.chosen("tasks"))}:
+    for task in recipe.needed():
         try:
             train = opened[task][0]
             if task == HOME:
