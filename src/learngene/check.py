@@ -94,15 +94,14 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
 def _check_search(recipe: SearchRecipe) -> Iterator[str]:
     from learngene.condensing import refuse_foreign_gene
     from learngene.searching.paths import read_path
-    from learngene.searching.run import gene_path, prepare, search_bytes
+    from learngene.searching.run import gene_path, prepare, refuse_other_paths, search_bytes
 
     prepared = prepare(recipe)
+    refuse_other_paths(prepared)
     identity = prepared.ancestry.identity
     yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}, {prepared.shape}"
     for name, (train, val) in prepared.images.items():
         spec = recipe.task(name)
-        accumulation(spec.train, processes=1)
-        refuse_unknown_optimizer(spec.train)
         updates = len(train) // spec.train.batch_size * spec.train.epochs
         there = "searched" if read_path(spec.out) else f"{updates} steps of {spec.train.batch_size} images"
         yield f"task {name}: {len(train)} training and {len(val)} validation images, {there}"

@@ -208,6 +208,8 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
         for each in paths
     ):
         raise GeneFileError(f"{path}: metadata entry 'paths' must be a list of objects with 'path' and 'top1'")
+    if "search" in metadata and not _is_search(metadata["search"]):
+        raise GeneFileError(f"{path}: metadata entry 'search' must be the record of a search, see docs/format.md")
     entries: dict[str, dict[str, type | UnionType]] = {
         "ancestry": {"name": str, "tag": str, "sha256": str},
         "data": {"source": list},
@@ -219,6 +221,26 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
             bad_list = isinstance(value, list) and not all(isinstance(item, str) for item in value)
             if value is not None and (not isinstance(value, kinds) or bad_list):
                 raise GeneFileError(f"{path}: metadata entry '{key}.{field}' has the wrong type")
+
+
+def _is_search(record: Any) -> bool:
+    """Whether an entry has what a picture of a search shows, in lists of the same length."""
+
+    def are(values: Any, kind: type | UnionType) -> bool:
+        return isinstance(values, list) and bool(values) and all(isinstance(value, kind) for value in values)
+
+    if not isinstance(record, dict) or not are(record.get("usage"), int) or not are(record.get("tasks"), dict):
+        return False
+    depth = len(record["usage"])
+    return are(record.get("layers"), int) and all(
+        isinstance(task.get("task"), str)
+        and isinstance(task.get("score"), int | float)
+        and isinstance(task.get("layers"), list)
+        and all(isinstance(layer, int) and 1 <= layer <= depth for layer in [*task["layers"], *record["layers"]])
+        and are(task.get("share"), int | float)
+        and len(task["share"]) == depth
+        for task in record["tasks"]
+    )
 
 
 def _check_tensors(header: GeneHeader) -> None:

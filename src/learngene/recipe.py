@@ -231,13 +231,42 @@ def dump_recipe(recipe: Section) -> str:
     return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which by itself keeps the last of two equal keys without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line, known = key.start_mark.line + 1, (key.tag, key.value)
+            if known in seen:
+                where = f"line {line}" if seen[known] == line else f"lines {seen[known]} and {line}"
+                raise RecipeError(f"key '{key.value}' is given twice, in {where}; leave one out")
+            seen[known] = line
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values from YAML.
+
+    Raises:
+        RecipeError: If a mapping has a key twice; the message has no file's name in it.
+        yaml.YAMLError: If it is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(f"{path}: extends itself")
     try:
-        fields = yaml.safe_load(path.read_text())
+        fields = load_yaml(path.read_text())
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
         raise RecipeError(f"{path}: not valid YAML: {line}") from None
@@ -251,7 +280,9 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 def _parse_value(text: str, assignment: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
+    except RecipeError as error:
+        raise RecipeError(f"override '{assignment}': {error}") from None
     except yaml.YAMLError:
         raise RecipeError(f"override '{assignment}': the value is not valid YAML") from None
     if isinstance(value, str):

@@ -13,7 +13,7 @@ from learngene.genefile import read_header
 KEPT, EDGE, GREY = "#d55e00", "#ffffff", "#555555"
 CELL = 0.46
 """Inches of a layer's cell."""
-LABELS, COUNTS, ABOVE, BELOW = 1.5, 0.55, 0.75, 1.15
+LABELS, COUNTS, ABOVE, BELOW = 1.2, 0.5, 0.5, 0.85
 """Inches for the names of the data sets, the counts, the title, and the axis with its key."""
 
 
@@ -38,7 +38,7 @@ def usage_picture(record: Mapping[str, Any], out: Path) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=(0.5, depth + 0.5, rows - 0.5, -0.5))
     for row, task in enumerate(tasks):
         for layer in task["layers"]:
-            axes.plot(layer, row, "o", color="black", markersize=3.5)
+            axes.plot(layer, row, "o", color="black", markeredgecolor="white", markersize=4.5)
     for layer, count in enumerate(counts, start=1):
         dark = count > len(tasks) / 2
         axes.text(layer, rows - 1, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black")

@@ -289,7 +289,7 @@ def test_a_loaded_ancestry_costs_nothing_but_its_looks() -> None:
     comparison = laid_out(compare_fields(ancestries=loaded, data={"img_size": 224}))
     assert ancestry_macs(comparison.ancestries["vit"], EPOCH) == 0
     (gene,) = comparison.genes
-    assert gene_macs(gene, EPOCH) > EPOCH * 3 * D4
+    assert gene_macs(gene, {"home": EPOCH}) > EPOCH * 3 * D4
 
 
 # -- equal costs -------------------------------------------------------------------------------------------

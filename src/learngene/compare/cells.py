@@ -6,7 +6,7 @@ need the same gene, or the same cell, share one file, and a cell that is there i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.searching.paths import NAME as PATH_FILE
 from learngene.searching.recipe import SearchRecipe, TaskSearch
 from learngene.sections import AncestrySpec, DataSpec, Train
+from learngene.segmentation import segmenter_macs, segmenter_params
 from learngene.shape import ViTShape
 from learngene.stitched import Shape, StitchedShape, shape_from
 
@@ -183,6 +184,7 @@ class Cell:
         train: The tuning; None scores the descendant as it is.
         key: Hash of everything that decides the result.
         path: The result file.
+        masked: Whether the task's images have masks, so that the descendant gets a segmentation head.
     """
 
     contender: str
@@ -198,6 +200,17 @@ class Cell:
     train: Train | None
     key: str
     path: Path
+    masked: bool = False
+
+    @property
+    def params(self) -> int:
+        """Parameters of the descendant with its head."""
+        return segmenter_params(self.shape) if self.masked else self.shape.params()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image through the descendant with its head."""
+        return segmenter_macs(self.shape) if self.masked else self.shape.macs()
 
     @property
     def place(self) -> Place:
@@ -227,11 +240,13 @@ class Comparison:
         cells: Every combination of contender, shape, task, budget and seed.
         num_classes: Classes of every task that is run, and of the home task.
         loaded: Shapes of the plain ViTs that are loaded as they are, by name of the ancestry.
+        masked: Tasks whose images have masks.
     """
 
     recipe: CompareRecipe
     num_classes: Mapping[str, int]
     loaded: Mapping[str, ViTShape] = field(default_factory=dict)
+    masked: Collection[str] = ()
     ancestries: dict[str, AncestryJob] = field(default_factory=dict)
     genes: list[GeneJob] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
@@ -251,6 +266,7 @@ def lay_out(
     num_classes: Mapping[str, int],
     train_images: Mapping[str, int],
     loaded: Mapping[str, ViTShape] | None = None,
+    masked: Collection[str] = (),
 ) -> Comparison:
     """Makes all jobs of a recipe, with their keys.
 
@@ -259,13 +275,14 @@ def lay_out(
         num_classes: Classes of every task.
         train_images: Training images of every task, from which equal costs are computed.
         loaded: Shapes of the plain ViTs that are loaded as they are, by name of the ancestry.
+        masked: Tasks whose images have masks.
 
     Raises:
         LearngeneError: If a contender's gene cannot be described: the first fault.
     """
     from learngene.compare.cost import equal_epochs
 
-    out = Comparison(recipe, num_classes, loaded or {})
+    out = Comparison(recipe, num_classes, loaded or {}, masked)
     genes: dict[Path, GeneJob] = {}
     for name in recipe.chosen("contenders"):
         spec = recipe.contenders[name]
@@ -363,7 +380,7 @@ def _searched_gene(
     out: Comparison, name: str, spec: ContenderSpec, search: SearchSpec, ancestry: AncestryJob, seed: int
 ) -> GeneJob:
     recipe = out.recipe
-    tasks = search.tasks or list(recipe.tasks)
+    tasks = recipe.searched(search)
     train = recipe.train("condense", spec.train, {"seed": seed})
     rates = {task: {"lr": search.rates[task]} for task in tasks if task in search.rates}
     given: dict[str, Any] = {
@@ -442,7 +459,8 @@ def _cell(
     width = f"d{shape.depth}w{'-'.join(str(each) for each in widths)}"
     path = recipe.out / "cells" / f"{spec.method}-{width}-{data_name(data)}-e{epochs}-s{seed}-{key}.json"
     kind = method(spec.method, spec.settings)
-    return Cell(contender, shape_name, task, budget, seed, spec, kind, gene, shape, data, train, key, path)
+    masked = task in out.masked
+    return Cell(contender, shape_name, task, budget, seed, spec, kind, gene, shape, data, train, key, path, masked)
 
 
 def data_name(data: DataSpec) -> str:

@@ -69,7 +69,7 @@ def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int])
         comparison: All cells, among which gene and ancestry are shared.
         train_images: Training images by task.
     """
-    tune = images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.shape.macs() if cell.train else 0
+    tune = images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.macs if cell.train else 0
     gene = cell.gene
     origins = [*([gene.ancestry] if gene.ancestry else []), *gene.anchors] if gene else []
     sharing, all_of_it = _sharing(comparison)
@@ -165,7 +165,7 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
             )
         budget, contender = comparison.recipe.budgets[cell.budget], comparison.recipe.contenders[cell.contender]
         one = comparison.recipe.train("tune", budget.tune, contender.tune, {"epochs": 1, "schedule": NO_WARM_UP})
-        per_epoch = images_seen(one, train_images[cell.task]) * TRAINING * cell.shape.macs()
+        per_epoch = images_seen(one, train_images[cell.task]) * TRAINING * cell.macs
         left = cost_of(other, comparison, train_images).total - cost_of(cell, comparison, train_images).shared
         if left < 0:
             faults[f"{cell.contender} at {cell.shape_name} costs more than {model} before any tuning"] = None

@@ -83,7 +83,7 @@ def styles(rows: Sequence[Row]) -> dict[str, Style]:
 
 
 def accuracy_over_params(rows: Sequence[Row], path: Path, task: str, budget: str) -> None:
-    """Draws top-1 over the parameters of the descendants; dotted as initialised, solid after tuning.
+    """Draws top-1, or mean IoU, over the parameters of the descendants; dotted as initialised, solid after tuning.
 
     Args:
         rows: Of the comparison.
@@ -105,14 +105,14 @@ def accuracy_over_params(rows: Sequence[Row], path: Path, task: str, budget: str
         if any(row.epochs for row in mine):
             last = _line((size[0].params / 1e6, [row.last_top1 for row in size]) for size in sizes)
             _draw(axis, last, look[contender], "-", bars)
-    axis.set(xlabel="parameters of the descendant, M", ylabel="top-1, %")
+    axis.set(xlabel="parameters of the descendant, M", ylabel=f"{some[0].metric}, %")
     _name_shapes(axis, {row.shape: row.params / 1e6 for row in some})
     kinds = {"as initialised": ":", "after tuning": "-"} if tuned else {"as initialised": ":"}
     _finish(figure, path, _shown(some, look), kinds)
 
 
 def accuracy_over_epochs(rows: Sequence[Row], path: Path, task: str, budget: str, shape: str) -> None:
-    """Draws top-1 over the epochs of tuning, from the untuned model at 0 (SWS, Figures 4 and 5).
+    """Draws top-1, or mean IoU, over the epochs of tuning, from the untuned model at 0 (SWS, Figures 4 and 5).
 
     Where not every epoch was scored, the row does not say which ones were, and only the first and the last score,
     whose epochs are known, are drawn.
@@ -131,14 +131,14 @@ def accuracy_over_epochs(rows: Sequence[Row], path: Path, task: str, budget: str
 
     some = _chosen(rows, task=task, budget=budget, shape=shape)
     look = styles(rows)
-    figure, axis = _canvas(f"{task}, {budget}, {shape}: top-1 over epochs{_over_seeds(some)}")
+    figure, axis = _canvas(f"{task}, {budget}, {shape}: {some[0].metric} over epochs{_over_seeds(some)}")
     bars = len({row.contender for row in some}) > BANDS
     for (contender,), mine in group(some, "contender").items():
         scores = [_scores(row) for row in mine]
         epochs = sorted(set.intersection(*(set(score) for score in scores)))
         line = _line((epoch, [score[epoch] for score in scores]) for epoch in epochs)
         _draw(axis, line, look[contender], "-", bars)
-    axis.set(xlabel="epochs of tuning (0: as initialised)", ylabel="top-1, %")
+    axis.set(xlabel="epochs of tuning (0: as initialised)", ylabel=f"{some[0].metric}, %")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(figure, path, _shown(some, look))
 
@@ -313,10 +313,12 @@ def _line(points: Iterable[tuple[float, list[float]]]) -> Line:
 
 
 def _after(rows: Sequence[Row]) -> str:
-    epochs = {row.epochs for row in rows}
+    epochs, metric = {row.epochs for row in rows}, rows[0].metric
     if epochs == {0}:
-        return "top-1 as initialised"
-    return f"top-1 after {max(epochs)} epoch{'s' * (max(epochs) > 1)}" if len(epochs) == 1 else "top-1 after tuning"
+        return f"{metric} as initialised"
+    return (
+        f"{metric} after {max(epochs)} epoch{'s' * (max(epochs) > 1)}" if len(epochs) == 1 else f"{metric} after tuning"
+    )
 
 
 def _over_seeds(rows: Sequence[Row]) -> str:

@@ -132,6 +132,7 @@ class TaskSize(Section):
 
     images: Positive = Field(description="training images")
     classes: Positive
+    masks: bool = Field(False, description="segmentation: the classes are those of pixels")
 
 
 class CompareRecipe(Section):
@@ -141,7 +142,7 @@ class CompareRecipe(Section):
     out: Path = Field(Path("results/compare"), description="results: one JSON per cell, tables and plots")
     store: Path = Field(Path("runs/store"), description="what is trained on the way: ancestries and genes")
     data: DataSpec = Field(description="the home task, on which genes are condensed and ancestries trained")
-    tasks: dict[str, DataSpec] = Field({}, description="other tasks by name")
+    tasks: dict[str, DataSpec] = Field({}, description="other tasks by name, of images with masks too")
     ancestries: dict[str, ModelSpec] = Field({}, description="teachers and models to extract from, by name")
     shape: ShapeChanges = Field({}, description="what all shapes have in common")
     shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")
@@ -231,6 +232,16 @@ class CompareRecipe(Section):
         """The names of one kind that are run, in the recipe's order."""
         known = [HOME, *self.tasks] if field == "tasks" else list(getattr(self, field))
         return list(getattr(self.run, field) or known)
+
+    def searched(self, search: SearchSpec) -> list[str]:
+        """The tasks on which a contender's blocks are searched."""
+        return search.tasks or list(self.tasks)
+
+    def needed(self) -> list[str]:
+        """The tasks whose images are needed: the home task, those that are run, and those that are searched."""
+        searches = [spec.search for name in self.chosen("contenders") if (spec := self.contenders[name]).search]
+        parts = [task for search in searches if search for task in self.searched(search)]
+        return list(dict.fromkeys([HOME, *self.chosen("tasks"), *parts]))
 
 
 def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -> Any:

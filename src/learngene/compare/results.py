@@ -64,6 +64,9 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
 class Row:
     """One cell's result as a table's row; accuracies in percent, losses in nats.
 
+    On a task of images with masks every ``top1`` is the mean IoU, and what has no counterpart there (five guesses, the
+    multiple of chance) is 0.
+
     Attributes:
         contender: Name of the contender.
         method: Its method.
@@ -105,6 +108,7 @@ class Row:
         curve: Top-1 after every epoch, the untuned one first.
         search_score: Of a searched gene, the mean score of its super nets (top-1 or mean IoU).
         choices: Of a searched gene, per task and layer whether the base block was taken.
+        masks: Whether the task's images have masks.
     """
 
     contender: str
@@ -146,6 +150,12 @@ class Row:
     curve: tuple[float, ...]
     search_score: float = 0.0
     choices: tuple[int, ...] = ()
+    masks: bool = False
+
+    @property
+    def metric(self) -> str:
+        """What its ``top1`` are."""
+        return "mean IoU" if self.masks else "top-1"
 
 
 @dataclass
@@ -185,7 +195,8 @@ def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Collecte
 
 def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_images: Mapping[str, int]) -> Row:
     untuned, last, epochs = content["untuned"], content["last"], content["epochs"]
-    curve = (untuned["top1"], *(entry["top1"] for entry in epochs if "top1" in entry))
+    main = "miou" if cell.masked else "top1"
+    curve = (untuned[main], *(entry[main] for entry in epochs if main in entry))
     cost = cost_of(cell, comparison, train_images)
     gene = content.get("gene") or {}
     searched = gene.get("search", {}).get("tasks", [])
@@ -200,7 +211,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         depth=cell.shape.depth,
         embed_dim=cell.shape.embed_dim,
         img_size=cell.shape.img_size,
-        crop_pct=cell.data.crop_pct or default_crop(cell.shape.img_size),
+        crop_pct=1.0 if cell.masked else cell.data.crop_pct or default_crop(cell.shape.img_size),
         interpolation=cell.data.interpolation,
         params=content["params"],
         macs=content["macs"],
@@ -208,13 +219,13 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         stored_params=gene.get("stored_params", 0),
         gene_top1=gene.get("top1") or 0.0,
         linearity=content.get("linearity") or 0.0,
-        untuned_top1=untuned["top1"],
-        times_chance=untuned["top1"] * max(1, cell.shape.num_classes) / 100,
-        untuned_top5=untuned["top5"],
+        untuned_top1=untuned[main],
+        times_chance=0.0 if cell.masked else untuned[main] * max(1, cell.shape.num_classes) / 100,
+        untuned_top5=0.0 if cell.masked else untuned["top5"],
         untuned_loss=untuned["loss"],
         first_top1=curve[min(1, len(curve) - 1)],
-        last_top1=last["top1"],
-        last_top5=last["top5"],
+        last_top1=last[main],
+        last_top5=0.0 if cell.masked else last["top5"],
         last_loss=last["loss"],
         best_top1=max(curve),
         epochs=len(epochs),
@@ -230,6 +241,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         curve=curve,
         search_score=statistics.fmean(task["score"] for task in searched) if searched else 0.0,
         choices=tuple(int(share >= 0.5) for task in searched for share in task["share"]),
+        masks=cell.masked,
     )
 
 
@@ -268,8 +280,9 @@ def as_csv(rows: Iterable[Row]) -> str:
     for row in rows:
         values = asdict(row)
         model = f"{row.contender}_d{row.depth}_w{row.embed_dim}"
-        scores = [row.last_top1, 100 - row.last_top1, row.last_top5, 100 - row.last_top5]
-        timm = [model, *(f"{score:.3f}" for score in scores), f"{row.params / 1e6:.3f}"]
+        scores = [row.last_top1, 100 - row.last_top1, *(() if row.masks else (row.last_top5, 100 - row.last_top5))]
+        shown = [f"{score:.3f}" for score in scores]
+        timm = [model, *shown, *[""] * (4 - len(shown)), f"{row.params / 1e6:.3f}"]
         timm += [str(values[name]) for name in preparation]
         curve = " ".join(f"{value:.2f}" for value in row.curve)
         writer.writerow([*timm, *(_short(values[name]) for name in own), curve])
@@ -285,10 +298,11 @@ def as_markdown(rows: Iterable[Row]) -> str:
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for (task, budget, shape, contender), some in group(rows, "task", "budget", "shape", "contender").items():
         one = some[0]
-        cells = [task, budget, shape, contender, f"{one.params / 1e6:.3f}", f"{one.stored_params / 1e6:.3f}"]
+        name = f"{task} ({one.metric})" if one.masks else task
+        cells = [name, budget, shape, contender, f"{one.params / 1e6:.3f}", f"{one.stored_params / 1e6:.3f}"]
         cells += [spread(row.untuned_top1 for row in some)]
         cells += [spread(row.first_top1 for row in some) if one.epochs else "-"]
-        cells += [spread(row.last_top1 for row in some), spread(row.last_top5 for row in some)]
+        cells += [spread(row.last_top1 for row in some), "-" if one.masks else spread(row.last_top5 for row in some)]
         cells += [spread((row.last_loss for row in some), 3), str(one.epochs)]
         cells += [
             f"{one.total_macs / 1e12:.3g}",

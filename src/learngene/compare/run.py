@@ -27,6 +27,7 @@ from learngene.finetuning import evaluate, scratch, train_model
 from learngene.gene import Learngene, kept_parameters
 from learngene.measure import commit, environment, score_from
 from learngene.methods import default_settings
+from learngene.models.segmenter import segment
 from learngene.pooling.run import distil_row
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.recipe import FinetuneRecipe
@@ -37,7 +38,8 @@ from learngene.searching.run import prepare as prepare_search
 from learngene.sections import DataSpec
 from learngene.shape import ViTShape
 from learngene.train.batches import refuse_too_few
-from learngene.train.images import ImageSet, open_data
+from learngene.train.images import ImageSet, open_data, refuse_masks
+from learngene.train.joint import refuse_unaligned
 from learngene.train.loop import InterruptedRun
 
 Images = tuple[ImageSet, ImageSet]
@@ -67,9 +69,11 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     """
     opened = Opened(recipe)
     faults: dict[str, None] = {}
-    for task in {HOME: None, **dict.fromkeys(recipe.chosen("tasks"))}:
+    for task in recipe.needed():
         try:
             train = opened[task][0]
+            if task == HOME:
+                refuse_masks(train, "the home task, on which genes are condensed,")
             _refuse_other_size(task, train, recipe)
         except LearngeneError as error:
             faults[f"task {task}: {error}"] = None
@@ -77,7 +81,8 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
         raise LearngeneError("\n".join(faults))
     sizes = {task: len(images[0]) for task, images in opened.sets.items()}
     classes = {task: len(images[0].class_names) for task, images in opened.sets.items()}
-    comparison = lay_out(recipe, classes, sizes, _loaded_shapes(recipe))
+    masked = {task for task, images in opened.sets.items() if images[0].segmentation}
+    comparison = lay_out(recipe, classes, sizes, _loaded_shapes(recipe), masked)
     home = opened[HOME][0]
     for ancestry in comparison.ancestries.values():
         if ancestry.spec.architecture:
@@ -100,7 +105,9 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     for cell in comparison.cells:
         _note(faults, f"{cell.contender} at {cell.shape_name}", _refuse_impossible, cell)
         if cell.train is not None:
-            _note(faults, f"{cell.contender} on {cell.task}", refuse_too_few, opened[cell.task][0], cell.train)
+            where = f"{cell.contender} on {cell.task}"
+            _note(faults, where, refuse_too_few, opened[cell.task][0], cell.train)
+            _note(faults, where, refuse_unaligned, opened[cell.task][0], cell.train.augment)
     if faults:
         raise LearngeneError("\n".join(faults))
     return comparison, sizes, opened
@@ -137,6 +144,11 @@ def _refuse_other_size(task: str, images: ImageSet, recipe: CompareRecipe) -> No
         raise LearngeneError(
             f"{images.where} has {len(images)} training images in {len(images.class_names)} classes, but sizes.{task} "
             f"declares {declared.images} in {declared.classes}"
+        )
+    if declared and declared.masks != images.segmentation:
+        has = "has" if images.segmentation else "has no"
+        raise LearngeneError(
+            f"{images.where} {has} masks, but sizes.{task} declares masks: {str(declared.masks).lower()}"
         )
 
 
@@ -316,8 +328,8 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
         "shape": cell.shape.to_dict(),
         "task": cell.task,
         "seed": cell.seed,
-        "params": cell.shape.params(),
-        "macs": cell.shape.macs(),
+        "params": cell.params,
+        "macs": cell.macs,
         "gene": _gene_record(gene) if gene else None,
         "spec": cell.spec.model_dump(mode="json"),
         "layers": model.learngene["layers"],
@@ -326,6 +338,8 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
         "train": cell.train.model_dump(mode="json") if cell.train else None,
         "data": _data_record(cell.data, images),
     }
+    if cell.masked:
+        model = segment(model, cell.shape.num_classes, seed=cell.seed, class_names=images[0].class_names)
     model_data = cell.data
     untuned = evaluate(model, model_data, images=images[1])
     content |= {"untuned": asdict(untuned), "epochs": [], "last": asdict(untuned), "steps": 0, "error": None}

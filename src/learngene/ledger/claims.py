@@ -18,7 +18,7 @@ from learngene.compare.results import Row
 from learngene.errors import LearngeneError, RecipeError, nearest
 from learngene.files import find_folder
 from learngene.ledger.structural import STRUCTURAL
-from learngene.recipe import apply_overrides, read_fields, with_data
+from learngene.recipe import apply_overrides, load_yaml, read_fields, with_data
 from learngene.sections import Section, merge, validated
 
 SCALES = ("laptop", "gpu", "paper")
@@ -145,7 +145,9 @@ def load_claims(folder: Path | None = None) -> dict[str, ClaimGroup]:
     groups: dict[str, ClaimGroup] = {}
     for path in sorted(folder.glob("*/*.yaml")):
         try:
-            fields = yaml.safe_load(path.read_text())
+            fields = load_yaml(path.read_text())
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
         if not isinstance(fields, dict):

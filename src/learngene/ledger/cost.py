@@ -16,7 +16,9 @@ def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
     if recipe.sizes is None:
         raise LearngeneError(f"{group.id}: this protocol declares no sizes, so its cost cannot be known without data")
     images = {task: size.images for task, size in recipe.sizes.items()}
-    comparison = lay_out(recipe, {task: size.classes for task, size in recipe.sizes.items()}, images)
+    masked = [task for task, size in recipe.sizes.items() if size.masks]
+    classes = {task: size.classes for task, size in recipe.sizes.items()}
+    comparison = lay_out(recipe, classes, images, masked=masked)
     parts = [part for gene in comparison.genes for part in gene.parts]
     genes = sum(gene_macs(gene, images) for gene in comparison.genes)
     # A row or a super net is trained once, whatever the number of genes that share it.

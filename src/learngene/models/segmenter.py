@@ -137,8 +137,9 @@ class Segmenter(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameter belongs to which layer, for timm's ``layer_decay``."""
         return {
-            "stem": r"^backbone\.(cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
-            "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^(backbone\.(norm|fc_norm)\.|head)", (99999,))],
+            "stem": r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)",
+            # 99999 is timm's mark for the layer before; what matches nothing, as the head does, comes last.
+            "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^backbone\.(?:norm|fc_norm)\.", (99999,))],
         }
 
     def set_input_size(self, img_size: int) -> None:

@@ -62,6 +62,11 @@ class TaskPath:
         write_file(folder / NAME, lambda temporary: temporary.write_text(text + "\n"))
 
 
+def damaged(folder: Path) -> LearngeneError:
+    """What to say of a path file that no search can have written."""
+    return LearngeneError(f"{folder / NAME}: damaged; delete {folder} to search this data set again")
+
+
 def read_path(folder: Path) -> TaskPath | None:
     """The path that a run folder holds; None if its super net is not trained yet.
 
@@ -77,11 +82,22 @@ def read_path(folder: Path) -> TaskPath | None:
             raise ValueError
         fields: dict[str, Any] = {name: content[name] for name in ENTRIES}
         fields |= {name: tuple(float(value) for value in fields[name]) for name in ("share", "soft")}
-        if len(fields["share"]) != len(fields["soft"]) or not fields["share"]:
-            raise ValueError
+        _check(fields)
     except (OSError, ValueError, KeyError, TypeError):
-        raise LearngeneError(f"{file}: damaged; delete {folder} to search this data set again") from None
+        raise damaged(folder) from None
     return TaskPath(**fields)
+
+
+def _check(fields: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for entries that no search writes."""
+    if len(fields["share"]) != len(fields["soft"]) or not fields["share"]:
+        raise ValueError
+    if not all(0 <= value <= 1 for name in ("share", "soft") for value in fields[name]):
+        raise ValueError
+    if not all(isinstance(fields[name], str) for name in ("task", "ancestry", "data", "metric")):
+        raise ValueError
+    if not all(isinstance(fields[name], int | float) and fields[name] >= 0 for name in ("score", "epochs", "seconds")):
+        raise ValueError
 
 
 def layer_usage(net: SuperNet, batches: Iterable[tuple[Tensor, Any]]) -> tuple[list[float], list[float]]:

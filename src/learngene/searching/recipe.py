@@ -14,6 +14,8 @@ from learngene.sections import AncestrySpec, DataSpec, Routing, Section, Selecti
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 """Of task names, which become names of folders."""
+LONGEST_NAME = 100
+"""Characters of a task name; file systems take 255, to which seed and hash are added."""
 
 
 class SearchTask(Section):
@@ -56,9 +58,12 @@ class SearchRecipe(Section):
         for name in self.tasks:
             if not name or name.startswith(".") or set(name) - set(NAME_CHARACTERS):
                 raise RecipeError(f"tasks: '{name}' cannot name a folder; use letters, digits, dots, - and _")
-        seen: dict[str, str] = {}
+            if len(name) > LONGEST_NAME:
+                raise RecipeError(f"tasks: '{name}' is too long for a folder; use {LONGEST_NAME} characters or fewer")
+        seen: dict[tuple[object, ...], str] = {}
         for name, task in self.tasks.items():
-            where = hashed([content(task.data), task.data.root])
+            data = task.data  # Images of another size, or prepared in another way, are still the same.
+            where = (*sorted(str(Path(source).resolve()) for source in data.sources), data.root, data.train_split)
             if where in seen:
                 raise RecipeError(f"tasks: {seen[where]} and {name} are the same data; leave one out")
             seen[where] = name
@@ -76,13 +81,19 @@ class SearchRecipe(Section):
         return self
 
     def task(self, name: str) -> TaskSearch:
-        """The part of the recipe that decides one data set's path; its folder has a name made of that."""
+        """The part of the recipe that decides one data set's path; its folder has a name made of that.
+
+        Its seed is its own, made of the recipe's and the name.
+        """
         task = self.tasks[name]
         train = validated(Train, merge(self.train.model_dump(exclude_unset=True), task.train), f"tasks.{name}.train")
         ancestry = self.ancestry.model_dump(mode="json")
         ancestry["source"] = "/".join(Path(self.ancestry.source).parts[-2:])  # wherever the folder lies
-        key = hashed([ancestry, content(task.data), content(train), content(self.routing)])
+        # With one seed for all, every data set would draw the same noise, and paths would agree because of it.
+        seed = int(hashed([train.seed, name]), 16)
+        key = hashed([ancestry, content(task.data), content(train), content(self.routing), name])
         out = (self.kept or self.out) / f"{name}-s{train.seed}-{key}"
+        train = train.model_copy(update={"seed": seed})
         return TaskSearch(task=name, ancestry=self.ancestry, data=task.data, train=train, routing=self.routing, out=out)
 
     @property

@@ -23,13 +23,14 @@ from learngene.models.segmenter import segment
 from learngene.models.super_net import SuperNet, routed
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.recipe import build_recipe, dump_recipe
-from learngene.searching.paths import TaskPath, layer_usage, read_path
+from learngene.searching.paths import TaskPath, damaged, layer_usage, read_path
 from learngene.searching.recipe import SearchRecipe, TaskSearch
 from learngene.searching.select import selected, soft_usage, usage
 from learngene.shape import ViTShape
-from learngene.train.batches import eval_loader, refuse_channels, refuse_too_few
+from learngene.train.batches import accumulation, eval_loader, refuse_channels, refuse_too_few, train_transform
 from learngene.train.images import ImageSet, open_data
-from learngene.train.loop import InterruptedRun, Stage, make_accelerator
+from learngene.train.joint import refuse_unaligned
+from learngene.train.loop import InterruptedRun, Stage, make_accelerator, refuse_unknown_optimizer
 from learngene.train.losses import task_loss
 from learngene.train.run import finished, run_stage, write_once
 from learngene.train.state import MARKER
@@ -98,6 +99,10 @@ def search(
             used by enough of them, after it.
     """
     known = ancestry if isinstance(ancestry, Ancestry) else None
+    if processes > 1 and out is None:
+        raise LearngeneError("search: several processes share a run folder; give out")
+    if processes > 1 and known is not None:
+        raise LearngeneError("search: every process loads the ancestry itself; give its timm name, folder or file")
     for name in rates or {}:
         if name not in tasks:
             raise LearngeneError(f"rates: no data set '{name}' among {', '.join(tasks)}")
@@ -117,11 +122,14 @@ def search(
     }
     if out is not None:
         fields["out"] = str(out)
-    elif processes > 1:
-        raise LearngeneError("search: several processes share a run folder; give out")
     recipe = build_recipe(fields)
     assert isinstance(recipe, SearchRecipe)
-    return run(recipe, ancestry=known, processes=processes, keep=out is not None, show=show).gene
+    say = announce if show else _silent
+    return run(recipe, ancestry=known, processes=processes, keep=out is not None, show=show, say=say).gene
+
+
+def _silent(_text: str) -> None:
+    pass
 
 
 def gene_path(recipe: SearchRecipe) -> Path:
@@ -145,9 +153,16 @@ def prepare(
             if name not in out.images:
                 out.images[name] = open_data(task.data)
             spec = recipe.task(name)
-            refuse_too_few(out.images[name][0], spec.train)
-            refuse_channels(fill_preprocessing(spec.data, ancestry.model), out.shape.in_chans)
-            out.shape.replace(img_size=spec.data.img_size or out.shape.img_size)
+            train, size = out.images[name][0], spec.data.img_size or out.shape.img_size
+            refuse_too_few(train, spec.train)
+            refuse_unaligned(train, spec.train.augment)
+            refuse_unknown_optimizer(spec.train)
+            accumulation(spec.train, make_accelerator().num_processes)
+            filled = fill_preprocessing(spec.data, ancestry.model)
+            refuse_channels(filled, out.shape.in_chans)
+            out.shape.replace(img_size=size)
+            if not train.segmentation:
+                train_transform(spec.train.augment, filled, size)
         except LearngeneError as error:
             faults.append(f"task {name}: {error}")
     if faults:
@@ -192,6 +207,8 @@ def run(
         refuse_foreign_gene(gene_file)
         refuse_foreign(recipe.out, MARKER)
     prepared = prepare(recipe, ancestry, images)
+    if keep:
+        refuse_other_paths(prepared)
     if gene_file:
         refuse_full_disk(gene_file, search_bytes(prepared))
         refuse_unwritable(recipe.kept or recipe.out)
@@ -207,6 +224,22 @@ def run(
         there = f"{len(paths)} of {len(recipe.tasks)} data sets are searched"
         raise LearngeneError("\n".join([*lines, f"search: {there}; mend the others and run the same command again"]))
     return keep_selected(prepared, gene_file, [paths[name] for name in recipe.tasks])
+
+
+def refuse_other_paths(prepared: Prepared) -> None:
+    """Looks at all paths that are there, so that a wrong one shows before the others are searched.
+
+    Raises:
+        LearngeneError: One line per path that is damaged, or of another ancestry or other images.
+    """
+    faults = []
+    for name in prepared.recipe.tasks:
+        try:
+            _found(prepared, name)
+        except LearngeneError as error:
+            faults.append(f"task {name}: {error}")
+    if faults:
+        raise LearngeneError("\n".join(faults))
 
 
 def search_bytes(prepared: Prepared) -> int:
@@ -249,7 +282,7 @@ def _searched(
                 except (LearngeneError, RuntimeError, MemoryError) as error:
                     if not isinstance(error, (LearngeneError, MemoryError)) and not _out_of_memory(error):
                         raise
-                    failed[name] = str(error).splitlines()[0] or type(error).__name__
+                    failed[name] = (str(error).splitlines() or [type(error).__name__])[0]
                     say(f"{name}: failed: {failed[name]}")
                 finally:
                     if lock is not None:
@@ -280,6 +313,8 @@ def _found(prepared: Prepared, name: str) -> TaskPath | None:
     path = read_path(folder)
     if path is None:
         return None
+    if path.task != name or len(path.share) != prepared.shape.depth:
+        raise damaged(folder)
     wanted = {"ancestry": prepared.ancestry.identity["sha256"], "data": prepared.images[name][0].fingerprint()}
     for what, now in wanted.items():
         if getattr(path, what) != now:
@@ -306,7 +341,8 @@ def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> Tas
     net = stage.module
     assert isinstance(net, SuperNet)
     result = (finished(spec, net) if keep else None) or run_stage(stage, spec, images, keep=keep, show=show)
-    loader = eval_loader(images[1], spec.data, img_size=stage.img_size, in_chans=stage.in_chans)
+    size = {"img_size": stage.img_size, "in_chans": stage.in_chans, "batch_size": max(spec.train.batch_size, 64)}
+    loader = eval_loader(images[1], spec.data, **size)
     share, soft = layer_usage(net.to(make_accelerator().device), loader)
     path = TaskPath(
         task=name,
@@ -381,7 +417,12 @@ def keep_selected(prepared: Prepared, gene_file: Path | None, paths: list[TaskPa
             _keep_record(record, recipe.out)
     gene = extract(prepared.ancestry, method="lsamd", settings={"layers": record["layers"], "stem": recipe.stem})
     seconds = sum(path.seconds for path in paths)
-    gene.metadata["training"] = {"epochs": recipe.train.epochs, "seed": recipe.train.seed, "seconds": seconds}
+    gene.metadata["training"] = {
+        "epochs": recipe.train.epochs,
+        "seconds": seconds,
+        "seed": recipe.train.seed,
+        "recipe": {"train": recipe.train.model_dump(mode="json")},
+    }
     gene.metadata["search"] = record
     if gene_file:
         write_once(lambda: gene.save(gene_file, dtype=recipe.dtype))

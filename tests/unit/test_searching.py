@@ -1,0 +1,405 @@
+"""Searching: recipes and what they refuse, paths, usage and selection, runs in memory and in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import learngene
+import learngene.searching.run as searching
+from learngene import Ancestry
+from learngene.errors import LearngeneError, RecipeError
+from learngene.search_picture import usage_picture
+from learngene.searching.paths import TaskPath, layer_usage, read_path
+from learngene.searching.run import Prepared, prepare, run, search_task, super_stage
+from learngene.searching.select import above, selected, soft_usage, usage
+from learngene.sections import Routing, Selection
+from learngene.train.batches import eval_loader
+from pico import FAST, make_ancestry
+from searches import make_sets, path_of, search_fields, search_recipe
+
+
+@pytest.fixture(scope="module")
+def ancestry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_ancestry(tmp_path_factory.mktemp("searched") / "pico-vit", depth=4)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_sets(tmp_path_factory.mktemp("sets"))
+
+
+def prepared_of(ancestry: Path, sets: dict[str, Path], out: Path, **changes: Any) -> Prepared:
+    return prepare(search_recipe(search_fields(ancestry, sets, out, **changes)))
+
+
+def without_time(path: TaskPath) -> dict[str, Any]:
+    return {key: value for key, value in vars(path).items() if key != "seconds"}
+
+
+# -- paths and selection -----------------------------------------------------------------------------------
+
+
+def test_half_of_the_samples_are_enough_for_the_base_block() -> None:
+    path = path_of("a", [0.499999, 0.5, 1.0, 0.0])
+    assert path.uses == (0, 1, 1, 0)
+    assert path.base_layers == (2, 3)
+
+
+PATHS = [
+    path_of("a", [1.0, 1.0, 0.0, 0.6], [0.6, 0.5, 0.4, 0.5]),
+    path_of("b", [1.0, 0.0, 0.0, 0.6], [0.6, 0.5, 0.4, 0.9]),
+    path_of("c", [1.0, 0.0, 0.0, 0.2], [0.6, 0.1, 0.4, 0.4]),
+    path_of("d", [0.2, 0.9, 0.0, 0.1], [0.2, 0.5, 0.4, 0.4]),
+]
+"""Used by 3, 2, 0 and 2 of four data sets; in probabilities, layer 4 is ahead of layer 2."""
+
+
+def test_usage_is_counted_by_paths_and_summed_by_probabilities() -> None:
+    assert usage(PATHS) == [3, 2, 0, 2]
+    assert soft_usage(PATHS) == pytest.approx([2.0, 1.6, 1.6, 2.2])
+
+
+@pytest.mark.parametrize(("tau", "layers"), [(0, (1, 2, 4)), (1, (1, 2, 4)), (2, (1,))])
+def test_the_threshold_itself_is_not_enough(tau: int, layers: tuple[int, ...]) -> None:
+    assert selected(PATHS, Selection(tau=tau), tau) == layers == above([3, 2, 0, 2], tau)
+
+
+@pytest.mark.parametrize(("k", "layers"), [(1, (1,)), (2, (1, 4)), (3, (1, 2, 4)), (4, (1, 2, 3, 4))])
+def test_the_most_used_are_kept_and_ties_go_by_probability(k: int, layers: tuple[int, ...]) -> None:
+    assert selected(PATHS, Selection(rule="top_k", k=k), 2) == layers
+
+
+def test_an_empty_selection_says_which_thresholds_would_not_be() -> None:
+    with pytest.raises(LearngeneError) as error:
+        selected(PATHS, Selection(tau=3), 3)
+    assert str(error.value) == (
+        "select: no base block is used by more than tau=3 of 4 data sets (used by 3,2,0,2): tau=2 keeps 1; "
+        "tau=1 keeps 1,2,4; tau=0 keeps 1,2,4; or use select.rule=top_k select.k=5"
+    )
+    with pytest.raises(LearngeneError, match=r"no base block is used by any data set; or use select\.rule=top_k"):
+        selected([path_of("a", [0.1, 0.2])], Selection(), 0)
+
+
+def test_the_default_threshold_is_half_of_the_data_sets(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    twelve = {f"t{number}": tmp_path / str(number) for number in range(12)}
+    fields = search_fields(ancestry, twelve, tmp_path / "s", select={"rule": "threshold", "k": None})
+    assert search_recipe(fields).tau == 6
+    assert search_recipe(search_fields(ancestry, sets, tmp_path, select={"rule": "threshold", "k": None})).tau == 1
+
+
+def test_a_path_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = path_of("a", [0.25, 1.0], [0.5, 0.75])
+    path.write(tmp_path)
+    assert read_path(tmp_path) == path
+    assert read_path(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "something"}, {"version": 2}, {"share": [0.5]}, {"share": [], "soft": []}, {"share": ["x", 0.5]},
+        {"share": [1.5, 0]}, {"soft": [float("nan"), 0]}, {"task": 3}, {"score": "high"}, {"epochs": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_path_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    path_of("a", [0.25, 1.0]).write(tmp_path)
+    file = tmp_path / "path.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(LearngeneError) as error:
+        read_path(tmp_path)
+    assert str(error.value) == f"{file}: damaged; delete {tmp_path} to search this data set again"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"kind": "learngene path"}', "\x00"], ids=repr)
+def test_a_path_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "path.json").write_text(text)
+    with pytest.raises(LearngeneError, match=r"path\.json: damaged"):
+        read_path(tmp_path)
+
+
+def test_a_map_is_drawn_with_and_without_a_selection(tmp_path: Path) -> None:
+    tasks = [{"task": name, "layers": [1], "share": [1.0, 0.2], "score": 50.0} for name in "ab"]
+    for name, record in (("with", {"layers": [1]}), ("without", {})):
+        usage_picture({"tasks": tasks, "usage": [2, 0], **record}, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- recipes -----------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no data sets": ({"tasks": None}, "tasks: Input should be a valid dictionary"),
+    "no name": ({"tasks": {"": {"data": {"source": "x"}}}}, "tasks: '' cannot name a folder"),
+    "folder above": ({"tasks": {"..": {"data": {"source": "x"}}}}, "tasks: '..' cannot name a folder"),
+    "slash": ({"tasks": {"a/b": {"data": {"source": "x"}}}}, "tasks: 'a/b' cannot name a folder; use letters, digits"),
+    "long": ({"tasks": {"a" * 101: {"data": {"source": "x"}}}}, "is too long for a folder; use 100 characters"),
+    "a number": ({"tasks": {1: {"data": {"source": "x"}}}}, "Input should be a valid string"),
+    "no data": ({"tasks": {"x": {}}}, "tasks.x.data: Field required"),
+    "drop path": ({"train": {"drop_path": 0.1}}, "tasks.a: train.drop_path is not for super nets"),
+    "drop path of one": ({"tasks": {"b": {"train": {"drop_path": 0.1}}}}, "tasks.b: train.drop_path"),
+    "layer decay": ({"train": {"layer_decay": 0.9}}, "tasks.a: train.layer_decay is for fine-tuning"),
+    "unknown train": ({"tasks": {"b": {"train": {"lrr": 1}}}}, "tasks.b.train: train: unknown key 'lrr'; did you mean"),
+    "negative tau": ({"select": {"tau": -1}}, "select.tau: Input should be greater than or equal to 0 (given: -1)"),
+    "large tau": ({"select": {"tau": 2}}, "no block can be used by more than 2 of 2 data sets; use 0 to 1"),
+    "k of threshold": ({"select": {"k": 3}}, "select: k means nothing for rule threshold; leave it out"),
+    "tau of top k": ({"select": {"rule": "top_k", "k": 1, "tau": 1}}, "select: tau means nothing for rule top_k"),
+    "no k": ({"select": {"rule": "top_k"}}, "select: rule top_k needs k, the number of blocks, for example 5"),
+    "k of zero": ({"select": {"rule": "top_k", "k": 0}}, "select.k: Input should be greater than or equal to 1"),
+    "rule": ({"select": {"rule": "most"}}, "select.rule: Input should be 'threshold' or 'top_k'"),
+    "route": ({"routing": {"route": "imgs"}}, "routing.route: Input should be 'batch' or 'img' (given: 'imgs')"),
+    "gate": ({"routing": {"gate": "hard"}}, "routing.gate: Input should be 'straight-through', 'two-branch' or"),
+    "noise": ({"routing": {"noise": "white"}}, "routing.noise: Input should be 'gaussian', 'literal' or 'none'"),
+    "descriptor": ({"routing": {"descriptor": "max"}}, "routing.descriptor: Input should be 'mean', 'cls' or 'vote'"),
+    "preference": ({"routing": {"prefer_base": -1}}, "routing.prefer_base: Input should be greater than or equal"),
+    "unknown key": ({"routing": {"rout": "img"}}, "routing: unknown key 'rout'; did you mean 'route'?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_recipe_that_cannot_be_searched_is_refused(case: str) -> None:
+    changes, line = REFUSED[case]
+    fields = search_fields("vit", {"a": Path("a"), "b": Path("b")}, Path("out"), **changes)
+    if "select" not in changes or "k" not in changes["select"]:
+        fields["select"] = changes.get("select", {})
+    if case == "k of threshold":
+        fields["select"] = {"k": 3}
+    with pytest.raises(RecipeError) as error:
+        search_recipe(fields)
+    assert line in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_same_data_under_two_names_is_refused(tmp_path: Path) -> None:
+    for same in (tmp_path / "a", tmp_path / "b" / ".." / "a"):
+        with pytest.raises(RecipeError, match="tasks: one and other are the same data; leave one out"):
+            search_recipe(search_fields("vit", {"one": tmp_path / "a", "other": same}, tmp_path))
+    other = {"data": {"source": str(tmp_path / "a"), "img_size": 16}}
+    with pytest.raises(RecipeError, match="are the same data"):
+        search_recipe(search_fields("vit", {"one": tmp_path / "a"}, tmp_path, tasks={"other": other}))
+
+
+def test_data_that_has_the_same_file_name_elsewhere_is_other_data(tmp_path: Path) -> None:
+    recipe = search_recipe(search_fields("vit", {"a": tmp_path / "a" / "set", "b": tmp_path / "b" / "set"}, tmp_path))
+    assert recipe.task("a").out != recipe.task("b").out
+
+
+def test_what_decides_a_path_names_its_folder_and_nothing_else_does(ancestry: Path, sets: dict[str, Path]) -> None:
+    def folder(**changes: Any) -> str:
+        return search_recipe(search_fields(ancestry, sets, Path("out"), **changes)).task("two").out.name
+
+    one = folder()
+    assert one.startswith("two-s0-")
+    for same in (
+        {"select": {"k": 1}}, {"stem": False}, {"dtype": "float16"}, {"train": {"save_every": 3}},
+        {"tasks": {"two": {"data": {"workers": 2}}}}, {"tasks": {"colours": {"train": {"lr": 1.0}}}},
+        {"ancestry": {"source": f"/elsewhere/{ancestry.parent.name}/{ancestry.name}"}},
+    ):  # fmt: skip
+        assert folder(**same) == one, same
+    for other in (
+        {"train": {"lr": 1.0}}, {"tasks": {"two": {"train": {"lr": 1.0}}}}, {"routing": {"route": "img"}},
+        {"train": {"seed": 1}}, {"tasks": {"two": {"data": {"img_size": 16}}}}, {"ancestry": {"source": "other"}},
+    ):  # fmt: skip
+        assert folder(**other) != one, other
+    assert search_recipe(search_fields(ancestry, sets, Path("out"), kept="kept")).task("two").out == Path("kept") / one
+
+
+# -- runs --------------------------------------------------------------------------------------------------
+
+
+def test_a_search_in_memory_writes_nothing_and_keeps_the_ancestrys_blocks(
+    ancestry: Path,
+    sets: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vit = Ancestry(ancestry)
+    before = {name: value.clone() for name, value in vit.model.state_dict().items()}
+    tasks = {name: {"source": str(path), "workers": 0} for name, path in sets.items()}
+    gene = learngene.search(vit, tasks=tasks, select={"rule": "top_k", "k": 3}, rates={"two": 1e-2}, show=False, **FAST)
+    assert capsys.readouterr().out == ""
+    record = gene.metadata["search"]
+    assert [task["task"] for task in record["tasks"]] == list(sets)
+    assert [task["lr"] for task in record["tasks"]] == [3e-3, 1e-2, 3e-3]
+    assert [task["metric"] for task in record["tasks"]] == ["top-1", "top-1", "mean IoU"]
+    assert record["layers"] == list(gene.method.layers)  # type: ignore[attr-defined]
+    assert len(record["layers"]) == 3
+    for layer in record["layers"]:
+        for name, value in before.items():
+            if name.startswith(f"blocks.{layer - 1}."):
+                key = name.replace("blocks.", "layer", 1)
+                assert torch.equal(gene.tensors()[key], value), name
+    assert all(torch.equal(value, before[name]) for name, value in vit.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in vit.model.parameters())
+    assert list(tmp_path.iterdir()) == []
+    assert torch.isfinite(gene.expand(5, num_classes=2)(torch.zeros(1, 3, 8, 8))).all()
+
+
+def test_search_refuses_what_cannot_be(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    tasks = {"two": str(sets["two"])}
+    with pytest.raises(LearngeneError, match="rates: no data set 'tow' among two"):
+        learngene.search(str(ancestry), tasks=tasks, rates={"tow": 1.0})
+    with pytest.raises(LearngeneError, match="several processes share a run folder; give out"):
+        learngene.search(str(ancestry), tasks=tasks, processes=2)
+    with pytest.raises(LearngeneError, match="every process loads the ancestry itself; give its timm name"):
+        learngene.search(Ancestry(ancestry), tasks=tasks, processes=2, out=tmp_path / "s")
+    with pytest.raises(LearngeneError, match="unknown key 'epoch'; did you mean 'epochs'"):
+        learngene.search(str(ancestry), tasks=tasks, epoch=3)
+
+
+@pytest.mark.parametrize("route", ["batch", "img"])
+@pytest.mark.parametrize("noise", ["gaussian", "literal", "none"])
+def test_a_path_is_read_without_noise(
+    route: str, noise: str, ancestry: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    changes = {"routing": {"route": route, "noise": noise}}
+    made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, **changes)
+    spec = made.recipe.task("two")
+    filled = spec.data.model_copy(update={"mean": (0.5,) * 3, "std": (0.5,) * 3})
+    net = super_stage(made, spec, made.images["two"]).module
+    torch.manual_seed(3)
+    for layer in net.layers:  # type: ignore[union-attr]
+        torch.nn.init.normal_(layer.adapter.W1, std=2.0)
+        torch.nn.init.normal_(layer.adapter.W2, std=2.0)
+    loader = eval_loader(made.images["two"][1], filled, img_size=8)
+    found = [layer_usage(net.train(), loader) for _ in range(2)]  # type: ignore[arg-type]
+    assert found[0] == found[1]
+    assert len({value for values in found[0] for value in values}) > 2
+    path = search_task(made, "two", keep=False, show=False)
+    again = search_task(made, "two", keep=False, show=False)
+    assert without_time(path) == without_time(again)
+    if noise == "none":  # ties go to the base block, whose copies then learn nothing
+        assert path.base_layers == (1, 2, 3, 4)
+
+
+def test_a_preference_for_base_blocks_raises_their_share(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    soft = []
+    for weight in (0.0, 5.0):
+        changes = {"routing": {"prefer_base": weight}, "train": {"epochs": 6, "lr": 1e-2}}
+        made = prepared_of(ancestry, {"colours": sets["colours"]}, tmp_path, **changes)
+        soft.append(sum(search_task(made, "colours", keep=False, show=False).soft))
+    assert soft[1] > soft[0] + 0.2
+
+
+def test_a_literal_search_of_an_image_each_differs_from_the_default(
+    ancestry: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = []
+    for routing in ({}, {"route": "img"}, {"noise": "literal"}, {"gate": "two-branch"}, {"descriptor": "vote"}):
+        made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, routing=routing, train={"epochs": 2})
+        paths.append(search_task(made, "two", keep=False, show=False).soft)
+    assert len(set(paths)) == len(paths)
+
+
+def test_a_data_set_may_be_trained_in_its_own_way(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    changes = {"tasks": {"two": {"train": {"lr": 1e-2, "epochs": 3}}}}
+    recipe = search_recipe(search_fields(ancestry, sets, tmp_path / "s", **changes))
+    done = run(recipe, show=False, say=lambda _: None)
+    assert [(task["lr"], task["epochs"]) for task in done.record["tasks"]] == [(3e-3, 1), (1e-2, 3), (3e-3, 1)]
+    log = (recipe.task("two").out / "metrics.jsonl").read_text().splitlines()
+    assert len(log) == 3
+
+
+def test_images_of_another_size_are_searched_at_that_size(
+    ancestry: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, tasks={"two": {"data": {"img_size": 16}}})
+    assert super_stage(made, made.recipe.task("two"), made.images["two"]).img_size == 16
+    assert len(search_task(made, "two", keep=False, show=False).share) == 4
+
+
+def test_a_searched_super_net_trains_specific_blocks_adapters_norm_and_head(
+    ancestry: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, head in (("two", "model.head."), ("stripes", "model.head.")):
+        made = prepared_of(ancestry, {name: sets[name]}, tmp_path)
+        net = super_stage(made, made.recipe.task(name), made.images[name]).module
+        trained = {key for key, value in net.named_parameters() if value.requires_grad}
+        assert all(
+            ".specific." in key or ".adapter." in key or key.rpartition(".")[0].endswith(("norm", "fc_norm"))
+            or key.startswith(head) for key in trained
+        )  # fmt: skip
+        assert {key for key, _ in net.named_parameters() if ".specific." in key} <= trained
+        assert not any(".base." in key for key in trained)
+
+
+def test_routing_is_that_of_the_recipe(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, routing={"route": "img", "gate": "scale"})
+    net = super_stage(made, made.recipe.task("two"), made.images["two"]).module
+    assert all(layer.spec == Routing(route="img", gate="scale") for layer in net.layers)  # type: ignore[union-attr]
+
+
+# -- what fails, and what is there already -----------------------------------------------------------------
+
+
+def test_a_data_set_that_fails_does_not_lose_the_others(
+    ancestry: Path, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = search_recipe(search_fields(ancestry, sets, tmp_path / "s"))
+    real = searching.run_stage
+
+    def full(stage: Any, *args: Any, **kwargs: Any) -> Any:
+        if stage.name == "search colours":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it.")
+        if stage.name == "search two":
+            raise MemoryError
+        return real(stage, *args, **kwargs)
+
+    monkeypatch.setattr(searching, "run_stage", full)
+    lines: list[str] = []
+    with pytest.raises(LearngeneError) as error:
+        run(recipe, show=False, say=lines.append)
+    assert str(error.value).splitlines() == [
+        "task colours: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "task two: MemoryError",
+        "search: 1 of 3 data sets are searched; mend the others and run the same command again",
+    ]
+    assert [line.partition(":")[0] for line in lines] == list(sets)
+    assert not (tmp_path / "s.safetensors").exists()
+    monkeypatch.setattr(searching, "run_stage", real)
+    lines.clear()
+    assert run(recipe, show=False, say=lines.append).path == tmp_path / "s.safetensors"
+    assert [line.partition(":")[0] for line in lines] == ["colours", "two"]
+
+
+def test_an_error_of_ours_is_not_taken_for_a_data_sets(
+    ancestry: Path, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: Any, **_kwargs: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(searching, "run_stage", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(search_recipe(search_fields(ancestry, sets, tmp_path / "s")), show=False, say=lambda _: None)
+
+
+def test_paths_of_another_ancestry_or_other_images_are_refused_before_training(
+    ancestry: Path, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = search_recipe(search_fields(ancestry, sets, tmp_path / "s"))
+    monkeypatch.setattr(searching, "search_task", None)
+    folder = recipe.task("stripes").out
+    prepared = prepare(recipe)
+    identity, images = prepared.ancestry.identity["sha256"], prepared.images["stripes"][0].fingerprint()
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "recipe.yaml").touch()
+    for change, line in (
+        ({"ancestry": "0" * 64}, f"{folder} was searched with another ancestry; delete it, or choose another out"),
+        ({"data": "0" * 16}, f"{folder} was searched with another data; delete it, or choose another out"),
+        ({"task": "two"}, f"{folder / 'path.json'}: damaged; delete {folder} to search this data set again"),
+        ({"share": (0.5,), "soft": (0.5,)}, f"{folder / 'path.json'}: damaged; delete {folder} to search this"),
+    ):
+        fields = {**vars(path_of("stripes", [0.5] * 4)), "ancestry": identity, "data": images, **change}
+        TaskPath(**fields).write(folder)
+        with pytest.raises(LearngeneError) as error:
+            run(recipe, show=False)
+        assert str(error.value).startswith(f"task stripes: {line}")
+        assert [path.name for path in (tmp_path / "s").rglob("*") if path.is_file() and path.stat().st_size] == [
+            "path.json"
+        ]
