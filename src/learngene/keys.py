@@ -13,7 +13,9 @@ KEY_LENGTH = 10
 FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
 """Entries that do not change what is computed."""
 
-ADDED_LATER = frozenset({"DataSpec.mask_classes", "DataSpec.ignore_index", "Schedule.kind", "Schedule.power"})
+ADDED_LATER = frozenset(
+    {"DataSpec.mask_classes", "DataSpec.ignore_index", "Schedule.kind", "Schedule.power", "Routing.compared"}
+)
 """Section and name of entries that older results did not know. At its default such an entry changes nothing, so it is
 left out of the hash: otherwise every result that is there already would be computed, and named, anew."""
 

@@ -352,6 +352,9 @@ class Routing(Section):
         "is the chosen block's output), two-branch (runs the other block, too, and learns from the difference), scale "
         "(multiplies by the probability, as Mod-Squad does with parts of blocks; shrinks what a frozen net passes on)",
     )
+    compared: float = Field(
+        1.0, gt=0, le=1, description="two-branch: share of a batch's images on which the other block runs, too"
+    )
     noise: Literal["gaussian", "literal", "none"] = Field(
         "gaussian",
         description="gaussian: random while training, as the gates it cites; literal: equation 1 as printed; none",

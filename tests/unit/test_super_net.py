@@ -189,6 +189,20 @@ def test_gates_learn_by_the_formula_of_their_name(route, gate):
     assert float(found[0].abs().max()) > 0
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_gate_that_compares_some_samples_learns_what_it_would_from_these(route):
+    x = torch.randn(8, 5, WIDTH, generator=torch.Generator().manual_seed(5))
+    direction = torch.randn(8, 5, WIDTH, generator=torch.Generator().manual_seed(6))
+    direction[2:] = 0  # the rest of the batch has nothing to say
+    found = []
+    for compared in (0.25, 1.0):
+        layer = layer_of(Routing(route=route, gate="two-branch", compared=compared, noise="none"))
+        out = layer(x)
+        found.append((out.detach(), torch.autograd.grad((out * direction).sum(), layer.adapter.W1)[0]))
+    torch.testing.assert_close(found[0], found[1])
+    assert float(found[0][1].abs().max()) > 0
+
+
 def test_copies_give_the_two_branch_gate_nothing_to_learn_from_and_straight_through_something():
     grads = {}
     for gate in GATES:

@@ -116,11 +116,12 @@ class RoutedBlock(nn.Module):
             return out
         if self.spec.gate == "straight-through":
             return _through(x, out, chosen)
+        count = max(1, round(self.spec.compared * len(x)))
         with torch.no_grad():
             if self.spec.route == "batch":
-                unused = other(x, *args, **kwargs)
+                unused = other(x[:count], *args, **kwargs)
             else:
-                unused = self._each_its_own(x, ~prefers, *args, **kwargs)
+                unused = self._each_its_own(x[:count], ~prefers[:count], *args, **kwargs)
         # h + (p - sg p) h + (p' - sg p') o, where p' = 1 - p and o is the block that was not chosen.
         return _through(unused, out, chosen)
 
@@ -142,7 +143,8 @@ class _Through(torch.autograd.Function):
 
     The value is exactly ``out``; the gradient is that of out + (p - sg p)(out - reference). With the layer's input as
     reference, the gate learns how useful the chosen block's update was; with the other block's output, how useful it
-    was to choose this block and not the other. Nothing is computed on the way forward.
+    was to choose this block and not the other. A reference for the first samples only lets the gate see these alone.
+    Nothing is computed on the way forward.
     """
 
     @staticmethod
@@ -154,9 +156,10 @@ class _Through(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
         (gradient,) = gradients
         reference, out = ctx.saved_tensors
-        flat = gradient.flatten(1)
-        useful = torch.linalg.vecdot(flat, out.flatten(1)) - torch.linalg.vecdot(flat, reference.flatten(1))
-        return None, gradient, useful.float()
+        seen = len(reference)
+        flat = gradient[:seen].flatten(1)
+        useful = torch.linalg.vecdot(flat, out[:seen].flatten(1)) - torch.linalg.vecdot(flat, reference.flatten(1))
+        return None, gradient, F.pad(useful.float(), (0, len(out) - seen))
 
 
 def _through(reference: Tokens, out: Tokens, chosen: Float[Tensor, " batch"]) -> Tokens:
