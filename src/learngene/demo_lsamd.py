@@ -112,7 +112,7 @@ def run_lsamd_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         console.print(f"[bold]3. Descendants[/] of {len(DEPTHS)} depths for {' and '.join(TUNED)}, next to scratch")
         tuned = {cell: processes.submit(_tuned, out, seed, path, *cell) for cell in longest}
         rows = [_row(gene, *cell, {**tuned[cell].result(), **from_scratch[cell].result()}) for cell in cells]
-    result = {
+    result: dict[str, Any] = {
         "kind": "lsamd demo",
         "seed": seed,
         "data": {"source": "digits", "fingerprint": fingerprint(), "images": [TRAIN_IMAGES, VAL_IMAGES]},
