@@ -343,6 +343,14 @@ class PoolSpec(Section):
 class Routing(Section):
     """How a super ancestry net decides between base and specific blocks, and how that decision learns (LSAMD)."""
 
+    presets: ClassVar = {
+        "stable": {},
+        "paper": {"noise": "gaussian"},
+    }
+    preset: str | None = Field(
+        None,
+        description="stable (the defaults: blocks found agree best over seeds, docs/lsamd.md) or paper (with noise)",
+    )
     route: Literal["batch", "img"] = Field(
         "batch", description="batch: the majority decides for all (the paper's choice); img: every sample for itself"
     )
@@ -356,36 +364,56 @@ class Routing(Section):
         1.0, gt=0, le=1, description="two-branch: share of a batch's images on which the other block runs, too"
     )
     noise: Literal["gaussian", "literal", "none"] = Field(
-        "gaussian",
-        description="gaussian: random while training, as the gates it cites; literal: equation 1 as printed; none",
+        "none",
+        description="gaussian: random while training, as the gates that the paper takes its own from; literal: equation "
+        "1 as printed; none: blocks that are found agree better over seeds, but two-branch gates need noise to begin",
     )
     descriptor: Literal["mean", "cls", "vote"] = Field(
         "mean", description="what an adapter sees of a sample: mean of its tokens, class token, or every token's vote"
     )
     prefer_base: float = Field(
-        0.0,
-        ge=0,
-        description="weight of the mean probability of specific blocks, added to the loss; the paper has none",
+        0.0, ge=0, description="weight in the loss of the mean probability of specific blocks; the paper has none"
     )
 
 
 class Selection(Section):
-    """Which base blocks become the learngene, by how many data sets use them (LSAMD, equation 3)."""
+    """Which base blocks become the learngene, by how much the data sets use them (LSAMD, equation 3)."""
 
-    rule: Literal["threshold", "top_k"] = "threshold"
+    presets: ClassVar = {
+        "stable": {},
+        "paper": {"rule": "threshold"},
+    }
+    preset: str | None = Field(None, description="stable (the defaults) or paper (threshold)")
+    rule: Literal["threshold", "top_k"] = Field(
+        "top_k", description="threshold: the paper's, by choices; top_k: by probabilities, and never empty"
+    )
     tau: int | None = Field(
         None, ge=0, description="threshold: used by more than so many data sets; half of them by default, as the paper"
     )
-    k: Positive | None = Field(None, description="top_k: so many blocks, ties decided by the mean probability")
+    k: Positive | None = Field(None, description="top_k: so many blocks; 5 by default, as many as the paper finds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_of_its_value(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("tau") is not None and "rule" not in given:
+            return {"rule": "threshold", **given}
+        return given
 
     @model_validator(mode="after")
     def _one_rule(self) -> Selection:
         unused = "k" if self.rule == "threshold" else "tau"
         if getattr(self, unused) is not None:
             raise RecipeError(f"select: {unused} means nothing for rule {self.rule}; leave it out")
-        if self.rule == "top_k" and self.k is None:
-            raise RecipeError("select: rule top_k needs k, the number of blocks, for example 5")
         return self
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks rule top_k keeps."""
+        return self.k or BLOCKS
+
+
+BLOCKS = 5
+"""Of the paper's learngene."""
 
 
 def validated(kind: type[SectionType], fields: Mapping[str, Any], where: str) -> SectionType:

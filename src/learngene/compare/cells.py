@@ -406,7 +406,10 @@ def _searched_gene(
         SearchJob(f"{task} seed {seed}", built, task, ancestry, part) for task, part in zip(tasks, parts, strict=True)
     )
     # Which blocks will be kept is not known yet; how many, only if the rule says so.
-    kind, path = built.method(tuple(range(1, (search.select.k or 1) + 1))), recipe.store / f"{label}.safetensors"
+    kind, path = (
+        built.method(tuple(range(1, (search.select.blocks if search.select.rule == "top_k" else 1) + 1))),
+        recipe.store / f"{label}.safetensors",
+    )
     return GeneJob(f"{spec.method} seed {seed}", kind, shape, ancestry, built, recipe.data, path, searches=searches)
 
 

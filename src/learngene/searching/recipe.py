@@ -73,6 +73,11 @@ class SearchRecipe(Section):
                 raise RecipeError(f"tasks.{name}: train.drop_path is not for super nets, whose base blocks stay; use 0")
             if train.layer_decay is not None:
                 raise RecipeError(f"tasks.{name}: train.layer_decay is for fine-tuning; leave it out")
+        if self.routing.gate == "two-branch" and self.routing.noise == "none":
+            raise RecipeError(
+                "routing: without noise a two-branch gate sees two equal blocks and never tries the specific one; use "
+                "noise: gaussian"
+            )
         if self.select.tau is not None and self.select.tau >= len(self.tasks):
             raise RecipeError(
                 f"select.tau: no block can be used by more than {self.select.tau} of {len(self.tasks)} data sets; "

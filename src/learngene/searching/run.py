@@ -167,10 +167,10 @@ def prepare(
             faults.append(f"task {name}: {error}")
     if faults:
         raise LearngeneError("\n".join(faults))
-    if recipe.select.rule == "top_k" and (recipe.select.k or 0) > out.shape.depth:
+    if recipe.select.rule == "top_k" and recipe.select.blocks > out.shape.depth:
         depth = out.shape.depth
         raise LearngeneError(
-            f"select.k: {recipe.select.k} blocks of an ancestry with {depth} layers; use {depth} or less"
+            f"select.k: {recipe.select.blocks} blocks of an ancestry with {depth} layers; use {depth} or less"
         )
     return out
 

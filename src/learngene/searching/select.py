@@ -32,8 +32,9 @@ def selected(paths: Sequence[TaskPath], spec: Selection, tau: int) -> tuple[int,
     """
     counts, soft = usage(paths), soft_usage(paths)
     if spec.rule == "top_k":
-        ranked = sorted(range(len(counts)), key=lambda i: (counts[i], soft[i]), reverse=True)
-        return tuple(sorted(i + 1 for i in ranked[: spec.k]))
+        # Choices hide how close they were: over seeds, sums of probabilities rank the blocks far more alike.
+        ranked = sorted(range(len(counts)), key=lambda i: (soft[i], counts[i]), reverse=True)
+        return tuple(sorted(i + 1 for i in ranked[: spec.blocks]))
     kept = above(counts, tau)
     if not kept:
         lower = {low: above(counts, low) for low in range(tau - 1, -1, -1)}
@@ -41,7 +42,7 @@ def selected(paths: Sequence[TaskPath], spec: Selection, tau: int) -> tuple[int,
         instead = instead or "no base block is used by any data set"
         raise LearngeneError(
             f"select: no base block is used by more than tau={tau} of {len(paths)} data sets (used by "
-            f"{_listed(counts)}): {instead}; or use select.rule=top_k select.k=5"
+            f"{_listed(counts)}): {instead}; or use select.rule=top_k"
         )
     return kept
 
