@@ -14,7 +14,14 @@ FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "c
 """Entries that do not change what is computed."""
 
 ADDED_LATER = frozenset(
-    {"DataSpec.mask_classes", "DataSpec.ignore_index", "Schedule.kind", "Schedule.power", "Routing.compared"}
+    {
+        "DataSpec.mask_classes",
+        "DataSpec.ignore_index",
+        "Schedule.kind",
+        "Schedule.power",
+        "Routing.compared",
+        "Routing.preset",
+    }
 )
 """Section and name of entries that older results did not know. At its default such an entry changes nothing, so it is
 left out of the hash: otherwise every result that is there already would be computed, and named, anew."""
