@@ -366,7 +366,7 @@ class Routing(Section):
     noise: Literal["gaussian", "literal", "none"] = Field(
         "none",
         description="gaussian: random while training, as the gates that the paper takes its own from; literal: as "
-        "equation 1 is printed; none: blocks that are found agree better over seeds, but two-branch gates need noise to begin",
+        "equation 1 is printed; none: the blocks found agree better over seeds, but two-branch gates need noise",
     )
     descriptor: Literal["mean", "cls", "vote"] = Field(
         "mean", description="what an adapter sees of a sample: mean of its tokens, class token, or every token's vote"
