@@ -5,32 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from learngene.recipe import build_recipe
 from learngene.searching.paths import TaskPath
 from learngene.searching.recipe import SearchRecipe
 from learngene.sections import merge
+from masked import make_masked
 from pico import FAST, make_images
 
 SHA, DATA = "a" * 64, "b" * 16
-
-
-def make_masks(root: Path, train: int = 8, val: int = 4, size: int = 8, classes: int = 3) -> Path:
-    """Writes images/SPLIT/NUMBER.png of stripes, and masks that say which stripe a pixel is in."""
-    for split, count in (("train", train), ("val", val)):
-        for number in range(count):
-            random = np.random.default_rng([number, split == "val"])
-            stripes = random.integers(0, classes, size)
-            stripes[:classes] = range(classes)
-            mask = np.repeat(stripes[:, None], size, axis=1).astype(np.uint8)
-            pixels = mask[..., None] * 80 + random.integers(0, 40, (size, size, 3))
-            for kind, values in (("images", pixels.astype(np.uint8)), ("masks", mask)):
-                path = root / kind / split / f"{number:02d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(values).save(path)
-    return root
 
 
 def make_sets(root: Path) -> dict[str, Path]:
@@ -38,7 +20,7 @@ def make_sets(root: Path) -> dict[str, Path]:
     return {
         "colours": make_images(root / "colours"),
         "two": make_images(root / "two", train=10, classes=("red", "blue")),
-        "stripes": make_masks(root / "stripes"),
+        "blocks": make_masked(root / "blocks"),
     }
 
 

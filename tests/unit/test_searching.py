@@ -317,7 +317,7 @@ def test_images_of_another_size_are_searched_at_that_size(
 def test_a_searched_super_net_trains_specific_blocks_adapters_norm_and_head(
     ancestry: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:
-    for name, head in (("two", "model.head."), ("stripes", "model.head.")):
+    for name, head in (("two", "model.head."), ("blocks", "model.head.")):
         made = prepared_of(ancestry, {name: sets[name]}, tmp_path)
         net = super_stage(made, made.recipe.task(name), made.images[name]).module
         trained = {key for key, value in net.named_parameters() if value.requires_grad}
@@ -384,9 +384,9 @@ def test_paths_of_another_ancestry_or_other_images_are_refused_before_training(
 ) -> None:
     recipe = search_recipe(search_fields(ancestry, sets, tmp_path / "s"))
     monkeypatch.setattr(searching, "search_task", None)
-    folder = recipe.task("stripes").out
+    folder = recipe.task("blocks").out
     prepared = prepare(recipe)
-    identity, images = prepared.ancestry.identity["sha256"], prepared.images["stripes"][0].fingerprint()
+    identity, images = prepared.ancestry.identity["sha256"], prepared.images["blocks"][0].fingerprint()
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "recipe.yaml").touch()
     for change, line in (
@@ -395,11 +395,11 @@ def test_paths_of_another_ancestry_or_other_images_are_refused_before_training(
         ({"task": "two"}, f"{folder / 'path.json'}: damaged; delete {folder} to search this data set again"),
         ({"share": (0.5,), "soft": (0.5,)}, f"{folder / 'path.json'}: damaged; delete {folder} to search this"),
     ):
-        fields = {**vars(path_of("stripes", [0.5] * 4)), "ancestry": identity, "data": images, **change}
+        fields = {**vars(path_of("blocks", [0.5] * 4)), "ancestry": identity, "data": images, **change}
         TaskPath(**fields).write(folder)
         with pytest.raises(LearngeneError) as error:
             run(recipe, show=False)
-        assert str(error.value).startswith(f"task stripes: {line}")
+        assert str(error.value).startswith(f"task blocks: {line}")
         assert [path.name for path in (tmp_path / "s").rglob("*") if path.is_file() and path.stat().st_size] == [
             "path.json"
         ]

@@ -231,9 +231,7 @@ def info(
         "data": ", ".join(meta.get("data", {}).get("source", [])) or "none",
         "classes": f"{header.shape.num_classes}",
         **({"paths": f"{len(meta['paths'])}, see `learngene plan`"} if meta.get("paths") else {}),
-        **(
-            {"search": f"{len(meta['search']['tasks'])} data sets, see `learngene picture`"} if "search" in meta else {}
-        ),
+        **({"search": f"{len(searched)} data sets, see `learngene picture`"} if searched else {}),
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",
