@@ -219,6 +219,7 @@ def info(
         print(json.dumps({**header.metadata, "stored_params": header.stored_params}, indent=2))
         return
     meta = header.metadata
+    searched = meta.get("search", {}).get("tasks", [])
     ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
