@@ -69,8 +69,8 @@ def test_the_threshold_itself_is_not_enough(tau: int, layers: tuple[int, ...]) -
     assert selected(PATHS, Selection(tau=tau), tau) == layers == above([3, 2, 0, 2], tau)
 
 
-@pytest.mark.parametrize(("k", "layers"), [(1, (1,)), (2, (1, 4)), (3, (1, 2, 4)), (4, (1, 2, 3, 4))])
-def test_the_most_used_are_kept_and_ties_go_by_probability(k: int, layers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("k", "layers"), [(1, (4,)), (2, (1, 4)), (3, (1, 2, 4)), (4, (1, 2, 3, 4))])
+def test_the_most_probable_are_kept_and_ties_go_by_choices(k: int, layers: tuple[int, ...]) -> None:
     assert selected(PATHS, Selection(rule="top_k", k=k), 2) == layers
 
 
@@ -79,10 +79,10 @@ def test_an_empty_selection_says_which_thresholds_would_not_be() -> None:
         selected(PATHS, Selection(tau=3), 3)
     assert str(error.value) == (
         "select: no base block is used by more than tau=3 of 4 data sets (used by 3,2,0,2): tau=2 keeps 1; "
-        "tau=1 keeps 1,2,4; tau=0 keeps 1,2,4; or use select.rule=top_k select.k=5"
+        "tau=1 keeps 1,2,4; tau=0 keeps 1,2,4; or use select.rule=top_k"
     )
     with pytest.raises(LearngeneError, match=r"no base block is used by any data set; or use select\.rule=top_k"):
-        selected([path_of("a", [0.1, 0.2])], Selection(), 0)
+        selected([path_of("a", [0.1, 0.2])], Selection(rule="threshold"), 0)
 
 
 def test_the_default_threshold_is_half_of_the_data_sets(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown train": ({"tasks": {"b": {"train": {"lrr": 1}}}}, "tasks.b.train: train: unknown key 'lrr'; did you mean"),
     "negative tau": ({"select": {"tau": -1}}, "select.tau: Input should be greater than or equal to 0 (given: -1)"),
     "large tau": ({"select": {"tau": 2}}, "no block can be used by more than 2 of 2 data sets; use 0 to 1"),
-    "k of threshold": ({"select": {"k": 3}}, "select: k means nothing for rule threshold; leave it out"),
+    "k of threshold": ({"select": {"rule": "threshold", "k": 3}}, "select: k means nothing for rule threshold"),
     "tau of top k": ({"select": {"rule": "top_k", "k": 1, "tau": 1}}, "select: tau means nothing for rule top_k"),
-    "no k": ({"select": {"rule": "top_k"}}, "select: rule top_k needs k, the number of blocks, for example 5"),
+    "a gate that never begins": ({"routing": {"gate": "two-branch"}}, "routing: without noise a two-branch gate"),
     "k of zero": ({"select": {"rule": "top_k", "k": 0}}, "select.k: Input should be greater than or equal to 1"),
     "rule": ({"select": {"rule": "most"}}, "select.rule: Input should be 'threshold' or 'top_k'"),
     "route": ({"routing": {"route": "imgs"}}, "routing.route: Input should be 'batch' or 'img' (given: 'imgs')"),
@@ -166,8 +166,6 @@ def test_a_recipe_that_cannot_be_searched_is_refused(case: str) -> None:
     fields = search_fields("vit", {"a": Path("a"), "b": Path("b")}, Path("out"), **changes)
     if "select" not in changes or "k" not in changes["select"]:
         fields["select"] = changes.get("select", {})
-    if case == "k of threshold":
-        fields["select"] = {"k": 3}
     with pytest.raises(RecipeError) as error:
         search_recipe(fields)
     assert line in str(error.value)
@@ -291,7 +289,13 @@ def test_a_literal_search_of_an_image_each_differs_from_the_default(
     ancestry: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:
     paths = []
-    for routing in ({}, {"route": "img"}, {"noise": "literal"}, {"gate": "two-branch"}, {"descriptor": "vote"}):
+    for routing in (
+        {},
+        {"route": "img"},
+        {"noise": "literal"},
+        {"gate": "two-branch", "noise": "gaussian"},
+        {"descriptor": "vote"},
+    ):
         made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, routing=routing, train={"epochs": 2})
         paths.append(search_task(made, "two", keep=False, show=False).soft)
     assert len(set(paths)) == len(paths)
