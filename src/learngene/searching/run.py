@@ -84,7 +84,7 @@ def search(
         ancestry: A plain timm ViT, or a timm name, folder or checkpoint file for it.
         tasks: Data sets by name: where each one's images are, or its whole data section.
         routing: How super nets decide and how their adapters learn, see ``sections.Routing``.
-        select: Which blocks are kept, see ``sections.Selection``: used by more than half of the data sets by default.
+        select: Which blocks are kept, see ``sections.Selection``: the five that they use most by default.
         rates: Learning rates of data sets that need one of their own (the paper's Table 5).
         out: A run folder, to be able to stop and go on; None keeps everything in memory.
         processes: Started to search several data sets at a time; needs ``out``.
@@ -459,6 +459,6 @@ def search_record(recipe: SearchRecipe, paths: list[TaskPath]) -> dict[str, Any]
         "usage": usage(paths),
         "soft_usage": [round(value, 4) for value in soft_usage(paths)],
         "select": recipe.select.model_dump(mode="json", exclude_none=True)
-        | ({"tau": recipe.tau} if recipe.select.rule == "threshold" else {}),
+        | ({"tau": recipe.tau} if recipe.select.rule == "threshold" else {"k": recipe.select.blocks}),
         "routing": recipe.routing.model_dump(mode="json"),
     }
