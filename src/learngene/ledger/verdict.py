@@ -123,10 +123,8 @@ def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> 
                 base = _summary(statistic, theirs, statistic.minus_metric)
                 value = (value - base) / abs(base) if statistic.relative else value - base
         except (statistics.StatisticsError, ZeroDivisionError):
-            return (
-                out,
-                f"seed {seed}: the statistic is not defined (one size only, a share of 0, or searches of other tasks)",
-            )
+            why = "one size only, a share of 0, or searches of other tasks"
+            return out, f"seed {seed}: the statistic is not defined ({why})"
         if not math.isfinite(value):
             return out, f"seed {seed}: a result is not a number"
         out.append(value)
