@@ -62,11 +62,12 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     expected = {f"tleg.{name}" for name in ("fig1", "fig4", *tables)}
     expected |= {f"sws.{name}" for name in ("fig1d", "fig4", "fig5", *tables)}
     expected |= {f"pool.{name}" for name in ("fig3", "direction", "storage", *tables[:5])}
-    expected |= {"lsamd.storage"}
-    assert len(expected) == 8 + 9 + 8 + 1
+    names = ("fig4", "fig4cd", "fig5", "fig6", "fig7", "table1", "table2", "table4", "expansion", "many", "storage")
+    expected |= {f"lsamd.{name}" for name in names}
+    assert len(expected) == 8 + 9 + 8 + 11
     assert expected <= set(GROUPS)
     assert {name.partition("-")[0] for name in GROUPS} == expected
-    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 17) + ["pool"] * 8 + ["lsamd"]
+    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 27) + ["pool"] * 8 + ["lsamd"] * 11
     assert [name.partition(".")[0] for name in GROUPS] == papers
 
 

@@ -20,7 +20,7 @@ PAPER = ROOT / "recipes" / "paper"
 ALL = sorted(ROOT.glob("recipes/**/*.yaml"))
 RECIPES = [path for path in ALL if not path.name.startswith("_")]
 MODELS = [path for path in RECIPES if path.is_relative_to(PAPER) and path.parent.name != "compare"]
-BY_HAND = ("pool/sn-net",)
+BY_HAND = ("pool/sn-net", "lsamd/search")
 LSAMD_RATES = {
     **{"cifar100": 5e-4, "cifar10": 5e-4, "tiny-imagenet": 5e-4, "inat2019": 5e-5, "food101": 1e-5, "cars196": 1e-5},
     **{"flowers102": 1e-4, "pets": 1e-4, "dtd": 1e-5, "caltech101": 1e-5},
@@ -94,7 +94,7 @@ def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_the
     expected = {f"{name}/des-{size}-{depth:02d}" for name, size, depth in DESCENDANTS} | set(AUXILIARY)
     expected |= {"pool/pool-12", "pool/pool-18", *BY_HAND}
     expected |= {f"lsamd/des-{name}-{depth:02d}" for name, depth in LSAMD_DESCENDANTS}
-    assert len(expected) == 24 + 3 + 20 + 2 + 3 + 20
+    assert len(expected) == 24 + 3 + 20 + 2 + 4 + 20
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected
 
