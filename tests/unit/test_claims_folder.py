@@ -34,7 +34,8 @@ def comparison(name: str, scale: str) -> Comparison:
     recipe = comparison_of(GROUPS[name], scale, declared=True)
     assert recipe.sizes is not None
     sizes = recipe.sizes.items()
-    return lay_out(recipe, {k: v.classes for k, v in sizes}, {k: v.images for k, v in sizes})
+    masked = [k for k, v in sizes if v.masks]
+    return lay_out(recipe, {k: v.classes for k, v in sizes}, {k: v.images for k, v in sizes}, masked=masked)
 
 
 def kept(cells: list[Cell], some: Filter) -> list[Cell]:

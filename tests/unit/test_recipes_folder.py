@@ -224,7 +224,7 @@ def test_an_sn_net_is_its_authors() -> None:
 
 
 def test_every_run_has_its_own_folder() -> None:
-    assert len({load_recipe(path).out for path in MODELS}) == len(MODELS)
+    assert len({load_recipe(path, data=Path("image-sets")).out for path in MODELS}) == len(MODELS)
 
 
 def test_the_images_are_named_on_the_command_line() -> None:
