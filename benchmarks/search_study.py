@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 
+FIGURES = ("base_share", "kappa", "shared", "shared_by_choices", "super_nets")
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     cells = [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
@@ -96,8 +99,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        figures = [f"{row[key]:.{digits}f}" if row.get(key) is not None else "-" for key, digits in
-                   (("base_share", 2), ("kappa", 2), ("shared", 2), ("shared_by_choices", 2), ("super_nets", 1))]  # fmt: skip
+        figures = [f"{row[key]:.2f}" if row.get(key) is not None else "-" for key in FIGURES]
         figures += [f"{row[task][0]:.2f}" + (f" ± {row[task][1]:.2f}" if row[task][1] else "") for task in tasks]
         chosen = "; ".join(" ".join(map(str, layers)) for layers in row.get("layers", [])) or "-"
         lines.append(f"| {' | '.join([row['contender'], *figures, chosen])} |")
