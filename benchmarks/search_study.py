@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-
 FIGURES = ("base_share", "kappa", "shared", "shared_by_choices", "super_nets")
 
 
