@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+FIGURES = ("base_share", "kappa", "shared", "shared_by_choices", "super_nets")
+
 
 def main() -> None:
     folder = Path(sys.argv[1])
@@ -44,17 +46,29 @@ def summary(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
     paths = [[used(task) for task in search["tasks"]] for search in searches.values()]
     flat = [list(itertools.chain(*path)) for path in paths]
     kept = [set(search["layers"]) for search in searches.values()]
+    counted = [most_counted(search, len(layers)) for search, layers in zip(searches.values(), kept, strict=True)]
     pairs = list(itertools.combinations(range(len(flat)), 2))
     return out | {
         "base_share": statistics.fmean(itertools.chain(*flat)),
         "kappa": statistics.fmean(kappa(flat[a], flat[b]) for a, b in pairs) if pairs else None,
-        "shared": statistics.fmean(len(kept[a] & kept[b]) / len(kept[a] | kept[b]) for a, b in pairs)
-        if pairs
-        else None,
+        "shared": shared(kept),
+        "shared_by_choices": shared(counted),
         "super_nets": statistics.fmean(task["score"] for search in searches.values() for task in search["tasks"]),
         "layers": [sorted(layers) for layers in kept],
         "usage": [search["usage"] for search in searches.values()],
     }
+
+
+def shared(kept: list[set[int]]) -> float | None:
+    """Blocks that two seeds both keep over all that either keeps, mean over pairs of seeds."""
+    pairs = list(itertools.combinations(kept, 2))
+    return statistics.fmean(len(one & two) / len(one | two) for one, two in pairs) if pairs else None
+
+
+def most_counted(search: dict[str, Any], count: int) -> set[int]:
+    """The layers that most data sets take, ties by probability: what counting choices alone would keep."""
+    usage, soft = search["usage"], search["soft_usage"]
+    return {i + 1 for i in sorted(range(len(usage)), key=lambda i: (usage[i], soft[i]), reverse=True)[:count]}
 
 
 def used(task: dict[str, Any]) -> list[int]:
@@ -77,14 +91,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         "base blocks taken",
         "agreement of seeds",
         "same blocks selected",
+        "by choices",
         "super nets (%)",
         *tasks,
         "selected",
     ]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        figures = [f"{row[key]:.{digits}f}" if row.get(key) is not None else "-" for key, digits in
-                   (("base_share", 2), ("kappa", 2), ("shared", 2), ("super_nets", 1))]  # fmt: skip
+        figures = [f"{row[key]:.2f}" if row.get(key) is not None else "-" for key in FIGURES]
         figures += [f"{row[task][0]:.2f}" + (f" ± {row[task][1]:.2f}" if row[task][1] else "") for task in tasks]
         chosen = "; ".join(" ".join(map(str, layers)) for layers in row.get("layers", [])) or "-"
         lines.append(f"| {' | '.join([row['contender'], *figures, chosen])} |")

@@ -44,7 +44,9 @@ def usage_picture(record: Mapping[str, Any], out: Path) -> None:
         axes.text(layer, rows - 1, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black")
     kept = record.get("layers", [])
     for layer in kept:
-        frame = Rectangle((layer - 0.5, -0.5), 1, rows, fill=False, edgecolor=KEPT, linewidth=2, clip_on=False)
+        frame = Rectangle(
+            (layer - 0.5, -0.5), 1, rows, fill=False, edgecolor=KEPT, linewidth=2, clip_on=False, zorder=5
+        )
         axes.add_patch(frame)
     axes.set_xticks(range(1, depth + 1))
     axes.set_yticks(range(rows), [*(task["task"] for task in tasks), "data sets"], fontsize=8)
