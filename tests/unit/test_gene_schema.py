@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -17,11 +18,13 @@ from learngene import Ancestry
 from learngene.condensing import run
 from learngene.errors import GeneFileError
 from learngene.extracting import extract
-from learngene.genefile import read_header
+from learngene.genefile import check_metadata, read_header
 from learngene.methods import METHODS, default_settings
 from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.searching.run import run as run_search
 from learngene.shape import ViTShape
 from pico import FAST, condense_fields, make_ancestry, pico_gene, pico_shape
+from searches import make_sets, search_fields, search_recipe
 
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parents[2] / "docs" / "gene.schema.json").read_text())
 TYPES: dict[str, tuple[type, ...]] = {
@@ -91,7 +94,7 @@ def metadata(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fo
 
 def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
     assert list(faults(metadata, SCHEMA)) == []
-    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "paths"}
+    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "paths", "search"}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_a_pool_fits_the_schema(
     run(recipe, show=False)
     metadata = learngene.load(tmp_path / "run.safetensors").metadata
     assert list(faults(metadata, SCHEMA)) == []
-    assert set(SCHEMA["properties"]) - set(metadata) == (set() if method == "sn-net" else {"anchors"})
+    assert set(SCHEMA["properties"]) - set(metadata) == {"search", *(() if method == "sn-net" else ("anchors",))}
     assert [path["blocks"] for path in metadata["paths"]] == ["2+0", "0+2", "1+2", "1+1", "2+2", "2+1"]
     assert "pool" in metadata["training"]["recipe"]
     for wrong in ({"path": "8-2"}, {"blocks": "2"}, {"top1": 101}):
@@ -154,10 +157,11 @@ def test_the_schema_knows_every_method_and_field() -> None:
 
 
 def test_the_schema_has_the_settings_of_every_method(tmp_path: Path) -> None:
-    conditions = {part["if"]["properties"]["method"]["const"]: part["then"] for part in SCHEMA["allOf"]
-                  if "const" in part["if"]["properties"]["method"]}  # fmt: skip
-    without = next(p["if"]["properties"]["method"]["enum"] for p in SCHEMA["allOf"]
-                   if "enum" in p["if"]["properties"]["method"])  # fmt: skip
+    parts = [
+        (part["if"]["properties"]["method"], part["then"]) for part in SCHEMA["allOf"] if "properties" in part["if"]
+    ]
+    conditions = {kind["const"]: then for kind, then in parts if "const" in kind}
+    without = next(kind["enum"] for kind, _ in parts if "enum" in kind)
     assert conditions.keys() | set(without) == set(METHODS)
     for name, then in conditions.items():
         settings = SCHEMA["$defs"][then["properties"]["settings"]["$ref"].rpartition("/")[2]]
@@ -181,8 +185,69 @@ def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path
     metadata = learngene.load(tmp_path / "g.safetensors").metadata
     assert list(faults(metadata, SCHEMA)) == []
     assert set(SCHEMA["properties"]) - set(metadata) == {
-        "data", "training", "accuracy", "anchors", "paths",
+        "data", "training", "accuracy", "anchors", "paths", "search",
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The metadata of a gene whose blocks were really searched."""
+    root = tmp_path_factory.mktemp("searched")
+    ancestry = make_ancestry(root / "pico-vit", depth=4)
+    recipe = search_recipe(search_fields(ancestry, make_sets(root), root / "s"))
+    run_search(recipe, show=False, say=lambda _: None)
+    return learngene.load(root / "s.safetensors").metadata
+
+
+def test_a_searched_gene_fits_the_schema(searched: dict[str, Any]) -> None:
+    assert list(faults(searched, SCHEMA)) == []
+    assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "paths"}
+    record = SCHEMA["$defs"]["search"]
+    assert set(searched["search"]) == set(record["properties"]) == set(record["required"])
+    task = SCHEMA["$defs"]["task"]
+    assert all(set(each) == set(task["properties"]) == set(task["required"]) for each in searched["search"]["tasks"])
+    assert set(searched["search"]["routing"]) == set(record["properties"]["routing"]["properties"])
+    assert searched["training"].keys() == {"epochs", "seconds", "seed", "recipe"}
+    assert searched["training"]["recipe"].keys() == {"train"}
+
+
+SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "no tasks": ("both", lambda search: search.update(tasks=[])),
+    "tasks are none": ("both", lambda search: search.update(tasks=None)),
+    "usage missing": ("both", lambda search: search.pop("usage")),
+    "layers missing": ("both", lambda search: search.pop("layers")),
+    "share missing": ("both", lambda search: search["tasks"][0].pop("share")),
+    "share of words": ("both", lambda search: search["tasks"][0].update(share=["x"] * 4)),
+    "layer 0": ("both", lambda search: search["tasks"][0].update(layers=[0])),
+    "score of words": ("both", lambda search: search["tasks"][1].update(score="high")),
+    "name missing": ("both", lambda search: search["tasks"][2].pop("task")),
+    "share of another depth": ("reader", lambda search: search["tasks"][0].update(share=[0.5])),
+    "layer beyond": ("reader", lambda search: search.update(layers=[5])),
+    "share beyond": ("schema", lambda search: search["tasks"][0].update(share=[2.0] * 4)),
+    "rule": ("schema", lambda search: search["select"].update(rule="most")),
+    "route": ("schema", lambda search: search["routing"].update(route="imgs")),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_record_of_a_search_that_is_none_is_refused(case: str, searched: dict[str, Any]) -> None:
+    """By the schema in full; by readers as far as somebody is shown it."""
+    by, change = SPOILED[case]
+    spoiled = copy.deepcopy(searched)
+    change(spoiled["search"])
+    assert (list(faults(spoiled, SCHEMA)) != []) == (by != "reader")
+    if by == "schema":
+        check_metadata(Path("g"), spoiled)
+        return
+    with pytest.raises(GeneFileError, match="g: metadata entry 'search' must be the record of a search"):
+        check_metadata(Path("g"), spoiled)
+
+
+def test_a_record_of_a_search_is_an_object_of_lsamd(searched: dict[str, Any], metadata: dict[str, Any]) -> None:
+    for wrong in ([], "x", 3, None):
+        with pytest.raises(GeneFileError, match="'search' must be the record"):
+            check_metadata(Path("g"), {**searched, "search": wrong})
+    assert list(faults({**metadata, "search": searched["search"]}, SCHEMA)) != []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ import pytest
 import yaml
 
 from learngene.errors import RecipeError
-from learngene.recipe import CondenseRecipe, FinetuneRecipe, apply_overrides, build_recipe, dump_recipe, load_recipe
+from learngene.recipe import (
+    CondenseRecipe,
+    FinetuneRecipe,
+    apply_overrides,
+    build_recipe,
+    dump_recipe,
+    load_recipe,
+    load_yaml,
+)
 
 CONDENSE: dict[str, Any] = {
     "kind": "condense",
@@ -326,6 +334,23 @@ def test_a_method_that_is_not_trained_is_refused(name: str, how: str) -> None:
         build_recipe({**CONDENSE, "method": name, "settings": {}}, where="recipe")
 
 
+def test_a_key_twice_is_refused_in_overrides_and_in_what_is_extended(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"override 'train=\{lr: 1, lr: 2\}': key 'lr' is given twice, in line 1"):
+        apply_overrides(FINETUNE, ["train={lr: 1, lr: 2}"])
+    (tmp_path / "base.yaml").write_text("out: a\nout: b\n")
+    path = tmp_path / "r.yaml"
+    path.write_text("extends: base.yaml\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert one_line(error).startswith(f"{tmp_path / 'base.yaml'}: key 'out' is given twice, in lines 1 and 2")
+
+
+def test_a_key_that_was_merged_may_be_said_again() -> None:
+    text = "a: &a {lr: 1, epochs: 2}\nb: &b {<<: *a, lr: 3}\nc: {<<: *b, lr: 4}\nd: {1: x, '1': y}\n"
+    expected = {"b": {"lr": 3, "epochs": 2}, "c": {"lr": 4, "epochs": 2}, "d": {1: "x", "1": "y"}}
+    assert {key: value for key, value in load_yaml(text).items() if key != "a"} == expected
+
+
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "epochs 3", "train.epochs=[1", "a: b"])
 def test_an_override_that_is_no_assignment_is_refused(override: str) -> None:
     with pytest.raises(RecipeError) as error:
@@ -343,6 +368,9 @@ def test_an_override_that_is_no_assignment_is_refused(override: str) -> None:
         ("hello", "a recipe is a mapping of keys to values"),
         ("", "a recipe is a mapping of keys to values"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("out: a\ntrain: {}\nout: b", "key 'out' is given twice, in lines 1 and 3; leave one out"),
+        ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "key 'lr' is given twice, in lines 2 and 4"),
+        ("tasks: [{a: 1, b: 2, a: 3}]", "key 'a' is given twice, in line 1"),
         ("extends: nowhere.yaml", "nowhere.yaml: cannot be read: No such file or directory"),
         ("extends: r.yaml", "extends itself"),
         ("extends: 3", "extends must name one recipe, not 3"),

@@ -189,6 +189,39 @@ def test_both_sides_may_have_their_own_metric() -> None:
 # -- what is missing ---------------------------------------------------------------------------------------
 
 
+# Twelve choices of two searches: both base 5, both specific 3, one alone 3 and 1. They agree on 8 of 12; by chance on
+# 8/12 * 6/12 + 4/12 * 6/12 = 1/2 of them, so kappa is (2/3 - 1/2) / (1 - 1/2) = 1/3.
+ONE = (1,) * 5 + (0,) * 3 + (1,) * 3 + (0,)
+OTHER = (1,) * 5 + (0,) * 3 + (0,) * 3 + (1,)
+
+
+def test_agreement_is_cohens_kappa_of_two_searches() -> None:
+    rows = [*seeds("a", 1.0, 1.0, choices=ONE), *seeds("b", 2.0, 2.0, choices=OTHER)]
+    rows += [row(name, 3.0, 2, choices=ONE) for name in ("a", "b")]
+    found = verdict(rows, minus=[{"contender": "b"}], agreement=True, at_least=-1)
+    assert found.values == pytest.approx([1 / 3, 1 / 3, 1])
+    assert found.outcome == "holds"
+    same = [*seeds("a", 1.0, 1.0, 1.0, choices=ONE), *seeds("b", 2.0, 2.0, 2.0, choices=ONE)]
+    assert verdict(same, minus=[{"contender": "b"}], agreement=True, at_least=1).values == pytest.approx([1.0] * 3)
+    against = [*seeds("a", 1.0, 1.0, 1.0, choices=(1, 0)), *seeds("b", 2.0, 2.0, 2.0, choices=(0, 1))]
+    assert verdict(against, minus=[{"contender": "b"}], agreement=True, at_least=0).values == (-1.0,) * 3
+
+
+@pytest.mark.parametrize(("one", "other"), [((1, 1), (1, 1)), ((), ()), ((), (1, 0)), ((1, 0, 1), (1, 0))])
+def test_agreement_of_nothing_or_of_searches_that_differ_is_not_defined(
+    one: tuple[int, ...], other: tuple[int, ...]
+) -> None:
+    rows = [*seeds("a", 1.0, 1.0, 1.0, choices=one), *seeds("b", 2.0, 2.0, 2.0, choices=other)]
+    found = verdict(rows, minus=[{"contender": "b"}], agreement=True, at_least=0)
+    assert (found.outcome, found.values) == ("inconclusive", ())
+    assert found.reason.startswith("seed 0: the statistic is not defined")
+
+
+def test_agreement_needs_two_sides() -> None:
+    with pytest.raises(RecipeError, match="agreement is between two sides; give minus"):
+        statistic(agreement=True, at_least=0)
+
+
 def test_a_side_that_lacks_results_of_a_seed_is_named() -> None:
     rows = seeds("a", 9, 9, 9, 9) + seeds("b", 1, 1, 1)
     found = verdict(rows, minus=[{"contender": "b"}], at_least=0)

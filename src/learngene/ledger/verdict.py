@@ -123,7 +123,8 @@ def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> 
                 base = _summary(statistic, theirs, statistic.minus_metric)
                 value = (value - base) / abs(base) if statistic.relative else value - base
         except (statistics.StatisticsError, ZeroDivisionError):
-            return out, f"seed {seed}: the statistic is not defined (one size only, or a share of 0)"
+            why = "one size only, a share of 0, or searches of other tasks"
+            return out, f"seed {seed}: the statistic is not defined ({why})"
         if not math.isfinite(value):
             return out, f"seed {seed}: a result is not a number"
         out.append(value)
@@ -154,6 +155,8 @@ def _summary(statistic: Statistic, rows: Sequence[Row], metric: str | None = Non
 def _agreement(mine: Sequence[Row], theirs: Sequence[Row]) -> float:
     """Cohen's kappa of whether the base block is taken, over all tasks and layers of two searches."""
     one, two = mine[0].choices, theirs[0].choices
+    if len(one) != len(two):
+        raise statistics.StatisticsError("searches of other tasks")
     same = statistics.fmean(a == b for a, b in zip(one, two, strict=True))
     first, second = statistics.fmean(one), statistics.fmean(two)
     by_chance = first * second + (1 - first) * (1 - second)

@@ -1,0 +1,177 @@
+"""Comparisons with contenders whose blocks are searched: jobs, keys, costs, and a whole run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comparisons import CLASSES, IMAGES, cell, compare_fields, laid_out, recipe_of, results, written
+from learngene.compare.cells import Comparison, GeneJob, SearchJob, lay_out
+from learngene.compare.cost import cost_of, gene_macs, images_seen, part_macs
+from learngene.compare.run import read_results
+from learngene.errors import RecipeError
+from learngene.genefile import read_header
+from learngene.ledger.claims import ClaimGroup
+from learngene.ledger.cost import estimate
+from learngene.sections import merge, validated
+from masked import make_masked
+from pico import CLI, FAST, make_images
+
+TWO = {"two": {"source": "other", "workers": 0}, "zwei": {"source": "noch eins", "workers": 0}}
+SEARCH: dict[str, Any] = {
+    "method": "lsamd", "ancestry": "vit", "search": {"select": {"rule": "top_k", "k": 2}},
+    "train": {"schedule": {"warmup_epochs": 0}},
+}  # fmt: skip
+CONTENDERS = {
+    "lsamd": SEARCH,
+    "three": {"extends": "lsamd", "search": {"select": {"k": 3}}, "options": {"expansion": "cyclic"}},
+    "img": {"extends": "lsamd", "search": {"routing": {"route": "img"}}},
+}
+SIZES = {name: {"images": IMAGES[name], "classes": CLASSES[name]} for name in IMAGES}
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    """Three searches, two of which differ in what they select only."""
+    base = compare_fields(
+        tasks=TWO, contenders=CONTENDERS, sizes=SIZES, shapes={"d3": {"depth": 3}}, run={"contenders": list(CONTENDERS)}
+    )
+    del base["shapes"]["d2"]
+    return merge(base, changes)
+
+
+def searches(comparison: Comparison) -> list[SearchJob]:
+    return [job for job in comparison.jobs() if isinstance(job, SearchJob)]
+
+
+def test_searches_that_differ_in_their_selection_only_share_their_super_nets() -> None:
+    comparison = laid_out(fields())
+    assert [job.name for job in searches(comparison)] == ["two seed 0", "zwei seed 0"] * 2
+    genes = {name: cell(comparison, name, "d3").gene for name in CONTENDERS}
+    parts = {name: [part.path.name for part in gene.parts] for name, gene in genes.items() if gene}
+    assert parts["lsamd"] == parts["three"]
+    assert set(parts["lsamd"]).isdisjoint(parts["img"])
+    assert len({gene.path for gene in genes.values() if gene}) == 3
+    jobs = comparison.jobs()
+    order = [type(job) for job in jobs]
+    assert order.index(SearchJob) < order.index(GeneJob)
+    kinds = [job.method for job in jobs if isinstance(job, GeneJob)]
+    assert [kind.layers for kind in kinds] == [(1, 2), (1, 2, 3), (1, 2)]  # type: ignore[attr-defined]
+
+
+def test_a_searched_gene_is_searched_on_the_tasks_it_names_at_their_rates() -> None:
+    one = {"search": {"tasks": ["zwei"], "rates": {"zwei": 0.5, "two": 0.25}}}
+    comparison = laid_out(fields(contenders={"img": one}))
+    gene = cell(comparison, "img", "d3").gene
+    assert gene is not None
+    assert [(part.task, part.recipe.train.lr) for part in gene.searches] == [("zwei", 0.5)]
+    first = cell(comparison, "lsamd", "d3").gene
+    assert first is not None
+    assert [part.recipe.train.lr for part in first.searches] == [FAST["lr"]] * 2
+
+
+def test_every_seed_searches_anew_and_a_key_depends_on_what_decides() -> None:
+    def path(**changes: Any) -> str:
+        gene = cell(laid_out(fields(**changes)), "lsamd", "d3").gene
+        assert gene is not None
+        return gene.path.name
+
+    assert path(tune={"lr": 0.5}) == path(contenders={"img": {"options": {}}}) == path()
+    different: list[dict[str, Any]] = [
+        {"contenders": {"lsamd": {"search": {"select": {"k": 1}}}}},
+        {"contenders": {"lsamd": {"search": {"stem": False}}}},
+        {"contenders": {"lsamd": {"search": {"tasks": ["two"]}}}},
+        {"contenders": {"lsamd": {"search": {"rates": {"two": 0.5}}}}},
+        {"contenders": {"lsamd": {"search": {"routing": {"noise": "literal"}}}}},
+        {"contenders": {"lsamd": {"train": {"lr": 0.5}}}},
+        {"ancestries": {"vit": {"train": {"epochs": 2}}}},
+        {"tasks": {"two": {"img_size": 16}}},
+    ]
+    assert len({path(), *(path(**changes) for changes in different)}) == len(different) + 1
+    assert len(searches(laid_out(fields(run={"seeds": [0, 1]})))) == 8
+
+
+def test_a_super_net_costs_its_steps_and_is_counted_once() -> None:
+    comparison = laid_out(fields())
+    images = {name: size["images"] for name, size in SIZES.items()}
+    genes = comparison.genes
+    part = genes[0].parts[0]
+    assert isinstance(part, SearchJob)
+    assert part.ancestry.shape is not None
+    assert part_macs(part, images) == 3 * part.ancestry.shape.macs() * images_seen(part.recipe.train, 16)
+    assert gene_macs(genes[0], images) == sum(part_macs(each, images) for each in genes[0].parts)
+    cost = cost_of(cell(comparison, "three", "d3"), comparison, images)
+    assert (cost.gene, cost.gene_shared_by) == (gene_macs(genes[1], images), 3)
+    once = sum(part_macs(each, images) for each in searches(comparison))
+    assert sum(gene_macs(gene, images) for gene in genes) == 3 * once // 2
+    claims = [{"text": "t", "statistic": {"of": {"contender": "lsamd"}, "at_least": 0}}]
+    group = validated(ClaimGroup, {"id": "a.b", "paper": "A", "source": "s", "title": "t", "claims": claims}, "g")
+    assert f"{once / 1e15:.3g} for genes" in estimate(group, recipe_of(fields()))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no such task": ({"contenders": {"lsamd": {"search": {"tasks": ["tow"]}}}}, "search: no 'tow' is defined; did you"),
+    "no such rate": ({"contenders": {"lsamd": {"search": {"rates": {"tow": 1}}}}}, "search: no 'tow' is defined"),
+    "another method": ({"contenders": {"x": {"method": "tleg", "ancestry": "vit", "search": {}}}}, "has no blocks to"),
+    "layers": ({"contenders": {"lsamd": {"settings": {"layers": [1]}}}}, "search: finds the blocks that"),
+    "no ancestry": ({"contenders": {"x": {"method": "lsamd", "search": {}}}}, "ancestry is missing"),
+    "unknown key": ({"contenders": {"lsamd": {"search": {"task": ["two"]}}}}, "unknown key 'task'; did you mean"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_search_that_cannot_be_is_refused(case: str) -> None:
+    changes, text = REFUSED[case]
+    with pytest.raises(RecipeError) as error:
+        recipe_of(fields(**changes))
+    assert text in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_comparison_of_searches_runs_and_its_rows_know_their_search(cli: CLI, tmp_path: Path) -> None:
+    sets = {"home": make_images(tmp_path / "home"), "zwei": make_masked(tmp_path / "zwei")}
+    sets["two"] = make_images(tmp_path / "two", classes=("red", "blue"))
+    made = compare_fields(
+        tmp_path,
+        sets["home"],
+        contenders=CONTENDERS,
+        shapes={"d3": {"depth": 3}},
+        tasks={name: {"source": str(sets[name]), "workers": 0} for name in ("two", "zwei")},
+        run={"contenders": list(CONTENDERS), "shapes": ["d3"], "tasks": ["two"], "budgets": ["untuned"]},
+    )
+    recipe = written(tmp_path / "r.yaml", made)
+    done = cli("compare", recipe)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert sum(line.startswith("search ") for line in lines) == 4
+    assert sum(line.startswith("gene lsamd seed 0: blocks ") for line in lines) == 3
+    cells = results(tmp_path / "out")
+    assert len(cells) == 3
+    records = [content["gene"]["search"] for content in cells.values()]
+    genes = [read_header(path).metadata["search"] for path in (tmp_path / "store").glob("lsamd-*.safetensors")]
+    assert sorted(map(json.dumps, genes)) == sorted(map(json.dumps, records))
+    rows = {row.contender: row for row in read_results(recipe_of(made)).rows}
+    for row in rows.values():
+        record = next(record for record in records if _choices(record) == row.choices and
+                      len(record["layers"]) == (3 if row.contender == "three" else 2))  # fmt: skip
+        assert len(row.choices) == 2 * 4
+        assert row.search_score == pytest.approx(statistics.fmean(task["score"] for task in record["tasks"]))
+    assert rows["lsamd"].choices == rows["three"].choices
+    again = cli("compare", recipe)
+    assert "search " not in again.out
+    assert again.code == 0
+
+
+def _choices(record: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(int(layer in task["layers"]) for task in record["tasks"] for layer in range(1, 5))
+
+
+def test_a_segmentation_set_may_be_declared_without_data() -> None:
+    recipe = recipe_of(fields(sizes={"zwei": {"masks": True}}))
+    assert recipe.sizes is not None
+    sizes = recipe.sizes.items()
+    found = lay_out(recipe, {k: v.classes for k, v in sizes}, {k: v.images for k, v in sizes}, masked=["zwei"])
+    assert len(searches(found)) == 4
