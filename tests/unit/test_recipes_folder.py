@@ -10,9 +10,12 @@ from types import ModuleType
 import pytest
 from test_paper_tables import LSAMD_2, TI, B, S, at_precision
 
+from learngene.compare.recipe import CompareRecipe
 from learngene.errors import RecipeError
 from learngene.methods import method
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, load_recipe
+from learngene.searching.recipe import SearchRecipe
+from learngene.sections import Selection
 from learngene.shape import ViTShape
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +27,10 @@ BY_HAND = ("pool/sn-net", "lsamd/search")
 LSAMD_RATES = {
     **{"cifar100": 5e-4, "cifar10": 5e-4, "tiny-imagenet": 5e-4, "inat2019": 5e-5, "food101": 1e-5, "cars196": 1e-5},
     **{"flowers102": 1e-4, "pets": 1e-4, "dtd": 1e-5, "caltech101": 1e-5},
+}
+LSAMD_SEARCH_RATES = {
+    **{"cifar100": 5e-4, "cifar10": 1e-6, "tiny-imagenet": 1e-5, "inat2019": 1e-5, "food101": 1e-5, "cars196": 5e-4},
+    **{"flowers102": 5e-4, "pets": 1e-5, "dtd": 1e-4, "caltech101": 1e-5, "ade20k": 1e-5, "voc12": 1e-5},
 }
 LSAMD_DESCENDANTS = [(name, depth) for name in LSAMD_RATES for depth in (range(5, 16) if name == "cifar100" else (8,))]
 BASES = sorted(PAPER.rglob("_*.yaml"))
@@ -94,7 +101,7 @@ def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_the
     expected = {f"{name}/des-{size}-{depth:02d}" for name, size, depth in DESCENDANTS} | set(AUXILIARY)
     expected |= {"pool/pool-12", "pool/pool-18", *BY_HAND}
     expected |= {f"lsamd/des-{name}-{depth:02d}" for name, depth in LSAMD_DESCENDANTS}
-    assert len(expected) == 24 + 3 + 20 + 2 + 4 + 20
+    assert len(expected) == 24 + 3 + 20 + 2 + 3 + 20 + 1
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected
 
@@ -205,6 +212,73 @@ def test_a_descendant_of_lsamd_is_trained_as_the_paper_does(name: str, depth: in
         assert f"{shape.params():,} parameters" in header(path)
         params, _ = LSAMD_2[depth]
         assert at_precision(Fraction(shape.params_without_positions(), 10**6), params) == params
+
+
+def test_the_search_of_lsamd_is_the_papers() -> None:
+    """LSAMD Tables 5 and 6, "Hyper-parameters and Hardware"; its comparison says the same."""
+    recipe = load_recipe(PAPER / "lsamd" / "search.yaml", data=Path("image-sets"))
+    assert isinstance(recipe, SearchRecipe)
+    assert recipe.tau == 6
+    assert (recipe.select.rule, recipe.routing.noise, recipe.routing.route) == ("threshold", "gaussian", "batch")
+    trains = {name: recipe.task(name).train for name in recipe.tasks}
+    assert {name: train.lr for name, train in trains.items()} == LSAMD_SEARCH_RATES
+    assert recipe.tasks.keys() == LSAMD_RATES.keys() | {"ade20k", "voc12"}
+    for train in trains.values():
+        assert (train.epochs, train.batch_size, train.lr_batch, train.drop_path) == (50, 128, None, 0)
+        assert (train.schedule.kind, train.schedule.min_lr, train.schedule.warmup_epochs) == ("poly", 0, 0)
+    des = load_recipe(PAPER / "lsamd" / "des-cifar100-08.yaml")
+    assert isinstance(des, FinetuneRecipe)
+    assert des.model == f"{recipe.out}.safetensors"
+    compare = load_recipe(PAPER / "compare" / "lsamd.yaml", data=Path("image-sets"))
+    assert isinstance(compare, CompareRecipe)
+    contender = compare.contenders["lsamd"]
+    assert contender.search is not None
+    own = {name.replace("flowers102", "flowers"): rate for name, rate in LSAMD_SEARCH_RATES.items()}
+    rate = contender.train["lr"]
+    assert {name: contender.search.rates.get(name, rate) for name in contender.search.tasks or ()} == own
+    assert (contender.search.select, contender.search.routing) == (Selection(preset="paper"), recipe.routing)
+    assert compare.sizes is not None
+    sets = generator().LSAMD_SETS
+    assert {name: (compare.sizes[task].images, compare.sizes[task].classes) for name, task in
+            ((name, name.replace("flowers102", "flowers")) for name in sets)} == {
+        name: (images, classes) for name, (_, images, classes) in sets.items()
+    }  # fmt: skip
+
+
+def test_the_protocols_of_lsamd_have_the_same_names_where_claims_need_them() -> None:
+    laptop, gpu, paper = (
+        load_recipe(ROOT / "recipes" / scale / "compare" / "lsamd.yaml", data=Path("image-sets"))
+        for scale in ("laptop", "gpu", "paper")
+    )
+    assert isinstance(laptop, CompareRecipe)
+    assert isinstance(gpu, CompareRecipe)
+    assert isinstance(paper, CompareRecipe)
+    for field in ("tasks", "shapes", "contenders", "budgets"):
+        assert getattr(gpu, field).keys() == getattr(laptop, field).keys()
+    for field in ("shapes", "contenders", "budgets"):
+        assert getattr(paper, field).keys() == getattr(laptop, field).keys()
+    assert paper.tasks.keys() > laptop.tasks.keys()
+
+
+def test_the_laptops_search_has_the_tasks_of_its_comparison() -> None:
+    search = load_recipe(ROOT / "recipes/laptop/lsamd/search.yaml", data=Path("image-sets"))
+    compare = load_recipe(ROOT / "recipes/laptop/compare/lsamd.yaml", data=Path("image-sets"))
+    descendant = load_recipe(ROOT / "recipes/laptop/lsamd/descendant.yaml")
+    assert isinstance(search, SearchRecipe)
+    assert isinstance(compare, CompareRecipe)
+    assert isinstance(descendant, FinetuneRecipe)
+    assert {name: task.data for name, task in search.tasks.items()} == compare.tasks
+    contender = compare.contenders["lsamd"]
+    train = compare.train("condense", contender.train)
+    assert all(search.task(name).train.lr == train.lr for name in search.tasks)
+    assert descendant.model == f"{search.out}.safetensors"
+    ancestry = load_recipe(ROOT / "recipes/laptop/ancestry/cifar100-vit.yaml")
+    assert isinstance(ancestry, FinetuneRecipe)
+    assert search.ancestry.source == f"{ancestry.out}/descendant"
+    assert ancestry.shape is not None
+    assert ViTShape.from_dict({**ancestry.shape, "num_classes": 0}) == ViTShape.from_dict(
+        {**compare.shape, "num_classes": 0}
+    )
 
 
 def test_the_accuracies_of_lsamd_are_the_printed_ones() -> None:
