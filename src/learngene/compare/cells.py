@@ -430,9 +430,11 @@ def _possible(out: Comparison, spec: ContenderSpec, shape_name: str, gene: GeneJ
 
 
 def _shape(out: Comparison, shape_name: str, task: str) -> Shape:
-    """A named shape with the classes of a task."""
+    """A named shape with the classes of a task, and with the size of its images if the task says one."""
     recipe = out.recipe
-    return shape_from({**recipe.shape, **recipe.shapes[shape_name], "num_classes": out.num_classes[task]})
+    size = out.task_data(task).img_size
+    own = {"num_classes": out.num_classes[task], **({"img_size": size} if size else {})}
+    return shape_from({**recipe.shape, **recipe.shapes[shape_name], **own})
 
 
 def _cell(
