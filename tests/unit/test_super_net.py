@@ -247,7 +247,7 @@ def test_a_tie_of_a_sample_goes_to_the_base_block():
 
 
 def test_noise_is_random_in_training_only():
-    adapter = DatasetAdapter(WIDTH, Routing(), 1)
+    adapter = DatasetAdapter(WIDTH, Routing(noise="gaussian"), 1)
     x = torch.randn(400, 5, WIDTH)
     torch.manual_seed(0)
     first, second = adapter.train()(x)[0], adapter(x)[0]
