@@ -92,9 +92,8 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
 
 
 def _check_search(recipe: SearchRecipe) -> Iterator[str]:
-    from learngene.condensing import refuse_foreign_gene
     from learngene.searching.paths import read_path
-    from learngene.searching.run import gene_path, prepare, refuse_other_paths, search_bytes
+    from learngene.searching.run import gene_path, prepare, refuse_other_kind, refuse_other_paths, search_bytes
 
     prepared = prepare(recipe)
     refuse_other_paths(prepared)
@@ -105,8 +104,7 @@ def _check_search(recipe: SearchRecipe) -> Iterator[str]:
         updates = len(train) // spec.train.batch_size * spec.train.epochs
         there = "searched" if read_path(spec.out) else f"{updates} steps of {spec.train.batch_size} images"
         yield f"task {name}: {len(train)} training and {len(val)} validation images, {there}"
-    refuse_foreign_gene(gene_path(recipe))
-    refuse_foreign(recipe.out, MARKER)
+    refuse_other_kind(recipe)
     refuse_full_disk(gene_path(recipe), search_bytes(prepared))
 
 

@@ -17,6 +17,10 @@ LABELS, COUNTS, ABOVE, BELOW = 1.2, 0.5, 0.5, 0.85
 """Inches for the names of the data sets, the counts, the title, and the axis with its key."""
 
 
+LEAST, LETTER = 5.6, 0.085
+"""Inches: least width, which the caption needs, and width of a letter of a data set's name."""
+
+
 def usage_picture(record: Mapping[str, Any], out: Path) -> None:
     """Draws the heat map of a search.
 
@@ -30,10 +34,11 @@ def usage_picture(record: Mapping[str, Any], out: Path) -> None:
 
     tasks, counts = record["tasks"], record["usage"]
     depth, rows = len(counts), len(tasks) + 1
-    width, height = LABELS + depth * CELL + COUNTS, ABOVE + rows * CELL * 0.8 + BELOW
+    labels = max(LABELS, LETTER * max(len(task["task"]) for task in tasks))
+    width, height = max(LEAST, labels + depth * CELL + COUNTS), ABOVE + rows * CELL * 0.8 + BELOW
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((LABELS / width, BELOW / height, depth * CELL / width, rows * CELL * 0.8 / height))
+    axes = figure.add_axes((labels / width, BELOW / height, depth * CELL / width, rows * CELL * 0.8 / height))
     shares = [task["share"] for task in tasks] + [[count / len(tasks) for count in counts]]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=(0.5, depth + 0.5, rows - 0.5, -0.5))
     for row, task in enumerate(tasks):

@@ -79,7 +79,7 @@ def test_an_empty_selection_says_which_thresholds_would_not_be() -> None:
         selected(PATHS, Selection(tau=3), 3)
     assert str(error.value) == (
         "select: no base block is used by more than tau=3 of 4 data sets (used by 3,2,0,2): tau=2 keeps 1; "
-        "tau=1 keeps 1,2,4; tau=0 keeps 1,2,4; or use select.rule=top_k"
+        "tau=1 keeps 1,2,4; tau=0 keeps 1,2,4; or use select.rule=top_k select.tau=null"
     )
     with pytest.raises(LearngeneError, match=r"no base block is used by any data set; or use select\.rule=top_k"):
         selected([path_of("a", [0.1, 0.2])], Selection(rule="threshold"), 0)

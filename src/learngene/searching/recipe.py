@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +92,7 @@ class SearchRecipe(Section):
         Its seed is its own, made of the recipe's and the name.
         """
         task = self.tasks[name]
-        train = validated(Train, merge(self.train.model_dump(exclude_unset=True), task.train), f"tasks.{name}.train")
+        train = validated(Train, _over(self.train.model_dump(exclude_unset=True), task.train), f"tasks.{name}.train")
         ancestry = self.ancestry.model_dump(mode="json")
         ancestry["source"] = "/".join(Path(self.ancestry.source).parts[-2:])  # wherever the folder lies
         # With one seed for all, every data set would draw the same noise, and paths would agree because of it.
@@ -109,3 +110,11 @@ class SearchRecipe(Section):
     def method(self, layers: tuple[int, ...]) -> LSAMD:
         """The method with the blocks that were found."""
         return LSAMD(layers=layers, stem=self.stem)
+
+
+def _over(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What all data sets have in common and what one says itself; where it names a preset, it starts from that."""
+    if "preset" in own:
+        return dict(own)
+    sections = {key: value for key, value in own.items() if isinstance(value, Mapping) and "preset" in value}
+    return {**merge(common, own), **sections}

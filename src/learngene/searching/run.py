@@ -19,10 +19,11 @@ from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
 from learngene.finetuning import fill_preprocessing
 from learngene.gene import Learngene
+from learngene.genefile import read_header
 from learngene.models.segmenter import segment
 from learngene.models.super_net import SuperNet, routed
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
-from learngene.recipe import build_recipe, dump_recipe
+from learngene.recipe import build_recipe, dump_recipe, load_yaml
 from learngene.searching.paths import TaskPath, damaged, layer_usage, read_path
 from learngene.searching.recipe import SearchRecipe, TaskSearch
 from learngene.searching.select import selected, soft_usage, usage
@@ -204,8 +205,7 @@ def run(
     """
     gene_file = gene_path(recipe) if keep else None
     if gene_file:
-        refuse_foreign_gene(gene_file)
-        refuse_foreign(recipe.out, MARKER)
+        refuse_other_kind(recipe)
     prepared = prepare(recipe, ancestry, images)
     if keep:
         refuse_other_paths(prepared)
@@ -224,6 +224,24 @@ def run(
         there = f"{len(paths)} of {len(recipe.tasks)} data sets are searched"
         raise LearngeneError("\n".join([*lines, f"search: {there}; mend the others and run the same command again"]))
     return keep_selected(prepared, gene_file, [paths[name] for name in recipe.tasks])
+
+
+def refuse_other_kind(recipe: SearchRecipe) -> None:
+    """Looks at what stands where the search would write.
+
+    Raises:
+        LearngeneError: If the folder holds something else than a search, or the gene file another method's gene.
+    """
+    gene_file = gene_path(recipe)
+    refuse_foreign_gene(gene_file)
+    if gene_file.exists() and (method := read_header(gene_file).method.name) != "lsamd":
+        raise LearngeneError(f"{gene_file} exists and is a gene of {method}; choose another out")
+    refuse_foreign(recipe.out, MARKER)
+    if (recipe.out / MARKER).exists():
+        fields = load_yaml((recipe.out / MARKER).read_text())
+        kind = fields.get("kind") if isinstance(fields, Mapping) else None
+        if kind not in (None, recipe.kind):
+            raise LearngeneError(f"{recipe.out} holds a {kind} run; choose another out")
 
 
 def refuse_other_paths(prepared: Prepared) -> None:

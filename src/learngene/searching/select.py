@@ -42,7 +42,7 @@ def selected(paths: Sequence[TaskPath], spec: Selection, tau: int) -> tuple[int,
         instead = instead or "no base block is used by any data set"
         raise LearngeneError(
             f"select: no base block is used by more than tau={tau} of {len(paths)} data sets (used by "
-            f"{_listed(counts)}): {instead}; or use select.rule=top_k"
+            f"{_listed(counts)}): {instead}; or use select.rule=top_k select.tau=null"
         )
     return kept
 
