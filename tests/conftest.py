@@ -32,6 +32,7 @@ install_import_hook(
 
 from learngene.cli import main  # noqa: E402 - after the hook
 from pico import CLI, Outcome, make_ancestry, make_images  # noqa: E402
+from searches import make_sets  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +45,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ancestry_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A descendant folder with a small random ViT for the three colours; read only."""
     return make_ancestry(tmp_path_factory.mktemp("ancestry") / "pico-vit")
+
+
+@pytest.fixture(scope="session")
+def ancestry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A descendant folder with a random ViT of four layers, to be searched; read only."""
+    return make_ancestry(tmp_path_factory.mktemp("searched") / "pico-vit", depth=4)
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The data sets of a search by name, one with masks; read only."""
+    return make_sets(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture

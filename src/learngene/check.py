@@ -93,18 +93,18 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
 
 def _check_search(recipe: SearchRecipe) -> Iterator[str]:
     from learngene.searching.paths import read_path
-    from learngene.searching.run import gene_path, prepare, refuse_other_kind, refuse_other_paths, search_bytes
+    from learngene.searching.run import gene_path, prepare, refuse_other_paths, refuse_taken, search_bytes
 
     prepared = prepare(recipe)
     refuse_other_paths(prepared)
     identity = prepared.ancestry.identity
     yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}, {prepared.shape}"
     for name, (train, val) in prepared.images.items():
-        spec = recipe.task(name)
+        spec = prepared.specs[name]
         updates = len(train) // spec.train.batch_size * spec.train.epochs
         there = "searched" if read_path(spec.out) else f"{updates} steps of {spec.train.batch_size} images"
         yield f"task {name}: {len(train)} training and {len(val)} validation images, {there}"
-    refuse_other_kind(recipe)
+    refuse_taken(recipe)
     refuse_full_disk(gene_path(recipe), search_bytes(prepared))
 
 
@@ -117,7 +117,7 @@ def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -
         yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
-    refuse_foreign_gene(gene_path(recipe))
+    refuse_foreign_gene(gene_path(recipe), recipe.method)
     refuse_full_disk(gene_path(recipe), run_bytes(prepared.gene))
     return prepared.recipe
 

@@ -197,7 +197,7 @@ def run(
     """
     path = gene_path(recipe) if keep else None
     if path:
-        refuse_foreign_gene(path)
+        refuse_foreign_gene(path, recipe.method)
     prepared = prepare(recipe, ancestry, images, anchors)
     recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
     if path:
@@ -261,11 +261,18 @@ def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
     }
 
 
-def refuse_foreign_gene(path: Path) -> None:
-    """Raises ``LearngeneError`` if a file that is no gene stands where a gene shall be written."""
+def refuse_foreign_gene(path: Path, method: str | None = None) -> None:
+    """Raises ``LearngeneError`` if another file stands where a gene shall be written.
+
+    Args:
+        path: Of the gene.
+        method: Its method: a gene of another one is refused, too; by default any gene may be replaced.
+    """
     if not path.exists():
         return
     try:
-        read_header(path)
+        found = read_header(path).method.name
     except GeneFileError as error:
         raise LearngeneError(f"{path} exists and is not a gene ({error}); choose another out") from None
+    if method not in (None, found):
+        raise LearngeneError(f"{path} exists and is a gene of {found}; choose another out")

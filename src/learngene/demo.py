@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,10 +142,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         console.print(f"[bold]4. Descendants[/] of {len(DEPTHS)} depths: untuned, tuned, and trained from scratch")
         expanded = {depth: processes.submit(_descendants, depth, paths, seed) for depth in depths}
         rows = [_row(depth, expanded[depth].result() | from_scratch[depth].result()) for depth in DEPTHS]
-    result = {
-        "kind": "demo",
-        "seed": seed,
-        "data": {"source": "digits", "fingerprint": fingerprint()},
+    content: dict[str, Any] = {
         "ancestry": {**ancestry.identity, "top1": teacher},
         "genes": {
             name: {
@@ -159,10 +157,8 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         "auxiliary_depth": AUXILIARY.depth,
         "rows": [asdict(row) for row in rows],
         "train": {"ancestry": ANCESTRY_TRAIN, "condense": CONDENSE_TRAIN, "tune": TUNE_TRAIN, "scratch": SCRATCH_TRAIN},
-        "environment": environment(),
-        "seconds": round(time.perf_counter() - start, 1),
     }
-    write_file(out / MARKER, lambda temporary: temporary.write_text(json.dumps(result, indent=2) + "\n"))
+    result = write_record(out, "demo", seed, start, content)
     demo_plot(result, out / "demo.png")
     demo_page(result, out / "demo.png", out / "index.html")
     _print(console, result, out)
@@ -176,9 +172,45 @@ def claim_folder(out: Path) -> None:
         write_file(out / MARKER, lambda temporary: temporary.write_text("{}\n"))
 
 
-def fingerprint() -> str:
-    """Of the digits."""
-    return open_data(DataSpec(**DATA))[0].fingerprint()
+def write_record(out: Path, kind: str, seed: int, start: float, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes ``demo.json`` and gives what it holds.
+
+    Args:
+        out: The demo's folder.
+        kind: Which demo.
+        seed: Of the run.
+        start: When it began, by ``time.perf_counter``.
+        content: What it found.
+    """
+    result: dict[str, Any] = {
+        "kind": kind,
+        "seed": seed,
+        "data": {"source": "digits", "fingerprint": open_data(DataSpec(**DATA))[0].fingerprint()},
+        **content,
+        "environment": environment(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    write_file(out / MARKER, lambda temporary: temporary.write_text(json.dumps(result, indent=2) + "\n"))
+    return result
+
+
+def score_table(title: str, headings: Sequence[str], texts: Collection[str] = ()) -> Table:
+    """An empty table as all demos print it.
+
+    Args:
+        title: Above it.
+        headings: Of its columns.
+        texts: Those of columns that hold text and not numbers.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in texts else "right", no_wrap=True)
+    return table
+
+
+def print_written(console: Console, result: Mapping[str, Any], out: Path) -> None:
+    """Says what a demo wrote, and how long it took."""
+    console.print(f"\nWritten in {result['seconds']:.0f} s: {out / MARKER}, {out / 'demo.png'}, {out / 'index.html'}")
 
 
 def workers() -> ProcessPoolExecutor:
@@ -256,13 +288,9 @@ def _trained(model: TimmModel, settings: dict[str, Any], epochs: int, seed: int)
 
 
 def _print(console: Console, result: dict[str, Any], out: Path) -> None:
-    table = Table(
-        title="top-1 accuracy in percent", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
     headings = ["depth\n", "params\nM", "MACs\nM", "stored\nMB"]
     headings += ["TLEG\nuntuned", "TLEG\ntuned", "SWS\nuntuned", "SWS\ntuned", "scratch\n", "scratch\nx3"]
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = score_table("top-1 accuracy in percent", headings)
     for row in result["rows"]:
         sizes = [f"{row['params'] / 1e6:.3f}", f"{row['macs'] / 1e6:.2f}", f"{4 * row['params'] / 1e6:.2f}"]
         table.add_row(str(row["depth"]), *sizes, *(f"{row[key]:.1f}" for key in list(row)[3:]))
@@ -274,7 +302,7 @@ def _print(console: Console, result: dict[str, Any], out: Path) -> None:
             f"singly these models take {4 * singly / 1e6:.2f} MB, {singly / gene['params']:.1f} times the parameters",
             soft_wrap=True,
         )
-    console.print(f"\nWritten in {result['seconds']:.0f} s: {out / MARKER}, {out / 'demo.png'}, {out / 'index.html'}")
+    print_written(console, result, out)
     gene = out / f"tleg-{result['seed']}.safetensors"
     console.print("Next, with your own budget and data:")
     console.print(f"  learngene plan {gene} --max-latency 2 --explain", soft_wrap=True)

@@ -12,17 +12,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from learngene.ancestry import Ancestry
-from learngene.demo import DATA, MARKER, claim_folder, fingerprint, workers
+from learngene.demo import DATA, MARKER, claim_folder, print_written, score_table, workers, write_record
 from learngene.descendant import save_descendant
-from learngene.files import write_file, write_folder
+from learngene.files import write_folder
 from learngene.finetuning import finetune, scratch
 from learngene.gene import Learngene
-from learngene.measure import environment
 from learngene.methods.lsamd import LSAMD
 from learngene.models.segmenter import segment
 from learngene.recipe import build_recipe
@@ -51,9 +48,9 @@ TRAIN_IMAGES, VAL_IMAGES = 768, 256
 
 TUNED = ("rotated", CANVAS)
 DEPTHS = (4, 6, 8)
-SELECT = {"rule": "top_k", "k": 4}
+SELECT = {"k": 4}
 """The paper's threshold may keep any number of blocks, or none after so few steps: then these depths could not be made.
-The four blocks that most data sets use exist with every seed."""
+The four most probable blocks exist with every seed."""
 
 ANCESTRY_EPOCHS, SEARCH_EPOCHS, EPOCHS = 20, 6, 3
 """The last is of fine-tuning; scratch gets as many, and three times as many."""
@@ -112,10 +109,8 @@ def run_lsamd_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         console.print(f"[bold]3. Descendants[/] of {len(DEPTHS)} depths for {' and '.join(TUNED)}, next to scratch")
         tuned = {cell: processes.submit(_tuned, out, seed, path, *cell) for cell in longest}
         rows = [_row(gene, *cell, {**tuned[cell].result(), **from_scratch[cell].result()}) for cell in cells]
-    result: dict[str, Any] = {
-        "kind": "lsamd demo",
-        "seed": seed,
-        "data": {"source": "digits", "fingerprint": fingerprint(), "images": [TRAIN_IMAGES, VAL_IMAGES]},
+    content: dict[str, Any] = {
+        "images": [TRAIN_IMAGES, VAL_IMAGES],
         "ancestry": {**ancestry.identity, "depth": SHAPE.depth, "top1": teacher},
         "gene": {"params": sum(p.numel() for p in gene.parameters()), "bytes": path.stat().st_size},
         "search": {key: value for key, value in search.items() if key != "tasks"}
@@ -123,10 +118,8 @@ def run_lsamd_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         "epochs": {"ancestry": ANCESTRY_EPOCHS, "search": SEARCH_EPOCHS, "tune": EPOCHS},
         "rows": rows,
         "train": {"ancestry": TRAIN, "search": SEARCH_TRAIN, "tune": TUNE_TRAIN, "scratch": TRAIN},
-        "environment": environment(),
-        "seconds": round(time.perf_counter() - start, 1),
     }
-    write_file(out / MARKER, lambda temporary: temporary.write_text(json.dumps(result, indent=2) + "\n"))
+    result = write_record(out, "lsamd demo", seed, start, content)
     lsamd_plot(result, out / "demo.png")
     usage_picture(result["search"], out / "search.png")
     lsamd_page(result, [out / "search.png", out / "demo.png"], out / "index.html")
@@ -289,16 +282,8 @@ def _row(gene: Learngene, task: str, depth: int, scores: dict[str, float]) -> di
 
 
 def _print(console: Console, result: dict[str, Any], gene: Path, out: Path) -> None:
-    table = Table(
-        title="top-1 accuracy, on the canvas mean IoU, in percent",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in ("data set\n", "depth\n", "blocks\n", "params\nM", "MACs\nM", "LSAMD\n", "scratch\n", "scratch\nx3"):
-        text = heading.startswith(("data", "blocks"))
-        table.add_column(heading, justify="left" if text else "right", no_wrap=True)
+    headings = ["data set\n", "depth\n", "blocks\n", "params\nM", "MACs\nM", "LSAMD\n", "scratch\n", "scratch\nx3"]
+    table = score_table("top-1 accuracy, on the canvas mean IoU, in percent", headings, ["data set\n", "blocks\n"])
     for row in result["rows"]:
         blocks = " ".join(str(block) for block in row["blocks"])
         sizes = [f"{row['params'] / 1e6:.3f}", f"{row['macs'] / 1e6:.2f}"]
@@ -307,7 +292,7 @@ def _print(console: Console, result: dict[str, Any], gene: Path, out: Path) -> N
     console.print(table)
     stored = result["gene"]
     console.print(f"{stored['bytes'] / 1e6:.2f} MB stored for all depths and data sets")
-    console.print(f"\nWritten in {result['seconds']:.0f} s: {out / MARKER}, {out / 'demo.png'}, {out / 'index.html'}")
+    print_written(console, result, out)
     console.print("Next, with your own data:")
     console.print(f"  learngene plan {gene} --explain", soft_wrap=True)
     console.print(f"  learngene expand {gene} --depth 7 --explain --out my-model", soft_wrap=True)

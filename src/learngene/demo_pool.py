@@ -5,24 +5,19 @@ Beside it an SN-Net of equal storage: the same rows, trained by themselves and s
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from learngene.ancestry import Ancestry
 from learngene.budget import Budget, plan
 from learngene.condensing import run as run_condense
-from learngene.demo import DATA, MARKER, claim_folder, fingerprint, workers
+from learngene.demo import DATA, claim_folder, print_written, score_table, workers, write_record
 from learngene.descendant import save_descendant
-from learngene.files import write_file
 from learngene.finetuning import finetune, scratch
 from learngene.gene import Learngene
-from learngene.measure import environment
 from learngene.methods.pool import Pool
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.report import pool_page, pool_plot
@@ -96,20 +91,15 @@ def run_pool_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         }
         for path, shape in sorted(shapes.items(), key=lambda item: item[1].params())
     ]
-    result = {
-        "kind": "pool demo",
-        "seed": seed,
-        "data": {"source": "digits", "fingerprint": fingerprint()},
+    content: dict[str, Any] = {
         "ancestry": {**ancestry.identity, "depth": ANCESTRY_DEPTH, "top1": teacher},
         "stored": {"params": sum(p.numel() for p in genes["pool"].parameters()), "bytes": path.stat().st_size},
         "budgets": picks,
         "epochs": {"rows": ROW_EPOCHS, "paths": PATH_EPOCHS, "anchors": ANCHOR_EPOCHS},
         "rows": rows,
         "train": {"all": TRAIN, "paths": TUNE},
-        "environment": environment(),
-        "seconds": round(time.perf_counter() - start, 1),
     }
-    write_file(out / MARKER, lambda temporary: temporary.write_text(json.dumps(result, indent=2) + "\n"))
+    result = write_record(out, "pool demo", seed, start, content)
     pool_plot(result, out / "demo.png")
     pool_page(result, out / "demo.png", out / "index.html")
     _print(console, result, path, out)
@@ -159,15 +149,8 @@ def _condensed(name: str, out: Path, seed: int, epochs: int, **source: Any) -> P
 
 
 def _print(console: Console, result: dict[str, Any], gene: Path, out: Path) -> None:
-    table = Table(
-        title="top-1 accuracy in percent, without tuning any model by itself",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in ("blocks", "path", "params\nM", "MACs\nM", "pool\n", "SN-Net\n"):
-        table.add_column(heading, justify="left" if heading == "path" else "right", no_wrap=True)
+    headings = ("blocks", "path", "params\nM", "MACs\nM", "pool\n", "SN-Net\n")
+    table = score_table("top-1 accuracy in percent, without tuning any model by itself", headings, ["path"])
     for row in result["rows"]:
         sizes = [f"{row['params'] / 1e6:.3f}", f"{row['macs'] / 1e6:.2f}"]
         table.add_row(row["blocks"], row["path"], *sizes, f"{row['pool']:.1f}", f"{row['sn_net']:.1f}")
@@ -179,7 +162,7 @@ def _print(console: Console, result: dict[str, Any], gene: Path, out: Path) -> N
         f"{4 * singly / 1e6:.2f} MB, {singly / stored['params']:.1f} times the parameters",
         soft_wrap=True,
     )
-    console.print(f"\nWritten in {result['seconds']:.0f} s: {out / MARKER}, {out / 'demo.png'}, {out / 'index.html'}")
+    print_written(console, result, out)
     console.print("Next, with your own budget and data:")
     console.print(f"  learngene plan {gene} --max-params 0.2M --explain", soft_wrap=True)
     console.print(f"  learngene expand {gene} --path 4+2 --out my-model", soft_wrap=True)

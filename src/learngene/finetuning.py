@@ -107,8 +107,27 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     """
     model = _source_model(recipe, images)
     if images.segmentation and not isinstance(model, Segmenter):
-        names = images.class_names
-        return segment(model, len(names), seed=recipe.train.seed, class_names=names)
+        return fresh_head(model, images, recipe.train.seed)
+    return model
+
+
+def fresh_head(model: TimmModel, images: ImageSet, seed: int) -> TimmModel:
+    """Gives a model a new head for images: one score per class, or per class and pixel where images have masks.
+
+    Args:
+        model: A timm model, which is taken over.
+        images: They say how many classes there are, and what they are called.
+        seed: Of the head's weights.
+
+    Returns:
+        The model, or the segmenter made of it.
+    """
+    names = images.class_names
+    if images.segmentation and not isinstance(model, Segmenter):
+        return segment(model, len(names), seed=seed, class_names=names)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.reset_classifier(len(names))
     return model
 
 
@@ -129,9 +148,7 @@ def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
                 return model
         _refuse_other_task(model, images)
         if model.num_classes != len(names):
-            with torch.random.fork_rng():
-                torch.manual_seed(recipe.train.seed)
-                model.reset_classifier(len(names))
+            model = fresh_head(model, images, recipe.train.seed)
             model.learngene = {**getattr(model, "learngene", {}), "class_names": names}
             if "shape" in model.learngene and not isinstance(model, Segmenter):
                 model.learngene["shape"]["num_classes"] = len(names)

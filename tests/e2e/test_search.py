@@ -19,20 +19,10 @@ from comparisons import contents, written
 from learngene import Ancestry
 from learngene.extracting import extract
 from masked import make_masked
-from pico import CLI, FAST, MIXED, finetune_fields, make_ancestry, make_images, pico_gene
-from searches import make_sets, search_fields, search_recipe
+from pico import CLI, FAST, MIXED, finetune_fields, make_images, pico_gene
+from searches import search_fields, search_recipe
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def ancestry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_ancestry(tmp_path_factory.mktemp("searched") / "pico-vit", depth=4)
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_sets(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture

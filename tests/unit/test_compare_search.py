@@ -175,3 +175,9 @@ def test_a_segmentation_set_may_be_declared_without_data() -> None:
     sizes = recipe.sizes.items()
     found = lay_out(recipe, {k: v.classes for k, v in sizes}, {k: v.images for k, v in sizes}, masked=["zwei"])
     assert len(searches(found)) == 4
+
+
+def test_a_task_may_have_images_of_its_own_size() -> None:
+    found = laid_out(fields(tasks={"zwei": {"img_size": 32}}))
+    sizes = {task: cell(found, "lsamd", "d3", task=task).shape.img_size for task in ("home", "two", "zwei")}
+    assert sizes == {"home": 16, "two": 16, "zwei": 32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_epochs_that_are_trained_again_are_logged_once(save_every: int, images: 
         ({"train": {**FAST, "lr": 0.5}}, "holds a run with train.lr=0.003, but this one has train.lr=0.5"),
         ({"train": {**FAST, "epochs": 3}}, "train.epochs=2, but this one has train.epochs=3"),
         ({"train": {**FAST, "seed": 3}}, "train.seed=0, but this one has train.seed=3"),
-        ({"method": "sws", "settings": {"stages": [4]}}, "but this one has"),
+        ({"method": "sws", "settings": {"stages": [4]}}, "is a gene of tleg; choose another out"),
         ({"shape": pico_shape(depth=3).to_dict()}, "shape.depth=4, but this one has shape.depth=3"),
         ({"distill": {"preset": "tleg-paper"}}, "but this one has distill."),
         ({"dtype": "float16"}, "dtype=float32, but this one has dtype=float16"),
@@ -209,6 +210,24 @@ def test_another_recipe_in_the_same_folder_is_refused(
     with pytest.raises(LearngeneError, match=message):
         condensed(tmp_path / "run", images, Ancestry(ancestry_folder), **changes)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+
+
+def test_a_run_is_not_continued_on_other_images(images: Path, tmp_path: Path, stop_after: Any) -> None:
+    train = {**FAST, "batch_size": 4}
+    mine = shutil.copytree(images, tmp_path / "images")
+    data = {"source": str(mine), "workers": 0}
+    stopped = scratch(pico_shape(depth=2), seed=1)
+    stop_after(stopped, 2)
+    with pytest.raises(InterruptedRun):
+        finetune(stopped, data=data, out=tmp_path / "run", show=False, **train)
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    one = next((mine / "train" / "red").iterdir())
+    other = one.rename(one.with_name("other.png"))
+    with pytest.raises(LearngeneError, match="run holds a run on other training images; choose another out"):
+        finetune(scratch(pico_shape(depth=2), seed=1), data=data, out=tmp_path / "run", show=False, **train)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    other.rename(one)
+    finetune(scratch(pico_shape(depth=2), seed=1), data=data, out=tmp_path / "run", show=False, **train)
 
 
 def test_what_does_not_change_the_result_may_change(

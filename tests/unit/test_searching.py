@@ -11,26 +11,17 @@ import torch
 
 import learngene
 import learngene.searching.run as searching
+from comparisons import written
 from learngene import Ancestry
 from learngene.errors import LearngeneError, RecipeError
 from learngene.search_picture import usage_picture
 from learngene.searching.paths import TaskPath, layer_usage, read_path
 from learngene.searching.run import Prepared, prepare, run, search_task, super_stage
 from learngene.searching.select import above, selected, soft_usage, usage
-from learngene.sections import Routing, Selection
+from learngene.sections import Routing, Selection, Train
 from learngene.train.batches import eval_loader
-from pico import FAST, make_ancestry
-from searches import make_sets, path_of, search_fields, search_recipe
-
-
-@pytest.fixture(scope="module")
-def ancestry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_ancestry(tmp_path_factory.mktemp("searched") / "pico-vit", depth=4)
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_sets(tmp_path_factory.mktemp("sets"))
+from pico import CLI, FAST, condense_fields, make_images
+from searches import path_of, search_fields, search_recipe
 
 
 def prepared_of(ancestry: Path, sets: dict[str, Path], out: Path, **changes: Any) -> Prepared:
@@ -390,12 +381,12 @@ def test_paths_of_another_ancestry_or_other_images_are_refused_before_training(
     monkeypatch.setattr(searching, "search_task", None)
     folder = recipe.task("blocks").out
     prepared = prepare(recipe)
-    identity, images = prepared.ancestry.identity["sha256"], prepared.images["blocks"][0].fingerprint()
+    identity, images = prepared.ancestry.identity["sha256"], prepared.data["blocks"]
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "recipe.yaml").touch()
     for change, line in (
         ({"ancestry": "0" * 64}, f"{folder} was searched with another ancestry; delete it, or choose another out"),
-        ({"data": "0" * 16}, f"{folder} was searched with another data; delete it, or choose another out"),
+        ({"data": "0" * 16}, f"{folder} was searched with other images; delete it, or choose another out"),
         ({"task": "two"}, f"{folder / 'path.json'}: damaged; delete {folder} to search this data set again"),
         ({"share": (0.5,), "soft": (0.5,)}, f"{folder / 'path.json'}: damaged; delete {folder} to search this"),
     ):
@@ -407,3 +398,61 @@ def test_paths_of_another_ancestry_or_other_images_are_refused_before_training(
         assert [path.name for path in (tmp_path / "s").rglob("*") if path.is_file() and path.stat().st_size] == [
             "path.json"
         ]
+
+
+def test_a_preset_of_one_data_set_replaces_what_all_have_in_common(ancestry: Path, tmp_path: Path) -> None:
+    sets = {name: tmp_path / name for name in ("a", "b")}
+    common = {"train": {"augment": {"preset": "light"}}}
+    recipe = search_recipe(
+        search_fields(ancestry, sets, tmp_path, **common, tasks={"a": {"train": {"augment": {"preset": "none"}}}})
+    )
+    assert recipe.task("a").train.augment.scale is None
+    assert recipe.task("a").train.augment.hflip == 0
+    assert recipe.task("b").train.augment.scale == (0.6, 1.0)
+    assert recipe.task("a").train.batch_size == recipe.task("b").train.batch_size
+    whole = search_recipe(search_fields(ancestry, sets, tmp_path, tasks={"a": {"train": {"preset": "official"}}}))
+    assert whole.task("a").train.model_copy(update={"seed": 0}) == Train(preset="official")
+
+
+def test_a_path_is_refused_once_its_validation_images_differ(ancestry: Path, tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "mine")
+    recipe = search_recipe(search_fields(ancestry, {"mine": folder}, tmp_path / "s"))
+    run(recipe, show=False, say=lambda _: None)
+    one = next((folder / "val" / "red").iterdir())
+    one.rename(one.with_name("other.png"))
+    with pytest.raises(LearngeneError, match="was searched with other images"):
+        run(recipe, show=False, say=lambda _: None)
+
+
+def test_folders_and_genes_of_other_commands_are_left_alone(
+    cli: CLI, images: Path, ancestry: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    condense = written(
+        tmp_path / "c.yaml", condense_fields(ancestry, images, tmp_path / "c", train={**FAST, "epochs": 1})
+    )
+    search = written(tmp_path / "s.yaml", search_fields(ancestry, {"two": sets["two"]}, tmp_path / "s"))
+    assert cli("condense", condense).code == 0
+    assert cli("search", search).code == 0
+    for command, recipe, out, line in (
+        ("search", search, "c", f"{tmp_path}/c.safetensors exists and is a gene of tleg"),
+        ("condense", condense, "s", f"{tmp_path}/s.safetensors exists and is a gene of lsamd"),
+    ):
+        for each in (command, "check"):
+            done = cli(each, recipe, f"out={tmp_path / out}")
+            assert (done.code, done.err) == (2, f"learngene: {line}; choose another out\n")
+    for name in ("c", "s"):
+        (tmp_path / f"{name}.safetensors").unlink()
+    assert "holds a condense run" in cli("search", search, f"out={tmp_path / 'c'}").err
+    assert "holds a search run" in cli("condense", condense, f"out={tmp_path / 's'}").err
+
+
+def test_what_python_is_given_by_mistake_is_refused_in_one_line(ancestry: Path, sets: dict[str, Path]) -> None:
+    tasks = {"two": str(sets["two"])}
+    for wrong, text in (
+        ({"tasks": list(tasks)}, "search: tasks must be a mapping from names of data sets"),
+        ({"tasks": tasks, "rates": 1e-3}, "search: rates must be a mapping from names of data sets"),
+        ({"tasks": tasks, "select": "top_k"}, "select: Input should be"),
+        ({"tasks": tasks, "routing": "img"}, "routing: Input should be"),
+    ):
+        with pytest.raises(LearngeneError, match=text):
+            learngene.search(ancestry, **wrong)  # type: ignore[arg-type]

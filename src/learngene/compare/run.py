@@ -23,11 +23,10 @@ from learngene.descendant import TimmModel
 from learngene.errors import LearngeneError, TrainingDivergedError
 from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_unwritable, take_lock
-from learngene.finetuning import evaluate, scratch, train_model
+from learngene.finetuning import evaluate, fresh_head, scratch, train_model
 from learngene.gene import Learngene, kept_parameters
 from learngene.measure import commit, environment, score_from
 from learngene.methods import default_settings
-from learngene.models.segmenter import segment
 from learngene.pooling.run import distil_row
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.recipe import FinetuneRecipe
@@ -339,7 +338,7 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
         "data": _data_record(cell.data, images),
     }
     if cell.masked:
-        model = segment(model, cell.shape.num_classes, seed=cell.seed, class_names=images[0].class_names)
+        model = fresh_head(model, images[0], cell.seed)
     model_data = cell.data
     untuned = evaluate(model, model_data, images=images[1])
     content |= {"untuned": asdict(untuned), "epochs": [], "last": asdict(untuned), "steps": 0, "error": None}

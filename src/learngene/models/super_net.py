@@ -179,12 +179,7 @@ class SuperNet(nn.Module):
         """Wraps a model made by ``routed``, with or without another head."""
         super().__init__()
         self.model = model
-        self._layers = [module for module in model.modules() if isinstance(module, RoutedBlock)]
-
-    @property
-    def layers(self) -> list[RoutedBlock]:
-        """The routed blocks, first layer first."""
-        return self._layers
+        self.layers = [module for module in model.modules() if isinstance(module, RoutedBlock)]
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Logits of the model."""

@@ -17,13 +17,12 @@ from learngene.condensing import refuse_foreign_gene
 from learngene.errors import LearngeneError
 from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
-from learngene.finetuning import fill_preprocessing
+from learngene.finetuning import fill_preprocessing, fresh_head
 from learngene.gene import Learngene
-from learngene.genefile import read_header
-from learngene.models.segmenter import segment
+from learngene.methods.lsamd import LSAMD
 from learngene.models.super_net import SuperNet, routed
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
-from learngene.recipe import build_recipe, dump_recipe, load_yaml
+from learngene.recipe import build_recipe, dump_recipe
 from learngene.searching.paths import TaskPath, damaged, layer_usage, read_path
 from learngene.searching.recipe import SearchRecipe, TaskSearch
 from learngene.searching.select import selected, soft_usage, usage
@@ -34,7 +33,7 @@ from learngene.train.joint import refuse_unaligned
 from learngene.train.loop import InterruptedRun, Stage, make_accelerator, refuse_unknown_optimizer
 from learngene.train.losses import task_loss
 from learngene.train.run import finished, run_stage, write_once
-from learngene.train.state import MARKER
+from learngene.train.state import MARKER, refuse_other_kind
 
 Images = tuple[ImageSet, ImageSet]
 RECORD = "search.json"
@@ -59,12 +58,23 @@ class Searched:
 
 @dataclass
 class Prepared:
-    """Everything a search needs, checked against each other."""
+    """Everything a search needs, checked against each other.
+
+    Attributes:
+        recipe: What to do.
+        ancestry: Whose blocks are searched.
+        shape: Its shape.
+        images: Training and validation images by data set.
+        specs: How each data set is searched.
+        data: Fingerprints of each data set's training and validation images, both of which decide its path.
+    """
 
     recipe: SearchRecipe
     ancestry: Ancestry
     shape: ViTShape
     images: dict[str, Images] = field(default_factory=dict)
+    specs: dict[str, TaskSearch] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
 
 
 def search(
@@ -104,6 +114,10 @@ def search(
         raise LearngeneError("search: several processes share a run folder; give out")
     if processes > 1 and known is not None:
         raise LearngeneError("search: every process loads the ancestry itself; give its timm name, folder or file")
+    for what, given in (("tasks", tasks), ("rates", rates or {})):
+        if not isinstance(given, Mapping):
+            kind = type(given).__name__
+            raise LearngeneError(f"search: {what} must be a mapping from names of data sets, not of type {kind}")
     for name in rates or {}:
         if name not in tasks:
             raise LearngeneError(f"rates: no data set '{name}' among {', '.join(tasks)}")
@@ -118,8 +132,8 @@ def search(
             for name, data in tasks.items()
         },
         "train": train_fields,
-        "routing": dict(routing or {}),
-        "select": dict(select or {}),
+        "routing": routing or {},
+        "select": select or {},
     }
     if out is not None:
         fields["out"] = str(out)
@@ -153,7 +167,8 @@ def prepare(
         try:
             if name not in out.images:
                 out.images[name] = open_data(task.data)
-            spec = recipe.task(name)
+            spec = out.specs[name] = recipe.task(name)
+            out.data[name] = "-".join(split.fingerprint() for split in out.images[name])
             train, size = out.images[name][0], spec.data.img_size or out.shape.img_size
             refuse_too_few(train, spec.train)
             refuse_unaligned(train, spec.train.augment)
@@ -205,7 +220,7 @@ def run(
     """
     gene_file = gene_path(recipe) if keep else None
     if gene_file:
-        refuse_other_kind(recipe)
+        refuse_taken(recipe)
     prepared = prepare(recipe, ancestry, images)
     if keep:
         refuse_other_paths(prepared)
@@ -226,22 +241,11 @@ def run(
     return keep_selected(prepared, gene_file, [paths[name] for name in recipe.tasks])
 
 
-def refuse_other_kind(recipe: SearchRecipe) -> None:
-    """Looks at what stands where the search would write.
-
-    Raises:
-        LearngeneError: If the folder holds something else than a search, or the gene file another method's gene.
-    """
-    gene_file = gene_path(recipe)
-    refuse_foreign_gene(gene_file)
-    if gene_file.exists() and (method := read_header(gene_file).method.name) != "lsamd":
-        raise LearngeneError(f"{gene_file} exists and is a gene of {method}; choose another out")
+def refuse_taken(recipe: SearchRecipe) -> None:
+    """Raises ``LearngeneError`` if something else stands where the search would write."""
+    refuse_foreign_gene(gene_path(recipe), LSAMD.name)
     refuse_foreign(recipe.out, MARKER)
-    if (recipe.out / MARKER).exists():
-        fields = load_yaml((recipe.out / MARKER).read_text())
-        kind = fields.get("kind") if isinstance(fields, Mapping) else None
-        if kind not in (None, recipe.kind):
-            raise LearngeneError(f"{recipe.out} holds a {kind} run; choose another out")
+    refuse_other_kind(recipe.out, recipe)
 
 
 def refuse_other_paths(prepared: Prepared) -> None:
@@ -288,7 +292,7 @@ def _searched(
             if path is None:
                 lock = None
                 if keep and not shared:
-                    folder = prepared.recipe.task(name).out
+                    folder = prepared.specs[name].out
                     lock = take_lock(folder.parent / "locks" / f"{folder.name}.lock")
                     if lock is None:
                         continue
@@ -327,16 +331,19 @@ def _found(prepared: Prepared, name: str) -> TaskPath | None:
     Raises:
         LearngeneError: If it is the path of another ancestry or of other images.
     """
-    folder = prepared.recipe.task(name).out
+    folder = prepared.specs[name].out
     path = read_path(folder)
     if path is None:
         return None
     if path.task != name or len(path.share) != prepared.shape.depth:
         raise damaged(folder)
-    wanted = {"ancestry": prepared.ancestry.identity["sha256"], "data": prepared.images[name][0].fingerprint()}
-    for what, now in wanted.items():
-        if getattr(path, what) != now:
-            raise LearngeneError(f"{folder} was searched with another {what}; delete it, or choose another out")
+    other = {
+        "another ancestry": path.ancestry != prepared.ancestry.identity["sha256"],
+        "other images": path.data != prepared.data[name],
+    }
+    for what, differs in other.items():
+        if differs:
+            raise LearngeneError(f"{folder} was searched with {what}; delete it, or choose another out")
     return path
 
 
@@ -353,7 +360,7 @@ def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> Tas
         show: Whether to print progress.
     """
     images = prepared.images[name]
-    spec = prepared.recipe.task(name)
+    spec = prepared.specs[name]
     spec = spec.model_copy(update={"data": fill_preprocessing(spec.data, prepared.ancestry.model)})
     stage = super_stage(prepared, spec, images)
     net = stage.module
@@ -365,7 +372,7 @@ def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> Tas
     path = TaskPath(
         task=name,
         ancestry=prepared.ancestry.identity["sha256"],
-        data=images[0].fingerprint(),
+        data=prepared.data[name],
         share=tuple(round(value, 6) for value in share),
         soft=tuple(round(value, 6) for value in soft),
         score=round(result.final.main, 4),
@@ -388,14 +395,7 @@ def _finish(path: TaskPath, folder: Path) -> None:
 def super_stage(prepared: Prepared, spec: TaskSearch, images: Images) -> Stage:
     """What is trained for one data set: its specific blocks and adapters, its final norm and its head."""
     size = spec.data.img_size or prepared.shape.img_size
-    model = routed(prepared.ancestry.model, spec.routing, size)
-    classes = len(images[0].class_names)
-    if images[0].segmentation:
-        model = segment(model, classes, seed=spec.train.seed)
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(spec.train.seed)
-            model.reset_classifier(classes)
+    model = fresh_head(routed(prepared.ancestry.model, spec.routing, size), images[0], spec.train.seed)
     net, task = SuperNet(model), task_loss(images[0])
 
     def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class _Run:
         self.scheduler = _scheduler(self.optimizer, spec, self.batches.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
         self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
-        self.progress = Progress()
+        self.progress = Progress(data=train_images.fingerprint())
         self._resume()
         if folder and accelerator.is_main_process:
             folder.begin(self.progress.history)
@@ -363,7 +363,12 @@ class _Run:
                 f"{self.folder.path if self.folder else ''}: the saved state does not fit this run "
                 f"({str(error).splitlines()[0]}); choose another out, or delete the folder"
             ) from None
-        self.progress = replace(progress)
+        if progress.data not in ("", self.progress.data):
+            where = self.folder.path if self.folder else ""
+            raise LearngeneError(
+                f"{where} holds a run on other training images; choose another out, or delete the folder"
+            )
+        self.progress = replace(progress, data=self.progress.data)
 
 
 def set_drop_path(model: nn.Module, rate: float, rates: Sequence[float] | None = None) -> None:

@@ -47,6 +47,7 @@ class Progress:
         seconds: Time trained, over all restarts.
         best: Highest main score so far (top-1 or mean IoU), in percent.
         history: One entry per completed epoch.
+        data: Fingerprint of the training images; states of older versions have none.
     """
 
     epoch: int = 0
@@ -56,6 +57,7 @@ class Progress:
     seconds: float = 0.0
     best: float = -1.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    data: str = ""
 
 
 class RunFolder:
@@ -69,11 +71,12 @@ class RunFolder:
             recipe: The resolved recipe.
 
         Raises:
-            LearngeneError: If the path exists and is not a run folder, or holds a run of another recipe.
+            LearngeneError: If the path exists and is not a run folder, or holds a run of another kind or recipe.
         """
         self.path = path
         self._lock: IO[str] | None = None
         refuse_foreign(path, MARKER)
+        refuse_other_kind(path, recipe)
         self._recipe = dump_recipe(recipe)
         if (path / "last.pt").exists():
             refuse_other_recipe(path, recipe)
@@ -133,6 +136,15 @@ def _read_recipe(path: Path) -> Mapping[str, Any]:
     if not isinstance(fields, Mapping):
         raise LearngeneError(f"{path}: the run's recipe is damaged; choose another out, or delete the folder")
     return fields
+
+
+def refuse_other_kind(path: Path, recipe: Section) -> None:
+    """Raises ``LearngeneError`` if a run folder holds a run of another command, whose files would be lost."""
+    if not (path / MARKER).exists():
+        return
+    kind, mine = _read_recipe(path / MARKER).get("kind"), getattr(recipe, "kind", None)
+    if kind not in (None, mine):
+        raise LearngeneError(f"{path} holds a {kind} run; choose another out, or delete the folder")
 
 
 def refuse_other_recipe(path: Path, recipe: Section) -> None:
