@@ -19,7 +19,7 @@ from learngene.ledger.claims import ClaimGroup
 from learngene.ledger.cost import estimate
 from learngene.sections import merge, validated
 from masked import make_masked
-from pico import CLI, FAST, make_images
+from pico import CLI, FAST, make_images, pico_shape
 
 TWO = {"two": {"source": "other", "workers": 0}, "zwei": {"source": "noch eins", "workers": 0}}
 SEARCH: dict[str, Any] = {
@@ -178,6 +178,7 @@ def test_a_segmentation_set_may_be_declared_without_data() -> None:
 
 
 def test_a_task_may_have_images_of_its_own_size() -> None:
-    found = laid_out(fields(tasks={"zwei": {"img_size": 32}}))
+    found = laid_out(fields(tasks={"zwei": {"img_size": 2 * pico_shape().img_size}}))
     sizes = {task: cell(found, "lsamd", "d3", task=task).shape.img_size for task in ("home", "two", "zwei")}
-    assert sizes == {"home": 16, "two": 16, "zwei": 32}
+    home = pico_shape().img_size
+    assert sizes == {"home": home, "two": home, "zwei": 2 * home}
