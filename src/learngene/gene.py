@@ -96,7 +96,7 @@ class Learngene(nn.Module):
             if not hasattr(module, parent):
                 module.add_module(parent, nn.Module())
             module = getattr(module, parent)
-        module.register_parameter(last, nn.Parameter(value))
+        module.register_parameter(last, nn.Parameter(value, requires_grad=not self.method.fixed(name)))
 
     def tensors(self) -> dict[str, Tensor]:
         """The gene's own tensors by their documented names."""
@@ -128,7 +128,7 @@ class Learngene(nn.Module):
         shape = shape or self.shape
         self.method.refuse(self.shape, shape, **options)
         out = self.method.weights(self.tensors(), self.shape, shape, **options)
-        if "pos_embed" in out and shape.grid_size != self.shape.grid_size:
+        if "pos_embed" in out and out["pos_embed"].shape[1] != shape.num_tokens:
             out["pos_embed"] = _resample(out["pos_embed"], shape)
         return out
 

@@ -20,6 +20,7 @@ from learngene.methods.share_init import ShareInit
 from learngene.methods.simple_lg import SimpleLG
 from learngene.methods.sn_net import SNNet
 from learngene.methods.sws import SWS
+from learngene.methods.tal import GHN3, TAL, LoGAH
 from learngene.methods.tleg import TLEG
 from learngene.methods.vanilla_lg import VanillaLG
 from learngene.methods.weight_selection import WeightSelection
@@ -31,6 +32,9 @@ KINDS: tuple[type[Method], ...] = (
     Pool,
     SNNet,
     LSAMD,
+    TAL,
+    LoGAH,
+    GHN3,
     SimpleLG,
     VanillaLG,
     ShareInit,

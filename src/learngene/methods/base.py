@@ -121,6 +121,14 @@ class Method(ABC):
 
         return fresh(name, shapes, generator)
 
+    def fixed(self, name: str) -> bool:
+        """Whether a tensor of the gene is never trained."""
+        return False
+
+    def cautions(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
+        """What to say before a shape is made that can be made, but not as well as others."""
+        return []
+
     @abstractmethod
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """One line per layer of ``shape``: which of the gene's tensors feed it."""

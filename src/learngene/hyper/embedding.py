@@ -1,0 +1,71 @@
+"""Task embeddings: what an ancestry sees of a task's images on average (TAL, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from learngene.ancestry import Ancestry
+from learngene.errors import LearngeneError
+from learngene.methods.tal.task import TaskEmbedding
+from learngene.sections import DataSpec
+from learngene.train.batches import eval_loader, refuse_channels
+from learngene.train.images import ImageSet, open_split
+from learngene.train.loop import make_accelerator
+
+BATCH = 256
+
+
+def embed_task(
+    ancestry: Ancestry | str, data: str | list[str] | Mapping[str, Any] | DataSpec, *, name: str | None = None
+) -> TaskEmbedding:
+    """The embedding of a task: the mean of the ancestry's features over its training images.
+
+    Args:
+        ancestry: The ancestry that the gene was made with, or a timm name, folder or file for it.
+        data: Where the images are, or a whole data section; only the training split is read.
+        name: What to call the task; by default the name of its source.
+
+    Raises:
+        LearngeneError: If the images cannot be read.
+    """
+    from learngene.finetuning import data_section
+
+    spec = data if isinstance(data, DataSpec) else data_section(data)
+    ancestry = ancestry if isinstance(ancestry, Ancestry) else Ancestry(ancestry)
+    return embedding_of(ancestry, open_split(spec, "train"), name or spec.sources[0].rstrip("/").rpartition("/")[2], spec)
+
+
+@torch.inference_mode()
+def embedding_of(ancestry: Ancestry, images: ImageSet, name: str, spec: DataSpec) -> TaskEmbedding:
+    """The embedding of opened training images, prepared as the ancestry was trained, whatever the descendant gets.
+
+    The authors' code gives the ancestry images with the data set's mean and deviation, which its checkpoint does not
+    expect.
+    """
+    if images.segmentation:
+        raise LearngeneError(f"{images.where}: a task embedding is of images with a class each, not of masks")
+    given = ancestry.preprocessing
+    chans, size, _ = given["input_size"]
+    keys = ("mean", "std", "interpolation", "crop_pct")
+    spec = spec.model_copy(update={key: tuple(v) if isinstance(v := given[key], list) else v for key in keys})
+    refuse_channels(spec, chans)
+    device = make_accelerator().device
+    ancestry.to(device)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for batch, _ in eval_loader(images, spec, img_size=size, in_chans=chans, batch_size=BATCH):
+        features = ancestry.features(batch.to(device)).double().cpu()
+        if not features.isfinite().all():
+            raise LearngeneError(f"{images.where}: the ancestry's features of its images are not finite")
+        total, count = total + features.sum(dim=0), count + len(batch)
+    return TaskEmbedding(
+        name=name,
+        vector=tuple((total / count).float().tolist()),
+        ancestry=ancestry.identity["sha256"],
+        data=images.fingerprint(),
+        images=count,
+        classes=tuple(images.class_names),
+        preprocessing={key: given[key] for key in (*keys, "input_size")},
+    )

@@ -1,0 +1,158 @@
+"""The computational graph of a ViT as GHN-3 sees it, in closed form: no tracing, no model.
+
+A plain ViT is a chain of sums. Every half block, attention or MLP, is an edge from one sum to the next beside a detour
+of five nodes. So the shortest path between any two nodes is known: to the end of a detour, along the sums, and into
+another detour (facts checked against traced graphs of depths 1 to 12).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
+from learngene.methods.tal.hypernetwork import SPATIAL
+from learngene.shape import ViTShape
+
+CONV, MSA, SUM, INPUT, BIAS, NORM, POSITION = 4, 5, 7, 9, 10, 12, 13
+"""Rows of GHN-3's table of node types; the other eight belong to convolutional networks."""
+
+CUT_OFF = 50
+"""Longer paths count as none, as in the authors' code."""
+
+NONE = (-1, -1, -1, -1)
+"""Sizes of a node without parameters."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the encoder reads.
+
+    Attributes:
+        types: Row of every node in the table of types.
+        sizes: Rows of every node in the tables of channels (out, in) and of spatial sides (height, width).
+        distances: Length of the shortest directed path from row to column; 0 where there is none.
+        names: Per node, the ViT parameters it stands for; a norm stands for weight and bias.
+        nodes: The nodes that stand for parameters, in order.
+    """
+
+    types: Integer[Tensor, " nodes"]
+    sizes: Integer[Tensor, "nodes 4"]
+    distances: Integer[Tensor, "nodes nodes"]
+    names: tuple[tuple[str, ...], ...]
+    nodes: tuple[int, ...]
+
+
+def graph(shape: ViTShape, channels: tuple[int, ...], *, attention_node: bool = False) -> Graph:
+    """The graph of a plain ViT, 8 + 12 depth nodes (13 depth with attention nodes).
+
+    Args:
+        shape: The ViT; its image size counts through the side of the position table, its class token has no node.
+        channels: The channel counts with a row of their own, ascending.
+        attention_node: A node for the softmax between query and output projection.
+    """
+    names, types, sizes = _nodes(shape, attention_node)
+    rows = torch.tensor([_rows(size, channels) for size in sizes])
+    distances = torch.from_numpy(_distances(shape.depth, attention_node))
+    return Graph(torch.tensor(types), rows, distances, names, tuple(i for i, name in enumerate(names) if name))
+
+
+def _nodes(
+    shape: ViTShape, attention_node: bool
+) -> tuple[tuple[tuple[str, ...], ...], list[int], list[tuple[int, int, int, int]]]:
+    """Names, types and sizes (out, in, height, width) of all nodes in order."""
+    width, patch, grid = shape.embed_dim, shape.patch_size, shape.grid_size
+    nodes: list[tuple[tuple[str, ...], int, tuple[int, int, int, int]]] = [
+        ((), INPUT, NONE),
+        (("patch_embed.proj.weight",), CONV, (width, shape.in_chans, patch, patch)),
+        (("patch_embed.proj.bias",), BIAS, (width, 1, 1, 1)),
+        (("pos_embed",), POSITION, (1, width, grid, grid)),
+        ((), SUM, NONE),
+    ]
+
+    def norm(name: str) -> None:
+        nodes.append(((f"{name}.weight", f"{name}.bias"), NORM, (width, 1, 1, 1)))
+
+    def linear(name: str, wide_out: int, wide_in: int) -> None:
+        nodes.append(((f"{name}.weight",), CONV, (wide_out, wide_in, 1, 1)))
+        nodes.append(((f"{name}.bias",), BIAS, (wide_out, 1, 1, 1)))
+
+    for layer in range(shape.depth):
+        block = f"blocks.{layer}"
+        norm(f"{block}.norm1")
+        linear(f"{block}.attn.qkv", 3 * width, width)
+        if attention_node:
+            nodes.append(((), MSA, NONE))
+        linear(f"{block}.attn.proj", width, width)
+        nodes.append(((), SUM, NONE))
+        norm(f"{block}.norm2")
+        linear(f"{block}.mlp.fc1", shape.hidden_dim, width)
+        linear(f"{block}.mlp.fc2", width, shape.hidden_dim)
+        nodes.append(((), SUM, NONE))
+    norm(shape.norm_name)
+    linear("head", max(shape.num_classes, 1), width)
+    return tuple(n[0] for n in nodes), [n[1] for n in nodes], [n[2] for n in nodes]
+
+
+def _rows(size: tuple[int, int, int, int], channels: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Rows of a size in the tables of channels and sides; the last row of each stands for none."""
+    if size == NONE:
+        return len(channels), len(channels), len(SPATIAL), len(SPATIAL)
+    out, wide_in, height, width = size
+    return _channel(out, channels), _channel(wide_in, channels), _side(height), _side(width)
+
+
+def _channel(count: int, channels: tuple[int, ...]) -> int:
+    """The nearest channel count, ties to the smaller; 4 to 7 go to 8."""
+    if 3 < count < 8:
+        count = 8
+    return min(range(len(channels)), key=lambda row: (abs(channels[row] - count), channels[row]))
+
+
+def _side(side: int) -> int:
+    """The nearest side, ties to the smaller; 2 goes to 3."""
+    if side == 2:
+        side = 3
+    return min(range(len(SPATIAL)), key=lambda row: (abs(SPATIAL[row] - side), SPATIAL[row]))
+
+
+@functools.lru_cache(maxsize=64)
+def _distances(depth: int, attention_node: bool) -> np.ndarray:
+    """Shortest directed paths between all nodes.
+
+    Node u leaves to sum ``exit[u]`` after ``out[u]`` steps, and node v is reached from sum ``entry[v]`` after
+    ``into[v]``. Sums are one step apart. Nodes of one chain, such as a detour, reach each other along it.
+    """
+    far = 10**6
+    # Input, patch weight and patch bias are a chain into sum 0, and the position table is another.
+    leave, out, enter, into = [0, 0, 0, 0, 0], [3, 2, 1, 1, 0], [-far] * 4 + [0], [0] * 5
+    chain, place = [-1, -1, -1, -2, -3], [0, 1, 2, 0, 0]
+    for half in range(2 * depth):
+        length = 6 if attention_node and half % 2 == 0 else 5
+        for step in range(1, length + 1):
+            leave.append(half + 1)
+            out.append(length + 1 - step)
+            enter.append(half)
+            into.append(step)
+            chain.append(half)
+            place.append(step)
+        for values, value in ((leave, half + 1), (out, 0), (enter, half + 1), (into, 0), (place, 0)):
+            values.append(value)
+        chain.append(-4 - half)
+    for step in range(1, 4):  # final norm, head weight, head bias
+        for values, value in ((leave, far), (out, 0), (enter, 2 * depth), (into, step), (place, step)):
+            values.append(value)
+        chain.append(2 * depth)
+    exits, outs, entries, intos, chains, places = (
+        np.array(values) for values in (leave, out, enter, into, chain, place)
+    )
+    along = entries[None, :] - exits[:, None]
+    lengths = np.where(along >= 0, outs[:, None] + along + intos[None, :], 0)
+    apart = places[None, :] - places[:, None]
+    lengths = np.where((chains[:, None] == chains[None, :]) & (apart > 0), apart, lengths)
+    np.fill_diagonal(lengths, 0)
+    return np.where(lengths > CUT_OFF, 0, lengths)

@@ -1,0 +1,201 @@
+"""Predicting: shapes and tasks to weights under timm's names, differentiable in the hypernetwork's parameters.
+
+The decoders give raw tensors; here they are cropped or tiled to size, scaled as GHN-3 scales (``norm_weights``), and
+named. Layers of one kind stay stacked until the last moment, so that all of them are scaled at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from learngene.methods.tal.dense import DenseDecoder, tiled
+from learngene.methods.tal.encoder import encode
+from learngene.methods.tal.graph import Graph, graph
+from learngene.methods.tal.hypernetwork import KERNEL, Hypernetwork
+from learngene.methods.tal.low_rank import LowRankDecoder
+from learngene.shape import ViTShape
+
+Weights = dict[str, Tensor]
+NORMS = ("norm1", "norm2")
+MATRICES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+_GRAPHS: dict[tuple[ViTShape, tuple[int, ...], bool], Graph] = {}
+"""Graphs are small and depend on nothing that is trained."""
+
+
+def graph_of(method: Hypernetwork, shape: ViTShape) -> Graph:
+    """The graph of a shape as a hypernetwork reads it, made once."""
+    key = (shape, method.channels, method.attention_node)
+    if key not in _GRAPHS:
+        _GRAPHS[key] = graph(shape, method.channels, attention_node=method.attention_node)
+    return _GRAPHS[key]
+
+
+def predict(
+    method: Hypernetwork,
+    tensors: Mapping[str, Tensor],
+    shapes: Sequence[ViTShape],
+    tasks: Float[Tensor, "shapes task_dim"] | None = None,
+) -> list[Weights]:
+    """Predicts all weights of ViTs.
+
+    Args:
+        method: The hypernetwork.
+        tensors: Its parameters.
+        shapes: The ViTs, whose graphs are encoded together.
+        tasks: The task embedding of each; None leaves the task layers out.
+
+    Returns:
+        For each, tensors under timm's names. The class token is zero and the position of the class token a fixed row,
+        neither of which is predicted, in the authors' code either.
+    """
+    device = tensors["class_position"].device
+    with torch.autocast(device.type, enabled=False):  # decoding in half precision loses the small weights
+        graphs = [graph_of(method, shape) for shape in shapes]
+        nodes = encode(method, tensors, graphs, tasks)
+        make = low_rank_weights if method.decoder == "low-rank" else dense_weights
+        return [
+            make(method, tensors, shape, found, nodes[number, list(found.nodes)])
+            for number, (shape, found) in enumerate(zip(shapes, graphs, strict=True))
+        ]
+
+
+def _places(found: Graph) -> dict[str, int]:
+    """Which of a graph's parameter nodes stands for a parameter."""
+    return {name: place for place, node in enumerate(found.nodes) for name in found.names[node]}
+
+
+def low_rank_weights(
+    method: Hypernetwork, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
+) -> Weights:
+    """The weights of one ViT from LoGAH's decoder."""
+    *_, most = method.numbers
+    place = _places(found)
+    width, grid, patch = shape.embed_dim, shape.grid_size, shape.patch_size
+    rows = {"pos_embed": (grid, width * grid), "patch_embed.proj": (min(width, most) * patch, shape.in_chans * patch)}
+    sizes = {name: shape.layer_params()[f"{name}.weight"] for name in MATRICES}
+    wanted = {
+        name: ([place[f"blocks.{layer}.{name}.weight"] for layer in range(shape.depth)], min(o, most), min(i, most))
+        for name, (o, i) in sizes.items()
+    }
+    for name, (o, i) in rows.items():
+        wanted[name] = ([place[name if name == "pos_embed" else f"{name}.weight"]], o, i)
+    if shape.num_classes:
+        wanted["head"] = ([place["head.weight"]], min(shape.num_classes, most), min(width, most))
+    tallest = max(size for _, *sides in wanted.values() for size in sides)
+    longest = max(3 * width, shape.hidden_dim, shape.num_classes)
+    decoder = LowRankDecoder.of(method, tensors, nodes, max(tallest, method.rounded(longest) + min(longest, most)))
+    raw = decoder.matrices(wanted)
+    out: Weights = {}
+    for name, size in sizes.items():
+        _add_layers(out, f"{name}.weight", _matrix(raw[name], size))
+    kernel = raw["patch_embed.proj"].view(-1, patch, shape.in_chans, patch).permute(0, 2, 1, 3)
+    out["patch_embed.proj.weight"] = _matrix(kernel[None], (width, shape.in_chans, patch, patch))[0]
+    position = raw["pos_embed"][0].view(grid, width, grid).permute(1, 0, 2).reshape(1, grid * grid, width)
+    _add_stem(out, tensors, position, width)
+
+    def vectors(kinds: Mapping[str, str], half: int) -> dict[str, Tensor]:
+        """Per kind, one vector per layer; kinds of one size are decoded together."""
+        lengths = {kind: shape.layer_params()[name][0] for kind, name in kinds.items()}
+        done = {}
+        for length in sorted(set(lengths.values())):
+            same = [kind for kind in kinds if lengths[kind] == length]
+            chosen = [place[f"blocks.{layer}.{kinds[kind]}"] for kind in same for layer in range(shape.depth)]
+            values = tiled(decoder.vectors(chosen, length, half), (len(chosen), length))
+            done |= dict(zip(same, values.chunk(len(same)), strict=True))
+        return done
+
+    for kind, values in vectors({f"{norm}.weight": f"{norm}.weight" for norm in NORMS}, 0).items():
+        _add_layers(out, kind, _norm_weight(values))
+    biases = [f"{name}.bias" for name in (*NORMS, *MATRICES)]
+    for kind, values in vectors({kind: kind for kind in biases}, 1).items():
+        _add_layers(out, kind, _bias(values))
+    ends = [place["patch_embed.proj.bias"], place[f"{shape.norm_name}.bias"]]
+    patch_bias, norm_bias = _bias(tiled(decoder.vectors(ends, width, 1), (2, width)))
+    out["patch_embed.proj.bias"], out[f"{shape.norm_name}.bias"] = patch_bias, norm_bias
+    scale = tiled(decoder.vectors([place[f"{shape.norm_name}.weight"]], width, 0), (1, width))
+    out[f"{shape.norm_name}.weight"] = _norm_weight(scale[0])
+    if shape.num_classes:
+        classes = shape.num_classes
+        out["head.weight"] = _matrix(raw["head"], (classes, width))[0]
+        out["head.bias"] = _bias(tiled(decoder.vectors([place["head.bias"]], classes, 1), (1, classes))[0])
+    return out
+
+
+def dense_weights(
+    method: Hypernetwork, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
+) -> Weights:
+    """The weights of one ViT from GHN-3's decoder: blocks of m x m, repeated."""
+    place = _places(found)
+    width, grid, patch, depth = shape.embed_dim, shape.grid_size, shape.patch_size, shape.depth
+    decoder = DenseDecoder(method, tensors, nodes)
+    out: Weights = {}
+    layers = [place[f"blocks.{layer}.{name}.weight"] for name in MATRICES for layer in range(depth)]
+    blocks = decoder.kernels(layers, 1, 1)[..., 0, 0]
+    for name, block in zip(MATRICES, blocks.split(depth), strict=True):
+        _add_layers(out, f"{name}.weight", _matrix(block, shape.layer_params()[f"{name}.weight"]))
+    kernel = decoder.kernels([place["patch_embed.proj.weight"]], *(min(patch, KERNEL),) * 2)
+    out["patch_embed.proj.weight"] = _matrix(kernel, (width, shape.in_chans, patch, patch))[0]
+    side = min(grid, KERNEL)
+    position = tiled(decoder.kernels([place["pos_embed"]], side, side)[0, :1], (1, width, grid, grid))
+    _add_stem(out, tensors, position.reshape(1, grid * grid, width), width)
+    ends = {"patch_embed.proj.bias": 1, f"{shape.norm_name}.weight": 0, f"{shape.norm_name}.bias": 1}
+    halves = decoder.halves([place[name] for name in ends])
+    for (name, half), value in zip(ends.items(), halves, strict=True):
+        sized = tiled(value[half], (width,))
+        out[name] = _norm_weight(sized) if name.endswith("weight") else _bias(sized)
+    for name in (*(f"{norm}.weight" for norm in NORMS), *(f"{kind}.bias" for kind in (*NORMS, *MATRICES))):
+        half = int(name.endswith("bias"))
+        values = decoder.halves([place[f"blocks.{layer}.{name}"] for layer in range(depth)])[:, half]
+        sized = tiled(values, (depth, *shape.layer_params()[name]))
+        _add_layers(out, name, _bias(sized) if half else _norm_weight(sized))
+    if shape.num_classes:
+        out["head.weight"] = _matrix(decoder.head(place["head.weight"])[None], (shape.num_classes, width))[0]
+        out["head.bias"] = _bias(tiled(decoder.head_bias(place["head.bias"]), (shape.num_classes,)))
+    return out
+
+
+# -- sizes and scales (A.3) ----------------------------------------------------------------------------------
+
+
+def _matrix(raw: Tensor, size: Sequence[int]) -> Tensor:
+    """Matrices or kernels of a size, times sqrt(2 / fan-in)."""
+    return tiled(raw, (len(raw), *size)) * math.sqrt(2 / math.prod(size[1:]))
+
+
+def _norm_weight(raw: Tensor) -> Tensor:
+    return 2 * torch.sigmoid(raw / 2)
+
+
+def _bias(raw: Tensor) -> Tensor:
+    return torch.tanh(0.2 * raw)
+
+
+def _add_layers(out: Weights, name: str, values: Tensor) -> None:
+    out |= {f"blocks.{layer}.{name}": value for layer, value in enumerate(values.unbind())}
+
+
+def _add_stem(out: Weights, tensors: Mapping[str, Tensor], position: Tensor, width: int) -> None:
+    row = tensors["class_position"][:width].view(1, 1, width)
+    out["cls_token"] = torch.zeros_like(row)
+    out["pos_embed"] = torch.cat([row, position], dim=1)
+
+
+def predict_matrix(
+    method: Hypernetwork, tensors: Mapping[str, Tensor], vector: Float[Tensor, " hid"], rows: int, columns: int
+) -> Float[Tensor, "rows columns"]:
+    """One more matrix from the decoder, for a vector that is no node's: TAL's M, (rows, columns)."""
+    *_, most = method.numbers
+    with torch.autocast(vector.device.type, enabled=False):
+        if method.decoder == "dense":
+            raw = DenseDecoder(method, tensors, vector[None]).kernels([0], 1, 1)[..., 0, 0]
+        else:
+            sides = min(rows, most), min(columns, most)
+            decoder = LowRankDecoder.of(method, tensors, vector[None], max(sides))
+            raw = decoder.matrices({"map": ([0], *sides)})["map"]
+        return _matrix(raw, (rows, columns))[0]
