@@ -88,10 +88,10 @@ class DataSpec(Section):
 
     source: str | list[str] = Field(
         description="digits, a folder or tar with train/<class>/ and val/<class>/, several of them, "
-        "images/<split>/ and masks/<split>/, a VOC folder, or the name of one of timm's map-style data sets, such as "
-        "torch/cifar100 or hfds/..."
+        "images/<split>/ and masks/<split>/, a VOC folder, the name of one of timm's map-style data sets, such as "
+        "torch/cifar100 or hfds/..., or of one of the Visual Domain Decathlon, such as decathlon/aircraft"
     )
-    root: Path | None = Field(None, description="where timm keeps or finds a named data set")
+    root: Path | None = Field(None, description="where a named data set lies, or where timm keeps it")
     train_split: str = "train"
     val_split: str = "val"
     download: bool = Field(False, description="let timm download a named data set")

@@ -29,7 +29,7 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="a choice of the method, for example order=front-last-mid"),
 ]
-Data = Annotated[list[str], typer.Option(help="digits, folder, tar or timm data set name; several are one set")]
+Data = Annotated[list[str], typer.Option(help="digits, folder, tar or data set name; several are one set")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 

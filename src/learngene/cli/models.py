@@ -17,7 +17,7 @@ def finetune(
     recipe: Annotated[Path | None, typer.Argument(help="recipe (.yaml); or use --model and --data")] = None,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="gene file, descendant folder, or scratch")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="digits, folder, tar or timm data set name")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="digits, folder, tar or data set name")] = None,
     depth: Annotated[int | None, typer.Option(help="layers to expand from a gene")] = None,
     path: Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
@@ -65,6 +65,7 @@ def evaluate(
     depth: Annotated[int | None, typer.Option(help="layers to expand from a gene")] = None,
     path: Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")] = None,
     options: Options = None,
+    root: Annotated[Path | None, typer.Option(help="where a data set given by name lies")] = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out broken images")] = False,
     ignore_index: Annotated[int, typer.Option(help="masks: the value of pixels that are not judged")] = 255,
     mask_classes: Annotated[
@@ -81,6 +82,8 @@ def evaluate(
     from learngene.measure import Accuracy
 
     fields: dict[str, Any] = {"source": list(data), "skip_corrupt": skip_corrupt, "ignore_index": ignore_index}
+    if root is not None:
+        fields["root"] = str(root)
     if mask_classes is not None:
         fields["mask_classes"] = int(mask_classes) if mask_classes.isdecimal() else mask_classes.split(",")
     section = data_section(fields)

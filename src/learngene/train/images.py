@@ -1,4 +1,4 @@
-"""Image sets: folders, tars, timm's named data sets and scikit-learn's digits, all as indexed labelled images."""
+"""Image sets: folders, tars, data sets by name and scikit-learn's digits, all as indexed labelled images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from learngene.errors import CorruptError, DataError, nearest
 from learngene.sections import MASK_VALUES, DataSpec
+from learngene.train import decathlon
 from learngene.train.masks import UNREADABLE, Masks, Source, open_source, split_folder
 from learngene.train.places import Place
 
@@ -33,7 +34,8 @@ class ImageSet:
         read: Opens the image at an index, undecoded or decoded.
         names: A name per image, for error messages and the fingerprint.
         labels: A class index per image; zeros for images with masks.
-        class_names: Names of the classes, sorted, or in the order of their values in the masks.
+        class_names: Names of the classes: sorted, in the order of their values in the masks, or as a named data set
+            orders them.
         corrupt: Images that were left out because they cannot be decoded.
         masks: Reads the mask at an index; None for images with a class each.
     """
@@ -156,20 +158,27 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
         DataError: If the data is missing, lacks the split, is empty, has one class, or has corrupt images that were
             not asked to be skipped.
     """
+    dataset = decathlon.dataset_of(spec)
+    if dataset is not None:
+        decathlon.refuse_split(dataset, split)
     if split not in ("train", "val"):
         raise DataError(f"unknown split '{split}'; give train or val (data.val_split names another folder for val)")
     wanted = spec.train_split if split == "train" else spec.val_split
     where = " + ".join(spec.sources)
     if spec.sources == ["digits"]:
         images = _digits(wanted)
+    elif dataset is not None:
+        images = _decathlon(spec, dataset, wanted)
     elif all(Path(source).exists() for source in spec.sources):
         images = _files(spec, wanted, classes)
     else:
         missing = next(source for source in spec.sources if not Path(source).exists())
+        if len(spec.sources) > 1 and missing.startswith((*TIMM_PREFIXES, decathlon.PREFIX)):
+            raise DataError(f"data {missing}: a data set by name stands alone; several sources are folders and tars")
         if not missing.startswith(TIMM_PREFIXES) or len(spec.sources) > 1:
             raise DataError(
-                f"data {missing}: no such folder or tar, and not a data set name; "
-                "give a folder, a tar, digits, or a timm name such as torch/cifar100"
+                f"data {missing}: no such folder or tar, and not a data set name; give a folder, a tar, digits, "
+                "a timm name such as torch/cifar100, or one of the Decathlon such as decathlon/aircraft"
             )
         images = _named(spec, missing, wanted)
     if not len(images):
@@ -195,8 +204,10 @@ def open_data(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
     val = open_split(spec, "val", train.class_names if train.segmentation else None)
     if train.class_names != val.class_names:
         only = sorted(set(train.class_names) ^ set(val.class_names))
+        if not only:
+            raise DataError(f"{train.where}: the splits have the same classes, but in another order")
         raise DataError(
-            f"data {train.where}: the splits have different classes ({len(train.class_names)} and "
+            f"{train.where}: the splits have different classes ({len(train.class_names)} and "
             f"{len(val.class_names)}); '{only[0]}' is in one of them only"
         )
     return train, val
@@ -311,6 +322,13 @@ def _masked(
         names,
         masks=Masks(f"data {where}", [mask for _, mask in pairs], len(names), spec.ignore_index),
     )
+
+
+def _decathlon(spec: DataSpec, dataset: str, split: str) -> ImageSet:
+    listed = decathlon.listed(dataset, spec.root, split)
+    names = [place.name for place in listed.places]
+    where = f"data {decathlon.PREFIX}{dataset}"
+    return ImageSet(where, _Files(listed.places), names, listed.labels, listed.class_names)
 
 
 class _Named:
