@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from learngene.extracting import extract
     from learngene.finetuning import evaluate, finetune, scratch
     from learngene.gene import Learngene
+    from learngene.hyper.embedding import embed_task
+    from learngene.hyper.run import tune
     from learngene.measure import latency
+    from learngene.methods.tal.task import TaskEmbedding
     from learngene.models.segmenter import segment
     from learngene.recipe import load_recipe
     from learngene.searching.run import search
@@ -35,8 +38,10 @@ _HOMES = {
     "Learngene": "gene",
     "LearngeneError": "errors",
     "StitchedShape": "stitched",
+    "TaskEmbedding": "methods.tal.task",
     "ViTShape": "shape",
     "condense": "condensing",
+    "embed_task": "hyper.embedding",
     "evaluate": "finetuning",
     "export_onnx": "export",
     "extract": "extracting",
@@ -49,6 +54,7 @@ _HOMES = {
     "scratch": "finetuning",
     "search": "searching.run",
     "segment": "models.segmenter",
+    "tune": "hyper.run",
 }
 
 __all__ = ["__version__", "load", *_HOMES]

@@ -105,6 +105,36 @@ class Ancestry(nn.Module):
         logits = self.model(images)
         return logits if isinstance(logits, Tensor) else sum(logits) / len(logits)
 
+    @property
+    def width(self) -> int:
+        """Numbers that its head reads of an image: its features."""
+        return int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+
+    @torch.no_grad()
+    def features(
+        self, images: Float[Tensor, "batch channels height width"], *, patches: bool = False
+    ) -> Float[Tensor, "batch ..."]:
+        """What its head reads of normalised images: of a ViT the class token, or the mean, behind the final norm.
+
+        Args:
+            images: Normalised images.
+            patches: One vector per patch instead, which only Vision Transformers have.
+
+        Returns:
+            (batch, width), or (batch, patches, width).
+        """
+        model: Any = self.model
+        tokens = model.forward_features(images)
+        if not patches:
+            out: Tensor = model.forward_head(tokens, pre_logits=True)
+            return out
+        if tokens.ndim != 3 or not hasattr(model, "num_prefix_tokens"):
+            raise LearngeneError(
+                f"ancestry {self.identity['source']} has no patch tokens, which channel-wise features need; use "
+                "features: pooled"
+            )
+        return tokens[:, model.num_prefix_tokens :]
+
     def refuse_mismatch(self, shape: ViTShape, num_classes: int, data: DataSpec) -> None:
         """Checks classes, normalisation and image size against the data before a step is trained.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from learngene.compare.recipe import CompareRecipe
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
+from learngene.hyper.recipe import TuneRecipe
 from learngene.pooling.rows import stage_recipes
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
 from learngene.searching.recipe import SearchRecipe
@@ -37,6 +38,9 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         return
     if isinstance(recipe, SearchRecipe):
         yield from _check_search(recipe)
+        return
+    if isinstance(recipe, TuneRecipe):
+        yield from _check_tune(recipe)
         return
     train, val = open_data(recipe.data)
     kind = " of pixels" if train.segmentation else ""
@@ -108,8 +112,32 @@ def _check_search(recipe: SearchRecipe) -> Iterator[str]:
     refuse_full_disk(gene_path(recipe), search_bytes(prepared))
 
 
+def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
+    from learngene.genefile import refuse_foreign_gene
+    from learngene.hyper.run import gene_path, prepare
+    from learngene.train.tasks import sampling_shares
+
+    prepared = prepare(recipe)
+    stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
+    yield f"gene: {prepared.gene.method.name} at {prepared.gene.shape}, {stored / 1e6:.3f} M parameters"
+    if prepared.ancestry:
+        identity = prepared.ancestry.identity
+        yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
+    sizes = {name: len(task.images[0]) for name, task in prepared.tasks.items()}
+    for name, share in sampling_shares(sizes, recipe.temperature).items():
+        train, val = prepared.tasks[name].images
+        counts = f"{len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
+        yield f"task {name}: {counts}, drawn for {share:.0%} of the steps"
+    steps = -(-sum(sizes.values()) // recipe.train.batch_size) * recipe.train.epochs
+    yield f"training: {recipe.train.epochs} epochs, {steps} steps of {recipe.train.batch_size} images"
+    refuse_foreign_gene(gene_path(recipe), prepared.gene.method.name)
+    refuse_full_disk(gene_path(recipe), run_bytes(prepared.gene))
+    yield _check_folder(recipe)
+
+
 def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Generator[str, None, CondenseRecipe]:
-    from learngene.condensing import gene_path, prepare, refuse_foreign_gene
+    from learngene.condensing import gene_path, prepare
+    from learngene.genefile import refuse_foreign_gene
 
     prepared = prepare(recipe, images=images)
     if prepared.ancestry:

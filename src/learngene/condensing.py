@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from learngene.ancestry import Ancestry
 from learngene.descendant import vit_cfg
-from learngene.errors import GeneFileError, LearngeneError
+from learngene.errors import LearngeneError
 from learngene.files import refuse_full_disk
 from learngene.gene import Learngene
-from learngene.genefile import read_header
+from learngene.genefile import refuse_foreign_gene
+from learngene.hyper.run import refuse_guide, train_on_home
+from learngene.hyper.sections import Hyper
 from learngene.measure import environment
 from learngene.methods import method as find_method
 from learngene.methods.rows import Rows
+from learngene.methods.tal import Hypernetwork
 from learngene.pooling.run import PoolSource, make_pool, refuse_sources
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.sections import Distill, default_crop
@@ -41,6 +44,7 @@ def condense(
     settings: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | str | None = None,
     pool: Mapping[str, Any] | None = None,
+    hyper: Mapping[str, Any] | None = None,
     anchors: Sequence[Ancestry | str | Path] | None = None,
     out: str | Path | None = None,
     show: bool = True,
@@ -57,6 +61,7 @@ def condense(
         settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
         distill: A distillation section or the name of a preset; the method's official one by default.
         pool: For ``pool`` and ``sn-net``: how rows are distilled, stitch layers start and paths are tuned.
+        hyper: For ``tal``, ``logah`` and ``ghn3``: how the hypernetwork is trained.
         anchors: For ``sn-net``: the pretrained ViTs that become its rows, narrow to wide.
         out: A run folder, to be able to stop and go on; None keeps the run in memory.
         show: Whether to print progress.
@@ -83,6 +88,8 @@ def condense(
         fields["distill"] = {"preset": distill} if isinstance(distill, str) else dict(distill)
     if pool is not None:
         fields["pool"] = dict(pool)
+    if hyper is not None:
+        fields["hyper"] = dict(hyper)
     models = [anchor if isinstance(anchor, Ancestry) else Ancestry(anchor) for anchor in anchors or ()]
     if models:
         fields["anchors"] = [{"source": model.identity["source"]} for model in models]
@@ -131,9 +138,14 @@ def prepare(
     """
     images = images or open_data(recipe.data)
     refuse_masks(images[0], "condensing")
+    kind = find_method(recipe.method, recipe.settings)
     if recipe.ancestry:
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
-        _refuse_other_task(ancestry, recipe, images[0])
+        if isinstance(kind, Hypernetwork):  # it is guided by features, which know no classes
+            _refuse_other_size(recipe, images[0])
+            refuse_guide(ancestry, recipe.shape, kind, recipe.hyper or Hyper())
+        else:
+            _refuse_other_task(ancestry, recipe, images[0])
         given = ancestry.preprocessing
     anchors = tuple(anchors) or tuple(Ancestry.from_spec(spec) for spec in recipe.anchors or ())
     for anchor in anchors:
@@ -145,7 +157,7 @@ def prepare(
     normalisation = {key: getattr(recipe.data, key) or tuple(given[key]) for key in ("mean", "std")}
     data = recipe.data.model_copy(update=normalisation)
     recipe = recipe.model_copy(update={"data": data})
-    gene = Learngene(find_method(recipe.method, recipe.settings), recipe.shape, seed=recipe.train.seed)
+    gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
     if isinstance(gene.method, Rows):
         refuse_sources(recipe, PoolSource(ancestry, anchors))
     return Prepared(recipe, ancestry, gene, images, anchors)
@@ -206,6 +218,9 @@ def run(
         source = PoolSource(teacher, prepared.anchors)
         result, paths = make_pool(recipe, source, gene, prepared.images, keep=keep, show=show)
         gene.metadata = provenance(prepared, result) | {"paths": paths}
+    elif isinstance(gene.method, Hypernetwork):
+        result = train_on_home(recipe, gene, teacher, prepared.images, keep=keep, show=show)
+        gene.metadata = provenance(prepared, result)
     else:
         set_drop_path(gene.skeleton(), recipe.train.drop_path)
         stage = auxiliary_stage(gene, teacher, recipe.distill)
@@ -254,25 +269,8 @@ def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
             "images": result.images,
             "seconds": round(result.seconds, 1),
             "seed": recipe.train.seed,
-            "recipe": recipe.model_dump(mode="json", include={"train", "distill", "pool"}, exclude_none=True),
+            "recipe": recipe.model_dump(mode="json", include={"train", "distill", "pool", "hyper"}, exclude_none=True),
         },
         "accuracy": {key: round(value, 4) for key, value in asdict(result.final).items()},
         "versions": environment()["versions"],
     }
-
-
-def refuse_foreign_gene(path: Path, method: str | None = None) -> None:
-    """Raises ``LearngeneError`` if another file stands where a gene shall be written.
-
-    Args:
-        path: Of the gene.
-        method: Its method: a gene of another one is refused, too; by default any gene may be replaced.
-    """
-    if not path.exists():
-        return
-    try:
-        found = read_header(path).method.name
-    except GeneFileError as error:
-        raise LearngeneError(f"{path} exists and is not a gene ({error}); choose another out") from None
-    if method not in (None, found):
-        raise LearngeneError(f"{path} exists and is a gene of {found}; choose another out")

@@ -18,7 +18,7 @@ from learngene.descendant import PROVENANCE, TimmModel, load_descendant, save_de
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
 from learngene.gene import Learngene
-from learngene.measure import Score, task_score
+from learngene.measure import SetScore, task_score
 from learngene.methods import method as find_method
 from learngene.models.segmenter import Segmenter, segment
 from learngene.recipe import FinetuneRecipe, build_recipe
@@ -76,7 +76,7 @@ class Finetuned:
 
     model: TimmModel
     path: Path
-    untuned: Score
+    untuned: SetScore
     result: TrainResult
 
 
@@ -237,7 +237,7 @@ def evaluate(
     images: ImageSet | None = None,
     split: str = "val",
     precision: str = "fp32",
-) -> Score:
+) -> SetScore:
     """Scores a model on a split, on an accelerator if there is one.
 
     Args:

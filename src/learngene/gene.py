@@ -7,6 +7,7 @@ Condensing trains that function (``forward`` is the auxiliary model), expanding 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from learngene.genefile import (
 )
 from learngene.initial import fresh
 from learngene.methods import Method, default_settings
+from learngene.methods.tal.task import TaskEmbedding
 from learngene.shape import MODULE_PARAMS, ViTShape
 from learngene.stitched import Shape
 
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Types in which a gene file can store its tensors; a loaded gene is always float32."""
+
+
+Task = str | TaskEmbedding | Tensor | None
+"""A task by its name in the gene, by its embedding, or by the embedding's numbers."""
 
 
 class Learngene(nn.Module):
@@ -108,7 +114,7 @@ class Learngene(nn.Module):
 
     # -- the one idea --------------------------------------------------------------------------------
 
-    def weights(self, shape: Shape | None = None, **options: Any) -> dict[str, Tensor]:
+    def weights(self, shape: Shape | None = None, *, task: Task = None, **options: Any) -> dict[str, Tensor]:
         """The weights of a model of the given shape, differentiable in the gene's own tensors.
 
         Most methods always carry stem and final norm, and the head if the number of classes is the same; position
@@ -116,6 +122,7 @@ class Learngene(nn.Module):
 
         Args:
             shape: The shape to make; the auxiliary shape by default.
+            task: For which task (TAL): one that the gene was tuned on by name, or the embedding of another.
             **options: The method's choices at expansion, for example SWS's ``order``.
 
         Returns:
@@ -126,11 +133,45 @@ class Learngene(nn.Module):
             ShapeError: If the method cannot make the shape.
         """
         shape = shape or self.shape
+        if task is not None:
+            options["task"] = self._task_vector(task)
         self.method.refuse(self.shape, shape, **options)
         out = self.method.weights(self.tensors(), self.shape, shape, **options)
         if "pos_embed" in out and out["pos_embed"].shape[1] != shape.num_tokens:
             out["pos_embed"] = _resample(out["pos_embed"], shape)
         return out
+
+    def tasks(self) -> dict[str, TaskEmbedding]:
+        """The tasks that the gene was tuned on, by name; for other methods than TAL there are none."""
+        return {
+            entry["task"]: TaskEmbedding.from_dict(entry["embedding"])
+            for entry in self.metadata.get("tasks", [])
+            if "embedding" in entry
+        }
+
+    def _task_vector(self, task: str | TaskEmbedding | Tensor) -> Tensor:
+        if isinstance(task, str):
+            known = self.tasks()
+            if task not in known:
+                names = ", ".join(known) or "none"
+                raise LearngeneError(
+                    f"gene: no task '{task}'; it was tuned on {names}. For another task give its images"
+                )
+            task = known[task]
+        if isinstance(task, TaskEmbedding):
+            given = self.metadata.get("ancestry", {}).get("sha256")
+            if given and given != task.ancestry:
+                raise LearngeneError(
+                    f"task {task.name}: its embedding is of another ancestry (sha256 {task.ancestry[:12]}) than this "
+                    f"gene's (sha256 {given[:12]}); compute it with the gene's"
+                )
+            task = torch.tensor(task.vector)
+        width = getattr(self.method, "task_dim", 0)
+        if width and tuple(task.shape) != (width,):
+            raise LearngeneError(
+                f"task: an embedding of shape {tuple(task.shape)}, but this gene takes {width} numbers"
+            )
+        return task.to(next(self.parameters()))
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], shape: Shape | None = None
@@ -178,6 +219,7 @@ class Learngene(nn.Module):
         layers: Collection[int] | None = None,
         modules: Collection[str] | None = None,
         seed: int = 0,
+        task: Task = None,
         **options: Any,
     ) -> VisionTransformer:
         """Makes an ordinary timm model, ready to train.
@@ -190,6 +232,8 @@ class Learngene(nn.Module):
             layers: Fill only these layers, counted from 1 (TLEG Table 5); the others start fresh.
             modules: Fill only these of ``msa``, ``mlp``, ``ln`` in every layer (TLEG Table 4).
             seed: Of whatever starts fresh: a new head, or what ``layers`` and ``modules`` leave out.
+            task: For which task (TAL): one that the gene was tuned on by name, or the embedding of another. Unless a
+                whole shape or ``num_classes`` is given, the descendant has the task's classes.
             **options: The method's choices, for example ``order="front-last-mid"`` for SWS.
 
         Returns:
@@ -199,8 +243,13 @@ class Learngene(nn.Module):
         Raises:
             ShapeError: If the method cannot make the shape, or a layer or module does not exist.
         """
+        about = self.tasks().get(task) if isinstance(task, str) else task
+        if isinstance(about, TaskEmbedding) and num_classes is None and not isinstance(shape, ViTShape):
+            num_classes = len(about.classes)
         shape = self._target(shape, num_classes)
-        weights = self.weights(shape, **options)
+        weights = self.weights(shape, task=task, **options)
+        for caution in self.method.cautions(self.shape, shape, task=task, **options):
+            warnings.warn(f"{self.method.name}: {caution}", stacklevel=2)
         keep = kept_parameters(shape, layers, modules)
         expected = shape.all_params()
         generator = torch.Generator().manual_seed(seed)
@@ -223,13 +272,13 @@ class Learngene(nn.Module):
             "gene": self.metadata.get("digest"),
             "method": self.method.name,
             "settings": default_settings(self.method),
-            "options": options,
+            "options": options if task is None else {**options, "task": _task_name(task)},
             "ancestry": self.metadata.get("ancestry"),
             "shape": shape.to_dict(),
             "layers": self.method.describe(self.shape, shape, **options),
             "fresh": new,
             "seed": seed,
-            "class_names": class_names or self._class_names(shape),
+            "class_names": class_names or self._class_names(shape, about),
         }
         return model.eval()
 
@@ -241,8 +290,8 @@ class Learngene(nn.Module):
         shape = shape or self.shape
         return shape if num_classes is None else shape.replace(num_classes=num_classes)
 
-    def _class_names(self, shape: Shape) -> list[str] | None:
-        names = self.metadata.get("classes")
+    def _class_names(self, shape: Shape, task: object) -> list[str] | None:
+        names = list(task.classes) if isinstance(task, TaskEmbedding) else self.metadata.get("classes")
         return names if names and len(names) == shape.num_classes else None
 
     # -- the gene file -------------------------------------------------------------------------------
@@ -308,6 +357,12 @@ class Learngene(nn.Module):
     def extra_repr(self) -> str:
         """The method and the auxiliary shape, for ``print``."""
         return f"{self.method}, auxiliary shape: {self.shape}"
+
+
+def _task_name(task: str | TaskEmbedding | Tensor) -> str:
+    if isinstance(task, TaskEmbedding):
+        return task.name
+    return task if isinstance(task, str) else "an embedding"
 
 
 def _resample(pos_embed: Tensor, shape: Shape) -> Tensor:

@@ -115,6 +115,23 @@ def read_header(path: str | Path) -> GeneHeader:
     return result
 
 
+def refuse_foreign_gene(path: Path, method: str | None = None) -> None:
+    """Raises ``LearngeneError`` if another file stands where a gene shall be written.
+
+    Args:
+        path: Of the gene.
+        method: Its method: a gene of another one is refused, too; by default any gene may be replaced.
+    """
+    if not path.exists():
+        return
+    try:
+        found = read_header(path).method.name
+    except GeneFileError as error:
+        raise LearngeneError(f"{path} exists and is not a gene ({error}); choose another out") from None
+    if method not in (None, found):
+        raise LearngeneError(f"{path} exists and is a gene of {found}; choose another out")
+
+
 def verify(header: GeneHeader) -> None:
     """Hashes the whole content and compares it with the digest in the metadata.
 

@@ -98,12 +98,59 @@ class Overlap:
         }
 
 
-Score = Accuracy | Overlap
+@dataclass(frozen=True)
+class Average:
+    """What a classifier of several tasks scores, each of which counts the same.
+
+    Attributes:
+        top1: Mean over the tasks of their top-1 accuracies, in percent.
+        top5: The same of top-5.
+        loss: Mean of their cross-entropies.
+        images: How many images were judged in all.
+        tasks: Top-1 of every task.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    tasks: Mapping[str, float]
+
+    @classmethod
+    def of(cls, scores: Mapping[str, Accuracy]) -> Average:
+        """The average of tasks' scores."""
+        top1, top5, loss = (
+            statistics.fmean(getattr(score, name) for score in scores.values()) for name in ("top1", "top5", "loss")
+        )
+        images = sum(score.images for score in scores.values())
+        return cls(top1, top5, loss, images, {name: score.top1 for name, score in scores.items()})
+
+    @property
+    def main(self) -> float:
+        """The score that models are compared by."""
+        return self.top1
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return "mean top-1"
+
+    def entry(self) -> dict[str, Any]:
+        """The scores of an epoch, as its record has them."""
+        return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss, "tasks": dict(self.tasks)}
+
+
+SetScore = Accuracy | Overlap
+"""Of one data set."""
+
+Score = SetScore | Average
 
 
 def score_from(values: Mapping[str, Any]) -> Score:
     """A score from the plain values that ``dataclasses.asdict`` made of it."""
-    return Overlap(**values) if "miou" in values else Accuracy(**values)
+    if "miou" in values:
+        return Overlap(**values)
+    return Average(**values) if "tasks" in values else Accuracy(**values)
 
 
 def accuracy(
@@ -145,7 +192,7 @@ def task_score(
     *,
     precision: str = "fp32",
     reduce: Any = None,
-) -> Score:
+) -> SetScore:
     """Scores a classifier or a segmenter.
 
     Args:

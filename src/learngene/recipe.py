@@ -14,8 +14,10 @@ import yaml
 from pydantic import Field, model_validator
 
 from learngene.errors import RecipeError, nearest
+from learngene.hyper.sections import Hyper
 from learngene.methods import method
 from learngene.methods.rows import Rows
+from learngene.methods.tal import Hypernetwork
 from learngene.sections import (
     AncestrySpec,
     AuxiliaryShape,
@@ -31,6 +33,7 @@ from learngene.sections import (
 
 if TYPE_CHECKING:
     from learngene.compare.recipe import CompareRecipe
+    from learngene.hyper.recipe import TuneRecipe
     from learngene.searching.recipe import SearchRecipe, TaskSearch
 
 DATA_FOLDER = "$DATA"
@@ -53,6 +56,7 @@ class CondenseRecipe(Section):
     train: Train = Train()
     distill: Distill = Distill()
     pool: PoolSpec | None = Field(None, description="methods pool and sn-net only: how rows and paths are trained")
+    hyper: Hyper | None = Field(None, description="tal, logah and ghn3 only: how the hypernetwork is trained")
     anchors: list[AncestrySpec] | None = Field(None, description="sn-net only: the pretrained ViTs that become rows")
     out: Path = Field(Path("runs/gene"), description="run folder; the gene is written beside it as OUT.safetensors")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage type of the gene file")
@@ -66,6 +70,10 @@ class CondenseRecipe(Section):
         given.setdefault("distill", {"preset": kind.distillation})
         if isinstance(kind, Rows) and given.get("pool") is None:
             given["pool"] = {}
+        if isinstance(kind, Hypernetwork):
+            hyper = dict(given.get("hyper") or {})
+            hyper.setdefault("guidance", {"preset": "default" if kind.task_aware else "none"})
+            given["hyper"] = hyper
         return given
 
     @model_validator(mode="after")
@@ -74,8 +82,12 @@ class CondenseRecipe(Section):
         if "condense" not in kind.origins:
             raise RecipeError(f"method {self.method} is not trained: {kind.made_by}")
         kind.refuse_auxiliary(self.shape)
+        if self.hyper is not None and not isinstance(kind, Hypernetwork):
+            raise RecipeError(f"hyper: method {self.method} is no hypernetwork; leave it out")
         if isinstance(kind, Rows):
             self._pool_fits(kind)
+        elif isinstance(kind, Hypernetwork):
+            self._hyper_fits()
         elif self.pool is not None or self.anchors:
             raise RecipeError(f"{'pool' if self.pool else 'anchors'}: method {self.method} has no rows; leave it out")
         elif self.ancestry is None and self.distill.alpha > 0:
@@ -110,6 +122,17 @@ class CondenseRecipe(Section):
         if self.ancestry is None and (pool.points is None or any(pool.points)):
             raise RecipeError("ancestry is missing: rows are distilled from it, unless pool.points are all 0")
 
+    def _hyper_fits(self) -> None:
+        """Refuses what stage 1 of a hypernetwork does not use, and a guide that is missing."""
+        for name, given in (("pool", self.pool), ("anchors", self.anchors), ("distill", self.distill.alpha)):
+            if given:
+                raise RecipeError(f"{name}: means nothing for {self.method}, which hyper describes; leave it out")
+        guided = self.hyper is not None and self.hyper.guidance.alpha > 0
+        if guided and self.ancestry is None:
+            raise RecipeError("ancestry is missing: it guides, unless hyper.guidance.preset is none")
+        if not guided and self.ancestry is not None:
+            raise RecipeError("ancestry: guides nothing with hyper.guidance.preset none; leave it out")
+
     def row_train(self) -> Train:
         """How the rows of a pool are trained."""
         return self._trained(self.pool.rows if self.pool else {}, "pool.rows")
@@ -142,16 +165,17 @@ class FinetuneRecipe(Section):
     out: Path = Field(Path("runs/descendant"), description="run folder; the descendant is written to OUT/descendant")
 
 
-Recipe = Union[CondenseRecipe, FinetuneRecipe, "CompareRecipe", "SearchRecipe"]
-TrainingRecipe = Union[CondenseRecipe, FinetuneRecipe, "TaskSearch"]
+Recipe = Union[CondenseRecipe, FinetuneRecipe, "CompareRecipe", "SearchRecipe", "TuneRecipe"]
+TrainingRecipe = Union[CondenseRecipe, FinetuneRecipe, "TaskSearch", "TuneRecipe"]
 """One that trains one thing in one run folder."""
 
 
 def _kinds() -> dict[str, Any]:
     from learngene.compare.recipe import CompareRecipe  # which are made of the sections above
+    from learngene.hyper.recipe import TuneRecipe
     from learngene.searching.recipe import SearchRecipe
 
-    kinds = (CondenseRecipe, FinetuneRecipe, CompareRecipe, SearchRecipe)
+    kinds = (CondenseRecipe, FinetuneRecipe, CompareRecipe, SearchRecipe, TuneRecipe)
     return {kind.model_fields["kind"].default: kind for kind in kinds}
 
 

@@ -57,6 +57,28 @@ def search(
 
 
 @app.command()
+def tune(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
+) -> None:
+    """Run a tune recipe: a hypernetwork learns several tasks (stage 2 of TAL). Continues a stopped run."""
+    from learngene.hyper.recipe import TuneRecipe
+    from learngene.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], data)
+    if not isinstance(loaded, TuneRecipe):
+        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
+    from learngene.hyper.run import run
+
+    done = run(loaded)
+    for entry in done.gene.metadata["tasks"]:
+        say(f"{entry['task']}: top-1 {entry['top1']:.2f} % untuned at the auxiliary shape")
+    say(f"{done.path}: mean top-1 {done.result.final.main:.2f} %, {done.result.updates} steps")
+    say(f"next: learngene plan {done.path}")
+
+
+@app.command()
 def extract(
     ancestry: Annotated[str, typer.Argument(help="a trained plain ViT: timm name, folder or checkpoint file")],
     method: Annotated[str, typer.Option(help="see `learngene methods`, for example vanilla-lg or lsamd")],
@@ -69,9 +91,9 @@ def extract(
 ) -> None:
     """Turn a trained ViT into a gene file as it is, without training."""
     from learngene.ancestry import Ancestry
-    from learngene.condensing import refuse_foreign_gene
     from learngene.extracting import extract as make_gene
     from learngene.extracting import refuse_method
+    from learngene.genefile import refuse_foreign_gene
 
     refuse_foreign_gene(out)
     refuse_method(method, choices(settings), with_data=bool(data))
@@ -139,6 +161,10 @@ def expand(
     ending: Annotated[str | None, typer.Option(help="aligned (norm, pool) or official (pool, norm)")] = None,
     layers: Annotated[str | None, typer.Option(help="fill only these layers, for example 1-3 or 1,4")] = None,
     modules: Annotated[str | None, typer.Option(help="fill only these modules, for example msa,mlp")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="tal: a task the gene was tuned on, or images of another, to predict for")
+    ] = None,
+    ancestry: Annotated[str | None, typer.Option(help="tal: of a --task's images, if it is not where it was")] = None,
     segment: Annotated[bool, typer.Option("--segment", help="a head with --num-classes for every pixel")] = False,
     seed: Annotated[int, typer.Option(help="of whatever starts fresh", min=0, max=2**63 - 1)] = 0,
     verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
@@ -155,8 +181,16 @@ def expand(
 
     if segment and num_classes is None:
         raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
-    start = time.perf_counter()
     loaded = Learngene.load(gene, verify_content=verify)
+    given: dict[str, Any] = {}
+    if task is not None:
+        from learngene.hyper.embedding import task_of
+
+        given["task"] = task_of(loaded, task, ancestry)
+        num_classes = num_classes or len(given["task"].classes)
+    elif ancestry is not None:
+        raise LearngeneError("--ancestry: is for the images of --task; leave it out")
+    start = time.perf_counter()
     if embed_dim is not None and num_heads is None:
         num_heads = max(1, embed_dim // loaded.shape.head_dim)
     own = loaded.shape if path is None else loaded.method.named_shape(loaded.shape, path)
@@ -170,6 +204,7 @@ def expand(
         layers=layer_list(layers) if layers else None,
         modules=modules.split(",") if modules else None,
         seed=seed,
+        **given,
         **choices(options),
     )
     params = shape.params()
@@ -219,7 +254,7 @@ def info(
         print(json.dumps({**header.metadata, "stored_params": header.stored_params}, indent=2))
         return
     meta = header.metadata
-    searched = meta.get("search", {}).get("tasks", [])
+    searched, tuned = meta.get("search", {}).get("tasks", []), meta.get("tasks", [])
     ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
@@ -233,6 +268,7 @@ def info(
         "classes": f"{header.shape.num_classes}",
         **({"paths": f"{len(meta['paths'])}, see `learngene plan`"} if meta.get("paths") else {}),
         **({"search": f"{len(searched)} data sets, see `learngene picture`"} if searched else {}),
+        **({"tasks": ", ".join(f"{each['task']} {each['top1']:.1f} %" for each in tuned)} if tuned else {}),
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from learngene.ancestry import Ancestry
-from learngene.errors import LearngeneError
+from learngene.errors import LearngeneError, nearest
+from learngene.gene import Learngene
 from learngene.methods.tal.task import TaskEmbedding
 from learngene.sections import DataSpec
 from learngene.train.batches import eval_loader, refuse_channels
@@ -35,7 +37,43 @@ def embed_task(
 
     spec = data if isinstance(data, DataSpec) else data_section(data)
     ancestry = ancestry if isinstance(ancestry, Ancestry) else Ancestry(ancestry)
-    return embedding_of(ancestry, open_split(spec, "train"), name or spec.sources[0].rstrip("/").rpartition("/")[2], spec)
+    return embedding_of(
+        ancestry, open_split(spec, "train"), name or spec.sources[0].rstrip("/").rpartition("/")[2], spec
+    )
+
+
+def task_of(gene: Learngene, task: str, ancestry: str | None = None) -> TaskEmbedding:
+    """A task that a gene was tuned on, by name, or the embedding of a folder's, tar's or named set's images.
+
+    Args:
+        gene: A gene of TAL.
+        task: A name that the gene knows, else where the images are.
+        ancestry: Where the gene's ancestry is, if it is no longer where it was.
+
+    Raises:
+        LearngeneError: If it is neither, or the ancestry cannot be loaded or is another.
+    """
+    if not getattr(gene.method, "task_aware", False):
+        raise LearngeneError(f"--task: a gene of {gene.method.name} predicts for no task; leave it out")
+    known = gene.tasks()
+    if task in known:
+        return known[task]
+    identity = gene.metadata.get("ancestry", {})
+    if not Path(task).exists() and "/" not in task and task != "digits":
+        raise LearngeneError(
+            f"--task {task}: no folder or tar of images, and no task of this gene{nearest(task, known)}; it was tuned "
+            f"on {', '.join(known) or 'none'}"
+        )
+    source = ancestry or str(identity.get("source", ""))
+    try:
+        return embed_task(Ancestry(source, sha256=identity.get("sha256")), task)
+    except LearngeneError as error:
+        if ancestry is None and not Path(source).exists():
+            raise LearngeneError(
+                f"--task {task}: its embedding needs the gene's ancestry {source}; say where it is with --ancestry "
+                f"({error})"
+            ) from None
+        raise
 
 
 @torch.inference_mode()

@@ -38,7 +38,9 @@ class _Reading(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         vit: Any = self.vit
         tokens = vit.forward_features(images)
-        features = tokens[:, vit.num_prefix_tokens :] if self.channel_wise else vit.forward_head(tokens, pre_logits=True)
+        features = (
+            tokens[:, vit.num_prefix_tokens :] if self.channel_wise else vit.forward_head(tokens, pre_logits=True)
+        )
         return vit.forward_head(tokens), features
 
 

@@ -30,7 +30,7 @@ class Guidance(Section):
     temperature: float = Field(3.0, gt=0, description="the code's; the paper has none")
     tau_squared: bool = Field(True, description="multiply by temperature squared, as the code")
     direction: Literal["teacher-student", "student-teacher"] = Field(
-        "teacher-student", description="KL(teacher || student), the code's and the usual one; the paper prints the other"
+        "teacher-student", description="KL(teacher || student), the code's and the usual one; the paper has the other"
     )
     features: Literal["pooled", "channel-wise"] = Field(
         "pooled",

@@ -240,7 +240,7 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
     shapes = list(elastic.views())
     widest = elastic.gene.shape
 
-    def draw() -> None:
+    def draw(_epoch: int, _step: int) -> None:
         elastic.set_path(shapes[int(torch.randint(len(shapes), ()))])
 
     return Stage(

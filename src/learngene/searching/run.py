@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from learngene.ancestry import Ancestry
-from learngene.condensing import refuse_foreign_gene
 from learngene.errors import LearngeneError
 from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
 from learngene.finetuning import fill_preprocessing, fresh_head
 from learngene.gene import Learngene
+from learngene.genefile import refuse_foreign_gene
 from learngene.methods.lsamd import LSAMD
 from learngene.models.super_net import SuperNet, routed
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share

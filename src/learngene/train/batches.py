@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -151,6 +151,22 @@ class _Views(Dataset[tuple[Tensor, Tensor | int]]):
         return self.transform(image), self.images.labels[index]
 
 
+Part = list[tuple[int, int, int]]
+"""Addresses of the images that a process holds at once: (epoch, position in the epoch, index of the image)."""
+
+
+class Batches(Protocol):
+    """What the loop trains on."""
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """One list of parts per optimizer step, from a step on."""
+
+    def mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """A part's mixed images and soft targets."""
+
+
 class TrainBatches:
     """The training batches of a run."""
 
@@ -195,13 +211,8 @@ class TrainBatches:
             else train_transform(train.augment, spec, img_size)
         )
         keep = not _is_random(train.augment) and _fits_in_memory(images, spec, img_size, in_chans)
-        views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed, keep)
-        self._loader = dict(
-            dataset=views,
-            num_workers=spec.workers,
-            pin_memory=pin_memory,
-            multiprocessing_context="fork" if spec.workers else None,
-        )
+        self.views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed, keep)
+        self.workers, self.pin_memory = spec.workers, pin_memory
         self.mixup = _mixup(train.augment, self.classes)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -214,23 +225,24 @@ class TrainBatches:
         Yields:
             One list per optimizer step of (images, integer labels or masks), on the CPU, not yet mixed.
         """
+        keys = [part for parts in self.addresses(epoch)[first_step:] for part in parts]
+        yield from loaded_parts(self.views, keys, self.parts, workers=self.workers, pin_memory=self.pin_memory)
+
+    def addresses(self, epoch: int) -> list[list[Part]]:
+        """This process's parts of every step of an epoch."""
         size = self.train.batch_size
         order = epoch_order(self.count, self.train.seed, epoch, size, self.train.augment.repeats)
         cells = self.processes * self.parts
-        keys = [
+        return [
             [
-                (epoch, int(position), int(order[position]))
-                for position in micro_batch(np.arange(step * size, (step + 1) * size), cell, cells)
+                [
+                    (epoch, int(position), int(order[position]))
+                    for position in micro_batch(np.arange(step * size, (step + 1) * size), cell, cells)
+                ]
+                for cell in range(self.rank * self.parts, (self.rank + 1) * self.parts)
             ]
-            for step in range(first_step, self.steps_per_epoch)
-            for cell in range(self.rank * self.parts, (self.rank + 1) * self.parts)
+            for step in range(self.steps_per_epoch)
         ]
-        parts: list[tuple[Tensor, Tensor]] = []
-        for images, labels in DataLoader(batch_sampler=keys, **self._loader):  # type: ignore[arg-type]
-            parts.append((images, labels))
-            if len(parts) == self.parts:
-                yield parts
-                parts = []
 
     def mix(
         self,
@@ -251,6 +263,25 @@ class TrainBatches:
         with seeded(MIX, self.train.seed, epoch, step):
             mixed, targets = self.mixup(images, labels)
         return mixed, targets
+
+
+def loaded_parts(
+    views: Dataset[Any], keys: Sequence[Any], parts: int, *, workers: int, pin_memory: bool
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Loads parts by the addresses of their images, and gives those of one step at a time."""
+    loader: DataLoader[Any] = DataLoader(
+        views,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="fork" if workers else None,
+    )
+    step: list[tuple[Tensor, Tensor]] = []
+    for images, labels in loader:
+        step.append((images, labels))
+        if len(step) == parts:
+            yield step
+            step = []
 
 
 def train_transform(augment: Augment, spec: DataSpec, img_size: int) -> Any:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from learngene.errors import LearngeneError, TrainingDivergedError, nearest
 from learngene.measure import Score, autocast, task_score
 from learngene.sections import DataSpec, Train
-from learngene.train.batches import TrainBatches, eval_loader
+from learngene.train.batches import Batches, TrainBatches, eval_loader
 from learngene.train.images import ImageSet
 from learngene.train.log import TrainLog
 from learngene.train.state import Progress, RunFolder
@@ -51,6 +51,16 @@ class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked fo
         self.signal_number, self.where = signal_number, where
 
 
+class Feed(Protocol):
+    """Batches and scores of a stage that is trained on more than one data set."""
+
+    def batches(self, rank: int, processes: int, pin_memory: bool) -> Batches:
+        """This process's training batches."""
+
+    def score(self, model: nn.Module, precision: str, rank: int, processes: int, reduce: Any) -> Score:
+        """The score of a model on all validation images."""
+
+
 @dataclass
 class Stage:
     """One thing to train.
@@ -62,9 +72,10 @@ class Stage:
         img_size: Side of the images in pixels.
         in_chans: Channels of the images.
         companions: Frozen modules that the objective uses, moved to the same device.
-        before_step: Called before every optimizer step, when torch's generator was seeded for it.
+        before_step: Called with epoch and step before every optimizer step, when torch's generator was seeded for it.
         before_scoring: Called before every evaluation.
         uses_all: Whether every step uses all parameters; if not, processes have to find out which.
+        feed: Where batches and scores come from, if not from one data set.
     """
 
     name: str
@@ -73,9 +84,10 @@ class Stage:
     img_size: int
     in_chans: int = 3
     companions: tuple[nn.Module, ...] = ()
-    before_step: Callable[[], None] | None = None
+    before_step: Callable[[int, int], None] | None = None
     before_scoring: Callable[[], None] | None = None
     uses_all: bool = True
+    feed: Feed | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ def train(
     stage: Stage,
     train_images: ImageSet,
     val_images: ImageSet,
-    data: DataSpec,
+    data: DataSpec | None,
     spec: Train,
     *,
     folder: RunFolder | None = None,
@@ -118,7 +130,7 @@ def train(
         stage: What to train; its module is left on the device it was trained on, in evaluation mode.
         train_images: Images to train on.
         val_images: Images to evaluate on.
-        data: How images are read and normalised; mean and std must be set.
+        data: How images are read and normalised, mean and std set; None where the stage has a feed of its own.
         spec: Every setting of the run.
         folder: Where the state is kept; None keeps nothing.
         show: Whether to print progress.
@@ -159,7 +171,7 @@ class _Run:
         stage: Stage,
         train_images: ImageSet,
         val_images: ImageSet,
-        data: DataSpec,
+        data: DataSpec | None,
         spec: Train,
         folder: RunFolder | None,
         show: bool,
@@ -168,9 +180,15 @@ class _Run:
         self.stage, self.spec, self.folder, self.accelerator = stage, spec, folder, accelerator
         self.device, processes = accelerator.device, accelerator.num_processes
         place = {"rank": accelerator.process_index, "processes": processes}
-        size = {"img_size": stage.img_size, "in_chans": stage.in_chans}
-        self.batches = TrainBatches(train_images, data, spec, **size, **place, pin_memory=self.device.type == "cuda")
-        self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
+        pin_memory = self.device.type == "cuda"
+        self.batches: Batches
+        if stage.feed:
+            self.batches = stage.feed.batches(**place, pin_memory=pin_memory)
+        else:
+            assert data is not None
+            size = {"img_size": stage.img_size, "in_chans": stage.in_chans}
+            self.batches = TrainBatches(train_images, data, spec, **size, **place, pin_memory=pin_memory)
+            self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
         self.ignore_index = val_images.ignore_index
         for module in (stage.module, *stage.companions):
             module.to(self.device)
@@ -239,7 +257,7 @@ class _Run:
         key = [MODEL_NOISE, spec.seed, epoch, step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         if self.stage.before_step:
-            self.stage.before_step()
+            self.stage.before_step(epoch, step)
         losses = []
         for number, (images, labels) in enumerate(parts, start=1):
             images = images.to(self.device, non_blocking=True)
@@ -296,6 +314,9 @@ class _Run:
             self.stage.before_scoring()
         model = self.ema.module if self.ema and self.spec.use_ema else self.stage.module
         reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
+        if self.stage.feed:
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            return self.stage.feed.score(model, self.spec.precision, *place, reduce)
         return task_score(model, self.val, self.ignore_index, precision=self.spec.precision, reduce=reduce)
 
     # -- learning rate, faults, state ----------------------------------------------------------------

@@ -34,7 +34,8 @@ def run_stage(
     folder = RunFolder(recipe.out, recipe) if keep else None
     accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
     with recorded(recipe.out if keep and accelerator.is_main_process else None, recipe, images) as results:
-        result = train(stage, *images, recipe.data, recipe.train, folder=folder, show=show, accelerator=accelerator)
+        data = None if stage.feed else getattr(recipe, "data", None)
+        result = train(stage, *images, data, recipe.train, folder=folder, show=show, accelerator=accelerator)
         results.append(result)
     stage.module.to("cpu")
     if recipe.train.use_ema and result.averaged is not None:

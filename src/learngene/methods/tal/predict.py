@@ -102,7 +102,7 @@ def low_rank_weights(
     def vectors(kinds: Mapping[str, str], half: int) -> dict[str, Tensor]:
         """Per kind, one vector per layer; kinds of one size are decoded together."""
         lengths = {kind: shape.layer_params()[name][0] for kind, name in kinds.items()}
-        done = {}
+        done: dict[str, Tensor] = {}
         for length in sorted(set(lengths.values())):
             same = [kind for kind in kinds if lengths[kind] == length]
             chosen = [place[f"blocks.{layer}.{kinds[kind]}"] for kind in same for layer in range(shape.depth)]

@@ -83,7 +83,7 @@ def checked_shapes(shapes: Any) -> str | tuple[Size, ...]:
     listed = isinstance(shapes, Sequence) and len(shapes) > 0
     out: list[Size] = []
     for entry in shapes if listed else ():
-        values = [entry.get(field) for field in fields] if isinstance(entry, Mapping) else entry
+        values: Any = [entry.get(field) for field in fields] if isinstance(entry, Mapping) else entry
         right = isinstance(values, Sequence) and len(values) == len(fields)
         if not right or not all(isinstance(value, int) and value >= 1 for value in values):
             raise ShapeError(f"architectures: {entry!r} is no size; give depth, embed_dim and num_heads")
