@@ -7,6 +7,7 @@ another detour (facts checked against traced graphs of depths 1 to 12).
 
 from __future__ import annotations
 
+import bisect
 import functools
 from dataclasses import dataclass
 
@@ -108,16 +109,19 @@ def _rows(size: tuple[int, int, int, int], channels: tuple[int, ...]) -> tuple[i
 
 def _channel(count: int, channels: tuple[int, ...]) -> int:
     """The nearest channel count, ties to the smaller; 4 to 7 go to 8."""
-    if 3 < count < 8:
-        count = 8
-    return min(range(len(channels)), key=lambda row: (abs(channels[row] - count), channels[row]))
+    return _nearest(8 if 3 < count < 8 else count, channels)
 
 
 def _side(side: int) -> int:
     """The nearest side, ties to the smaller; 2 goes to 3."""
-    if side == 2:
-        side = 3
-    return min(range(len(SPATIAL)), key=lambda row: (abs(SPATIAL[row] - side), SPATIAL[row]))
+    return _nearest(3 if side == 2 else side, SPATIAL)
+
+
+def _nearest(value: int, known: tuple[int, ...]) -> int:
+    row = bisect.bisect_left(known, value)
+    if row == 0 or (row < len(known) and known[row] - value < value - known[row - 1]):
+        return row
+    return row - 1
 
 
 @functools.lru_cache(maxsize=64)

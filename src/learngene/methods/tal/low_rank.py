@@ -9,7 +9,7 @@ latents only. In the layout ``transposed``, row n is the n-th number of every la
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
@@ -28,13 +28,20 @@ class LowRankDecoder:
 
     Attributes:
         method: The hypernetwork.
-        tensors: Its parameters.
         latents: Of every node and factor, as far as any tensor needs them.
+        weight: Of the layer that expands latents, as far as any tensor needs it.
+        bias: The same of its bias.
+        columns: The first row of every node's factor B, which vectors are made with.
     """
 
     method: Hypernetwork
-    tensors: Mapping[str, Tensor]
     latents: Float[Tensor, "nodes 2 used rank"]
+    weight: Float[Tensor, "reach rank"]
+    bias: Float[Tensor, " reach"]
+    columns: Float[Tensor, "nodes rank 1"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.columns = self.factor(self.latents[:, 1], 0, 1).transpose(1, 2)
 
     @classmethod
     def of(
@@ -53,18 +60,21 @@ class LowRankDecoder:
             largest: Most rows that a factor of any of them will be asked for.
         """
         _, _, _, rank, expansion, _ = method.numbers
-        used = rank if method.layout == "transposed" else min(rank, -(-largest * rank // expansion))
+        transposed = method.layout == "transposed"
+        used = rank if transposed else min(rank, -(-largest * rank // expansion))
+        reach = min(expansion, largest if transposed else largest * rank)
         hidden = F.relu(linear(tensors, "decoder.fc2", F.relu(linear(tensors, "decoder.fc1", nodes))))
         # Sliced once: the gradient of every slice is as large as the whole matrix.
         weight = tensors["decoder.fc3.weight"].view(2, rank, rank, -1)[:, :used].reshape(2 * used * rank, -1)
         bias = tensors["decoder.fc3.bias"].view(2, rank, rank)[:, :used].reshape(-1)
         latents = F.relu(F.linear(hidden, weight, bias)).view(len(nodes), 2, used, rank)
-        return cls(method, tensors, latents)
+        expand = (tensors[f"decoder.expand.{kind}"][:reach] for kind in ("weight", "bias"))
+        return cls(method, latents, *expand)
 
     def factor(self, latents: Float[Tensor, "tensors used rank"], start: int, count: int) -> Tensor:
         """Rows ``start`` to ``start + count`` of a factor of some tensors, with r numbers each."""
         _, _, _, rank, expansion, _ = self.method.numbers
-        weight, bias = self.tensors["decoder.expand.weight"], self.tensors["decoder.expand.bias"]
+        weight, bias = self.weight, self.bias
         if self.method.layout == "transposed":
             rows = slice(start, start + count)
             return F.linear(latents, weight[rows], bias[rows]).transpose(1, 2)
@@ -106,7 +116,5 @@ class LowRankDecoder:
         """Vectors of nodes: of a norm, half 0 is the weight and half 1 the bias; any other bias is half 1, too."""
         length = self.method.rounded(size)
         count = min(size, length)
-        chosen = self.latents[list(nodes)]
-        rows = self.factor(chosen[:, 0], half * length, count)
-        column = self.factor(chosen[:, 1], 0, 1)
-        return torch.bmm(rows, column.transpose(1, 2)).squeeze(2)
+        rows = self.factor(self.latents[list(nodes), 0], half * length, count)
+        return torch.bmm(rows, self.columns[list(nodes)]).squeeze(2)
