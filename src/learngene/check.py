@@ -77,7 +77,7 @@ def _trained(recipe: CondenseRecipe | FinetuneRecipe) -> list[tuple[str, Train]]
 
 
 def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
-    from learngene.compare.cells import Cell
+    from learngene.compare.jobs import Cell
     from learngene.compare.results import collect
     from learngene.compare.run import prepare
 

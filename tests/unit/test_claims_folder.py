@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from comparisons import compare_fields, contents, written
-from learngene.compare.cells import Cell, Comparison, lay_out
+from learngene.compare.cells import lay_out
+from learngene.compare.jobs import Cell, Comparison
 from learngene.errors import LearngeneError
 from learngene.ledger.claims import SCALES, ClaimGroup, Filter, claims_folder, comparison_of, find_group, load_claims
 from learngene.ledger.cost import estimate
