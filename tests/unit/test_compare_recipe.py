@@ -178,16 +178,19 @@ def test_what_cannot_be_compared_is_refused(case: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"contendrs": {}}, "compare: unknown key 'contendrs'; did you mean 'contenders'?"),
+        ({"contendrs": {}}, "recipe: unknown key 'contendrs'; did you mean 'contenders'?"),
         ({"run": {"seed": [1]}}, "run: unknown key 'seed'; did you mean 'seeds'?"),
-        ({"contenders": {"tleg": {"auxilary": {}}}}, "contender: unknown key 'auxilary'; did you mean 'auxiliary'?"),
-        ({"contenders": {"scratch": {"extend": "tleg"}}}, "contender: unknown key 'extend'"),
-        ({"budgets": {"one": {"epoch": 1}}}, "budget: unknown key 'epoch'; did you mean 'epochs'?"),
-        ({"ancestries": {"vit": {"trian": {}}}}, "model: unknown key 'trian'; did you mean 'train'?"),
+        (
+            {"contenders": {"tleg": {"auxilary": {}}}},
+            "contenders.tleg: unknown key 'auxilary'; did you mean",
+        ),
+        ({"contenders": {"scratch": {"extend": "tleg"}}}, "contenders.scratch: unknown key 'extend'"),
+        ({"budgets": {"one": {"epoch": 1}}}, "budgets.one: unknown key 'epoch'; did you mean 'epochs'?"),
+        ({"ancestries": {"vit": {"trian": {}}}}, "recipe: ancestries.vit: unknown key 'trian'; did you mean 'train'?"),
         ({"shape": {"dept": 3}}, "shape: unknown key 'dept'; did you mean 'depth'?"),
         ({"shapes": {"d2": {"witdh": 3}}}, "shape: unknown key 'witdh'"),
         ({"sizes": {"home": {"image": 5, "classes": 3}}}, "unknown key 'image'; did you mean 'images'?"),
-        ({"tune": {"epohs": 3}}, "train: unknown key 'epohs'; did you mean 'epochs'?"),
+        ({"tune": {"epohs": 3}}, "recipe: tune: unknown key 'epohs'; did you mean 'epochs'?"),
     ],
     ids=str,
 )

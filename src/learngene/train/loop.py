@@ -417,7 +417,8 @@ def _scheduler(
     schedule = spec.schedule
     unit = steps_per_epoch if schedule.stepping == "step" else 1
     common: dict[str, Any] = {
-        "t_initial": spec.epochs * unit,
+        # timm warns of a length of 1; its only rate is the first, which is that of any length.
+        "t_initial": max(2, spec.epochs * unit),
         "lr_min": schedule.min_lr,
         "warmup_t": round(schedule.warmup_epochs * unit),
         "warmup_lr_init": schedule.warmup_lr,
