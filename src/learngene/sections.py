@@ -69,6 +69,11 @@ class Section(BaseModel):
 SectionType = TypeVar("SectionType", bound=Section)
 
 
+def without_removed(given: Any) -> Any:
+    """Named entries, but for those that an override or an extending recipe set to null to remove them."""
+    return {name: entry for name, entry in given.items() if entry is not None} if isinstance(given, Mapping) else given
+
+
 MASK_VALUES = 256
 """Values that a pixel of an 8-bit mask can have."""
 
@@ -374,6 +379,12 @@ class Routing(Section):
     prefer_base: float = Field(
         0.0, ge=0, description="weight in the loss of the mean probability of specific blocks; the paper has none"
     )
+
+    @model_validator(mode="after")
+    def _compared_by_its_gate(self) -> Routing:
+        if self.compared != 1 and self.gate != "two-branch":
+            raise RecipeError(f"compared means nothing for gate {self.gate}; leave it out, or use gate: two-branch")
+        return self
 
 
 class Selection(Section):

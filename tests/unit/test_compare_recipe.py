@@ -11,7 +11,7 @@ import pytest
 from comparisons import compare_fields, recipe_of, written
 from learngene.compare.recipe import CompareRecipe
 from learngene.errors import RecipeError
-from learngene.recipe import with_data
+from learngene.recipe import apply_overrides, with_data
 
 SCRATCH, VANILLA = {"method": "scratch"}, {"method": "vanilla-lg", "ancestry": "vit"}
 
@@ -202,6 +202,13 @@ def test_an_unknown_key_is_refused_with_the_nearest(changes: dict[str, Any], lin
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(RecipeError, match=f"recipe: {key}: Field required"):
         recipe_of({name: value for name, value in compare_fields().items() if name != key})
+
+
+def test_a_task_that_is_null_is_left_out() -> None:
+    tasks = {"two": {"source": "a"}, "zwei": {"source": "b"}}
+    recipe = recipe_of(apply_overrides(compare_fields(tasks=tasks), ["tasks.two=null"]))
+    assert recipe.chosen("tasks") == recipe.needed() == ["home", "zwei"]
+    assert "run.tasks: no 'two' is defined" in refusal(tasks={**tasks, "two": None}, run={"tasks": ["two"]})
 
 
 @pytest.mark.parametrize("field", ["tasks", "shapes", "contenders", "budgets"])
