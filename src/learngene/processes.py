@@ -49,11 +49,11 @@ def take_share(number: int, processes: int) -> None:
 
 
 @contextlib.contextmanager
-def stopping(where: str) -> Iterator[None]:
+def stopping(where: Callable[[], str]) -> Iterator[None]:
     """Makes Ctrl-C and SIGTERM end the block with the promise that the same command continues.
 
     Args:
-        where: What is kept, for the message.
+        where: Says what is kept, for the message; called when everything has stopped.
 
     Raises:
         InterruptedRun: When it was stopped.
@@ -67,7 +67,7 @@ def stopping(where: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedRun(signal.SIGINT, where) from None
+        raise InterruptedRun(signal.SIGINT, where()) from None
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)

@@ -431,14 +431,15 @@ def _scheduler(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM inside the block; a second Ctrl-C acts at once."""
+    """Collects Ctrl-C and SIGTERM inside the block; a second Ctrl-C, or a second SIGTERM, acts at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def remember(number: int, _frame: object) -> None:
-        if received:
+        # After Ctrl-C on a terminal, which all processes get, a parent sends its workers SIGTERM: one wish, not two.
+        if number in received:
             raise KeyboardInterrupt
         received.append(number)
 
