@@ -269,7 +269,7 @@ def test_numbers_that_are_none_say_nothing() -> None:
         ({"metric": "contender", "at_least": 0}, "statistic: unknown metric 'contender'"),
         ({"minus_metric": "top1", "at_least": 0}, "statistic: unknown metric 'top1'"),
         ({"at_lest": 0}, "statistic: unknown key 'at_lest'; did you mean 'at_least'?"),
-        ({"of": {"contendr": "a"}, "at_least": 0}, "filter: unknown key 'contendr'; did you mean 'contender'?"),
+        ({"of": {"contendr": "a"}, "at_least": 0}, "statistic: of: unknown key 'contendr'; did you mean 'contender'?"),
         ({"at_least": math.nan}, "at_least: Input should be a finite number"),
     ],
     ids=str,

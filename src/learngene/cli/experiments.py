@@ -159,7 +159,7 @@ def picture(
         from learngene.pool_picture import pool_picture
         from learngene.search_picture import search_picture
 
-        if path is None and read_header(model).metadata.get("search"):
+        if path is None and "search" in read_header(model).method.origins:
             search_picture(model, out)
         else:
             pool_picture(model, out, path)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.errors import RecipeError, ShapeError, nearest
 from learngene.methods import method
@@ -23,6 +23,7 @@ from learngene.sections import (
     Train,
     merge,
     validated,
+    without_removed,
 )
 from learngene.stitched import shape_from
 
@@ -163,7 +164,9 @@ class CompareRecipe(Section):
     out: Path = Field(Path("results/compare"), description="results: one JSON per cell, tables and plots")
     store: Path = Field(Path("runs/store"), description="what is trained on the way: ancestries and genes")
     data: DataSpec = Field(description="the home task, on which genes are condensed and ancestries trained")
-    tasks: dict[str, DataSpec] = Field({}, description="other tasks by name, of images with masks too")
+    tasks: Annotated[dict[str, DataSpec], BeforeValidator(without_removed)] = Field(
+        {}, description="other tasks by name, of images with masks too; null removes one"
+    )
     ancestries: dict[str, ModelSpec] = Field({}, description="teachers and models to extract from, by name")
     shape: ShapeChanges = Field({}, description="what all shapes have in common")
     shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")

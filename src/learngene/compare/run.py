@@ -178,7 +178,7 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
     failed: dict[str, str] = {}
     for folder in (recipe.out / "cells", recipe.store / "locks"):
         refuse_unwritable(folder)
-    with stopping("the last finished cell"):
+    with stopping(lambda: "the last finished cell"):
         if processes > 1 and not all(cell.done for cell in comparison.cells):
             spread(_worker, recipe.model_dump_json(), processes)
         # After several processes only what failed in all of them is left; trying it here says why.
