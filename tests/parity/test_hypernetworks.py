@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from typing import Any
@@ -65,7 +66,7 @@ def plain_distances(types: list[str]) -> Tensor:
         if types[node] != "pos_enc":
             edges[node - 1].append(node)
     edges[2].append(4)
-    for one, other in zip(sums, sums[1:], strict=False):
+    for one, other in itertools.pairwise(sums):
         edges[one].append(other)
     out = torch.zeros(len(types), len(types), dtype=torch.long)
     for start in range(len(types)):
