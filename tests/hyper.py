@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
+from learngene.condensing import run as run_condense
 from learngene.gene import Learngene
+from learngene.hyper.recipe import TuneRecipe
+from learngene.hyper.run import run as run_tune
 from learngene.methods import method
 from learngene.methods.tal.task import TaskEmbedding
+from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.shape import ViTShape
 from pico import FAST, pico_shape, random_tensors
 
@@ -28,6 +34,9 @@ HYPER: dict[str, dict[str, Any]] = {
     "tal": {**PICO, "task_dim": TASK},
 }
 """Settings by name; what is before the dash is the method."""
+
+
+SHORT: dict[str, Any] = {**FAST, "epochs": 1}
 
 
 def token_shape(**changes: Any) -> ViTShape:
@@ -59,7 +68,7 @@ def task_of(name: str = "birds", classes: int = 5, ancestry: str = "a" * 64, vec
     return TaskEmbedding(name, tuple(numbers), ancestry, "data", 24, names, {"mean": [0.5], "std": [0.5]})
 
 
-def train_fields(ancestry: Path | str | None, images: Path, out: Path | str, **changes: Any) -> dict[str, Any]:
+def train_fields(ancestry: Path | str | None, images: Path, out: Path | str, /, **changes: Any) -> dict[str, Any]:
     """A recipe of stage 1 that runs in about a second."""
     fields: dict[str, Any] = {
         "kind": "condense",
@@ -75,7 +84,12 @@ def train_fields(ancestry: Path | str | None, images: Path, out: Path | str, **c
 
 
 def tune_fields(
-    gene: Path | str | None, ancestry: Path | str | None, tasks: Mapping[str, Path], out: Path | str, **changes: Any
+    gene: Path | str | None,
+    ancestry: Path | str | None,
+    tasks: Mapping[str, Path],
+    out: Path | str,
+    /,
+    **changes: Any,
 ) -> dict[str, Any]:
     """A recipe of stage 2 that runs in about a second."""
     fields: dict[str, Any] = {
@@ -87,3 +101,23 @@ def tune_fields(
         "out": str(out),
     }
     return {**fields, **changes}
+
+
+def home(ancestry: Path | None, images: Path, out: Path | None, /, **changes: Any) -> Learngene:
+    """Runs stage 1."""
+    recipe = build_recipe(train_fields(ancestry, images, out or "unused", **changes))
+    assert isinstance(recipe, CondenseRecipe)
+    return run_condense(recipe, keep=out is not None, show=False).gene
+
+
+def tuned(fields: dict[str, Any], keep: bool = True) -> Learngene:
+    """Runs stage 2."""
+    recipe = build_recipe(fields)
+    assert isinstance(recipe, TuneRecipe)
+    return run_tune(recipe, keep=keep, show=False).gene
+
+
+def written(fields: dict[str, Any], path: Path) -> Path:
+    """Writes a recipe's file."""
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(fields))))
+    return path
