@@ -351,15 +351,6 @@ def test_factors_that_are_too_small_are_refused(name: str, changes: dict[str, An
     assert {key: tuple(value.shape) for key, value in weights.items()} == shape.all_params()
 
 
-def test_an_expansion_that_a_trained_size_needs_is_refused_at_once() -> None:
-    """Not at the step that draws it."""
-    with pytest.raises(ShapeError, match=r"factors of 256 rows are too small .* 128"):
-        hyper_gene("logah", {"architectures": [[2, 16, 2], [2, 128, 4]]})
-    with pytest.raises(ShapeError, match="factors of 256 rows are too small"):
-        hyper_gene("tal", {"architectures": "laptop"})
-    hyper_gene("ghn3", {"architectures": "laptop"})
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

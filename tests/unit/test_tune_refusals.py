@@ -161,3 +161,17 @@ def test_an_augmentation_of_one_task_that_is_wrong_is_refused(
     fields["tasks"]["pair"]["augment"] = {"hflips": 0.5}
     with pytest.raises(LearngeneError, match=r"tasks.pair.augment.*hflips"):
         tuned(fields)
+
+
+@pytest.mark.parametrize("architectures", ["laptop", [[2, 16, 2], [2, 128, 4]]], ids=str)
+def test_a_trained_size_that_cannot_be_predicted_is_refused_at_once(
+    architectures: Any, images: Path, ancestry_folder: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not at the step that draws it."""
+    settings = {**PICO, "task_dim": 16, "architectures": architectures}
+    with pytest.raises(LearngeneError, match="factors of 256 rows are too small for the widest weight of"):
+        home(ancestry_folder, images, tmp_path / "run", settings=settings)
+    fields = {"method": "tal", "settings": settings, "shape": token_shape().to_dict()}
+    with pytest.raises(LearngeneError, match="factors of 256 rows are too small for the widest weight of"):
+        tuned(tune_fields(None, ancestry_folder, tasks, tmp_path / "run", **fields))
+    assert list(tmp_path.iterdir()) == []

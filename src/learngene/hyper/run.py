@@ -217,6 +217,7 @@ def prepare(
     method = gene.method
     assert isinstance(method, Hypernetwork)
     recipe.refuse_ancestry(method)
+    method.refuse_trained(gene.shape)
     if recipe.ancestry is not None:
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
         refuse_task_dim(ancestry, method)

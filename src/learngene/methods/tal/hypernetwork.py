@@ -198,8 +198,11 @@ class Hypernetwork(Method):
         return {"task": "name of a task that the gene was tuned on; none leaves the task layers out"}
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
-        """The auxiliary shape is the default of what is predicted, so it must be possible; so must all trained sizes."""
+        """The auxiliary shape is the default of what is predicted, so it must be possible."""
         self._refuse_shape(auxiliary)
+
+    def refuse_trained(self, auxiliary: ViTShape) -> None:
+        """Raises ``ShapeError`` if training would draw a size that cannot be predicted."""
         for depth, width, heads in sizes_of(self.architectures):
             self._refuse_shape(auxiliary.replace(depth=depth, embed_dim=width, num_heads=heads))
 
