@@ -92,6 +92,13 @@ def refuse_guide(ancestry: Ancestry, shape: ViTShape, method: Hypernetwork, hype
             "channel-wise guidance needs as many, features: pooled does not"
         )
     refuse_task_dim(ancestry, method)
+    *_, expansion, most = method.numbers
+    need = min(ancestry.width, most)
+    if method.decoder == "low-rank" and hyper.guidance.map == "predicted" and need > expansion:
+        raise LearngeneError(
+            f"ancestry {label} has {ancestry.width} features, but the decoder that predicts M has factors of "
+            f"{expansion} rows; set settings.expansion={need} or more, or hyper.guidance.map=learned"
+        )
 
 
 def refuse_task_dim(ancestry: Ancestry, method: Hypernetwork) -> None:
@@ -210,6 +217,7 @@ def prepare(
     method = gene.method
     assert isinstance(method, Hypernetwork)
     recipe.refuse_ancestry(method)
+    method.refuse_trained(gene.shape)
     if recipe.ancestry is not None:
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
         refuse_task_dim(ancestry, method)
