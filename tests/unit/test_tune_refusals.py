@@ -92,7 +92,7 @@ def test_a_wrong_stage_2_is_refused(
 @pytest.mark.parametrize(
     ("method", "ancestry", "message"),
     [
-        ("logah", True, "ancestry: logah has no task layers, so no embeddings are needed; leave it out"),
+        ("logah", True, "ancestry: without task layers no embeddings are needed; leave it out"),
         ("tal", False, "ancestry is missing"),
         ("tleg", False, "method tleg is no hypernetwork; use tal, logah or ghn3"),
         ("lgah", False, "unknown method 'lgah'; did you mean 'logah'"),

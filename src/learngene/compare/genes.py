@@ -174,12 +174,13 @@ def _tuned_gene(
     stage1 = None if stage2.fresh else _condensed_gene(out, name, spec, shape, ancestry, seed)
     train = recipe.train("condense", spec.train, stage2.train, {"seed": seed})
     hyper = {key: value for key, value in (spec.hyper or {}).items() if key != "guidance"}
-    embedding = ancestry if kind.task_aware else None
+    embedding = ancestry if spec.task_aware else None
     given: dict[str, Any] = {
         "kind": "tune",
         "tasks": {each: {"data": out.task_data(each), "augment": stage2.augment.get(each, {})} for each in tasks},
         "temperature": stage2.temperature,
         "freeze_encoder": stage2.freeze_encoder,
+        "task_layers": stage2.task_layers,
         "hyper": hyper,
         "train": train,
     }
@@ -190,6 +191,8 @@ def _tuned_gene(
     described = {each: [content_of(spec.data), spec.augment] for each, spec in built.tasks.items()}
     start = stage1.path.name if stage1 else [spec.method, spec.settings, shape.to_dict()]
     content = [start, described, stage2.temperature, stage2.freeze_encoder, content_of(built.hyper), content_of(train)]
+    if stage2.task_layers is not None:
+        content.append(stage2.task_layers)
     key = hashed([*content, embedding.folder.name if embedding else None])
     where = f"-{task}" if stage2.each else ""
     label = f"{spec.method}-tuned{where}-s{seed}-{key}"

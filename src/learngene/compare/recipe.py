@@ -66,6 +66,7 @@ class Stage2Spec(Section):
     fresh: bool = Field(False, description="without stage 1 on the home task (LoGAH v1, v3)")
     temperature: float = Field(2.0, gt=0, description="of drawing tasks")
     freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
+    task_layers: bool | None = Field(None, description="true adds task layers to LoGAH's, false takes TAL's away")
     train: dict[str, Any] = Field({}, description="how it is tuned: what differs from the contender's `train`")
     augment: dict[str, dict[str, Any]] = Field({}, description="by task: what differs from `train.augment`")
 
@@ -104,7 +105,7 @@ class ContenderSpec(Section):
             raise RecipeError(
                 f"{'hyper' if self.stage2 is None else 'stage2'}: method {self.method} is no hypernetwork; leave it out"
             )
-        if self.stage2 is not None and getattr(kind, "task_aware", False) and self.ancestry is None:
+        if self.stage2 is not None and self.task_aware and self.ancestry is None:
             raise RecipeError("ancestry is missing: the task embeddings of tal are its features")
         if self.search is not None and "search" not in kind.origins:
             raise RecipeError(f"search: method {self.method} has no blocks to search; leave it out")
@@ -113,6 +114,12 @@ class ContenderSpec(Section):
         if kind.origins and not self.trained and self.ancestry is None:
             raise RecipeError(f"ancestry is missing: {self.method} is taken from a trained model; name one")
         return self
+
+    @property
+    def task_aware(self) -> bool:
+        """Whether its hypernetwork is tuned with task layers."""
+        asked = self.stage2.task_layers if self.stage2 else None
+        return asked if asked is not None else getattr(method(self.method, self.settings), "task_aware", False)
 
     @property
     def trained(self) -> bool:
