@@ -34,8 +34,8 @@ class TuneRecipe(Section):
     temperature: float = Field(2.0, gt=0, description="of drawing tasks: 1 by size, large values evenly; the paper's 2")
     task_layers: bool | None = Field(
         None,
-        description="true gives a gene without task layers some, which start at zero as in the authors' code; false takes "
-        "them from a gene that has some; by default the gene keeps what it has",
+        description="true gives a gene without task layers some, which start at zero as in the authors' code; false "
+        "takes them from a gene that has some; by default the gene keeps what it has",
     )
     freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
     hyper: Hyper = Hyper.model_validate({"guidance": {"preset": "none"}})
