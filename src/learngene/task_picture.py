@@ -146,7 +146,9 @@ def task_picture(gene: Learngene | str | Path, out: Path) -> None:
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
         xs, ys = found.points[number].T
         axes.plot(xs, ys, color=colour, linewidth=0.8, zorder=2)
-        axes.scatter(xs, ys, s=areas, color=colour, marker=marker, edgecolors="white", linewidths=0.5, zorder=3)
+        axes.scatter(
+            xs[::-1], ys[::-1], s=areas[::-1], color=colour, marker=marker, edgecolors="white", linewidths=0.5, zorder=3
+        )
         handles.append(Line2D([], [], linestyle="", marker=marker, color=colour, markersize=8, label=name))
     for depth in ends:
         size = areas[found.depths.index(depth)] ** 0.5
