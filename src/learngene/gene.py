@@ -263,9 +263,10 @@ class Learngene(nn.Module):
         new: list[str] = []
         for name in expected:
             if name in weights and name in keep:
-                # A copy of a gene tensor must not be the gene tensor, nor may two layers share one.
-                value = weights[name]
-                state[name] = value.clone() if value.untyped_storage().data_ptr() in own else value
+                # A copy of a gene tensor must not be the gene tensor, nor may two layers share one or be parts of one.
+                value, memory = weights[name], weights[name].untyped_storage()
+                whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
+                state[name] = value if whole else value.clone()
             else:
                 state[name] = fresh(name, expected, generator)
                 new.append(name)

@@ -59,10 +59,12 @@ def predict(
         graphs = [graph_of(method, shape) for shape in shapes]
         nodes = encode(method, tensors, graphs, tasks)
         make = low_rank_weights if method.decoder == "low-rank" else dense_weights
-        return [
+        made = [
             make(method, tensors, shape, found, nodes[number, list(found.nodes)])
             for number, (shape, found) in enumerate(zip(shapes, graphs, strict=True))
         ]
+        # Contiguous as a model's own are, so that the very same kernels run on them.
+        return [{name: value.contiguous() for name, value in weights.items()} for weights in made]
 
 
 def _places(found: Graph) -> dict[str, int]:
