@@ -134,7 +134,7 @@ class Learngene(nn.Module):
         """
         shape = shape or self.shape
         if task is not None:
-            options["task"] = self._task_vector(task)
+            options["task"] = self.task_vector(task)
         self.method.refuse(self.shape, shape, **options)
         out = self.method.weights(self.tensors(), self.shape, shape, **options)
         if "pos_embed" in out and out["pos_embed"].shape[1] != shape.num_tokens:
@@ -149,7 +149,12 @@ class Learngene(nn.Module):
             if "embedding" in entry
         }
 
-    def _task_vector(self, task: str | TaskEmbedding | Tensor) -> Tensor:
+    def task_vector(self, task: str | TaskEmbedding | Tensor) -> Tensor:
+        """The numbers that say to the task layers which task it is.
+
+        Raises:
+            LearngeneError: If the gene knows no such task, or the embedding is not of its ancestry.
+        """
         if isinstance(task, str):
             known = self.tasks()
             if task not in known:
