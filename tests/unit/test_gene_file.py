@@ -70,6 +70,7 @@ def refusal(path: Path) -> str:
 # -- what is written is read -------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* is outside the|tal. no task is given:UserWarning")
 @pytest.mark.parametrize(
     ("name", "settings_", "changes", "shape"),
     [
