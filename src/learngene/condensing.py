@@ -89,7 +89,7 @@ def condense(
     if pool is not None:
         fields["pool"] = dict(pool)
     if hyper is not None:
-        fields["hyper"] = dict(hyper)
+        fields["hyper"] = hyper
     models = [anchor if isinstance(anchor, Ancestry) else Ancestry(anchor) for anchor in anchors or ()]
     if models:
         fields["anchors"] = [{"source": model.identity["source"]} for model in models]

@@ -155,6 +155,13 @@ class Learngene(nn.Module):
         Raises:
             LearngeneError: If the gene knows no such task, or the embedding is not of its ancestry.
         """
+        if not isinstance(task, (str, TaskEmbedding, Tensor)):
+            raise LearngeneError(
+                f"task: must be a name, an embedding or its tensor, not {task!r}; put a name that looks like a "
+                "number in quotes"
+            )
+        if not getattr(self.method, "task_aware", False):
+            raise LearngeneError(f"task: a gene of {self.method.name} predicts for no task; leave it out")
         if isinstance(task, str):
             known = self.tasks()
             if task not in known:
@@ -255,6 +262,9 @@ class Learngene(nn.Module):
             num_classes = len(about.classes)
         shape = self._target(shape, num_classes)
         weights = self.weights(shape, task=task, **options)
+        if isinstance(about, TaskEmbedding) and shape.num_classes != len(about.classes):
+            text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
+            warnings.warn(f"{self.method.name}: {text}", stacklevel=2)
         for caution in self.method.cautions(self.shape, shape, task=task, **options):
             warnings.warn(f"{self.method.name}: {caution}", stacklevel=2)
         keep = kept_parameters(shape, layers, modules)
@@ -274,7 +284,7 @@ class Learngene(nn.Module):
                 new.append(name)
         model = shape.skeleton()
         model.load_state_dict(state, strict=True, assign=True)
-        tag, preprocessing = f"learngene_{self.method.name}", self.metadata.get("preprocessing", {})
+        tag, preprocessing = f"learngene_{self.method.name}", self._preprocessing(about)
         model.pretrained_cfg = model.default_cfg = vit_cfg(shape, tag, preprocessing)
         model.learngene = {
             "gene": self.metadata.get("digest"),
@@ -289,6 +299,15 @@ class Learngene(nn.Module):
             "class_names": class_names or self._class_names(shape, about),
         }
         return model.eval()
+
+    def _preprocessing(self, task: object) -> dict[str, Any]:
+        """How images are prepared: of a task that the gene was tuned on as that task's were."""
+        own: dict[str, Any] = {}
+        for entry in self.metadata.get("tasks", []):
+            if isinstance(task, TaskEmbedding) and entry["task"] == task.name:
+                own = entry
+        keys = ("mean", "std", "interpolation", "crop_pct")
+        return {**self.metadata.get("preprocessing", {}), **{key: own[key] for key in keys if key in own}}
 
     def _target(self, shape: Shape | int | str | None, num_classes: int | None) -> Shape:
         if isinstance(shape, int):

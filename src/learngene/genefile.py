@@ -217,7 +217,7 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     Raises:
         GeneFileError: For the first such entry.
     """
-    for key in ("ancestry", "data", "training", "accuracy"):
+    for key in ("ancestry", "data", "training", "accuracy", "preprocessing"):
         if not isinstance(metadata.get(key, {}), dict):
             raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
     paths = metadata.get("paths", [])
@@ -274,9 +274,17 @@ def _are_tasks(entries: Any) -> bool:
         and are(entry.get("classes"), str)
         and all(are(entry.get(key), int | float) for key in ("mean", "std"))
         and isinstance(entry.get("top1"), int | float)
+        and 0 <= entry["top1"] <= 100
+        and entry["task"].isprintable()
         and _is_embedding(entry.get("embedding", {}))
+        and (not entry.get("embedding") or _is_of(entry["embedding"], entry))
         for entry in entries
     )
+
+
+def _is_of(embedding: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether an embedding is that of the task it stands with."""
+    return (embedding["name"], embedding["classes"]) == (entry["task"], entry["classes"])
 
 
 def _is_embedding(entry: Any) -> bool:

@@ -71,9 +71,9 @@ class CondenseRecipe(Section):
         if isinstance(kind, Rows) and given.get("pool") is None:
             given["pool"] = {}
         if isinstance(kind, Hypernetwork):
-            hyper = dict(given.get("hyper") or {})
-            hyper.setdefault("guidance", {"preset": "default" if kind.task_aware else "none"})
-            given["hyper"] = hyper
+            hyper = given.get("hyper") or {}
+            guidance = {"preset": "default" if kind.task_aware else "none"}
+            given["hyper"] = {"guidance": guidance, **hyper} if isinstance(hyper, Mapping) else hyper
         return given
 
     @model_validator(mode="after")

@@ -249,8 +249,8 @@ def test_tasks_that_expand_cannot_take(
     refused: Any, stage1: Path, stage2: Path, tasks: dict[str, Path], tmp_path: Path
 ) -> None:
     out = ("--out", tmp_path / "x")
-    assert "no task of this gene; did you mean 'pair'" in refused("expand", stage2, *out, "--task", "pairs")
-    assert "it was tuned on none" in refused("expand", stage1, *out, "--task", "pair")
+    assert "which was tuned on colours, pair; did you mean 'pair'" in refused("expand", stage2, *out, "--task", "pairs")
+    assert "which was tuned on none" in refused("expand", stage1, *out, "--task", "pair")
     assert "--ancestry: is for the images of --task" in refused("expand", stage2, *out, "--ancestry", "x")
     other = make_ancestry(tmp_path / "other", depth=1)
     assert "sha256" in refused("expand", stage2, *out, "--task", tasks["pair"], "--ancestry", other)
@@ -274,3 +274,20 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(
     assert "loss" in line
     assert "Traceback" not in result.err
     assert not (tmp_path / "run.safetensors").exists()
+
+
+def test_a_descendant_prepares_images_as_its_task_did(
+    ancestry_folder: Path, tasks: dict[str, Path], stage1: Path
+) -> None:
+    own = {"mean": [0.1] * 3, "std": [0.4] * 3, "interpolation": "bilinear"}
+    given = {
+        name: {"source": str(folder), "workers": 0, **(own if name == "pair" else {})} for name, folder in tasks.items()
+    }
+    gene = lg.tune(stage1, ancestry_folder, tasks=given, show=False, **SHORT)
+    recorded = {task["task"]: task["top1"] for task in gene.metadata["tasks"]}
+    for name, data in given.items():
+        model = gene.expand(task=name)
+        cfg = model.pretrained_cfg
+        assert (list(cfg["mean"]) == own["mean"], cfg["interpolation"] == "bilinear") == ((name == "pair"),) * 2
+        plain = {key: value for key, value in data.items() if key not in ("mean", "std")}
+        assert lg.evaluate(model, plain).top1 == pytest.approx(recorded[name], abs=1e-3)

@@ -175,3 +175,38 @@ def test_a_trained_size_that_cannot_be_predicted_is_refused_at_once(
     with pytest.raises(LearngeneError, match="factors of 256 rows are too small for the widest weight of"):
         tuned(tune_fields(None, ancestry_folder, tasks, tmp_path / "run", **fields))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_user_types_by_mistake_is_one_line(
+    cli: CLI, ancestry_folder: Path, tasks: dict[str, Path], stage1: Path, tmp_path: Path
+) -> None:
+    tune = written(tune_fields(stage1, ancestry_folder, tasks, tmp_path / "t"), tmp_path / "t.yaml")
+    out = ["--out", tmp_path / "d"]
+    for arguments, text in (
+        (("tune", tune, "hyper=5"), "hyper"),
+        (("tune", tune, 'tasks={"a\\nb": {data: {source: digits}}}'), "is no name for a task"),
+        (("expand", stage1, *out, "--set", "task=5"), "--task 5: no folder or tar of images, and no task of this gene"),
+        (("expand", stage1, *out, "--set", "task=a", "--task", "b"), "--task: is given twice"),
+        (("expand", stage1, *out, "--task", tmp_path / "nix" / "nix"), "nix"),
+    ):
+        done = cli(*arguments)
+        assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+        assert text in done.err
+    assert "ancestry" not in cli("expand", stage1, *out, "--task", tmp_path / "nix" / "nix").err
+    gene = lg.load(stage1)
+    for call in (
+        lambda: lg.tune(gene, object(), tasks={"a": "digits"}),  # type: ignore[arg-type]
+        lambda: lg.tune(gene, ancestry_folder, tasks={"a": "digits"}, hyper=5),  # type: ignore[arg-type]
+        lambda: lg.embed_task(5, "digits"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(LearngeneError):
+            call()
+
+
+def test_null_leaves_a_task_out(
+    cli: CLI, ancestry_folder: Path, tasks: dict[str, Path], stage1: Path, tmp_path: Path
+) -> None:
+    tune = written(tune_fields(stage1, ancestry_folder, tasks, tmp_path / "t"), tmp_path / "t.yaml")
+    done = cli("check", tune, f"tasks.{next(iter(tasks))}=null")
+    assert done.code == 0, done.err
+    assert sum(line.startswith("task ") for line in done.out.splitlines()) == len(tasks) - 1

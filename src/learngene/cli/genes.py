@@ -145,6 +145,8 @@ def plan(
         task = {"--num-classes": num_classes, "--img-size": img_size}
         flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
         flags += [f"--set {option}" for option in options or []]
+        tuned = [each["task"] for each in header.metadata.get("tasks", []) if "embedding" in each]
+        flags += [f"--task {tuned[0]}"] if tuned and "task" not in choices(options) else []
         print(" ".join(["next: learngene expand", str(gene), which, *flags, "--out DIR"]))
 
 
@@ -182,6 +184,11 @@ def expand(
     if segment and num_classes is None:
         raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
     loaded = Learngene.load(gene, verify_content=verify)
+    chosen = choices(options)
+    if "task" in chosen and getattr(loaded.method, "task_aware", False):
+        if task is not None:
+            raise LearngeneError("--task: is given twice, with --set task, too; leave one out")
+        task = str(chosen.pop("task"))
     given: dict[str, Any] = {}
     if task is not None:
         from learngene.hyper.embedding import task_of
@@ -205,7 +212,7 @@ def expand(
         modules=modules.split(",") if modules else None,
         seed=seed,
         **given,
-        **choices(options),
+        **chosen,
     )
     params = shape.params()
     if segment:

@@ -21,7 +21,7 @@ BATCH = 256
 
 
 def embed_task(
-    ancestry: Ancestry | str, data: str | list[str] | Mapping[str, Any] | DataSpec, *, name: str | None = None
+    ancestry: Ancestry | str | Path, data: str | list[str] | Mapping[str, Any] | DataSpec, *, name: str | None = None
 ) -> TaskEmbedding:
     """The embedding of a task: the mean of the ancestry's features over its training images.
 
@@ -36,6 +36,10 @@ def embed_task(
     from learngene.finetuning import data_section
 
     spec = data if isinstance(data, DataSpec) else data_section(data)
+    if not isinstance(ancestry, (Ancestry, str, Path)):
+        raise LearngeneError(
+            f"embed_task: ancestry must be an Ancestry, a name or a path, not {type(ancestry).__name__}"
+        )
     ancestry = ancestry if isinstance(ancestry, Ancestry) else Ancestry(ancestry)
     return embedding_of(
         ancestry, open_split(spec, "train"), name or spec.sources[0].rstrip("/").rpartition("/")[2], spec
@@ -53,6 +57,8 @@ def task_of(gene: Learngene, task: str, ancestry: str | None = None) -> TaskEmbe
     Raises:
         LearngeneError: If it is neither, or the ancestry cannot be loaded or is another.
     """
+    from learngene.finetuning import data_section
+
     if not getattr(gene.method, "task_aware", False):
         raise LearngeneError(f"--task: a gene of {gene.method.name} predicts for no task; leave it out")
     known = gene.tasks()
@@ -61,19 +67,22 @@ def task_of(gene: Learngene, task: str, ancestry: str | None = None) -> TaskEmbe
     identity = gene.metadata.get("ancestry", {})
     if not Path(task).exists() and "/" not in task and task != "digits":
         raise LearngeneError(
-            f"--task {task}: no folder or tar of images, and no task of this gene{nearest(task, known)}; it was tuned "
-            f"on {', '.join(known) or 'none'}"
+            f"--task {task}: no folder or tar of images, and no task of this gene, which was tuned on "
+            f"{', '.join(known) or 'none'}{nearest(task, known) if known else ''}"
         )
+    spec = data_section(task)
+    images = open_split(spec, "train")  # whatever is wrong with them is said before the ancestry is looked for
     source = ancestry or str(identity.get("source", ""))
     try:
-        return embed_task(Ancestry(source, sha256=identity.get("sha256")), task)
+        found = Ancestry(source, sha256=identity.get("sha256"))
     except LearngeneError as error:
-        if ancestry is None and not Path(source).exists():
+        if ancestry is None:
             raise LearngeneError(
-                f"--task {task}: its embedding needs the gene's ancestry {source}; say where it is with --ancestry "
-                f"({error})"
+                f"--task {task}: its embedding needs the gene's ancestry, of which the gene knows the name '{source}'; "
+                f"say where it is with --ancestry ({error})"
             ) from None
         raise
+    return embedding_of(found, images, Path(task).name, spec)
 
 
 @torch.inference_mode()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.errors import RecipeError
 from learngene.hyper.sections import Hyper
 from learngene.methods import method
 from learngene.methods.tal import Hypernetwork
-from learngene.sections import AncestrySpec, AuxiliaryShape, DataSpec, Section, Train, merge, validated
+from learngene.sections import AncestrySpec, AuxiliaryShape, DataSpec, Section, Train, merge, validated, without_removed
 
 
 class TuneTask(Section):
@@ -30,7 +31,9 @@ class TuneRecipe(Section):
     settings: dict[str, Any] = Field({}, description="without `gene`: the method's settings")
     shape: AuxiliaryShape | None = Field(None, description="without `gene`: the auxiliary shape")
     ancestry: AncestrySpec | None = Field(None, description="whose features are the task embeddings; tal only")
-    tasks: dict[str, TuneTask] = Field(description="by name; the paper takes nine", min_length=1)
+    tasks: Annotated[dict[str, TuneTask], BeforeValidator(without_removed)] = Field(
+        description="by name; null removes one; the paper takes nine", min_length=1
+    )
     temperature: float = Field(2.0, gt=0, description="of drawing tasks: 1 by size, large values evenly; the paper's 2")
     task_layers: bool | None = Field(
         None,
@@ -46,9 +49,10 @@ class TuneRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _unguided(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or "guidance" in (given.get("hyper") or {}):
+        hyper = (given.get("hyper") or {}) if isinstance(given, Mapping) else None
+        if not isinstance(hyper, Mapping) or "guidance" in hyper:
             return given
-        return {**given, "hyper": merge(given.get("hyper") or {}, {"guidance": {"preset": "none"}})}
+        return {**given, "hyper": {**hyper, "guidance": {"preset": "none"}}}
 
     @model_validator(mode="after")
     def _fits(self) -> TuneRecipe:
@@ -71,6 +75,8 @@ class TuneRecipe(Section):
                 )
             self.refuse_ancestry(kind.task_aware)
         for name in self.tasks:
+            if not name.strip() or not name.isprintable():
+                raise RecipeError(f"tasks: {name!r} is no name for a task; use letters, digits and the like")
             self.task_train(name)
         if self.train.layer_decay is not None:
             raise RecipeError("train: layer_decay is for fine-tuning; what is tuned here has no layers of its own")

@@ -176,6 +176,8 @@ def tune(
         LearngeneError: If anything does not fit, before the first step is trained.
     """
     known = ancestry if isinstance(ancestry, Ancestry) else None
+    if not isinstance(ancestry, (Ancestry, str, Path, type(None))):
+        raise LearngeneError(f"tune: ancestry must be an Ancestry, a name or a path, not {type(ancestry).__name__}")
     source = known.identity["source"] if known else ancestry
     if not isinstance(tasks, Mapping):
         raise LearngeneError(f"tune: tasks must be a mapping from names of data sets, not {type(tasks).__name__}")
@@ -192,7 +194,7 @@ def tune(
         "train": train_fields,
     }
     if hyper is not None:
-        fields["hyper"] = dict(hyper)
+        fields["hyper"] = hyper
     if out is not None:
         fields["out"] = str(out)
     recipe = build_recipe(fields)
@@ -397,6 +399,8 @@ def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
             "classes": task.images[0].class_names,
             "mean": list(task.data.mean or ()),
             "std": list(task.data.std or ()),
+            "interpolation": task.data.interpolation,
+            "crop_pct": task.data.crop_pct or default_crop(gene.shape.img_size),
             "top1": round(scores["tasks"][name], 4),
         }
         if name in prepared.embeddings:

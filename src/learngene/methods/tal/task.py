@@ -35,7 +35,11 @@ class TaskEmbedding:
     preprocessing: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not self.vector or not all(math.isfinite(value) for value in self.vector):
+        try:
+            right = bool(self.vector) and all(math.isfinite(float(value)) for value in self.vector)
+        except (TypeError, ValueError, OverflowError):
+            right = False
+        if not right:
             raise LearngeneError(f"task {self.name}: its embedding is empty or not finite; compute it again")
 
     @property
