@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes one JSON each under ``results/benchmarks``: medians, and ratios within one run.
 
-    python benchmarks/run.py [startup] [creation] [selection] [step] [pool] [search] [runner] [gpu]
+    python benchmarks/run.py [startup] [creation] [selection] [step] [pool] [search] [hyper] [runner] [gpu]
 
 Without names, all that this machine can run. One thread; nothing else should be running.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "benchmarks"
-NAMES = ("startup", "creation", "selection", "step", "pool", "search", "runner", "gpu")
+NAMES = ("startup", "creation", "selection", "step", "pool", "search", "hyper", "runner", "gpu")
 
 
 def main() -> None:

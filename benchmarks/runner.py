@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from bench import finish, paired_rounds, ratio, target
 
-from learngene.compare.cells import Cell
+from learngene.compare.jobs import Cell
 from learngene.compare.recipe import CompareRecipe
 from learngene.compare.run import compare, prepare
 from learngene.finetuning import evaluate, scratch, train_model

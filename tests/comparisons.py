@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from learngene.compare.cells import Cell, Comparison, lay_out
+from learngene.compare.cells import lay_out
+from learngene.compare.jobs import Cell, Comparison
 from learngene.compare.recipe import CompareRecipe
 from learngene.sections import merge, validated
 from pico import FAST, pico_shape

@@ -30,6 +30,7 @@ install_import_hook(
     ["learngene.ancestry", "learngene.gene", "learngene.train.batches", "learngene.train.losses"], "beartype.beartype"
 )
 
+from hyper import SHORT, home  # noqa: E402
 from learngene.cli import main  # noqa: E402 - after the hook
 from pico import CLI, Outcome, make_ancestry, make_images  # noqa: E402
 from searches import make_sets  # noqa: E402
@@ -57,6 +58,20 @@ def ancestry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The data sets of a search by name, one with masks; read only."""
     return make_sets(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, Path]:
+    """Two tasks of three classes and two; read only."""
+    return {"colours": images, "pair": make_images(tmp_path_factory.mktemp("pair"), classes=("blue", "red"))}
+
+
+@pytest.fixture(scope="session")
+def stage1(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_folder: Path) -> Path:
+    """The gene file of a stage 1 of TAL; read only."""
+    out = tmp_path_factory.mktemp("stage1") / "home"
+    home(ancestry_folder, images, out, train=SHORT)
+    return out.with_name("home.safetensors")
 
 
 @pytest.fixture

@@ -21,6 +21,9 @@ from learngene.genefile import read_header
 from learngene.sections import AncestrySpec, DataSpec
 from learngene.shape import ViTShape
 
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin")
+"""How the names of checkpoint files end."""
+
 
 class Ancestry(nn.Module):
     """Any timm classifier, frozen and in evaluation mode.
@@ -63,7 +66,7 @@ class Ancestry(nn.Module):
             self.model, label = source, str(_cfg(source).get("architecture", type(source).__name__))
         elif Path(source).is_dir():
             self.model, names, label = *_from_folder(Path(source), arguments), _folder_name(Path(source))
-        elif Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        elif Path(source).suffix in CHECKPOINTS:
             self.model, label = _from_checkpoint(Path(source), architecture, arguments), Path(source).name
         else:
             self.model, label = timm_model(str(source), pretrained, arguments), str(source)
@@ -222,6 +225,11 @@ def timm_model(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Tim
     logging.set_verbosity_error()  # without a network it prints a line per retry; one line from us is enough
     architecture = name.split(":", 1)[-1] if ":" in name else name.partition(".")[0]
     if ":" not in name and not timm.is_model(architecture):
+        if Path(name).is_file():
+            raise LearngeneError(
+                f"{name}: a file, but no model; give a checkpoint file ({', '.join(CHECKPOINTS)}), a descendant folder "
+                "or a timm name"
+            )
         raise LearngeneError(f"'{name}' is no file or folder, and no timm model{_nearest_model(architecture)}")
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from learngene.compare.recipe import CompareRecipe
 from learngene.errors import LearngeneError
-from learngene.files import refuse_foreign, refuse_full_disk
+from learngene.files import refuse_foreign, refuse_full_disk, refuse_read_only
 from learngene.hyper.recipe import TuneRecipe
 from learngene.pooling.rows import stage_recipes
-from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe
+from learngene.recipe import CondenseRecipe, FinetuneRecipe, Recipe, TrainingRecipe
 from learngene.searching.recipe import SearchRecipe
 from learngene.sections import Train
 from learngene.train.batches import accumulation, refuse_too_few
@@ -77,7 +77,7 @@ def _trained(recipe: CondenseRecipe | FinetuneRecipe) -> list[tuple[str, Train]]
 
 
 def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
-    from learngene.compare.cells import Cell
+    from learngene.compare.jobs import Cell
     from learngene.compare.results import collect
     from learngene.compare.run import prepare
 
@@ -92,6 +92,8 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
     found = collect(comparison, images)
     for line in found.foreign:
         raise LearngeneError(line)
+    for folder in (recipe.out, recipe.store):
+        refuse_read_only(folder)
     yield f"out: {recipe.out} has {len(found.rows) + len(found.failed)} of {len(comparison.cells)} cells"
 
 
@@ -106,9 +108,12 @@ def _check_search(recipe: SearchRecipe) -> Iterator[str]:
     for name, (train, val) in prepared.images.items():
         spec = prepared.specs[name]
         updates = len(train) // spec.train.batch_size * spec.train.epochs
-        there = "searched" if read_path(spec.out) else f"{updates} steps of {spec.train.batch_size} images"
+        there = "searched" if read_path(spec.out) else _saved(prepared.resolved(name))
+        there = there or f"{updates} steps of {spec.train.batch_size} images"
         yield f"task {name}: {len(train)} training and {len(val)} validation images, {there}"
     refuse_taken(recipe)
+    for folder in (recipe.out, recipe.kept or recipe.out):
+        refuse_read_only(folder)
     refuse_full_disk(gene_path(recipe), search_bytes(prepared))
 
 
@@ -163,11 +168,15 @@ def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, 
     return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, model)})
 
 
-def _check_folder(recipe: Recipe) -> str:
+def _check_folder(recipe: CondenseRecipe | FinetuneRecipe | TuneRecipe) -> str:
     refuse_foreign(recipe.out, MARKER)
+    refuse_read_only(recipe.out)
     if not (Path(recipe.out) / MARKER).exists():
         return f"out: {recipe.out} is new"
+    return f"out: {recipe.out} {_saved(recipe) or 'has no saved state yet'}"
+
+
+def _saved(recipe: TrainingRecipe) -> str | None:
+    """Where a run goes on; None if nothing of it is saved."""
     saved = RunFolder(recipe.out, recipe).load()
-    if saved is None:
-        return f"out: {recipe.out} has no saved state yet"
-    return f"out: {recipe.out} continues after epoch {saved[1].epoch}, step {saved[1].step}"
+    return saved and f"continues after epoch {saved[1].epoch}, step {saved[1].step}"

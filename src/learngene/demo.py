@@ -29,6 +29,7 @@ from learngene.files import refuse_foreign, write_file
 from learngene.finetuning import evaluate, finetune, scratch
 from learngene.gene import Learngene
 from learngene.measure import environment
+from learngene.processes import end_with_parent
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.report import demo_page, demo_plot
 from learngene.sections import DataSpec
@@ -214,13 +215,20 @@ def print_written(console: Console, result: Mapping[str, Any], out: Path) -> Non
 
 
 def workers() -> ProcessPoolExecutor:
-    """Processes of one thread each: on small models they are faster than threads, and every machine adds alike."""
+    """Processes of one thread each: on small models they are faster than threads, and every machine adds alike.
+
+    A demo that is killed takes them with it.
+    """
     return ProcessPoolExecutor(
         max_workers=min(2, os.cpu_count() or 1),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_begin,
     )
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    end_with_parent()
 
 
 def _ancestry(out: Path, seed: int) -> Path:

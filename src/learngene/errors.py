@@ -26,6 +26,10 @@ class DataError(LearngeneError):
     """Data that cannot be read, or that does not fit the model."""
 
 
+class NoSplitError(DataError):
+    """A split that a data set does not have."""
+
+
 class CorruptError(DataError):
     """An image or mask that cannot be decoded, which a user may ask to leave out."""
 
@@ -47,9 +51,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(known)}"
 
 
-def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises ``RecipeError`` for the first given key that is not known, naming the nearest right one."""
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str = "") -> None:
+    """Raises ``RecipeError`` for the first given key that is not known, naming the nearest right one.
+
+    Args:
+        given: The keys.
+        known: The right ones.
+        where: What has them, unless whoever catches the error says it.
+    """
     known = set(known)
     for key in given:
         if key not in known:
-            raise RecipeError(f"{where}: unknown key '{key}'{nearest(key, known)}")
+            raise RecipeError(f"{f'{where}: ' if where else ''}unknown key '{key}'{nearest(key, known)}")

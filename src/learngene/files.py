@@ -88,9 +88,15 @@ def take_lock(path: Path) -> IO[str] | None:
 
     Returns:
         The open file, which holds the lock until it is closed, or None if another process holds it.
+
+    Raises:
+        LearngeneError: If it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise LearngeneError(f"cannot write {path.parent}: {_reason(error)}; choose another folder") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -120,6 +126,17 @@ def refuse_unwritable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise LearngeneError(f"cannot write {folder}: {_reason(error)}; choose another folder") from None
+
+
+def refuse_read_only(folder: Path) -> None:
+    """Raises ``LearngeneError`` if a folder, or the one that it would be made in, cannot be written; makes nothing."""
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise LearngeneError(f"cannot write {folder}: {there} is no folder; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise LearngeneError(f"cannot write {folder}: {there} is read-only; choose another folder")
 
 
 def find_folder(name: str) -> Path:

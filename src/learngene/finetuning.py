@@ -313,8 +313,9 @@ def _refuse_other_task(model: TimmModel, images: ImageSet) -> None:
         )
     if images.segmentation and not isinstance(model, Segmenter):
         raise LearngeneError(
-            f"the model is a classifier, but {images.where} has masks; give it a segmentation head with `learngene "
-            "finetune` or `learngene expand --segment`"
+            f"the model is a classifier, but {images.where} has masks; give it a segmentation head: in Python with "
+            f"learngene.segment(model, {len(images.class_names)}), on the command line with `learngene finetune` or "
+            "`learngene expand --segment`"
         )
 
 

@@ -134,7 +134,7 @@ class Learngene(nn.Module):
         """
         shape = shape or self.shape
         if task is not None:
-            options["task"] = self._task_vector(task)
+            options["task"] = self.task_vector(task)
         self.method.refuse(self.shape, shape, **options)
         out = self.method.weights(self.tensors(), self.shape, shape, **options)
         if "pos_embed" in out and out["pos_embed"].shape[1] != shape.num_tokens:
@@ -149,7 +149,12 @@ class Learngene(nn.Module):
             if "embedding" in entry
         }
 
-    def _task_vector(self, task: str | TaskEmbedding | Tensor) -> Tensor:
+    def task_vector(self, task: str | TaskEmbedding | Tensor) -> Tensor:
+        """The numbers that say to the task layers which task it is.
+
+        Raises:
+            LearngeneError: If the gene knows no such task, or the embedding is not of its ancestry.
+        """
         if isinstance(task, str):
             known = self.tasks()
             if task not in known:
@@ -171,6 +176,8 @@ class Learngene(nn.Module):
             raise LearngeneError(
                 f"task: an embedding of shape {tuple(task.shape)}, but this gene takes {width} numbers"
             )
+        if not task.isfinite().all():
+            raise LearngeneError("task: its embedding is not finite; compute it again")
         return task.to(next(self.parameters()))
 
     def forward(
@@ -258,9 +265,10 @@ class Learngene(nn.Module):
         new: list[str] = []
         for name in expected:
             if name in weights and name in keep:
-                # A copy of a gene tensor must not be the gene tensor, nor may two layers share one.
-                value = weights[name]
-                state[name] = value.clone() if value.untyped_storage().data_ptr() in own else value
+                # A copy of a gene tensor must not be the gene tensor, nor may two layers share one or be parts of one.
+                value, memory = weights[name], weights[name].untyped_storage()
+                whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
+                state[name] = value if whole else value.clone()
             else:
                 state[name] = fresh(name, expected, generator)
                 new.append(name)

@@ -20,6 +20,7 @@ import xxhash
 
 from learngene.errors import GeneFileError, LearngeneError
 from learngene.methods import Method, method
+from learngene.methods.tal.task import TaskEmbedding
 from learngene.shape import ViTShape
 
 FORMAT_VERSION = 1
@@ -227,6 +228,8 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
         raise GeneFileError(f"{path}: metadata entry 'paths' must be a list of objects with 'path' and 'top1'")
     if "search" in metadata and not _is_search(metadata["search"]):
         raise GeneFileError(f"{path}: metadata entry 'search' must be the record of a search, see docs/format.md")
+    if not _are_tasks(metadata.get("tasks", [])):
+        raise GeneFileError(f"{path}: metadata entry 'tasks' must be a list of tuned tasks, see docs/format.md")
     entries: dict[str, dict[str, type | UnionType]] = {
         "ancestry": {"name": str, "tag": str, "sha256": str},
         "data": {"source": list},
@@ -240,12 +243,13 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
                 raise GeneFileError(f"{path}: metadata entry '{key}.{field}' has the wrong type")
 
 
+def are(values: Any, kind: type | UnionType) -> bool:
+    """Whether a value is a list of some things of a kind."""
+    return isinstance(values, list) and bool(values) and all(isinstance(value, kind) for value in values)
+
+
 def _is_search(record: Any) -> bool:
     """Whether an entry has what a picture of a search shows, in lists of the same length."""
-
-    def are(values: Any, kind: type | UnionType) -> bool:
-        return isinstance(values, list) and bool(values) and all(isinstance(value, kind) for value in values)
-
     if not isinstance(record, dict) or not are(record.get("usage"), int) or not are(record.get("tasks"), dict):
         return False
     depth = len(record["usage"])
@@ -258,6 +262,35 @@ def _is_search(record: Any) -> bool:
         and len(task["share"]) == depth
         for task in record["tasks"]
     )
+
+
+def _are_tasks(entries: Any) -> bool:
+    """Whether an entry has the tasks that a gene was tuned on, each by a name of its own."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return False
+    names = [entry.get("task") for entry in entries]
+    return all(isinstance(name, str) and names.count(name) == 1 for name in names) and all(
+        are(entry.get("source"), str)
+        and are(entry.get("classes"), str)
+        and all(are(entry.get(key), int | float) for key in ("mean", "std"))
+        and isinstance(entry.get("top1"), int | float)
+        and _is_embedding(entry.get("embedding", {}))
+        for entry in entries
+    )
+
+
+def _is_embedding(entry: Any) -> bool:
+    """Whether an entry is the embedding of a task, with the numbers of its fingerprint; an empty one is none."""
+    if not isinstance(entry, dict) or not entry:
+        return entry == {}
+    words = all(isinstance(entry.get(key), str) for key in ("name", "ancestry", "data", "fingerprint"))
+    lists = are(entry.get("vector"), int | float) and are(entry.get("classes"), str)
+    if not words or not lists or not isinstance(entry.get("preprocessing"), dict):
+        return False
+    try:
+        return isinstance(TaskEmbedding.from_dict(entry).images, int)
+    except LearngeneError:
+        return False
 
 
 def _check_tensors(header: GeneHeader) -> None:

@@ -48,12 +48,24 @@ def take_share(number: int, processes: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
+def end_with_parent() -> None:
+    """Makes this process end when the one that started it has, however that ended: it cannot always say so itself."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # the main thread may be anywhere; files get their names when they are whole
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
-def stopping(where: str) -> Iterator[None]:
+def stopping(where: Callable[[], str]) -> Iterator[None]:
     """Makes Ctrl-C and SIGTERM end the block with the promise that the same command continues.
 
     Args:
-        where: What is kept, for the message.
+        where: Says what is kept, for the message; called when everything has stopped.
 
     Raises:
         InterruptedRun: When it was stopped.
@@ -67,7 +79,7 @@ def stopping(where: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedRun(signal.SIGINT, where) from None
+        raise InterruptedRun(signal.SIGINT, where()) from None
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)

@@ -87,6 +87,7 @@ class CondenseRecipe(Section):
         if isinstance(kind, Rows):
             self._pool_fits(kind)
         elif isinstance(kind, Hypernetwork):
+            kind.refuse_trained(self.shape)
             self._hyper_fits()
         elif self.pool is not None or self.anchors:
             raise RecipeError(f"{'pool' if self.pool else 'anchors'}: method {self.method} has no rows; leave it out")

@@ -84,5 +84,8 @@ def search_picture(gene: str | Path, out: Path) -> None:
     """
     record = read_header(gene).metadata.get("search")
     if not record:
-        raise LearngeneError(f"{gene}: no record of a search; only a gene made by `learngene search` has one")
+        raise LearngeneError(
+            f"{gene}: made without a search, so there is no map of who took which block; make it with `learngene "
+            "search`, or draw the layers of a descendant folder, see `learngene expand`"
+        )
     usage_picture(record, out)

@@ -6,7 +6,7 @@ is. "The paper" below is TLEG and SWS alike, whose code is one DeiT fork, unless
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from learngene.errors import LearngeneError, RecipeError, nearest, refuse_unknown
 from learngene.shape import ViTShape
@@ -57,16 +58,20 @@ class Section(BaseModel):
     def _known_keys(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        section = cls.__name__.removesuffix("Spec").removesuffix("Recipe").lower()
-        refuse_unknown(given, cls.model_fields, section)
+        refuse_unknown(given, cls.model_fields)
         if name := given.get("preset"):
             if name not in cls.presets:
-                raise RecipeError(f"{section}: unknown preset '{name}'{nearest(str(name), cls.presets)}")
+                raise RecipeError(f"unknown preset '{name}'{nearest(str(name), cls.presets)}")
             given = merge(cls.presets[name], given)
         return given
 
 
 SectionType = TypeVar("SectionType", bound=Section)
+
+
+def without_removed(given: Any) -> Any:
+    """Named entries, but for those that an override or an extending recipe set to null to remove them."""
+    return {name: entry for name, entry in given.items() if entry is not None} if isinstance(given, Mapping) else given
 
 
 MASK_VALUES = 256
@@ -114,7 +119,7 @@ class DataSpec(Section):
     mask_classes: list[str] | int | None = Field(
         None,
         description="segmentation: names or number of the classes; by default the largest value in the training masks "
-        "counts",
+        "counts, if all smaller ones occur",
     )
     ignore_index: int = Field(255, ge=0, le=255, description="segmentation: the value of pixels that are not judged")
 
@@ -123,9 +128,9 @@ class DataSpec(Section):
         names = self.mask_classes
         count = len(names) if isinstance(names, list) else names
         if count is not None and not 2 <= count <= MASK_VALUES:
-            raise RecipeError(f"data: mask_classes {names} must be 2 to {MASK_VALUES} classes, by number or by name")
+            raise RecipeError(f"mask_classes {names} must be 2 to {MASK_VALUES} classes, by number or by name")
         if isinstance(names, list) and (twice := [name for name in names if names.count(name) > 1]):
-            raise RecipeError(f"data: mask_classes names '{twice[0]}' twice")
+            raise RecipeError(f"mask_classes names '{twice[0]}' twice")
         return self
 
     @property
@@ -182,7 +187,7 @@ class Augment(Section):
     def _ordered(self) -> Augment:
         for name, pair in (("scale", self.scale), ("ratio", self.ratio)):
             if pair is not None and pair[0] > pair[1]:
-                raise RecipeError(f"augment: {name} {list(pair)} must be smallest first, then largest")
+                raise RecipeError(f"{name} {list(pair)} must be smallest first, then largest")
         return self
 
 
@@ -292,12 +297,12 @@ class Train(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Train:
         if self.use_ema and self.ema_decay is None:
-            raise RecipeError("train: use_ema needs ema_decay, for example 0.999")
+            raise RecipeError("use_ema needs ema_decay, for example 0.999")
         if self.batch_size % 2 and (self.augment.mixup or self.augment.cutmix):
-            raise RecipeError(f"train: mixup and cutmix pair images, so batch_size must be even, not {self.batch_size}")
+            raise RecipeError(f"mixup and cutmix pair images, so batch_size must be even, not {self.batch_size}")
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
             raise RecipeError(
-                f"train: warmup_epochs {self.schedule.warmup_epochs:g} leave nothing of {self.epochs} epochs; "
+                f"warmup_epochs {self.schedule.warmup_epochs:g} leave nothing of {self.epochs} epochs; "
                 "lower schedule.warmup_epochs"
             )
         return self
@@ -375,6 +380,12 @@ class Routing(Section):
         0.0, ge=0, description="weight in the loss of the mean probability of specific blocks; the paper has none"
     )
 
+    @model_validator(mode="after")
+    def _compared_by_its_gate(self) -> Routing:
+        if self.compared != 1 and self.gate != "two-branch":
+            raise RecipeError(f"compared means nothing for gate {self.gate}; leave it out, or use gate: two-branch")
+        return self
+
 
 class Selection(Section):
     """Which base blocks become the learngene, by how much the data sets use them (LSAMD, equation 3)."""
@@ -403,7 +414,7 @@ class Selection(Section):
     def _one_rule(self) -> Selection:
         unused = "k" if self.rule == "threshold" else "tau"
         if getattr(self, unused) is not None:
-            raise RecipeError(f"select: {unused} means nothing for rule {self.rule}; leave it out")
+            raise RecipeError(f"{unused} means nothing for rule {self.rule}; leave it out")
         return self
 
     @property
@@ -427,14 +438,38 @@ def validated(kind: type[SectionType], fields: Mapping[str, Any], where: str) ->
     except LearngeneError as error:
         raise RecipeError(f"{where}: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        loc = [str(part) for part in first["loc"]]
-        place = f"{'.'.join(loc)}: " if loc else ""
-        message = first["msg"].removeprefix("Value error, ")
-        message = message.removeprefix(f"{loc[-1]}: ") if loc else message
-        given = first.get("input")
-        value = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-        raise RecipeError(f"{where}: {place}{message}{value}") from None
+        raise RecipeError(f"{where}: {_told(error, fields)}") from None
+
+
+def _told(error: ValidationError, given: Mapping[str, Any]) -> str:
+    """The first fault that pydantic found, as a line that begins with its place."""
+    faults = [(_place(fault, given), fault) for fault in error.errors()]
+    first = faults[0][0]
+    # Every alternative of a union has faults of its own: those that got furthest into what was given say most.
+    same = [fault for fault in faults if fault[0][: len(first)] == first]
+    place, fault = max(same, key=lambda fault: len(fault[0]))
+    texts = [_plain(other["msg"], place) for there, other in same if there == place]
+    message = " or ".join(dict.fromkeys([texts[0], *(text.removeprefix("Input should be ") for text in texts[1:])]))
+    value = f" (given: {fault['input']!r})" if isinstance(fault["input"], (str, int, float, bool)) else ""
+    return f"{'.'.join(place)}: {message}{value}" if place else f"{message}{value}"
+
+
+def _place(fault: ErrorDetails, given: Any) -> list[str]:
+    """The keys that lead to a fault, without the names of types that pydantic puts between them."""
+    out = []
+    for number, part in enumerate(fault["loc"], start=1):
+        keys = given if isinstance(given, Mapping) else range(len(given)) if isinstance(given, list) else ()
+        if inside := part in keys:
+            given = given[part]
+        if inside or (fault["type"] == "missing" and number == len(fault["loc"])):
+            out.append(str(part))
+    return out
+
+
+def _plain(message: str, place: Sequence[str]) -> str:
+    """What pydantic says, without names of Python's and without the place, where that is said anyway."""
+    message = message.removeprefix("Value error, ").partition(" or instance of ")[0]
+    return message.removeprefix(f"{place[-1]}: ") if place else message
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

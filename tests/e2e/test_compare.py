@@ -269,6 +269,14 @@ def test_all_tasks_that_cannot_be_read_are_named(cli: CLI, images: Path, tmp_pat
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["r.yaml", "train-only"]
 
 
+def test_a_folder_that_cannot_be_made_is_told_by_check(cli: CLI, images: Path, tmp_path: Path) -> None:
+    recipe = written(tmp_path / "r.yaml", compare_fields(tmp_path, images))
+    for key in ("out", "store"):
+        done = cli("check", recipe, f"{key}={recipe / 'x'}")
+        line = f"cannot write {recipe / 'x'}: {recipe} is no folder; choose another folder"
+        assert (done.code, done.err) == (2, f"learngene: {line}\n")
+
+
 LATE: dict[str, dict[str, Any]] = {
     "tuning at home in batches larger than the set": {"tune": {"batch_size": 26}},
     "a contender's own batches": {"contenders": {"scratch": {"tune": {"batch_size": 26}}}},

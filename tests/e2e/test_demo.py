@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -193,6 +196,32 @@ def test_tasks_of_equal_class_counts_differ_in_their_images() -> None:
         assert len({name for _, name in shown}) == (demo_tal.TASKS | demo_tal.UNSEEN)[task]
         seen[task] = shown[0][0].tobytes()
     assert len(set(seen.values())) == len(seen)
+
+
+HELD = """
+import os
+import time
+from learngene.demo import workers
+
+if __name__ == "__main__":
+    with workers() as processes:
+        processes.submit(os.getpid).result()
+        for number in range(4):  # more than there are processes: some wait in the queue
+            processes.submit(time.sleep, 600)
+        print("at work", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    process = subprocess.Popen([sys.executable, tmp_path / "held.py"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(signal.SIGTERM)
+    # What they print on has an end only when all of them have ended.
+    assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_a_canvas_has_a_mask_of_its_digits() -> None:

@@ -163,6 +163,7 @@ CHECKS: dict[str, tuple[list[str], str]] = {
     "foreign folder": (["out=foreign"], "was not written by learngene"),
     "foreign gene": (["out=thesis"], "exists and is not a gene"),
     "optimizer": (["train.optimizer=adamx"], "unknown optimizer 'adamx'"),
+    "folder in a file": (["out=thesis.safetensors/run"], "cannot write thesis.safetensors/run: "),
 }
 
 
@@ -207,6 +208,7 @@ def test_check_of_a_finetune_recipe_refuses_too(refused: Any, cli: CLI, place: P
         (["condense", "condense.yaml", "out=foreign"], "exists and was not written by learngene"),
         (["condense", "condense.yaml", "out=thesis"], "exists and is not a gene"),
         (["condense", "condense.yaml", "out=notes.txt"], "exists and is a file, not a folder"),
+        (["finetune", "finetune.yaml", "out=notes.txt/run"], "write notes.txt/run: Not a directory; choose another"),
         (["finetune", "finetune.yaml", "out=foreign"], "exists and was not written by learngene"),
         (
             ["finetune", "finetune.yaml", "out=half"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,15 +108,19 @@ def test_an_empty_selection_is_told_and_leaves_paths_and_map(cli: CLI, recipe: P
     for file in (tmp_path / "s").glob("*/path.json"):  # paths without a single base block
         content = json.loads(file.read_text())
         file.write_text(json.dumps({**content, "share": [0.25] * 4}))
-    (tmp_path / "s.safetensors").unlink()
-    first = cli("search", recipe, "select={rule: threshold, k: null, tau: 2}")
-    record = json.loads((tmp_path / "s" / "search.json").read_text())
-    assert first.code == 2
-    (line,) = first.err.splitlines()
-    assert line.startswith("learngene: select: no base block is used by more than tau=2 of 3 data sets (used by ")
-    assert "layers" not in record
-    assert (tmp_path / "s" / "usage.png").exists()
-    assert not (tmp_path / "s.safetensors").exists()
+    gene = (tmp_path / "s.safetensors").read_bytes()
+    for old in (f"; {tmp_path / 's.safetensors'} is of an earlier selection", ""):
+        done = cli("search", recipe, "select={rule: threshold, k: null, tau: 2}")
+        record = json.loads((tmp_path / "s" / "search.json").read_text())
+        assert done.code == 2
+        (line,) = done.err.splitlines()
+        assert line.startswith("learngene: select: no base block is used by more than tau=2 of 3 data sets (used by ")
+        assert line.endswith(f"or use select.rule=top_k select.tau=null{old}")
+        assert "layers" not in record
+        assert (tmp_path / "s" / "usage.png").exists()
+        if old:
+            assert (tmp_path / "s.safetensors").read_bytes() == gene
+        (tmp_path / "s.safetensors").unlink(missing_ok=True)
 
 
 def test_searches_share_what_is_kept(cli: CLI, recipe: Path, sets: dict[str, Path], tmp_path: Path) -> None:
@@ -163,13 +169,52 @@ def test_a_search_that_is_stopped_twice_gives_the_gene_of_one_that_was_not(
     for epochs, number in ((1, signal.SIGINT), (6, signal.SIGTERM)):
         done = stopped([*again], run, epochs, number)
         assert done.returncode == 128 + number
-        assert done.stderr.splitlines()[-1].startswith("learngene: stopped and saved at epoch ")
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith("learngene: stopped and saved at epoch ")
+        assert line.endswith(" of many; the same command continues")
         assert "Traceback" not in done.stderr
+        saved = json.loads(torch.load(run / "last.pt", weights_only=True)["progress"])
+        where = f"continues after epoch {saved['epoch']}, step {saved['step']}"
+        found = cli("check", *again[1:]).out
+        assert "task first: 24 training and 12 validation images, searched\n" in found
+        assert f"task many: 96 training and 6 validation images, {where}\n" in found
+        assert "task last: 12 training and 4 validation images, 1 steps of 8 images\n" in found
         assert sorted(path.parent.name[:5] for path in (tmp_path / "stopped").glob("*/path.json")) == ["first"]
         assert not (tmp_path / "stopped.safetensors").exists()
     assert cli(*again).code == 0
     assert record_of(tmp_path / "stopped.safetensors") == record_of(tmp_path / "whole.safetensors")
     assert metrics(run) == metrics(tmp_path / "whole" / name)
+
+
+def test_ctrl_c_reaches_all_processes_which_save_and_are_named(
+    cli: CLI, ancestry: Path, many: dict[str, Path], tmp_path: Path
+) -> None:
+    slow = {"train": {**MIXED, "epochs": 500, "eval_every": 500, "save_every": 500}}
+    tasks = {"many": many["many"], "first": many["first"]}
+    fields = search_fields(ancestry, tasks, tmp_path / "s", tasks=dict.fromkeys(tasks, slow))
+    recipe = written(tmp_path / "r.yaml", fields)
+    runs = [search_recipe(fields).task(name).out for name in tasks]
+    process = subprocess.Popen(
+        [BIN / "learngene", "search", recipe, "--processes", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(20_000):
+        if all((run / "metrics.jsonl").exists() and len(metrics(run)) > 1 for run in runs):
+            break
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err == "learngene: stopped and saved at the last step of many, first; the same command continues\n"
+    found = cli("check", recipe).out
+    assert [line.partition(":")[0] for line in found.splitlines() if ", continues after epoch " in line] == [
+        "task many",
+        "task first",
+    ]
 
 
 def test_two_processes_and_two_commands_find_the_same_paths_as_one(
@@ -254,7 +299,7 @@ def other_size(root: Path) -> Path:
     make_masked(root)
     path = root / "masks" / "train" / "00.png"
     with Image.open(path) as mask:
-        mask.resize((4, 4)).save(path)
+        mask.resize((4, 4), Image.Resampling.NEAREST).save(path)
     return root
 
 
@@ -314,13 +359,14 @@ OVERRIDES: dict[str, tuple[list[str], str]] = {
     "gene is foreign": (["out=foreign"], "foreign.safetensors exists and is not a gene"),
     "out is a file": (["out=file"], "file exists and is a file, not a folder; choose another output path"),
     "out is foreign": (["out=folder"], "folder exists and was not written by learngene"),
-    "kept is a file": (["kept=file"], "cannot write file: File exists; choose another folder"),
+    "out in a file": (["out=file/s"], "cannot write file/s: "),
+    "kept is a file": (["kept=file"], "cannot write file: "),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", OVERRIDES)
 def test_what_cannot_be_searched_is_refused_and_nothing_written(
-    case: str, recipe: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    case: str, recipe: Path, tmp_path: Path, refused: Refused, cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "foreign.safetensors").write_text("mine")
@@ -330,6 +376,25 @@ def test_what_cannot_be_searched_is_refused_and_nothing_written(
     before = contents(tmp_path)
     overrides, text = OVERRIDES[case]
     assert text in refused("search", recipe, *overrides)
+    done = cli("check", recipe, *overrides)
+    assert done.code == 2
+    assert text in done.err
+    assert contents(tmp_path) == before
+
+
+def test_a_read_only_folder_is_told_by_check(
+    cli: CLI, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(tmp_path)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    for kept in ([], [f"kept={tmp_path / 'k' / 'l'}", "out=elsewhere"]):
+        done = cli("check", recipe, *kept)
+        name = "k/l" if kept else "s"
+        assert done.code == 2
+        assert done.err == (
+            f"learngene: cannot write {tmp_path / name}: {tmp_path} is read-only; choose another folder\n"
+        )
     assert contents(tmp_path) == before
 
 
@@ -361,4 +426,9 @@ def test_recipes_of_other_kinds_and_genes_without_a_search_are_refused(
     other = written(tmp_path / "f.yaml", fields)
     assert "a finetune recipe; run it with `learngene finetune`" in refused("search", other)
     pico_gene("lsamd", {"layers": [1, 3]}).save(tmp_path / "g.safetensors")
-    assert len(refused("picture", tmp_path / "g.safetensors", "--out", tmp_path / "p.png")) > 20
+    line = refused("picture", tmp_path / "g.safetensors", "--out", tmp_path / "p.png")
+    assert f"{tmp_path / 'g.safetensors'}: made without a search, so there is no map of who took which block;" in line
+    assert "has no rows to draw" in refused(
+        "picture", tmp_path / "g.safetensors", "--path", "1+2", "--out", tmp_path / "p.png"
+    )
+    assert not (tmp_path / "p.png").exists()

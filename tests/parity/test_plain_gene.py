@@ -235,7 +235,9 @@ CONDENSED: dict[str, dict[str, Any]] = {
 
 
 def test_every_method_that_is_trained_is_tested_here() -> None:
-    assert CONDENSED.keys() == {name for name, kind in METHODS.items() if "condense" in kind.origins}
+    """But hypernetworks, whose weights are predicted: those are in ``test_hypernetworks.py``."""
+    trained = {name for name, kind in METHODS.items() if "condense" in kind.origins}
+    assert CONDENSED.keys() == trained - {"tal", "logah", "ghn3"}
 
 
 @pytest.mark.parametrize("name", [name for name in CONDENSED if name != "mini-init"])

@@ -95,7 +95,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least", "programs"),
-    [("README.md", 7, 1), ("docs/guide.md", 7, 1), ("docs/pool.md", 7, 5), ("docs/lsamd.md", 2, 1)],
+    [
+        ("README.md", 7, 1),
+        ("docs/guide.md", 7, 1),
+        ("docs/pool.md", 7, 5),
+        ("docs/lsamd.md", 2, 1),
+        ("docs/tal.md", 7, 1),
+    ],
 )
 def test_the_examples_run_as_they_stand(name: str, least: int, programs: int, cli: CLI, workplace: Path) -> None:
     counts = {"bash": 0, "python": 0, "yaml": 0}

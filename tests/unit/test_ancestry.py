@@ -209,6 +209,11 @@ def a_list(path: Path) -> Path:
     return path / "w.pth"
 
 
+def a_recipe(path: Path) -> Path:
+    (path / "s.yaml").write_text("kind: search")
+    return path / "s.yaml"
+
+
 def an_empty_folder(path: Path) -> Path:
     return path
 
@@ -252,6 +257,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path | str], dict[str, Any], str]] = {
     "cut pth": (cut_pth, RESNET, "w.pth: damaged or unreadable"),
     "text": (some_text, RESNET, "w.pth: "),
     "not a state": (a_list, RESNET, "does not hold the weights of resnet10t"),
+    "another file": (a_recipe, {}, "s.yaml: a file, but no model; give a checkpoint file (.safetensors, .pth, .pt, "),
     "empty folder": (an_empty_folder, {}, "not a descendant folder (no config.json)"),
     "cut folder": (half_a_folder, {}, "cannot be loaded"),
     "broken config": (broken_config, {}, "cannot be loaded"),

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from comparisons import compare_fields, contents, written
-from learngene.compare.cells import Cell, Comparison, lay_out
+from learngene.compare.cells import lay_out
+from learngene.compare.jobs import Cell, Comparison
 from learngene.errors import LearngeneError
 from learngene.ledger.claims import SCALES, ClaimGroup, Filter, claims_folder, comparison_of, find_group, load_claims
 from learngene.ledger.cost import estimate
@@ -25,7 +26,7 @@ from pico import CLI
 GROUPS = load_claims()
 CASES = [pytest.param(name, scale, id=f"{name}-{scale}") for name in GROUPS for scale in SCALES]
 """Every group at every scale."""
-PREFIXES = {"TLEG": "tleg", "SWS": "sws", "Learngene Pool": "pool", "LSAMD": "lsamd"}
+PREFIXES = {"TLEG": "tleg", "SWS": "sws", "Learngene Pool": "pool", "LSAMD": "lsamd", "TAL": "tal"}
 
 
 @functools.cache
@@ -64,10 +65,11 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     expected |= {f"pool.{name}" for name in ("fig3", "direction", "storage", *tables[:5])}
     expected |= {f"lsamd.{name}" for name in ("fig4", "fig4cd", "fig5", "fig6", "fig7", "table1", "table2", "table4")}
     expected |= {f"lsamd.{name}" for name in ("expansion", "many", "storage")}
-    assert len(expected) == 8 + 9 + 8 + 11
+    expected |= {f"tal.{name}" for name in ("sizes", "table1", "table3", "table4", "table5", "table7")}
+    assert len(expected) == 8 + 9 + 8 + 11 + 6
     assert expected <= set(GROUPS)
     assert {name.partition("-")[0] for name in GROUPS} == expected
-    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 27) + ["pool"] * 8 + ["lsamd"] * 11
+    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 33) + ["pool"] * 8 + ["lsamd"] * 11 + ["tal"] * 6
     assert [name.partition(".")[0] for name in GROUPS] == papers
 
 

@@ -11,7 +11,7 @@ import pytest
 from comparisons import compare_fields, recipe_of, written
 from learngene.compare.recipe import CompareRecipe
 from learngene.errors import RecipeError
-from learngene.recipe import with_data
+from learngene.recipe import apply_overrides, with_data
 
 SCRATCH, VANILLA = {"method": "scratch"}, {"method": "vanilla-lg", "ancestry": "vit"}
 
@@ -178,16 +178,19 @@ def test_what_cannot_be_compared_is_refused(case: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"contendrs": {}}, "compare: unknown key 'contendrs'; did you mean 'contenders'?"),
+        ({"contendrs": {}}, "recipe: unknown key 'contendrs'; did you mean 'contenders'?"),
         ({"run": {"seed": [1]}}, "run: unknown key 'seed'; did you mean 'seeds'?"),
-        ({"contenders": {"tleg": {"auxilary": {}}}}, "contender: unknown key 'auxilary'; did you mean 'auxiliary'?"),
-        ({"contenders": {"scratch": {"extend": "tleg"}}}, "contender: unknown key 'extend'"),
-        ({"budgets": {"one": {"epoch": 1}}}, "budget: unknown key 'epoch'; did you mean 'epochs'?"),
-        ({"ancestries": {"vit": {"trian": {}}}}, "model: unknown key 'trian'; did you mean 'train'?"),
+        (
+            {"contenders": {"tleg": {"auxilary": {}}}},
+            "contenders.tleg: unknown key 'auxilary'; did you mean",
+        ),
+        ({"contenders": {"scratch": {"extend": "tleg"}}}, "contenders.scratch: unknown key 'extend'"),
+        ({"budgets": {"one": {"epoch": 1}}}, "budgets.one: unknown key 'epoch'; did you mean 'epochs'?"),
+        ({"ancestries": {"vit": {"trian": {}}}}, "recipe: ancestries.vit: unknown key 'trian'; did you mean 'train'?"),
         ({"shape": {"dept": 3}}, "shape: unknown key 'dept'; did you mean 'depth'?"),
         ({"shapes": {"d2": {"witdh": 3}}}, "shape: unknown key 'witdh'"),
         ({"sizes": {"home": {"image": 5, "classes": 3}}}, "unknown key 'image'; did you mean 'images'?"),
-        ({"tune": {"epohs": 3}}, "train: unknown key 'epohs'; did you mean 'epochs'?"),
+        ({"tune": {"epohs": 3}}, "recipe: tune: unknown key 'epohs'; did you mean 'epochs'?"),
     ],
     ids=str,
 )
@@ -199,6 +202,13 @@ def test_an_unknown_key_is_refused_with_the_nearest(changes: dict[str, Any], lin
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(RecipeError, match=f"recipe: {key}: Field required"):
         recipe_of({name: value for name, value in compare_fields().items() if name != key})
+
+
+def test_a_task_that_is_null_is_left_out() -> None:
+    tasks = {"two": {"source": "a"}, "zwei": {"source": "b"}}
+    recipe = recipe_of(apply_overrides(compare_fields(tasks=tasks), ["tasks.two=null"]))
+    assert recipe.chosen("tasks") == recipe.needed() == ["home", "zwei"]
+    assert "run.tasks: no 'two' is defined" in refusal(tasks={**tasks, "two": None}, run={"tasks": ["two"]})
 
 
 @pytest.mark.parametrize("field", ["tasks", "shapes", "contenders", "budgets"])

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from comparisons import CLASSES, IMAGES, cell, compare_fields, laid_out, recipe_of, results, written
-from learngene.compare.cells import Comparison, GeneJob, SearchJob, lay_out
+from learngene.compare.cells import lay_out
 from learngene.compare.cost import cost_of, gene_macs, images_seen, part_macs
+from learngene.compare.jobs import Comparison, GeneJob, SearchJob
 from learngene.compare.run import read_results
 from learngene.errors import RecipeError
 from learngene.genefile import read_header

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import learngene
+from hyper import HYPER
 from learngene.errors import GeneFileError, LearngeneError
 from learngene.gene import Learngene
 from learngene.genefile import read_header
@@ -69,6 +70,7 @@ def refusal(path: Path) -> str:
 # -- what is written is read -------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* is outside the|tal. no task is given:UserWarning")
 @pytest.mark.parametrize(
     ("name", "settings_", "changes", "shape"),
     [
@@ -76,7 +78,8 @@ def refusal(path: Path) -> str:
         ("tleg", {"modules": ["mlp", "msa"], "first_layer": 2}, {"class_token": True}, 5),
         ("sws", {"stages": [1, 3]}, {"in_chans": 1, "mlp_ratio": 2.7}, 5),
         ("sws", {"stages": [2, 2]}, {"num_classes": 0}, 5),
-        *((name, {}, {}, 4) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd")),
+        *((name, {}, {}, 4) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd", *HYPER)),
+        *((name, HYPER[name], {"class_token": True}, 3) for name in ("tal", "logah", "ghn3")),
         ("lsamd", {"layers": [1, 3]}, {}, 4),
         ("mini-init", {"blocks": 2}, {"num_heads": 4}, 2),
         ("pool", {"rows": [8, 16]}, {}, "2+3"),

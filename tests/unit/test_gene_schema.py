@@ -23,7 +23,7 @@ from learngene.methods import METHODS, default_settings
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.searching.run import run as run_search
 from learngene.shape import ViTShape
-from pico import FAST, condense_fields, make_ancestry, pico_gene, pico_shape
+from pico import FAST, condense_fields, make_ancestry, make_images, pico_gene, pico_shape
 from searches import make_sets, search_fields, search_recipe
 
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parents[2] / "docs" / "gene.schema.json").read_text())
@@ -36,6 +36,9 @@ TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "null": (type(None),),
 }
+
+
+HYPER = ("tal", "logah", "ghn3")
 
 
 def faults(value: Any, schema: dict[str, Any], place: str = "$") -> Iterator[str]:
@@ -94,7 +97,7 @@ def metadata(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fo
 
 def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
     assert list(faults(metadata, SCHEMA)) == []
-    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "paths", "search"}
+    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "paths", "search", "tasks"}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,11 @@ def test_a_pool_fits_the_schema(
     run(recipe, show=False)
     metadata = learngene.load(tmp_path / "run.safetensors").metadata
     assert list(faults(metadata, SCHEMA)) == []
-    assert set(SCHEMA["properties"]) - set(metadata) == {"search", *(() if method == "sn-net" else ("anchors",))}
+    assert set(SCHEMA["properties"]) - set(metadata) == {
+        "search",
+        "tasks",
+        *(() if method == "sn-net" else ("anchors",)),
+    }
     assert [path["blocks"] for path in metadata["paths"]] == ["2+0", "0+2", "1+2", "1+1", "2+2", "2+1"]
     assert "pool" in metadata["training"]["recipe"]
     for wrong in ({"path": "8-2"}, {"blocks": "2"}, {"top1": 101}):
@@ -142,11 +149,14 @@ def test_a_pool_fits_the_schema(
         ("pool", {"rows": [8, 16], "direction": "down"}),
         ("pool", {"rows": [8, [16, 4, 2]], "nearest": False, "max_stitches": 2, "final_norm": False}),
         ("sn-net", {"rows": [[8, 2, 1], 16]}),
-        *((name, {}) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd")),
+        ("tal", {"size": "pico", "task_dim": 8, "architectures": [[1, 16, 2]], "layout": "transposed"}),
+        ("logah", {"size": "pico", "architectures": "laptop", "attention_node": True}),
+        ("ghn3", {"size": "pico", "max_shape": 8, "vocabulary": 10}),
+        *((name, {}) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd", *HYPER)),
     ],
 )
 def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    pico_gene(name, settings).save(tmp_path / "g.safetensors")
+    pico_gene(name, settings, **({"class_token": True} if name in HYPER else {})).save(tmp_path / "g.safetensors")
     assert list(faults(learngene.load(tmp_path / "g.safetensors").metadata, SCHEMA)) == []
 
 
@@ -158,7 +168,9 @@ def test_the_schema_knows_every_method_and_field() -> None:
 
 def test_the_schema_has_the_settings_of_every_method(tmp_path: Path) -> None:
     parts = [
-        (part["if"]["properties"]["method"], part["then"]) for part in SCHEMA["allOf"] if "properties" in part["if"]
+        (part["if"]["properties"]["method"], part["then"])
+        for part in SCHEMA["allOf"]
+        if "method" in part["if"].get("properties", {})
     ]
     conditions = {kind["const"]: then for kind, then in parts if "const" in kind}
     without = next(kind["enum"] for kind, _ in parts if "enum" in kind)
@@ -185,7 +197,7 @@ def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path
     metadata = learngene.load(tmp_path / "g.safetensors").metadata
     assert list(faults(metadata, SCHEMA)) == []
     assert set(SCHEMA["properties"]) - set(metadata) == {
-        "data", "training", "accuracy", "anchors", "paths", "search",
+        "data", "training", "accuracy", "anchors", "paths", "search", "tasks",
     }  # fmt: skip
 
 
@@ -201,7 +213,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_searched_gene_fits_the_schema(searched: dict[str, Any]) -> None:
     assert list(faults(searched, SCHEMA)) == []
-    assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "paths"}
+    assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "paths", "tasks"}
     record = SCHEMA["$defs"]["search"]
     assert set(searched["search"]) == set(record["properties"]) == set(record["required"])
     task = SCHEMA["$defs"]["task"]
@@ -209,6 +221,48 @@ def test_a_searched_gene_fits_the_schema(searched: dict[str, Any]) -> None:
     assert set(searched["search"]["routing"]) == set(record["properties"]["routing"]["properties"])
     assert searched["training"].keys() == {"epochs", "seconds", "seed", "recipe"}
     assert searched["training"]["recipe"].keys() == {"train"}
+
+
+@pytest.fixture(scope="module", params=["tal", "logah"])
+def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The metadata of a hypernetwork behind stage 1 and behind stage 2, each of one epoch."""
+    root = tmp_path_factory.mktemp("tuned")
+    guide = make_ancestry(root / "guide") if request.param == "tal" else None
+    settings = {"size": "pico", "architectures": [[1, 16, 2]], **({"task_dim": 16} if guide else {})}
+    sets = {
+        name: make_images(root / name, classes=classes)
+        for name, classes in {"home": ("blue", "green", "red"), "warm": ("green", "red")}.items()
+    }
+    data = {name: {"source": str(path), "workers": 0} for name, path in sets.items()}
+    fields: dict[str, Any] = {**FAST, "epochs": 1, "show": False}
+    shape = pico_shape(depth=1, class_token=True)
+    gene = learngene.condense(
+        guide, method=request.param, settings=settings, shape=shape, data=data["home"], out=root / "home-run", **fields
+    )
+    learngene.tune(gene, guide, tasks=data, out=root / "tuned-run", **fields)
+    return {name: learngene.load(str(root / f"{name}-run.safetensors")).metadata for name in ("home", "tuned")}
+
+
+def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) -> None:
+    home, both = tuned["home"], tuned["tuned"]
+    aware = home["method"] == "tal"
+    for metadata in (home, both):
+        assert list(faults(metadata, SCHEMA)) == []
+    assert set(SCHEMA["properties"]) - set(home) == {"anchors", "paths", "search", "tasks"}
+    assert set(SCHEMA["properties"]) - set(both) == {"anchors", "paths", "search"}
+    assert "hyper" in home["training"]["recipe"]
+    assert both["training"]["stage1"] == home["training"]
+    known = set(SCHEMA["$defs"]["tuned-task"]["properties"])
+    for task in both["tasks"]:
+        assert set(task) == (known if aware else known - {"embedding"})
+        if aware:
+            embedding = SCHEMA["$defs"]["embedding"]
+            assert set(task["embedding"]) == set(embedding["properties"]) == set(embedding["required"])
+    for wrong in ({"task": 1}, {"source": "x"}, {"classes": []}, {"top1": 101}, {"embedding": {"name": "x"}}):
+        spoiled = {**both, "tasks": [{**both["tasks"][0], **wrong}]}
+        assert list(faults(spoiled, SCHEMA)) != []
+    assert list(faults({**both, "method": "tleg"}, SCHEMA)) != []
+    assert list(faults({key: value for key, value in both.items() if key != "tasks"}, SCHEMA)) != []
 
 
 SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {

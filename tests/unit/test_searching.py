@@ -14,6 +14,7 @@ import learngene.searching.run as searching
 from comparisons import written
 from learngene import Ancestry
 from learngene.errors import LearngeneError, RecipeError
+from learngene.recipe import apply_overrides
 from learngene.search_picture import usage_picture
 from learngene.searching.paths import TaskPath, layer_usage, read_path
 from learngene.searching.run import Prepared, prepare, run, search_task, super_stage
@@ -125,21 +126,30 @@ def test_a_map_is_drawn_with_and_without_a_selection(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no data sets": ({"tasks": None}, "tasks: Input should be a valid dictionary"),
+    "all removed": ({"tasks": {"a": None, "b": None}}, "recipe: tasks: Dictionary should have at least 1 item"),
     "no name": ({"tasks": {"": {"data": {"source": "x"}}}}, "tasks: '' cannot name a folder"),
     "folder above": ({"tasks": {"..": {"data": {"source": "x"}}}}, "tasks: '..' cannot name a folder"),
     "slash": ({"tasks": {"a/b": {"data": {"source": "x"}}}}, "tasks: 'a/b' cannot name a folder; use letters, digits"),
     "long": ({"tasks": {"a" * 101: {"data": {"source": "x"}}}}, "is too long for a folder; use 100 characters"),
     "a number": ({"tasks": {1: {"data": {"source": "x"}}}}, "Input should be a valid string"),
+    "no mapping": ({"tasks": {"x": "digits"}}, "recipe: tasks.x: Input should be a valid dictionary (given: 'digits')"),
+    "source": ({"tasks": {"x": {"data": {"source": 3}}}}, "recipe: tasks.x.data.source: Input should be a valid"),
+    "typo": ({"tasks": {"x": {"dat": {}}}}, "recipe: tasks.x: unknown key 'dat'; did you mean 'data'?"),
+    "name of a type": ({"tasks": {"str": {"data": {"source": 3}}}}, "recipe: tasks.str.data.source: Input should be"),
     "no data": ({"tasks": {"x": {}}}, "tasks.x.data: Field required"),
     "drop path": ({"train": {"drop_path": 0.1}}, "tasks.a: train.drop_path is not for super nets"),
     "drop path of one": ({"tasks": {"b": {"train": {"drop_path": 0.1}}}}, "tasks.b: train.drop_path"),
     "layer decay": ({"train": {"layer_decay": 0.9}}, "tasks.a: train.layer_decay is for fine-tuning"),
-    "unknown train": ({"tasks": {"b": {"train": {"lrr": 1}}}}, "tasks.b.train: train: unknown key 'lrr'; did you mean"),
+    "unknown train": ({"tasks": {"b": {"train": {"lrr": 1}}}}, "tasks.b.train: unknown key 'lrr'; did you mean"),
     "negative tau": ({"select": {"tau": -1}}, "select.tau: Input should be greater than or equal to 0 (given: -1)"),
     "large tau": ({"select": {"tau": 2}}, "no block can be used by more than 2 of 2 data sets; use 0 to 1"),
     "k of threshold": ({"select": {"rule": "threshold", "k": 3}}, "select: k means nothing for rule threshold"),
     "tau of top k": ({"select": {"rule": "top_k", "k": 1, "tau": 1}}, "select: tau means nothing for rule top_k"),
     "a gate that never begins": ({"routing": {"gate": "two-branch"}}, "routing: without noise a two-branch gate"),
+    "compared by no gate": (
+        {"routing": {"compared": 0.5}},
+        "recipe: routing: compared means nothing for gate straight-through; leave it out, or use gate: two-branch",
+    ),
     "k of zero": ({"select": {"rule": "top_k", "k": 0}}, "select.k: Input should be greater than or equal to 1"),
     "rule": ({"select": {"rule": "most"}}, "select.rule: Input should be 'threshold' or 'top_k'"),
     "route": ({"routing": {"route": "imgs"}}, "routing.route: Input should be 'batch' or 'img' (given: 'imgs')"),
@@ -161,6 +171,11 @@ def test_a_recipe_that_cannot_be_searched_is_refused(case: str) -> None:
         search_recipe(fields)
     assert line in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_data_set_that_is_null_is_left_out() -> None:
+    fields = search_fields("vit", {"a": Path("a"), "b": Path("b")}, Path("out"))
+    assert list(search_recipe(apply_overrides(fields, ["tasks.a=null"])).tasks) == ["b"]
 
 
 def test_the_same_data_under_two_names_is_refused(tmp_path: Path) -> None:

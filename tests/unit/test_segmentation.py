@@ -81,6 +81,15 @@ def unlabelled(root: Path) -> None:
         grey(path, np.full((8, 12), IGNORED))
 
 
+def unjudged(root: Path, split: str) -> None:
+    for path in (root / "masks" / split).glob("*.png"):
+        grey(path, np.full((8, 12), IGNORED))
+
+
+def gap(root: Path) -> None:
+    grey(root / "masks/train/02.png", np.full((8, 12), 4))
+
+
 def as_jpeg(root: Path) -> None:
     for path in (root / "masks" / "train").glob("*.png"):
         path.rename(path.with_suffix(".jpg"))
@@ -134,8 +143,33 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"no split 'train'; found: val",
     ),
-    "one class": (one_shade, {}, r"the split 'train' has one class"),
+    "training masks alone missing": (
+        lambda root: shutil.rmtree(root / "masks/train"),
+        {},
+        r"image images/train/00.png has no mask masks/train/00.png$",
+    ),
+    "one class": (one_shade, {}, r"all pixels .* have value 0, or the ignored 255; a segmenter needs two classes"),
     "nothing labelled": (unlabelled, {}, r"all pixels of the training masks have the ignored value 255"),
+    "nothing labelled to learn": (
+        lambda root: unjudged(root, "train"),
+        {"mask_classes": 3},
+        r"all pixels of the masks of split 'train' have the ignored value 255; set data.ignore_index to the value",
+    ),
+    "nothing labelled to judge": (
+        lambda root: unjudged(root, "val"),
+        {},
+        r"all pixels of the masks of split 'val' have the ignored value 255; set data.ignore_index to the value",
+    ),
+    "another ignored value": (
+        lambda root: None,
+        {"ignore_index": 3},
+        r"have value 255 but not 4, so .*; set data.ignore_index=255 if that means unlabelled \(it is 3\), or data.",
+    ),
+    "a gap": (
+        gap,
+        {},
+        r"the training masks have value 4 but not 3, so the number of classes cannot be told; set",
+    ),
     "a crop": (lambda root: None, {"crop_pct": 0.9}, r"masks are judged on the whole image; leave data.crop_pct out"),
 }
 
@@ -170,6 +204,27 @@ def test_sources_of_different_kinds_and_needless_classes_are_refused(
     for wrong in (1, 257, ["a"], ["a", "b", "a"]):
         with pytest.raises(LearngeneError, match="mask_classes"):
             data_section({"source": str(masked), "mask_classes": wrong})
+
+
+def test_training_masks_are_needed_to_count_classes_only(masked: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.rmtree(masked / kind / "train")
+    with pytest.raises(DataError, match=r"found: val; without training masks, say how many classes with data.mask_cla"):
+        open_split(masked_data(masked), "val")
+    with pytest.raises(DataError, match=r"no split 'train'; found: val$"):
+        open_split(masked_data(masked), "train")
+    assert len(open_split(masked_data(masked, mask_classes=3), "val")) == 4
+
+
+def test_values_that_do_not_occur_are_no_fault_where_they_are_ignored_or_the_classes_are_said(masked: Path) -> None:
+    gap(masked)
+    assert len(open_split(masked_data(masked, mask_classes=5), "train").class_names) == 5
+    assert len(open_split(masked_data(masked, ignore_index=3, mask_classes=256), "train").class_names) == 256
+    for path in (masked / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            values = np.array(mask)
+        grey(path, np.where(values == IGNORED, 0, values + 1))
+    assert open_split(masked_data(masked, ignore_index=4), "train").class_names == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_broken_pairs_can_be_left_out(masked: Path) -> None:

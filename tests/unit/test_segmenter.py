@@ -148,6 +148,9 @@ def test_any_timm_vit_gets_a_head_and_other_models_are_refused(tmp_path: Path) -
     ):
         with pytest.raises(LearngeneError, match=message):
             segment(wrong, 3)
+    for none in ("x", 3.0, None, ["a", "b"]):
+        with pytest.raises(LearngeneError, match="num_classes must be how many classes a pixel has, for example"):
+            segment(named, none)  # type: ignore[arg-type]
     with pytest.raises(LearngeneError, match="two classes or more"):
         segment(scratch(pico_shape()), 1)
     mapped = timm.create_model(
@@ -329,7 +332,7 @@ def test_other_tasks_are_refused(masked: Path, images: Path, ancestry_folder: Pa
         evaluate(segmenter(), str(images))
     with pytest.raises(LearngeneError, match=r"is a classifier, but .* has masks; .*learngene expand --segment"):
         evaluate(scratch(pico_shape()), str(masked))
-    with pytest.raises(LearngeneError, match="is a classifier, but"):
+    with pytest.raises(LearngeneError, match=r"is a classifier, but .*: in Python with learngene.segment\(model, 3\),"):
         finetune(scratch(pico_shape()), data=str(masked), show=False, **LIGHT)
     with pytest.raises(LearngeneError, match="the model has 4 classes but"):
         evaluate(segmenter(4), {"source": str(masked), "mask_classes": 3})

@@ -329,6 +329,17 @@ def test_a_rate_that_is_far_too_high_is_named(images: Path) -> None:
         tuned(images, lr=1e30)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "poly"])
+@pytest.mark.parametrize("stepping", ["step", "epoch", "official"])
+def test_a_run_of_one_step_is_at_its_full_rate_and_needs_no_warning(
+    kind: str, stepping: str, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = {"kind": kind, "stepping": stepping, "warmup_epochs": 0}
+    _, result = tuned(images, epochs=1, batch_size=24, schedule=schedule)
+    assert (result.updates, result.history[0]["lr"]) == (1, FAST["lr"])
+    assert caplog.messages == []
+
+
 def test_losses_of_an_epoch_are_averaged_over_its_steps(images: Path) -> None:
     _, coarse = tuned(images, **{**SGD, "lr": 1e-12, "schedule": {"warmup_epochs": 0, "min_lr": 0}})
     for one, other in pairwise(losses(coarse)):

@@ -269,7 +269,7 @@ def test_numbers_that_are_none_say_nothing() -> None:
         ({"metric": "contender", "at_least": 0}, "statistic: unknown metric 'contender'"),
         ({"minus_metric": "top1", "at_least": 0}, "statistic: unknown metric 'top1'"),
         ({"at_lest": 0}, "statistic: unknown key 'at_lest'; did you mean 'at_least'?"),
-        ({"of": {"contendr": "a"}, "at_least": 0}, "filter: unknown key 'contendr'; did you mean 'contender'?"),
+        ({"of": {"contendr": "a"}, "at_least": 0}, "statistic: of: unknown key 'contendr'; did you mean 'contender'?"),
         ({"at_least": math.nan}, "at_least: Input should be a finite number"),
     ],
     ids=str,
@@ -304,6 +304,7 @@ def test_every_exact_test_is_tested_here() -> None:
     assert set(STRUCTURAL) == {
         "order_identity", "sws_storage", "tleg_storage", "tleg_fixed_set", "tleg_costs", "sws_costs",
         "sws_costs_over_tleg", "pool_storage", "pool_smallest", "pool_costs", "lsamd_storage", "lsamd_costs",
+        "tal_sizes", "tal_all_sizes", "tal_equal_counts",
     }  # fmt: skip
 
 
@@ -375,3 +376,26 @@ def test_both_orders_lay_out_alike_where_the_extra_layers_are_the_same_stages() 
     alike = [d for d in range(7, 13) if extra(d, front_mid_last) == extra(d, front_last_mid)]
     assert alike == [10, 11]
     assert STRUCTURAL["order_identity"]() == (True, "of depths 7 to 12, the orders agree at 10, 11")
+
+
+def test_tal_sizes() -> None:
+    assert STRUCTURAL["tal_sizes"]() == (True, "21.40 M and 22.39 M")
+
+
+def test_tal_all_sizes() -> None:
+    # ViTs-1K: depth 3 from width 384 to 512, depths 4 and 5 from 256, depths 6 to 9 from 128 to 256, in steps of 32.
+    heads = {
+        width: 3 if width % 12 == 0 else 2 if width % 6 == 0 else 1 if width % 3 == 0 else 2 for width in range(513)
+    }
+    bands = ((1, range(384, 513, 32)), (2, range(256, 385, 32)), (4, range(128, 257, 32)))
+    count = sum(depths * sum(heads[width] for width in widths) for depths, widths in bands)
+    holds, figures = STRUCTURAL["tal_all_sizes"]()
+    assert figures.startswith(f"{count} sizes are trained, ")
+    assert not holds
+    assert figures.endswith("2 of the six descendants among them: 6 layers of width 192 and 3 layers of width 384")
+
+
+def test_tal_equal_counts() -> None:
+    holds, figures = STRUCTURAL["tal_equal_counts"]()
+    assert holds
+    assert figures.endswith("the same body and the same first 100 rows of the head")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -30,7 +31,8 @@ def main() -> None:
     """Runs the command line: exit code 0 if all went well, 2 with one line if the input was wrong."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    with _one_line(debug):
+    with warnings.catch_warnings(), _one_line(debug):
+        warnings.showwarning = _warn
         sys.exit(app(arguments, prog_name="learngene", standalone_mode=False))
 
 
@@ -56,6 +58,19 @@ def _one_line(debug: bool) -> Iterator[None]:
             _usage(error)
         reason = " ".join(str(error)[:300].split())
         _fail(f"{type(error).__name__}: {reason} (a bug; --debug shows where)", 1)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line for a caution of ours, and for anybody else's warning what kind it is."""
+    kind = "" if category is UserWarning else f"{category.__name__}: "
+    print(f"learngene: warning: {kind}{' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _usage(error: Any) -> None:

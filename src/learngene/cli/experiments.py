@@ -149,24 +149,30 @@ def report(
 
 @app.command()
 def picture(
-    model: Annotated[str, typer.Argument(help="descendant folder, timm name with pretrained weights, or pool's gene")],
+    model: Annotated[str, typer.Argument(help="descendant folder, timm name with pretrained weights, or gene file")],
     out: Annotated[Path, typer.Option(help="PNG to write")],
     pretrained: Annotated[bool, typer.Option(help="load a timm name's pretrained weights")] = True,
     path: Annotated[str | None, typer.Option(help="path of a pool to highlight, such as 4+2")] = None,
 ) -> None:
     """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1).
 
-    Of a pool's gene file, draw its rows, its stitches and what its paths scored; of a search's, who took which block.
+    Of a pool's gene file, draw its rows, its stitches and what its paths scored; of a search's, who took which block;
+    of a hypernetwork's, its graphs by task (TAL, Figure 5).
     """
     if out.suffix != ".png":
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     if Path(model).suffix == ".safetensors":
         from learngene.genefile import read_header
+        from learngene.methods.tal import Hypernetwork
         from learngene.pool_picture import pool_picture
         from learngene.search_picture import search_picture
+        from learngene.task_picture import task_picture
 
-        if path is None and read_header(model).metadata.get("search"):
+        header = read_header(model)
+        if path is None and "search" in header.method.origins:
             search_picture(model, out)
+        elif path is None and isinstance(header.method, Hypernetwork):
+            task_picture(model, out)
         else:
             pool_picture(model, out, path)
     elif path is not None:

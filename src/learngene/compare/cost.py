@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob, SearchJob
+from learngene.compare.jobs import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob, SearchJob
 from learngene.compare.recipe import HOME
 from learngene.errors import LearngeneError
+from learngene.hyper.recipe import TuneRecipe
+from learngene.hyper.sections import Hyper
 from learngene.methods.rows import Rows
+from learngene.methods.tal import Hypernetwork
 from learngene.recipe import CondenseRecipe
 from learngene.sections import Train
 
@@ -86,13 +89,22 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
     """Multiply-adds of making a gene.
 
     Of one that is condensed: the auxiliary model's training and the teacher's forward passes. Of a pool: its rows, then
-    paths of average size, with a guide if there is one. Of a search: all its super nets.
+    paths of average size, with a guide if there is one. Of a search: all its super nets. Of a hypernetwork: ViTs of
+    average size; predicting them is left out, as it does not depend on the number of images.
     """
     cost = sum(part_macs(part, train_images) for part in gene.parts)
+    if isinstance(gene.recipe, TuneRecipe):
+        images = sum(train_images[task] for task in gene.recipe.tasks)
+        spec = gene.recipe.train
+        seen = spec.epochs * -(-images // spec.batch_size) * spec.batch_size
+        return cost + seen * TRAINING * predicted_macs(gene, gene.recipe.hyper)
     if not isinstance(gene.recipe, CondenseRecipe):
         return cost
     home_images = train_images[HOME]
     teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
+    if gene.recipe.hyper is not None:
+        student = TRAINING * predicted_macs(gene, gene.recipe.hyper)
+        return cost + images_seen(gene.recipe.train, home_images) * (student + teacher)
     if not isinstance(gene.method, Rows):
         return images_seen(gene.recipe.train, home_images) * (TRAINING * gene.shape.macs() + teacher)
     train = gene.recipe.path_train()
@@ -103,12 +115,21 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
     return cost
 
 
-def part_macs(part: RowJob | SearchJob, train_images: Mapping[str, int]) -> int:
+def predicted_macs(gene: GeneJob, hyper: Hyper) -> int:
+    """Multiply-adds of one image through the ViTs that a step predicts, which are of average size."""
+    assert isinstance(gene.method, Hypernetwork)
+    shapes = list(gene.method.shapes(gene.shape, gene.shape))
+    return hyper.meta_batch * sum(shape.macs() for shape in shapes) // len(shapes)
+
+
+def part_macs(part: RowJob | SearchJob | GeneJob, train_images: Mapping[str, int]) -> int:
     """Multiply-adds of what several genes may share.
 
     A pool's row: its training, and its teacher's forward passes unless it has no points. A super net: a step runs one
     block per layer; what its frozen blocks save on the way back is not counted.
     """
+    if isinstance(part, GeneJob):
+        return gene_macs(part, train_images)
     if isinstance(part, SearchJob):
         return images_seen(part.recipe.train, train_images[part.task]) * TRAINING * ancestry_forward_macs(part.ancestry)
     labels = part.recipe.pool is not None and part.recipe.pool.points == [0]

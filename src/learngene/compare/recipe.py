@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.errors import RecipeError, ShapeError, nearest
 from learngene.methods import method
 from learngene.methods.rows import Rows
+from learngene.methods.tal import Hypernetwork
 from learngene.sections import (
     DataSpec,
     Positive,
@@ -22,6 +23,7 @@ from learngene.sections import (
     Train,
     merge,
     validated,
+    without_removed,
 )
 from learngene.stitched import shape_from
 
@@ -56,6 +58,19 @@ class SearchSpec(Section):
     rates: dict[str, float] = Field({}, description="learning rates of tasks that need one of their own")
 
 
+class Stage2Spec(Section):
+    """Of a contender whose hypernetwork is tuned on tasks (TAL's stage 2): on which, and how."""
+
+    tasks: list[str] | None = Field(None, min_length=1, description="names; by default all tasks but the home task")
+    each: bool = Field(False, description="one hypernetwork per task of a cell, instead of one for all (LoGAH v1, v2)")
+    fresh: bool = Field(False, description="without stage 1 on the home task (LoGAH v1, v3)")
+    temperature: float = Field(2.0, gt=0, description="of drawing tasks")
+    freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
+    task_layers: bool | None = Field(None, description="true adds task layers to LoGAH's, false takes TAL's away")
+    train: dict[str, Any] = Field({}, description="how it is tuned: what differs from the contender's `train`")
+    augment: dict[str, dict[str, Any]] = Field({}, description="by task: what differs from `train.augment`")
+
+
 class ContenderSpec(Section):
     """One way to initialise models, with what it needs."""
 
@@ -65,6 +80,8 @@ class ContenderSpec(Section):
     anchors: list[str] = Field([], description="names of the ancestries that become the rows of an sn-net")
     pool: dict[str, Any] | None = Field(None, description="a pool section, for methods pool and sn-net")
     search: SearchSpec | None = Field(None, description="for lsamd: searches the blocks, instead of settings.layers")
+    hyper: dict[str, Any] | None = Field(None, description="a hyper section, for tal, logah and ghn3")
+    stage2: Stage2Spec | None = Field(None, description="tunes the hypernetwork on tasks; without, stage 1 alone")
     auxiliary: ShapeChanges = Field({}, description="the auxiliary shape: what differs from `shape`")
     each: bool = Field(False, description="one gene per shape, trained at that shape, as pre-fin and distilled are")
     train: dict[str, Any] = Field({}, description="how the gene is trained: what differs from `condense`")
@@ -84,6 +101,12 @@ class ContenderSpec(Section):
             raise RecipeError(
                 f"{'anchors' if self.anchors else 'pool'}: method {self.method} has no rows; leave it out"
             )
+        if not isinstance(kind, Hypernetwork) and (self.hyper is not None or self.stage2 is not None):
+            raise RecipeError(
+                f"{'hyper' if self.stage2 is None else 'stage2'}: method {self.method} is no hypernetwork; leave it out"
+            )
+        if self.stage2 is not None and self.task_aware and self.ancestry is None:
+            raise RecipeError("ancestry is missing: the task embeddings of tal are its features")
         if self.search is not None and "search" not in kind.origins:
             raise RecipeError(f"search: method {self.method} has no blocks to search; leave it out")
         if self.search is not None and "layers" in self.settings:
@@ -91,6 +114,12 @@ class ContenderSpec(Section):
         if kind.origins and not self.trained and self.ancestry is None:
             raise RecipeError(f"ancestry is missing: {self.method} is taken from a trained model; name one")
         return self
+
+    @property
+    def task_aware(self) -> bool:
+        """Whether its hypernetwork is tuned with task layers."""
+        asked = self.stage2.task_layers if self.stage2 else None
+        return asked if asked is not None else getattr(method(self.method, self.settings), "task_aware", False)
 
     @property
     def trained(self) -> bool:
@@ -142,7 +171,9 @@ class CompareRecipe(Section):
     out: Path = Field(Path("results/compare"), description="results: one JSON per cell, tables and plots")
     store: Path = Field(Path("runs/store"), description="what is trained on the way: ancestries and genes")
     data: DataSpec = Field(description="the home task, on which genes are condensed and ancestries trained")
-    tasks: dict[str, DataSpec] = Field({}, description="other tasks by name, of images with masks too")
+    tasks: Annotated[dict[str, DataSpec], BeforeValidator(without_removed)] = Field(
+        {}, description="other tasks by name, of images with masks too; null removes one"
+    )
     ancestries: dict[str, ModelSpec] = Field({}, description="teachers and models to extract from, by name")
     shape: ShapeChanges = Field({}, description="what all shapes have in common")
     shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")
@@ -194,6 +225,11 @@ class CompareRecipe(Section):
                 for other in names:
                     if other is not None:
                         _refuse_undefined(f"contenders.{name}.{field}", other, self.ancestries)
+            if contender.stage2:
+                for task in [*(contender.stage2.tasks or ()), *contender.stage2.augment]:
+                    _refuse_undefined(f"contenders.{name}.stage2", task, {HOME, *self.tasks})
+                if not self.tasks and contender.stage2.tasks is None and not contender.stage2.each:
+                    raise RecipeError(f"contenders.{name}.stage2: needs tasks to tune on, and none are defined")
             for task in [*(spec.tasks or ()), *spec.rates] if (spec := contender.search) else ():
                 _refuse_undefined(f"contenders.{name}.search", task, {HOME, *self.tasks})
             if contender.search and not self.tasks:
@@ -237,10 +273,16 @@ class CompareRecipe(Section):
         """The tasks on which a contender's blocks are searched."""
         return search.tasks or list(self.tasks)
 
+    def tuned(self, stage2: Stage2Spec) -> list[str]:
+        """The tasks on which a contender's hypernetwork is tuned."""
+        return stage2.tasks or list(self.tasks)
+
     def needed(self) -> list[str]:
-        """The tasks whose images are needed: the home task, those that are run, and those that are searched."""
+        """The tasks whose images are needed: the home task, those that are run, and those that genes learn from."""
         searches = [spec.search for name in self.chosen("contenders") if (spec := self.contenders[name]).search]
         parts = [task for search in searches if search for task in self.searched(search)]
+        stages = [spec.stage2 for name in self.chosen("contenders") if (spec := self.contenders[name]).stage2]
+        parts += [task for stage in stages if stage and not stage.each for task in self.tuned(stage)]
         return list(dict.fromkeys([HOME, *self.chosen("tasks"), *parts]))
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from learngene.compare.cells import Cell, Comparison
 from learngene.compare.cost import cost_of
+from learngene.compare.jobs import Cell, Comparison
 from learngene.errors import LearngeneError
 from learngene.files import write_file
 from learngene.sections import default_crop

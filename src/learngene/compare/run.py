@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 
 from learngene.analysis import layer_state, linearity
 from learngene.ancestry import Ancestry, refuse_unknown_architecture, timm_model
-from learngene.compare.cells import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob, lay_out
+from learngene.compare.cells import lay_out
+from learngene.compare.jobs import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob
 from learngene.compare.recipe import HOME, CompareRecipe
 from learngene.compare.results import Collected, collect, write_cell
 from learngene.condensing import prepare as prepare_gene
@@ -25,8 +27,12 @@ from learngene.extracting import extract, plain_shape
 from learngene.files import refuse_unwritable, take_lock
 from learngene.finetuning import evaluate, fresh_head, scratch, train_model
 from learngene.gene import Learngene, kept_parameters
+from learngene.hyper.embedding import embedding_of
+from learngene.hyper.recipe import TuneRecipe
+from learngene.hyper.run import run as run_tune
 from learngene.measure import commit, environment, score_from
 from learngene.methods import default_settings
+from learngene.methods.tal.task import TaskEmbedding
 from learngene.pooling.run import distil_row
 from learngene.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.recipe import FinetuneRecipe
@@ -92,6 +98,11 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     for gene in comparison.genes:
         if gene.recipe is None:
             _note(faults, f"gene {gene.name}", gene.method.refuse_auxiliary, gene.shape)
+        elif isinstance(gene.recipe, TuneRecipe):
+            for task in gene.recipe.tasks:
+                where = f"gene {gene.name} on {task}"
+                _note(faults, where, refuse_too_few, opened[task][0], gene.recipe.task_train(task))
+                _note(faults, where, refuse_masks, opened[task][0], "tuning a hypernetwork")
         elif isinstance(gene.recipe, SearchRecipe):
             for part in gene.searches:
                 _note(faults, f"search {part.name}", refuse_too_few, opened[part.task][0], part.recipe.train)
@@ -167,7 +178,7 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
     failed: dict[str, str] = {}
     for folder in (recipe.out / "cells", recipe.store / "locks"):
         refuse_unwritable(folder)
-    with stopping("the last finished cell"):
+    with stopping(lambda: "the last finished cell"):
         if processes > 1 and not all(cell.done for cell in comparison.cells):
             spread(_worker, recipe.model_dump_json(), processes)
         # After several processes only what failed in all of them is left; trying it here says why.
@@ -289,6 +300,10 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: Opened) -> str:
     if isinstance(job.recipe, SearchRecipe):
         found = keep_selected(_prepared_search(job.recipe, opened), job.path)
         return f"blocks {','.join(str(layer) for layer in found.record['layers'])}"
+    if isinstance(job.recipe, TuneRecipe):
+        _refuse_failed(job.recipe.out)
+        tuned = run_tune(job.recipe, images={task: opened[task] for task in job.recipe.tasks}, show=False)
+        return f"mean top-1 {tuned.result.final.main:.2f} %"
     if job.recipe is not None:
         _refuse_failed(job.recipe.out)
         done = run_condense(job.recipe, images=opened[HOME], keep=True, show=False)
@@ -320,7 +335,10 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
         gene = Learngene.load(cell.gene.path)
         filled: dict[str, Any] = {"layers": cell.spec.layers, "modules": cell.spec.modules}
         names = images[0].class_names
-        model = gene.expand(cell.shape, seed=cell.seed, class_names=names, **filled, **cell.spec.options)
+        if (task := _task_of(cell, gene, images[0])) is not None:
+            filled["task"] = task
+        with warnings.catch_warnings(action="ignore"):  # shapes outside the trained range are what is asked about
+            model = gene.expand(cell.shape, seed=cell.seed, class_names=names, **filled, **cell.spec.options)
     content: dict[str, Any] = {
         "contender": cell.contender,
         "method": cell.spec.method,
@@ -361,6 +379,16 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
     return f"{untuned.label} {untuned.main:.2f} % untuned, {tuned:.2f} % after {len(content['epochs'])} epochs"
 
 
+def _task_of(cell: Cell, gene: Learngene, images: ImageSet) -> TaskEmbedding | None:
+    """The embedding of a cell's task, if the gene was tuned to take one: a task's own, or that of an unseen task."""
+    known = gene.tasks()
+    if not known or cell.gene is None or cell.gene.ancestry is None:
+        return None
+    return known.get(cell.task) or embedding_of(
+        Ancestry.from_spec(cell.gene.ancestry.source()), images, cell.task, cell.data
+    )
+
+
 def _linearity(model: TimmModel) -> float | None:
     line = linearity(*layer_state(model))
     return None if math.isnan(line) else line
@@ -375,6 +403,7 @@ def _gene_record(gene: Learngene) -> dict[str, Any]:
         "auxiliary": gene.shape.to_dict(),
         **({"paths": metadata["paths"]} if "paths" in metadata else {}),
         **({"search": metadata["search"]} if "search" in metadata else {}),
+        **({"tasks": {task["task"]: task["top1"] for task in metadata["tasks"]}} if "tasks" in metadata else {}),
         "top1": metadata.get("accuracy", {}).get("top1"),
         "epochs": training.get("epochs"),
         "seconds": training.get("seconds", 0.0),

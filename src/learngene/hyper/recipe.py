@@ -32,6 +32,11 @@ class TuneRecipe(Section):
     ancestry: AncestrySpec | None = Field(None, description="whose features are the task embeddings; tal only")
     tasks: dict[str, TuneTask] = Field(description="by name; the paper takes nine", min_length=1)
     temperature: float = Field(2.0, gt=0, description="of drawing tasks: 1 by size, large values evenly; the paper's 2")
+    task_layers: bool | None = Field(
+        None,
+        description="true gives a gene without task layers some, which start at zero as in the authors' code; false "
+        "takes them from a gene that has some; by default the gene keeps what it has",
+    )
     freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
     hyper: Hyper = Hyper.model_validate({"guidance": {"preset": "none"}})
     train: Train = Train()
@@ -60,19 +65,23 @@ class TuneRecipe(Section):
             if not isinstance(kind, Hypernetwork):
                 raise RecipeError(f"method {self.method} is no hypernetwork; use tal, logah or ghn3")
             kind.refuse_auxiliary(self.shape)
-            self.refuse_ancestry(kind)
+            if self.task_layers is not None:
+                raise RecipeError(
+                    "task_layers: is for a gene of stage 1; a fresh hypernetwork has what its method says"
+                )
+            self.refuse_ancestry(kind.task_aware)
         for name in self.tasks:
             self.task_train(name)
         if self.train.layer_decay is not None:
             raise RecipeError("train: layer_decay is for fine-tuning; what is tuned here has no layers of its own")
         return self
 
-    def refuse_ancestry(self, kind: Hypernetwork) -> None:
+    def refuse_ancestry(self, task_aware: bool) -> None:
         """Raises ``RecipeError`` if an ancestry is needed and missing, or given and of no use."""
-        if kind.task_aware and self.ancestry is None:
+        if task_aware and self.ancestry is None:
             raise RecipeError("ancestry is missing: the task embeddings of tal are its features")
-        if not kind.task_aware and self.ancestry is not None:
-            raise RecipeError(f"ancestry: {kind.name} has no task layers, so no embeddings are needed; leave it out")
+        if not task_aware and self.ancestry is not None:
+            raise RecipeError("ancestry: without task layers no embeddings are needed; leave it out")
 
     def task_train(self, name: str) -> Train:
         """The train section of a task, with its own augmentation."""

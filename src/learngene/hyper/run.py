@@ -21,8 +21,9 @@ from learngene.hyper.meta import MetaBatch, meta_loss
 from learngene.hyper.recipe import TuneRecipe
 from learngene.hyper.sections import Hyper
 from learngene.measure import environment
+from learngene.methods import default_settings
 from learngene.methods import method as find_method
-from learngene.methods.tal import Hypernetwork
+from learngene.methods.tal import TAL, Hypernetwork, LoGAH
 from learngene.methods.tal.task import TaskEmbedding
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.sections import default_crop
@@ -92,6 +93,13 @@ def refuse_guide(ancestry: Ancestry, shape: ViTShape, method: Hypernetwork, hype
             "channel-wise guidance needs as many, features: pooled does not"
         )
     refuse_task_dim(ancestry, method)
+    *_, expansion, most = method.numbers
+    need = min(ancestry.width, most)
+    if method.decoder == "low-rank" and hyper.guidance.map == "predicted" and need > expansion:
+        raise LearngeneError(
+            f"ancestry {label} has {ancestry.width} features, but the decoder that predicts M has factors of "
+            f"{expansion} rows; set settings.expansion={need} or more, or hyper.guidance.map=learned"
+        )
 
 
 def refuse_task_dim(ancestry: Ancestry, method: Hypernetwork) -> None:
@@ -141,6 +149,7 @@ def tune(
     tasks: Mapping[str, str | list[str] | Mapping[str, Any]],
     temperature: float = 2.0,
     freeze_encoder: bool = False,
+    task_layers: bool | None = None,
     hyper: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     show: bool = True,
@@ -154,6 +163,7 @@ def tune(
         tasks: Data sets by name: where each one's images are, or its whole data section.
         temperature: Of drawing tasks: 1 by size, large values evenly.
         freeze_encoder: Train the decoder and the task layers only.
+        task_layers: True gives a gene of LoGAH task layers, false takes them from one of TAL; by default as it is.
         hyper: The hyper section: ``meta_batch`` and ``penalty``.
         out: A run folder, to be able to stop and go on; None keeps the run in memory.
         show: Whether to print progress.
@@ -178,6 +188,7 @@ def tune(
         },
         "temperature": temperature,
         "freeze_encoder": freeze_encoder,
+        "task_layers": task_layers,
         "train": train_fields,
     }
     if hyper is not None:
@@ -207,11 +218,16 @@ def prepare(
         LearngeneError: One line per fault; nothing has been written.
     """
     gene = _starting_gene(recipe, gene)
-    method = gene.method
-    assert isinstance(method, Hypernetwork)
-    recipe.refuse_ancestry(method)
+    task_aware = getattr(gene.method, "task_aware", False) if recipe.task_layers is None else recipe.task_layers
+    recipe.refuse_ancestry(task_aware)
     if recipe.ancestry is not None:
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
+    if recipe.task_layers is not None:
+        gene = with_task_layers(gene, ancestry.width if ancestry and task_aware else 0)
+    method = gene.method
+    assert isinstance(method, Hypernetwork)
+    method.refuse_trained(gene.shape)
+    if ancestry is not None and task_aware:
         refuse_task_dim(ancestry, method)
         given = gene.metadata.get("ancestry", {}).get("sha256")
         if given and given != ancestry.identity["sha256"]:
@@ -257,6 +273,28 @@ def _starting_gene(recipe: TuneRecipe, gene: Learngene | None) -> Learngene:
         )
     tensors = {name: value.detach().clone() for name, value in gene.tensors().items()}
     return Learngene(gene.method, gene.shape, tensors, metadata=gene.metadata)
+
+
+def with_task_layers(gene: Learngene, task_dim: int) -> Learngene:
+    """A copy of a gene with task layers, which start at zero as the authors' code has them, or without.
+
+    Args:
+        gene: Of LoGAH or TAL; what both have is kept.
+        task_dim: Width of the embeddings; 0 leaves task layers out.
+
+    Raises:
+        LearngeneError: If it is GHN-3's, to which nobody gave task layers.
+    """
+    if not isinstance(gene.method, (LoGAH, TAL)):
+        raise LearngeneError(f"task_layers: are TAL's, and so for genes of logah or tal, not of {gene.method.name}")
+    settings = default_settings(gene.method) | {"task_dim": task_dim}
+    kind = find_method("tal" if task_dim else "logah", settings)
+    have = gene.tensors()
+    tensors = {
+        name: have[name].detach().clone() if name in have and tuple(have[name].shape) == size else torch.zeros(size)
+        for name, size in kind.gene_tensors(gene.shape).items()
+    }
+    return Learngene(kind, gene.shape, tensors, metadata=gene.metadata)
 
 
 def _normalisation(gene: Learngene, ancestry: Ancestry | None, data: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from learngene.recipe import apply_overrides, load_yaml, read_fields, with_data
 from learngene.sections import Section, merge, validated
 
 SCALES = ("laptop", "gpu", "paper")
-PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD")
+PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL")
 """In the order in which lists show them."""
 METRICS = tuple(name for name, kind in Row.__annotations__.items() if kind in ("float", "int"))
 

@@ -21,7 +21,7 @@ def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
     comparison = lay_out(recipe, classes, images, masked=masked)
     parts = [part for gene in comparison.genes for part in gene.parts]
     genes = sum(gene_macs(gene, images) for gene in comparison.genes)
-    # A row or a super net is trained once, whatever the number of genes that share it.
+    # A row, a super net or a stage 1 is trained once, whatever the number of genes that share it.
     genes += sum(part_macs(part, images) for part in {part.path: part for part in parts}.values())
     genes -= sum(part_macs(part, images) for part in parts)
     ancestries = sum(ancestry_macs(ancestry, images[HOME]) for ancestry in comparison.ancestries.values())

@@ -10,6 +10,9 @@ from learngene.methods import method
 from learngene.methods.lsamd import LSAMD
 from learngene.methods.pool import Pool
 from learngene.methods.sws import SWS
+from learngene.methods.tal import TAL
+from learngene.methods.tal.hypernetwork import LARGEST
+from learngene.methods.tal.ranges import sizes_of
 from learngene.shape import ViTShape
 
 Outcome = tuple[bool, str]
@@ -130,6 +133,45 @@ def lsamd_costs() -> Outcome:
     return round(pretrained / theirs, 2) == 1.36, figures
 
 
+def tal_sizes() -> Outcome:
+    """TAL: LoGAH-small has 21.40 M parameters, and 22.39 M with task layers for a ViT-B's 768 features."""
+    shape = DEIT_B.replace(class_token=True)
+    counts = [_stored(name, shape) - LARGEST for name in ("logah", "tal")]  # less the row that is never trained
+    figures = " and ".join(f"{count / 1e6:.2f} M" for count in counts)
+    return [round(count / 1e6, 2) for count in counts] == [21.40, 22.39], figures
+
+
+def tal_all_sizes() -> Outcome:
+    """TAL, section 4: 3-Ti to 12-S come from one hypernetwork that was trained on none of them."""
+    kind, base = TAL(), DEIT_B.replace(class_token=True)
+    trained = set(sizes_of(kind.architectures))
+    wanted = [(depth, width, heads) for width, heads in ((192, 3), (384, 6)) for depth in (3, 6, 12)]
+    for depth, width, heads in wanted:
+        kind.refuse(base, base.replace(depth=depth, embed_dim=width, num_heads=heads))
+    seen = [size for size in wanted if size in trained]
+    figures = f"{len(trained)} sizes are trained, {len(seen)} of the six descendants among them"
+    named = " and ".join(f"{depth} layers of width {width}" for depth, width, _ in seen)
+    return not seen, figures + (f": {named}" if seen else "")
+
+
+def tal_equal_counts() -> Outcome:
+    """A hypernetwork without task layers sees of a task only its number of classes, to the nearest that it knows."""
+    import torch
+
+    from learngene.gene import Learngene
+
+    shape = ViTShape(embed_dim=32, depth=2, num_heads=2, patch_size=8, img_size=32, num_classes=100, class_token=True)
+    gene = Learngene(method("logah", {"size": "pico", "expansion": 512}), shape)
+    with torch.no_grad():
+        first, *others = (gene.weights(shape.replace(num_classes=count)) for count in (100, 101, 102))
+    body = [name for name in first if not name.startswith("head")]
+    same = all(torch.equal(first[name], other[name]) for other in others for name in body)
+    heads = all(torch.equal(first["head.weight"], other["head.weight"][:100]) for other in others)
+    figures = "100, 101 and 102 classes (CIFAR-100 and Aircraft, UCF101, Flowers102): "
+    figures += "the same body and the same first 100 rows of the head" if same and heads else "different weights"
+    return same and heads, figures
+
+
 def _stored(name: str, shape: ViTShape, **settings: Any) -> int:
     return sum(math.prod(size) for size in method(name, settings).gene_tensors(shape).values())
 
@@ -149,5 +191,8 @@ STRUCTURAL: dict[str, Callable[[], Outcome]] = {
         pool_costs,
         lsamd_storage,
         lsamd_costs,
+        tal_sizes,
+        tal_all_sizes,
+        tal_equal_counts,
     )
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -183,7 +184,8 @@ def segment(
         The model in evaluation mode, with the preprocessing and the ``learngene`` record of the classifier.
 
     Raises:
-        LearngeneError: If it is no Vision Transformer of timm, or has a segmentation head already.
+        LearngeneError: If it is no Vision Transformer of timm, or has a segmentation head already, or the number of
+            classes is none.
     """
     if isinstance(model, Segmenter):
         raise LearngeneError("the model has a segmentation head already; reset_classifier gives it other classes")
@@ -197,6 +199,8 @@ def segment(
             f"a model that pools by attention ('{model.global_pool}') has weights that pixels cannot use; "
             "give model_args={global_pool: avg}"
         )
+    if not isinstance(num_classes, Integral):
+        raise LearngeneError(f"num_classes must be how many classes a pixel has, for example 21, not {num_classes!r}")
     if num_classes < 2:
         raise LearngeneError(f"a segmentation head needs two classes or more, not {num_classes}")
     record = copy.deepcopy(getattr(model, "learngene", {}))

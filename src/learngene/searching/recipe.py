@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.errors import RecipeError
 from learngene.keys import content, hashed
 from learngene.methods.lsamd import LSAMD
-from learngene.sections import AncestrySpec, DataSpec, Routing, Section, Selection, Train, merge, validated
+from learngene.sections import (
+    AncestrySpec,
+    DataSpec,
+    Routing,
+    Section,
+    Selection,
+    Train,
+    merge,
+    validated,
+    without_removed,
+)
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 """Of task names, which become names of folders."""
@@ -43,7 +53,9 @@ class SearchRecipe(Section):
 
     kind: Literal["search"] = "search"
     ancestry: AncestrySpec = Field(description="a plain ViT, whose blocks are searched")
-    tasks: dict[str, SearchTask] = Field(description="the data sets by name; the paper takes twelve", min_length=1)
+    tasks: Annotated[dict[str, SearchTask], BeforeValidator(without_removed)] = Field(
+        description="the data sets by name; null removes one; the paper takes twelve", min_length=1
+    )
     train: Train = Train()
     routing: Routing = Routing()
     select: Selection = Selection()

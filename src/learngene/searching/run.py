@@ -32,6 +32,7 @@ from learngene.train.images import ImageSet, open_data
 from learngene.train.joint import refuse_unaligned
 from learngene.train.loop import InterruptedRun, Stage, make_accelerator, refuse_unknown_optimizer
 from learngene.train.losses import task_loss
+from learngene.train.result import diverged
 from learngene.train.run import finished, run_stage, write_once
 from learngene.train.state import MARKER, refuse_other_kind
 
@@ -75,6 +76,11 @@ class Prepared:
     images: dict[str, Images] = field(default_factory=dict)
     specs: dict[str, TaskSearch] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
+
+    def resolved(self, name: str) -> TaskSearch:
+        """How a data set is searched, with the ancestry's mean and std where its section leaves them open."""
+        spec = self.specs[name]
+        return spec.model_copy(update={"data": fill_preprocessing(spec.data, self.ancestry.model)})
 
 
 def search(
@@ -139,12 +145,8 @@ def search(
         fields["out"] = str(out)
     recipe = build_recipe(fields)
     assert isinstance(recipe, SearchRecipe)
-    say = announce if show else _silent
+    say: Callable[[str], None] = announce if show else lambda _: None
     return run(recipe, ancestry=known, processes=processes, keep=out is not None, show=show, say=say).gene
-
-
-def _silent(_text: str) -> None:
-    pass
 
 
 def gene_path(recipe: SearchRecipe) -> Path:
@@ -229,7 +231,7 @@ def run(
         refuse_unwritable(recipe.kept or recipe.out)
         write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(dump_recipe(recipe))))
     failed: dict[str, str] = {}
-    with stopping("the last finished data set and epoch"):
+    with stopping(lambda: _reached(prepared)):
         if processes > 1 and any(_found(prepared, name) is None for name in recipe.tasks):
             spread(_worker, recipe.model_dump_json(), processes)
         # After several processes only what failed in all of them is left; trying it here says why.
@@ -239,6 +241,16 @@ def run(
         there = f"{len(paths)} of {len(recipe.tasks)} data sets are searched"
         raise LearngeneError("\n".join([*lines, f"search: {there}; mend the others and run the same command again"]))
     return keep_selected(prepared, gene_file, [paths[name] for name in recipe.tasks])
+
+
+def _reached(prepared: Prepared) -> str:
+    """Where a search that was stopped goes on: with the data sets that were begun, if any were."""
+    begun = [
+        name
+        for name, spec in prepared.specs.items()
+        if (spec.out / MARKER).exists() and read_path(spec.out) is None and not diverged(spec.out)
+    ]
+    return f"the last step of {', '.join(begun)}" if begun else "the last finished data set"
 
 
 def refuse_taken(recipe: SearchRecipe) -> None:
@@ -359,13 +371,14 @@ def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> Tas
         keep: Keep the state of the training in a run folder until the path is there.
         show: Whether to print progress.
     """
-    images = prepared.images[name]
-    spec = prepared.specs[name]
-    spec = spec.model_copy(update={"data": fill_preprocessing(spec.data, prepared.ancestry.model)})
+    images, spec = prepared.images[name], prepared.resolved(name)
     stage = super_stage(prepared, spec, images)
     net = stage.module
     assert isinstance(net, SuperNet)
-    result = (finished(spec, net) if keep else None) or run_stage(stage, spec, images, keep=keep, show=show)
+    try:
+        result = (finished(spec, net) if keep else None) or run_stage(stage, spec, images, keep=keep, show=show)
+    except InterruptedRun as stop:
+        raise InterruptedRun(stop.signal_number, f"{stop.where} of {name}") from None
     size = {"img_size": stage.img_size, "in_chans": stage.in_chans, "batch_size": max(spec.train.batch_size, 64)}
     loader = eval_loader(images[1], spec.data, **size)
     share, soft = layer_usage(net.to(make_accelerator().device), loader)
@@ -430,6 +443,9 @@ def keep_selected(prepared: Prepared, gene_file: Path | None, paths: list[TaskPa
     record = search_record(recipe, paths)
     try:
         record["layers"] = list(selected(paths, recipe.select, recipe.tau))
+    except LearngeneError as error:
+        old = f"; {gene_file} is of an earlier selection" if gene_file and gene_file.exists() else ""
+        raise LearngeneError(f"{error}{old}") from None
     finally:
         if gene_file:
             _keep_record(record, recipe.out)

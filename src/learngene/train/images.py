@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from learngene.errors import CorruptError, DataError, nearest
+from learngene.errors import CorruptError, DataError, NoSplitError, nearest
 from learngene.sections import MASK_VALUES, DataSpec
 from learngene.train import decathlon
 from learngene.train.masks import UNREADABLE, Masks, Source, open_source, split_folder
@@ -186,11 +186,18 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
     if spec.mask_classes is not None and not images.segmentation:
         raise DataError(f"data {where}: has a class per image and no masks; leave data.mask_classes out")
     if len(images.class_names) < 2:
+        if images.segmentation:
+            raise DataError(
+                f"data {where}: all pixels of the training masks have value {images.class_names[0]}, or the ignored "
+                f"{spec.ignore_index}; a segmenter needs two classes: check data.ignore_index"
+            )
         raise DataError(
             f"data {where}: the split '{wanted}' has one class ({images.class_names[0]}); a classifier needs two"
         )
     if spec.skip_corrupt or len(images) <= SCAN_LIMIT:
         images = images.scan(spec.skip_corrupt)
+    if images.masks is not None:
+        images.masks.refuse_unjudged(wanted)
     return images
 
 
@@ -308,10 +315,12 @@ def _masked(
     if classes is None:
         try:
             train = [pair for source in sources for pair in source.pairs(spec.train_split)]
-        except DataError as error:
+        except NoSplitError as error:
+            if split == spec.train_split:
+                raise
             raise DataError(f"{error}; without training masks, say how many classes with data.mask_classes") from None
         masks = [mask for _, mask in train]
-        classes = Masks(f"data {where}", masks, MASK_VALUES, spec.ignore_index).largest(spec.skip_corrupt) + 1
+        classes = Masks(f"data {where}", masks, MASK_VALUES, spec.ignore_index).counted(spec.skip_corrupt)
     names = classes if isinstance(classes, list) else [str(value) for value in range(classes)]
     pairs = [pair for source in sources for pair in source.pairs(split)]
     return ImageSet(

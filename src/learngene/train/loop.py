@@ -438,7 +438,8 @@ def _scheduler(
     schedule = spec.schedule
     unit = steps_per_epoch if schedule.stepping == "step" else 1
     common: dict[str, Any] = {
-        "t_initial": spec.epochs * unit,
+        # timm warns of a length of 1; its only rate is the first, which is that of any length.
+        "t_initial": max(2, spec.epochs * unit),
         "lr_min": schedule.min_lr,
         "warmup_t": round(schedule.warmup_epochs * unit),
         "warmup_lr_init": schedule.warmup_lr,
@@ -451,14 +452,15 @@ def _scheduler(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM inside the block; a second Ctrl-C acts at once."""
+    """Collects Ctrl-C and SIGTERM inside the block; a second Ctrl-C, or a second SIGTERM, acts at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def remember(number: int, _frame: object) -> None:
-        if received:
+        # After Ctrl-C on a terminal, which all processes get, a parent sends its workers SIGTERM: one wish, not two.
+        if number in received:
             raise KeyboardInterrupt
         received.append(number)
 

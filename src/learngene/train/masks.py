@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from learngene.errors import CorruptError, DataError
+from learngene.errors import CorruptError, DataError, NoSplitError
+from learngene.sections import MASK_VALUES
 from learngene.train.places import Found, Place, places_of
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -90,30 +91,51 @@ class Masks:
             )
         return values
 
-    def largest(self, skip: bool) -> int:
-        """The largest value that occurs in any of them, the ignored one aside.
+    def counted(self, skip: bool) -> int:
+        """How many classes there must be: one more than the largest value, if all smaller ones occur.
 
         Args:
             skip: Pass over masks that cannot be decoded.
 
         Raises:
-            DataError: If one cannot be decoded and ``skip`` is off, or every pixel is to be ignored.
+            DataError: If one cannot be decoded and ``skip`` is off, every pixel is to be ignored, or values are left
+                out, so that the largest need not be a class.
         """
-        out = -1
+        found = np.zeros(MASK_VALUES, bool)
         for index in range(len(self.places)):
             try:
-                values = self.values(index)
+                found[self.values(index)] = True
             except CorruptError:
-                if skip:
-                    continue
-                raise
-            judged = values[values != self.ignore_index]
-            out = max(out, int(judged.max())) if judged.size else out
-        if out < 0:
+                if not skip:
+                    raise
+        found[self.ignore_index] = False
+        if not found.any():
+            raise self._unjudged("training masks")
+        largest = int(found.nonzero()[0].max())
+        found[self.ignore_index] = True
+        if not found[:largest].all():
+            gap = int((~found).nonzero()[0].min())
             raise DataError(
-                f"{self.where}: all pixels of the training masks have the ignored value {self.ignore_index}"
+                f"{self.where}: the training masks have value {largest} but not {gap}, so the number of classes cannot "
+                f"be told; set data.ignore_index={largest} if that means unlabelled (it is {self.ignore_index}), or "
+                "data.mask_classes"
             )
-        return out
+        return largest + 1
+
+    def refuse_unjudged(self, split: str) -> None:
+        """Raises ``DataError`` if no pixel has a class, so that nothing could be learned or judged.
+
+        Args:
+            split: What the masks are called.
+        """
+        if all((self.values(index) == self.ignore_index).all() for index in range(len(self.places))):
+            raise self._unjudged(f"masks of split '{split}'")
+
+    def _unjudged(self, which: str) -> DataError:
+        return DataError(
+            f"{self.where}: all pixels of the {which} have the ignored value {self.ignore_index}; "
+            "set data.ignore_index to the value that means unlabelled"
+        )
 
     def picked(self, kept: Sequence[int]) -> Masks:
         """Those of some of the images."""
@@ -168,12 +190,12 @@ def split_folder(split: str, found: Collection[str], where: str | Path) -> str:
     """What a data set calls a split.
 
     Raises:
-        DataError: If it has none of that name.
+        NoSplitError: If it has none of that name.
     """
     for name in SPLIT_NAMES.get(split, (split,)):
         if name in found:
             return name
-    raise DataError(f"data {where}: no split '{split}'; found: {', '.join(sorted(found))}")
+    raise NoSplitError(f"data {where}: no split '{split}'; found: {', '.join(sorted(found))}")
 
 
 def _folder_pairs(path: Path, found: Sequence[Found], split: str) -> list[tuple[Place, Place]]:

@@ -60,6 +60,11 @@ def read_result(folder: Path) -> TrainResult | None:
     )
 
 
+def diverged(folder: Path) -> bool:
+    """Whether the run in a folder ended with a loss that was no number."""
+    return (folder / NAME).exists() and not _succeeded(folder / NAME)
+
+
 def _best_key(score: Score) -> str:
     """What the record calls the best epoch's score."""
     return "best_top1" if isinstance(score, Accuracy) else "best_miou"

@@ -37,8 +37,8 @@ class TaskImages:
 
 def sampling_shares(sizes: Mapping[str, int], temperature: float) -> dict[str, float]:
     """How often each task is drawn: (n / sum n) ** (1 / T), normalised. T = 1 is by size, a large T is evenly."""
-    total = sum(sizes.values())
-    powers = {name: (size / total) ** (1 / temperature) for name, size in sizes.items()}
+    largest = max(sizes.values())  # in place of the sum, which changes nothing but that not all powers can vanish
+    powers = {name: (size / largest) ** (1 / temperature) for name, size in sizes.items()}
     return {name: power / sum(powers.values()) for name, power in powers.items()}
 
 

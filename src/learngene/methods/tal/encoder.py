@@ -111,7 +111,9 @@ def _attention(tensors: Tensors, name: str, x: Nodes, bias: Float[Tensor, "graph
     heads = bias.shape[1]
     qkv = F.linear(x, tensors[f"{name}.qkv.weight"]).view(graphs, nodes, 3, heads, hid // heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    # Spelled out: PyTorch's fused attention runs another kernel without gradients than with them, and a descendant
+    # shall be bit by bit what was trained.
+    mixed = (q @ k.transpose(2, 3) / (hid // heads) ** 0.5 + bias).softmax(dim=-1) @ v
     return linear(tensors, f"{name}.proj", mixed.transpose(1, 2).reshape(graphs, nodes, hid))
 
 

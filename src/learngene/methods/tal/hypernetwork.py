@@ -93,6 +93,8 @@ class Hypernetwork(Method):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ShapeError(f"{self.name}: {name} must be a positive integer, not {value!r}")
+        if not isinstance(self.attention_node, bool):
+            raise ShapeError(f"{self.name}: attention_node must be true or false, not {self.attention_node!r}")
         width, heads, *_ = self.numbers
         if width % 4 or width % heads:
             raise ShapeError(f"{self.name}: hid {width} must be divisible by 4 and by encoder_heads {heads}")
@@ -198,6 +200,11 @@ class Hypernetwork(Method):
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """The auxiliary shape is the default of what is predicted, so it must be possible."""
         self._refuse_shape(auxiliary)
+
+    def refuse_trained(self, auxiliary: ViTShape) -> None:
+        """Raises ``ShapeError`` if training would draw a size that cannot be predicted."""
+        for depth, width, heads in sizes_of(self.architectures):
+            self._refuse_shape(auxiliary.replace(depth=depth, embed_dim=width, num_heads=heads))
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Any plain ViT with a class token can be made whose widest weight the decoder can express."""

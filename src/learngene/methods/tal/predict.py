@@ -59,10 +59,12 @@ def predict(
         graphs = [graph_of(method, shape) for shape in shapes]
         nodes = encode(method, tensors, graphs, tasks)
         make = low_rank_weights if method.decoder == "low-rank" else dense_weights
-        return [
+        made = [
             make(method, tensors, shape, found, nodes[number, list(found.nodes)])
             for number, (shape, found) in enumerate(zip(shapes, graphs, strict=True))
         ]
+        # Contiguous as a model's own are, so that the very same kernels run on them.
+        return [{name: value.contiguous() for name, value in weights.items()} for weights in made]
 
 
 def _places(found: Graph) -> dict[str, int]:
@@ -88,8 +90,10 @@ def low_rank_weights(
     if shape.num_classes:
         wanted["head"] = ([place["head.weight"]], min(shape.num_classes, most), min(width, most))
     tallest = max(size for _, *sides in wanted.values() for size in sides)
-    longest = max(3 * width, shape.hidden_dim, shape.num_classes)
-    decoder = LowRankDecoder.of(method, tensors, nodes, max(tallest, method.rounded(longest) + min(longest, most)))
+    # The longest vector need not be the one that reaches farthest: 96 is decoded as 128, 100 as 100.
+    lengths = (3 * width, shape.hidden_dim, shape.num_classes)
+    deepest = max(method.rounded(length) + min(length, most) for length in lengths)
+    decoder = LowRankDecoder.of(method, tensors, nodes, max(tallest, deepest))
     raw = decoder.matrices(wanted)
     out: Weights = {}
     for name, size in sizes.items():

@@ -85,7 +85,7 @@ def checked_shapes(shapes: Any) -> str | tuple[Size, ...]:
     for entry in shapes if listed else ():
         values: Any = [entry.get(field) for field in fields] if isinstance(entry, Mapping) else entry
         right = isinstance(values, Sequence) and len(values) == len(fields)
-        if not right or not all(isinstance(value, int) and value >= 1 for value in values):
+        if not right or not all(type(value) is int and value >= 1 for value in values):
             raise ShapeError(f"architectures: {entry!r} is no size; give depth, embed_dim and num_heads")
         depth, width, heads = values
         if width % heads:
