@@ -312,9 +312,9 @@ features of their images. LoGAH v4 is the same without guidance and without task
         for row in result["tuned"]
     )
     count = epochs["tune"]
-    headings = ("task", "depth", *(f"{name}, {_epochs(count)}" for name in ("TAL", "LoGAH v4", "scratch")))
-    headings = (*headings, f"scratch, {_epochs(3 * count)}")
-    tuned = f"<table><tr>{''.join(f'<th>{heading}' for heading in headings)}{body}</table>"
+    runs = [f"{name}, {_epochs(count)}" for name in ("TAL", "LoGAH v4", "scratch")]
+    names = ["task", "depth", *runs, f"scratch, {_epochs(3 * count)}"]
+    tuned = f"<table><tr>{''.join(f'<th>{name}' for name in names)}{body}</table>"
     after = f"""<h2>Untuned</h2>{table}<h2>Fine-tuned on an unseen task</h2>{tuned}
 <p>Accuracies are top-1 in percent on the validation images, one seed ({result["seed"]}). Tasks with equal class counts
 are the same input to LoGAH v4, so it predicts one and the same ViT for both. Both hypernetworks have seen digits, which
