@@ -256,7 +256,7 @@ def tal_plot(result: dict[str, Any], path: Path) -> None:
             left.plot([at] * len(values), values, ".", color="#222222", ms=4)
     names = [f"{task}\n{'unseen, ' * (task in unseen)}{classes} classes" for task, classes in tasks.items()]
     left.set_xticks(range(len(names)), names, fontsize=8)
-    left.set(ylabel="top-1, %", ylim=(0, 115))
+    left.set(ylabel="top-1, %", ylim=(0, 115), yticks=range(0, 101, 20))
     left.legend(fontsize=8, ncols=3, loc="upper left", frameon=False)
     left.set_title("Untuned; dots: the depths", fontsize=11, loc="left")
     depths = [row["depth"] for row in tuned]
@@ -270,7 +270,7 @@ def tal_plot(result: dict[str, Any], path: Path) -> None:
     }
     for label, (values, color, line, marker) in lines.items():
         right.plot(depths, values, line, color=color, marker=marker, ms=5, lw=1.8, label=label)
-    right.set(xlabel="depth of the descendant", xticks=depths, ylim=(0, 115))
+    right.set(xlabel="depth of the descendant", xticks=depths, ylim=(0, 125), yticks=range(0, 101, 20))
     right.set_title(f"Unseen: {', '.join(unseen)}", fontsize=11, loc="left")
     right.legend(fontsize=7, ncols=2, loc="upper left", frameon=False)
     for axis in (left, right):

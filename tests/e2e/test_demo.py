@@ -158,7 +158,8 @@ def test_the_demo_of_hypernetworks_predicts_for_every_task(
     monkeypatch.setattr(demo_tal, "TRAINED", (1, 2))
     monkeypatch.setattr(demo_tal, "DEPTHS", (1, 2))
     monkeypatch.setattr(demo_tal, "TRAIN_IMAGES", 64)
-    monkeypatch.setattr(demo_tal, "HYPER_TRAIN", {**demo_tal.HYPER_TRAIN, "schedule": {"warmup_epochs": 0}})
+    for name in ("HOME_TRAIN", "TASK_TRAIN"):
+        monkeypatch.setattr(demo_tal, name, {**getattr(demo_tal, name), "schedule": {"warmup_epochs": 0}})
     for name in ("ANCESTRY_EPOCHS", "HOME_EPOCHS", "TASK_EPOCHS", "EPOCHS"):
         monkeypatch.setattr(demo_tal, name, 1)
     result = cli("demo", "--method", "tal", "--out", out)
