@@ -130,7 +130,7 @@ def plan(
         latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
         if latency is None or latency <= (budget.max_latency or 0):
             layers = source.method.describe(source.shape, shape, **options)
-            beyond = isinstance(shape, ViTShape) and shape.depth > source.shape.depth
+            beyond = source.method.beyond(source.shape, shape)
             top1 = scores.get(shape.path)
             candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, top1))
     if all(candidate.top1 is not None for candidate in candidates):

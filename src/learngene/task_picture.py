@@ -50,6 +50,14 @@ class TaskGraphs:
     points: Float[np.ndarray, "tasks depths 2"]
     shares: tuple[float, float]
 
+    @property
+    def task_share(self) -> float:
+        """How much of the variance is between tasks: 1 if each task is one point, 0 if it makes no difference."""
+        centre, means = self.points.mean(axis=(0, 1)), self.points.mean(axis=1)
+        total = float(((self.points - centre) ** 2).sum())
+        between = len(self.depths) * float(((means - centre) ** 2).sum())
+        return between / total if total > 0 else 0.0
+
 
 def task_graphs(gene: Learngene | str | Path) -> TaskGraphs:
     """Encodes ViTs of the gene's own width for every task that it knows.

@@ -164,6 +164,9 @@ def test_a_comparison_of_hypernetworks_runs_on_seen_and_unseen_tasks(cli: CLI, t
     assert len(cells) == 8
     for content in cells:
         seen = content["gene"].get("tasks", {})
+        aware = content["contender"] in ("tal", "no-anc")
+        assert ("task_share" in content["gene"]) == aware
+        assert 0 <= content["gene"].get("task_share", 0.0) <= 1
         if content["task"] == "two":
             assert "two" in seen
         names = {

@@ -107,6 +107,7 @@ class Row:
         hardware: Where it ran.
         curve: Top-1 after every epoch, the untuned one first.
         search_score: Of a searched gene, the mean score of its super nets (top-1 or mean IoU).
+        task_share: Of a hypernetwork with task layers, how much of its graphs' variance is between tasks (Figure 5).
         choices: Of a searched gene, per task and layer whether the base block was taken.
         masks: Whether the task's images have masks.
     """
@@ -149,6 +150,7 @@ class Row:
     hardware: str
     curve: tuple[float, ...]
     search_score: float = 0.0
+    task_share: float = 0.0
     choices: tuple[int, ...] = ()
     masks: bool = False
 
@@ -240,6 +242,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         hardware=f"{environment.get('accelerator') or environment['processor']}, {environment['threads']} threads",
         curve=curve,
         search_score=statistics.fmean(task["score"] for task in searched) if searched else 0.0,
+        task_share=gene.get("task_share", 0.0),
         choices=tuple(int(share >= 0.5) for task in searched for share in task["share"]),
         masks=cell.masked,
     )

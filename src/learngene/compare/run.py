@@ -42,6 +42,7 @@ from learngene.searching.run import keep_selected, search_task
 from learngene.searching.run import prepare as prepare_search
 from learngene.sections import DataSpec
 from learngene.shape import ViTShape
+from learngene.task_picture import task_graphs
 from learngene.train.batches import refuse_too_few
 from learngene.train.images import ImageSet, open_data, refuse_masks
 from learngene.train.joint import refuse_unaligned
@@ -404,6 +405,7 @@ def _gene_record(gene: Learngene) -> dict[str, Any]:
         **({"paths": metadata["paths"]} if "paths" in metadata else {}),
         **({"search": metadata["search"]} if "search" in metadata else {}),
         **({"tasks": {task["task"]: task["top1"] for task in metadata["tasks"]}} if "tasks" in metadata else {}),
+        **({"task_share": round(task_graphs(gene).task_share, 6)} if gene.tasks() else {}),
         "top1": metadata.get("accuracy", {}).get("top1"),
         "epochs": training.get("epochs"),
         "seconds": training.get("seconds", 0.0),

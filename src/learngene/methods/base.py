@@ -84,6 +84,10 @@ class Method(ABC):
         for depth, (width, heads) in product(range(1, max(DEEPEST, base.depth) + 1), self.widths(auxiliary)):
             yield base.replace(depth=depth, embed_dim=width, num_heads=heads)
 
+    def beyond(self, auxiliary: ViTShape, shape: Shape) -> bool:
+        """Whether ``plan`` shall say that a shape is deeper than what the gene was condensed at."""
+        return isinstance(shape, ViTShape) and shape.depth > auxiliary.depth
+
     def label(self, auxiliary: ViTShape, shape: Shape) -> str:
         """What ``plan`` calls a shape, in columns."""
         width = f"  width {shape.embed_dim:4d}" if len(self.widths(auxiliary)) > 1 else ""

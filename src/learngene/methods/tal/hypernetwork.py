@@ -271,6 +271,10 @@ class Hypernetwork(Method):
         for depth, width, heads in sizes_of(self.architectures):
             yield base.replace(depth=depth, embed_dim=width, num_heads=heads)
 
+    def beyond(self, auxiliary: ViTShape, shape: Shape) -> bool:
+        """All sizes that ``plan`` lists were trained."""
+        return False
+
     def label(self, auxiliary: ViTShape, shape: Shape) -> str:
         """Depth, width and heads, all of which differ."""
         return f"depth {shape.depth:3d}  width {shape.embed_dim:4d}  heads {plain(shape).num_heads:2d}"
