@@ -1,5 +1,5 @@
 # Every target makes .venv itself, from hash-pinned requirements; needs python >= 3.11 and a package index.
-# `make demo METHOD=pool` shows a pool instead of genes, `METHOD=lsamd` a search.
+# `make demo METHOD=pool` shows a pool instead of genes, `METHOD=lsamd` a search, `METHOD=tal` a hypernetwork.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -42,4 +42,4 @@ requirements: $(STAMP)
 	  --generate-hashes --no-header --no-annotate -o requirements-uv.txt
 
 clean:
-	rm -rf $(VENV) runs demo-output demo-output-pool demo-output-lsamd
+	rm -rf $(VENV) runs demo-output demo-output-pool demo-output-lsamd demo-output-tal

@@ -156,11 +156,11 @@ class _Writer:
             for index, digit in enumerate(rng.permutation(len(digits))[:count]):
                 if self.name == CANVAS:
                     image, mask = canvas(digits, rng)
-                    _save(image, folder / "images" / part / f"{index}.png")
-                    _save(mask, folder / "masks" / part / f"{index}.png")
+                    save_pixels(image, folder / "images" / part / f"{index}.png")
+                    save_pixels(mask, folder / "masks" / part / f"{index}.png")
                 else:
-                    image, label = changed(self.name, _pixels(digits, int(digit)), digits.labels[digit], rng)
-                    _save(image, folder / part / label / f"{index}.png")
+                    image, label = changed(self.name, digit_pixels(digits, int(digit)), digits.labels[digit], rng)
+                    save_pixels(image, folder / part / label / f"{index}.png")
 
 
 def changed(name: str, pixels: np.ndarray, label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
@@ -184,16 +184,18 @@ def canvas(digits: ImageSet, rng: np.random.Generator) -> tuple[np.ndarray, np.n
         digit, side = int(rng.integers(len(digits))), int(rng.integers(half - 4, half + 1))
         top, left = (half * place + int(rng.integers(half - side + 1)) for place in divmod(int(quarter), 2))
         here = slice(top, top + side), slice(left, left + side)
-        image[here] = _pixels(digits, digit, side)
+        image[here] = digit_pixels(digits, digit, side)
         mask[here] = np.where(image[here] >= INK, 1 + digits.labels[digit] // 5, 0)
     return image, mask
 
 
-def _pixels(digits: ImageSet, index: int, side: int = SHAPE.img_size) -> np.ndarray:
+def digit_pixels(digits: ImageSet, index: int, side: int = SHAPE.img_size) -> np.ndarray:
+    """A digit's grey values."""
     return np.asarray(digits.image(index, "L").resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
+def save_pixels(pixels: np.ndarray, path: Path) -> None:
+    """Writes an image, and the folders it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 

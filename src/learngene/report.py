@@ -230,6 +230,99 @@ does not show that these blocks are better than others of the same ViT.</p>"""
     write_file(path, lambda temporary: temporary.write_text(text))
 
 
+def tal_plot(result: dict[str, Any], path: Path) -> None:
+    """Draws untuned accuracy by task, and what becomes of it on the unseen task.
+
+    Args:
+        result: The content of the TAL demo's ``demo.json``.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, tuned, epochs = result["rows"], result["tuned"], result["epochs"]["tune"]
+    unseen = {row["task"] for row in tuned}
+    tasks = {row["task"]: row["classes"] for row in rows}
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    series = {"tal": ("TAL", "#1b6ca8"), "logah": ("LoGAH v4", "#c4622d"), "random": ("random", "#9a9a9a")}
+    for number, (key, (label, color)) in enumerate(series.items()):
+        for place, task in enumerate(tasks):
+            values = [row[key] for row in rows if row["task"] == task]
+            at = place + 0.27 * (number - 1)
+            mean = sum(values) / len(values)
+            left.bar(at, mean, 0.25, color=color, alpha=0.75, label=label if place == 0 else None)
+            left.plot([at] * len(values), values, ".", color="#222222", ms=4)
+    names = [f"{task}\n{'unseen, ' * (task in unseen)}{classes} classes" for task, classes in tasks.items()]
+    left.set_xticks(range(len(names)), names, fontsize=8)
+    left.set(ylabel="top-1, %", ylim=(0, 115), yticks=range(0, 101, 20))
+    left.legend(fontsize=8, ncols=3, loc="upper left", frameon=False)
+    left.set_title("Untuned; dots: the depths", fontsize=11, loc="left")
+    depths = [row["depth"] for row in tuned]
+    before = {row["depth"]: row["tal"] for row in rows if row["task"] in unseen}
+    lines = {
+        f"TAL, {_epochs(epochs)}": ([row["tal"] for row in tuned], "#1b6ca8", "-", "o"),
+        "TAL, untuned": ([before[depth] for depth in depths], "#1b6ca8", ":", "o"),
+        f"LoGAH v4, {_epochs(epochs)}": ([row["logah"] for row in tuned], "#c4622d", "-", "s"),
+        f"scratch, {_epochs(3 * epochs)}": ([row["scratch_3x"] for row in tuned], "#6b6b6b", "-", "^"),
+        f"scratch, {_epochs(epochs)}": ([row["scratch"] for row in tuned], "#6b6b6b", ":", "^"),
+    }
+    for label, (values, color, line, marker) in lines.items():
+        right.plot(depths, values, line, color=color, marker=marker, ms=5, lw=1.8, label=label)
+    right.set(xlabel="depth of the descendant", xticks=depths, ylim=(0, 125), yticks=range(0, 101, 20))
+    right.set_title(f"Unseen: {', '.join(unseen)}", fontsize=11, loc="left")
+    right.legend(fontsize=7, ncols=2, loc="upper left", frameon=False)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    save_png(figure, path)
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + "s" * (count > 1)
+
+
+def tal_page(result: dict[str, Any], plot: Path, path: Path) -> None:
+    """Writes one self-contained HTML page with the plot and the tables of the TAL demo.
+
+    Args:
+        result: The content of ``demo.json``.
+        plot: The PNG of ``tal_plot``.
+        path: HTML file to write.
+    """
+    epochs, ancestry = result["epochs"], result["ancestry"]
+    unseen = {row["task"] for row in result["tuned"]}
+    seen = len({row["task"] for row in result["rows"]} - unseen)
+    trained = ", ".join(str(depth) for depth in result["trained_depths"])
+    intro = f"""A ViT of {ancestry["depth"]} layers learned scikit-learn's digits (top-1 {ancestry["top1"]:.1f} %).
+Under its guidance a hypernetwork learned for {epochs["home"]} epochs to predict ViTs of {trained} layers for digits.
+For {epochs["tasks"]} more epochs it learned to predict them for {seen} tasks, of which it is told the ancestry's mean
+features of their images. LoGAH v4 is the same without guidance and without task layers."""
+    body = "".join(
+        f"<tr><td>{html.escape(row['task'])}{' (unseen)' * (row['task'] in unseen)}<td>{row['classes']}"
+        f"<td>{row['depth']}<td>{row['params'] / 1e6:.3f} M<td>{row['macs'] / 1e6:.2f} M"
+        f"<td>{row['tal']:.1f}<td>{row['logah']:.1f}<td>{row['random']:.1f}"
+        for row in result["rows"]
+    )
+    headings = ("task", "classes", "depth", "params", "MACs", "TAL", "LoGAH v4", "random")
+    table = f"<table><tr>{''.join(f'<th>{heading}' for heading in headings)}{body}</table>"
+    body = "".join(
+        f"<tr><td>{html.escape(row['task'])}<td>{row['depth']}"
+        f"<td>{row['tal']:.1f}<td>{row['logah']:.1f}<td>{row['scratch']:.1f}<td>{row['scratch_3x']:.1f}"
+        for row in result["tuned"]
+    )
+    count = epochs["tune"]
+    runs = [f"{name}, {_epochs(count)}" for name in ("TAL", "LoGAH v4", "scratch")]
+    names = ["task", "depth", *runs, f"scratch, {_epochs(3 * count)}"]
+    tuned = f"<table><tr>{''.join(f'<th>{name}' for name in names)}{body}</table>"
+    after = f"""<h2>Untuned</h2>{table}<h2>Fine-tuned on an unseen task</h2>{tuned}
+<p>Accuracies are top-1 in percent on the validation images, one seed ({result["seed"]}). Tasks with equal class counts
+are the same input to LoGAH v4, so it predicts one and the same ViT for both. Both hypernetworks have seen digits, which
+scratch has not.</p>"""
+    text = _page("Weights on demand, task by task", intro, "", plot, "accuracy by task", after, result)
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
 def _picture(png: Path, caption: str) -> str:
     """A picture as part of a page."""
     return f'<img src="data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}" alt="{caption}">'

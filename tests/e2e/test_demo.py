@@ -17,7 +17,7 @@ import timm
 from PIL import Image
 
 import learngene
-from learngene import demo, demo_lsamd, demo_pool
+from learngene import demo, demo_lsamd, demo_pool, demo_tal
 from learngene.report import SERIES
 from learngene.sections import DataSpec
 from learngene.train.images import open_data
@@ -145,6 +145,58 @@ def test_the_demo_of_searches_tunes_what_it_found(cli: CLI, tmp_path: Path, monk
     assert cli("demo", "--method", "lsamd", "--out", out).code == 0
     assert json.loads((out / "demo.json").read_text())["rows"] == record["rows"]  # same seed, same table
     assert (out / "search-0.safetensors").read_bytes() == before
+
+
+@pytest.mark.usefixtures("small")
+def test_the_demo_of_hypernetworks_predicts_for_every_task(
+    cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(demo_tal, "workers", Here)
+    monkeypatch.setattr(demo_tal, "SHAPE", demo_tal.SHAPE.replace(embed_dim=16, depth=2))
+    monkeypatch.setattr(demo_tal, "SETTINGS", {"size": "pico", "expansion": 512})
+    monkeypatch.setattr(demo_tal, "TRAINED", (1, 2))
+    monkeypatch.setattr(demo_tal, "DEPTHS", (1, 2))
+    monkeypatch.setattr(demo_tal, "TRAIN_IMAGES", 64)
+    for name in ("HOME_TRAIN", "TASK_TRAIN"):
+        monkeypatch.setattr(demo_tal, name, {**getattr(demo_tal, name), "schedule": {"warmup_epochs": 0}})
+    for name in ("ANCESTRY_EPOCHS", "HOME_EPOCHS", "TASK_EPOCHS", "EPOCHS"):
+        monkeypatch.setattr(demo_tal, name, 1)
+    result = cli("demo", "--method", "tal", "--out", out)
+    assert result.code == 0, result.err
+    record = json.loads((out / "demo.json").read_text())
+    tasks = (*demo_tal.TASKS, *demo_tal.UNSEEN)
+    assert [(row["task"], row["depth"]) for row in record["rows"]] == [(task, d) for task in tasks for d in (1, 2)]
+    assert [row["depth"] for row in record["tuned"]] == [1, 2]
+    for row in record["rows"]:
+        assert all(0 <= row[key] <= 100 for key in ("tal", "logah", "random"))
+    for row in record["tuned"]:
+        assert all(0 <= row[key] <= 100 for key in ("tal", "logah", "scratch", "scratch_3x"))
+    gene = learngene.load(out / "tal-0.safetensors")
+    assert gene.tasks().keys() == demo_tal.TASKS.keys()
+    assert record["genes"]["tal"]["params"] == sum(parameter.numel() for parameter in gene.parameters())
+    # The rows of a task that the gene knows are what the command line gives.
+    assert cli("expand", out / "tal-0.safetensors", "--depth", 1, "--task", "half", "--out", tmp_path / "des").code == 0
+    assert len({learngene.load(out / f"{name}-0.safetensors").method.name for name in ("tal", "logah")}) == 2
+    with Image.open(out / "demo.png") as picture:
+        assert min(picture.size) > 300
+    assert "unseen" in (out / "index.html").read_text()
+
+    before = (out / "tal-0.safetensors").read_bytes()
+    assert cli("demo", "--method", "tal", "--out", out).code == 0
+    assert json.loads((out / "demo.json").read_text())["rows"] == record["rows"]  # same seed, same table
+    assert (out / "tal-0.safetensors").read_bytes() == before
+
+
+def test_tasks_of_equal_class_counts_differ_in_their_images() -> None:
+    _, digits = open_data(DataSpec(**demo.DATA))
+    side = demo_tal.SHAPE.img_size
+    pixels, seen = demo_lsamd.digit_pixels(digits, 0, side), {}
+    for task in (*demo_tal.TASKS, *demo_tal.UNSEEN):
+        shown = [demo_tal.shown(task, pixels, label, np.random.default_rng(0)) for label in range(10)]
+        assert len({name for _, name in shown}) == (demo_tal.TASKS | demo_tal.UNSEEN)[task]
+        seen[task] = shown[0][0].tobytes()
+    assert len(set(seen.values())) == len(seen)
 
 
 HELD = """

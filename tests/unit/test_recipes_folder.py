@@ -12,7 +12,10 @@ from test_paper_tables import LSAMD_2, TI, B, S, at_precision
 
 from learngene.compare.recipe import CompareRecipe
 from learngene.errors import RecipeError
+from learngene.hyper.recipe import TuneRecipe
+from learngene.hyper.sections import Guidance
 from learngene.methods import method
+from learngene.methods.tal import Hypernetwork
 from learngene.recipe import CondenseRecipe, FinetuneRecipe, load_recipe
 from learngene.searching.recipe import SearchRecipe
 from learngene.sections import Selection
@@ -33,6 +36,20 @@ LSAMD_SEARCH_RATES = {
     **{"flowers102": 5e-4, "pets": 1e-5, "dtd": 1e-4, "caltech101": 1e-5, "ade20k": 1e-5, "voc12": 1e-5},
 }
 LSAMD_DESCENDANTS = [(name, depth) for name in LSAMD_RATES for depth in (range(5, 16) if name == "cifar100" else (8,))]
+TAL_TASKS = {
+    **{"aircraft": 100, "cifar100": 100, "daimlerpedcls": 2, "dtd": 47, "gtsrb": 43, "omniglot": 1623, "svhn": 10},
+    **{"ucf101": 101, "vgg-flowers": 102},
+}
+TAL_UNSEEN = ("fashion-mnist", "fer2013", "ham10000")
+TAL_STAGE_1 = ("tal", "tal-code", "tal-paper", "tal-no-ancestry", "tal-no-task", "logah")
+TAL_STAGE_2 = {"tal": "tal", "v3": None, "v4": "logah"} | {
+    name: name for name in ("tal-no-ancestry", "tal-no-task")
+}  # decathlon-NAME from imagenet-NAME
+TAL_GUIDED = {"tal": "default", "tal-code": "code", "tal-paper": "paper", "tal-no-task": "default"}
+TAL_RECIPES = {f"tal/imagenet-{name}" for name in TAL_STAGE_1} | {f"tal/decathlon-{name}" for name in TAL_STAGE_2}
+TAL_RECIPES |= {f"tal/{name}-{task}" for name in ("ghn3", "v1", "v2") for task in TAL_TASKS}
+TAL_RECIPES |= {f"tal/des-{size}-{task}" for size in ("ti-03", "s-06") for task in (*TAL_TASKS, *TAL_UNSEEN)}
+TAL_RECIPES |= {"tal/des-ti-12-imagenet", "tal/des-s-12-imagenet"}
 BASES = sorted(PAPER.rglob("_*.yaml"))
 AUXILIARY = {
     f"{name}/aux-{size}": (name, size)
@@ -78,6 +95,12 @@ def auxiliary(name: str, size: str) -> CondenseRecipe:
     return recipe
 
 
+def tal(name: str) -> CondenseRecipe | TuneRecipe | FinetuneRecipe:
+    recipe = load_recipe(PAPER / "tal" / f"{name}.yaml", data=Path("decathlon"))
+    assert isinstance(recipe, CondenseRecipe | TuneRecipe | FinetuneRecipe)
+    return recipe
+
+
 def descendant(name: str, size: str, depth: int) -> FinetuneRecipe:
     recipe = load_recipe(PAPER / name / f"des-{size}-{depth:02d}.yaml")
     assert isinstance(recipe, FinetuneRecipe)
@@ -102,6 +125,8 @@ def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_the
     expected |= {"pool/pool-12", "pool/pool-18", *BY_HAND}
     expected |= {f"lsamd/des-{name}-{depth:02d}" for name, depth in LSAMD_DESCENDANTS}
     assert len(expected) == 24 + 3 + 20 + 2 + 3 + 20 + 1
+    expected |= TAL_RECIPES
+    assert len(TAL_RECIPES) == 6 + 5 + 3 * 9 + 2 * (9 + 3) + 2
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected
 
@@ -287,6 +312,108 @@ def test_the_accuracies_of_lsamd_are_the_printed_ones() -> None:
     assert list(found.LSAMD_CIFAR100.values()) == printed
     assert {name: rate for name, (rate, _, _) in found.LSAMD_SETS.items()}.keys() == LSAMD_RATES.keys()
     assert "top-1 80.90 (LSAMD Table 1)" in header(PAPER / "lsamd" / "des-pets-08.yaml")
+
+
+def test_hypernetworks_are_trained_as_the_paper_of_tal_does_and_differ_in_nothing_else() -> None:
+    """TAL, "Training Details", and its authors' commands."""
+    trains = set()
+    for name in sorted(TAL_RECIPES):
+        recipe = tal(name.removeprefix("tal/"))
+        if isinstance(recipe, FinetuneRecipe):
+            assert (recipe.train.lr, recipe.train.batch_size, recipe.train.clip_grad) == (4e-5, 32, 5)
+            continue
+        train, hyper = recipe.train, recipe.hyper
+        assert hyper is not None
+        assert (hyper.penalty, hyper.meta_batch) == (3e-5, 1)
+        trains.add(train.model_copy(update={"epochs": 1, "augment": None}))
+        assert train.augment.smoothing == 0.1
+    assert len(trains) == 1
+    (train,) = trains
+    assert (train.lr, train.lr_batch, train.batch_size, train.weight_decay) == (3e-4, None, 512, 1e-2)
+    assert (train.clip_grad, train.schedule.warmup_epochs, train.schedule.warmup_lr) == (5, 5, 1e-5)
+
+
+@pytest.mark.parametrize("name", TAL_STAGE_1)
+def test_stage_1_of_tal_is_guided_where_it_says_so(name: str) -> None:
+    recipe = tal(f"imagenet-{name}")
+    assert isinstance(recipe, CondenseRecipe)
+    assert recipe.hyper is not None
+    assert recipe.hyper.guidance == Guidance(preset=TAL_GUIDED.get(name, "none"))
+    assert recipe.train.epochs == 75
+    task_layers = name not in ("tal-no-task", "logah")
+    assert recipe.method == ("tal" if task_layers else "logah")
+    kind = method(recipe.method, recipe.settings)
+    assert isinstance(kind, Hypernetwork)
+    assert (kind.task_dim, kind.size, kind.architectures) == (768 * task_layers, "published", "vits-1k")
+    if recipe.ancestry is not None:
+        assert recipe.ancestry.source == "vit_base_patch16_224.orig_in21k_ft_in1k"
+
+
+@pytest.mark.parametrize(("name", "first"), TAL_STAGE_2.items())
+def test_stage_2_of_tal_goes_on_from_its_stage_1(name: str, first: str | None) -> None:
+    recipe = tal(f"decathlon-{name}")
+    assert isinstance(recipe, TuneRecipe)
+    assert (recipe.tasks.keys(), recipe.temperature, recipe.train.epochs) == (TAL_TASKS.keys(), 2, 100)
+    assert {task for task in TAL_TASKS if recipe.task_train(task).augment.hflip == 0} == {"gtsrb", "omniglot", "svhn"}
+    if first is None:
+        assert recipe.gene is None
+        kind = method(recipe.method or "", recipe.settings)
+    else:
+        start = tal(f"imagenet-{first}")
+        assert isinstance(start, CondenseRecipe)
+        assert str(recipe.gene) == f"{start.out}.safetensors"
+        kind = method(start.method, start.settings)
+    assert isinstance(kind, Hypernetwork)
+    assert kind.task_aware == (recipe.ancestry is not None)
+    base = tal("imagenet-tal")
+    assert isinstance(base, CondenseRecipe)
+    for classes in TAL_TASKS.values():
+        kind.refuse(base.shape, base.shape.replace(num_classes=classes))
+
+
+@pytest.mark.parametrize("task", TAL_TASKS)
+def test_the_baselines_of_tal_learn_one_task_each(task: str) -> None:
+    for name, kind, epochs in (("ghn3", "ghn3", 300), ("v1", "logah", 300), ("v2", None, 100)):
+        recipe = tal(f"{name}-{task}")
+        assert recipe.train.epochs == epochs
+        if isinstance(recipe, CondenseRecipe):
+            assert (recipe.method, recipe.data.source, recipe.ancestry) == (kind, f"decathlon/{task}", None)
+            own = recipe.train
+        else:
+            assert isinstance(recipe, TuneRecipe)
+            assert recipe.tasks.keys() == {task}
+            assert recipe.tasks[task].data.source == f"decathlon/{task}"
+            own = recipe.task_train(task)
+        assert own.augment == tal_tasks().task_train(task).augment
+    for size, depth, width in (("ti-03", 3, 192), ("s-06", 6, 384)):
+        des = tal(f"des-{size}-{task}")
+        assert isinstance(des, FinetuneRecipe)
+        assert des.shape is not None
+        assert (des.shape["depth"], des.shape["embed_dim"], des.options) == (depth, width, {"task": task})
+        assert des.model == f"{tal_tasks().out}.safetensors"
+        assert des.train.augment == tal_tasks().task_train(task).augment
+
+
+def tal_tasks() -> TuneRecipe:
+    recipe = tal("decathlon-tal")
+    assert isinstance(recipe, TuneRecipe)
+    return recipe
+
+
+def test_the_laptops_tal_is_guided_by_its_ancestry_and_tuned_on_its_gene() -> None:
+    first, second = (load_recipe(ROOT / f"recipes/laptop/tal/{name}.yaml", data=Path("image-sets")) for name in
+                     ("stage1", "tune"))  # fmt: skip
+    ancestry = load_recipe(ROOT / "recipes/laptop/ancestry/cifar100-vit.yaml")
+    assert isinstance(first, CondenseRecipe)
+    assert isinstance(second, TuneRecipe)
+    assert isinstance(ancestry, FinetuneRecipe)
+    assert first.ancestry == second.ancestry
+    assert first.ancestry is not None
+    assert first.ancestry.source == f"{ancestry.out}/descendant"
+    assert ancestry.shape is not None
+    assert first.settings["task_dim"] == ancestry.shape["embed_dim"]
+    assert str(second.gene) == f"{first.out}.safetensors"
+    assert len(second.tasks) >= 6
 
 
 def test_an_sn_net_is_its_authors() -> None:

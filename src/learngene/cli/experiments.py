@@ -12,19 +12,19 @@ import typer
 from learngene.cli.app import Overrides, RecipeFile, app
 from learngene.errors import LearngeneError, RecipeError, nearest
 
-DEMOS = ("genes", "pool", "lsamd")
+DEMOS = ("genes", "pool", "lsamd", "tal")
 
 
 @app.command()
 def demo(
-    method: Annotated[str, typer.Option(help="genes (TLEG and SWS), pool or lsamd")] = "genes",
+    method: Annotated[str, typer.Option(help="genes (TLEG and SWS), pool, lsamd or tal")] = "genes",
     out: Annotated[
         Path | None,
         typer.Option(help="where page, plot and results go; demo-output, or demo-output-METHOD, by default"),
     ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same table", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Make two genes, a pool, or a searched gene of a digits classifier and compare their ViTs, in two minutes."""
+    """Make two genes, a pool, a searched gene or a hypernetwork of digits and compare their ViTs, in two minutes."""
     if method == "genes":
         from learngene.demo import run_demo
 
@@ -37,8 +37,14 @@ def demo(
         from learngene.demo_lsamd import run_lsamd_demo
 
         run_lsamd_demo(out or Path("demo-output-lsamd"), seed)
+    elif method == "tal":
+        from learngene.demo_tal import run_tal_demo
+
+        run_tal_demo(out or Path("demo-output-tal"), seed)
     else:
-        raise LearngeneError(f"--method {method}: there are demos of genes, pool and lsamd{nearest(method, DEMOS)}")
+        raise LearngeneError(
+            f"--method {method}: there are demos of genes, pool, lsamd and tal{nearest(method, DEMOS)}"
+        )
 
 
 DataFolder = Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")]
