@@ -272,7 +272,7 @@ def test_every_path_is_drawn_with_the_same_probability() -> None:
     torch.manual_seed(0)
     counts = dict.fromkeys(shapes(elastic.gene), 0)
     for _ in range(2700):
-        draw()
+        draw(0, 0)
         counts[elastic.shape] += 1
     assert len(counts) == 9
     # Chi square of 8 degrees of freedom: 26.1 is passed once in a thousand times.
@@ -304,14 +304,14 @@ def test_a_step_changes_only_what_its_path_uses(images: Path) -> None:
     assert draw is not None
     before = state(gene)
 
-    def check() -> None:
+    def check(epoch: int, step: int) -> None:
         nonlocal before
         after = state(gene)
         changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
         assert changed <= used
         assert len(changed) >= 0.9 * len(used)
         checked.append(len(changed))
-        draw()
+        draw(epoch, step)
         before = after
         weights = gene.weights(elastic.shape).values()
         used.clear()
