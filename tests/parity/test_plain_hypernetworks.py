@@ -200,7 +200,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 every_shape = pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 
 
-def near(found: Tensor, expected: Tensor, what: str = "") -> None:
+def assert_near(found: Tensor, expected: Tensor, what: str = "") -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=lambda text: f"{what}: {text}")
 
 
@@ -211,7 +211,7 @@ def test_the_encoder_is_a_graphormer_with_task_layers(layers: int, task: Tensor 
     gene = hyper_gene("tal", {"encoder_layers": layers, "attention_node": attention})
     found = graph_of(gene.method, token_shape(depth=3))  # type: ignore[arg-type]
     tasks = None if task is None else task[None]
-    near(encode(gene.method, gene.tensors(), [found], tasks)[0], plain_encoder(gene, found, task))  # type: ignore[arg-type]
+    assert_near(encode(gene.method, gene.tensors(), [found], tasks)[0], plain_encoder(gene, found, task))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tasked", [False, True])
@@ -224,11 +224,11 @@ def test_a_padded_batch_of_graphs_is_each_alone(tasked: bool) -> None:
     weights = predict(gene.method, gene.tensors(), shapes, tasks)  # type: ignore[arg-type]
     for i, found in enumerate(graphs):
         task = None if tasks is None else tasks[i]
-        near(together[i, : len(found.types)], plain_encoder(gene, found, task))
+        assert_near(together[i, : len(found.types)], plain_encoder(gene, found, task))
         alone = gene.weights(shapes[i], task=task)
         assert alone.keys() == weights[i].keys()
         for name, value in alone.items():
-            near(weights[i][name], value, name)
+            assert_near(weights[i][name], value, name)
 
 
 # -- the decoders: whole factors, then what the size needs -------------------------------------------------
@@ -348,7 +348,7 @@ def assert_same(gene: Learngene, shape: ViTShape, task: Tensor | None = None) ->
     assert found.keys() == expected.keys() == shape.all_params().keys()
     for name, value in expected.items():
         assert tuple(found[name].shape) == shape.all_params()[name], name
-        near(found[name], value, name)
+        assert_near(found[name], value, name)
 
 
 @every_shape
@@ -390,7 +390,7 @@ def test_one_more_matrix_is_decoded_like_any_other(name: str) -> None:
     gene, vector = hyper_gene(name), task_vector(3, 16)
     plain: Any = (PlainDense if name == "ghn3" else PlainLowRank)(gene)
     expected = tile(plain.matrix(vector, "", 24, 16), (24, 16)) * math.sqrt(2 / 16)
-    near(predict_matrix(gene.method, gene.tensors(), vector, 24, 16), expected)  # type: ignore[arg-type]
+    assert_near(predict_matrix(gene.method, gene.tensors(), vector, 24, 16), expected)  # type: ignore[arg-type]
 
 
 # -- what a hypernetwork without a task cannot tell apart --------------------------------------------------
@@ -406,7 +406,7 @@ def test_tasks_with_about_as_many_classes_are_one_to_a_task_free_network(name: s
     few, many = (gene.weights(token_shape(num_classes=classes)) for classes in (one, other))
     for key, value in without_head(few).items():
         assert torch.equal(value, many[key]), key
-    near(few["head.weight"], many["head.weight"][:one])
+    assert_near(few["head.weight"], many["head.weight"][:one])
     wider = gene.weights(token_shape(num_classes=105))
     assert not torch.equal(few["blocks.0.attn.qkv.weight"], wider["blocks.0.attn.qkv.weight"])
 

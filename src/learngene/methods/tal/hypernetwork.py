@@ -1,4 +1,4 @@
-"""Graph hypernetworks: GHN-3 (Knyazev et al., 2023), LoGAH (Zhou et al., 2024) and TAL (under review at ICLR 2025).
+"""Graph hypernetworks: GHN-3 (Knyazev et al., 2023), LoGAH (Zhou et al., 2024) and TAL (anonymous, under review).
 
 The gene is a network that reads the graph of a ViT, and for TAL a task, and predicts the ViT's weights. Its encoder is
 what TAL calls the learngene. Here is what such a gene consists of, and which shapes it can make; how it predicts is in
@@ -239,7 +239,7 @@ class Hypernetwork(Method):
             )
 
     def rounded(self, size: int) -> int:
-        """The size a weight is decoded at before it is cropped: larger, so that sizes share groups (A.3)."""
+        """The size a weight is decoded at before it is cropped: larger, so that sizes share groups, as in the code."""
         most = self.numbers[5]
         size = min(size, most)
         if size % 3 == 0:
@@ -360,7 +360,7 @@ class TAL(Hypernetwork):
 
     name: ClassVar[str] = "tal"
     title: ClassVar[str] = "Task-Aware Learngene"
-    paper: ClassVar[str] = "under review at ICLR 2025"
+    paper: ClassVar[str] = "anonymous, under review"
     task_aware: ClassVar[bool] = True
 
     def _refuse_task_dim(self) -> None:

@@ -164,7 +164,7 @@ def dense_weights(
     return out
 
 
-# -- sizes and scales (A.3) ----------------------------------------------------------------------------------
+# -- sizes and scales --------------------------------------------------------------------------------------
 
 
 def _matrix(raw: Tensor, size: Sequence[int]) -> Tensor:
