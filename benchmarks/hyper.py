@@ -88,7 +88,7 @@ def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def hyper_step(gene: Learngene) -> Callable[[], float]:
-    hyper = Hyper.model_validate({"guidance": {"preset": "none"}})
+    hyper = Hyper()
     meta, (images, targets) = MetaBatch(gene, hyper).train(), a_batch()
     return step_of(meta, lambda: meta_loss(meta(images), targets, hyper))
 

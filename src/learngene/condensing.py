@@ -20,7 +20,7 @@ from learngene.files import refuse_full_disk
 from learngene.gene import Learngene
 from learngene.genefile import refuse_foreign_gene
 from learngene.hyper.run import refuse_guide, train_on_home
-from learngene.hyper.sections import Hyper
+from learngene.hyper.sections import HomeHyper
 from learngene.measure import environment
 from learngene.methods import method as find_method
 from learngene.methods.rows import Rows
@@ -143,7 +143,7 @@ def prepare(
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
         if isinstance(kind, Hypernetwork):  # it is guided by features, which know no classes
             _refuse_other_size(recipe, images[0])
-            refuse_guide(ancestry, recipe.shape, kind, recipe.hyper or Hyper())
+            refuse_guide(ancestry, recipe.shape, kind, (recipe.hyper or HomeHyper()).guidance)
         else:
             _refuse_other_task(ancestry, recipe, images[0])
         given = ancestry.preprocessing

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from learngene.errors import RecipeError, nearest
-from learngene.hyper.sections import Hyper
+from learngene.hyper.sections import HomeHyper, home_hyper
 from learngene.methods import method
 from learngene.methods.rows import Rows
 from learngene.methods.tal import Hypernetwork
@@ -56,7 +56,7 @@ class CondenseRecipe(Section):
     train: Train = Train()
     distill: Distill = Distill()
     pool: PoolSpec | None = Field(None, description="methods pool and sn-net only: how rows and paths are trained")
-    hyper: Hyper | None = Field(None, description="tal, logah and ghn3 only: how the hypernetwork is trained")
+    hyper: HomeHyper | None = Field(None, description="tal, logah and ghn3 only: how the hypernetwork is trained")
     anchors: list[AncestrySpec] | None = Field(None, description="sn-net only: the pretrained ViTs that become rows")
     out: Path = Field(Path("runs/gene"), description="run folder; the gene is written beside it as OUT.safetensors")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage type of the gene file")
@@ -71,9 +71,7 @@ class CondenseRecipe(Section):
         if isinstance(kind, Rows) and given.get("pool") is None:
             given["pool"] = {}
         if isinstance(kind, Hypernetwork):
-            hyper = given.get("hyper") or {}
-            guidance = {"preset": "default" if kind.task_aware else "none"}
-            given["hyper"] = {"guidance": guidance, **hyper} if isinstance(hyper, Mapping) else hyper
+            given["hyper"] = home_hyper(given.get("hyper"), task_aware=kind.task_aware)
         return given
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from hyper import hyper_gene, token_shape
 from learngene import Ancestry
 from learngene.hyper.guidance import guidance_term, penalty
 from learngene.hyper.meta import MetaBatch, meta_loss
-from learngene.hyper.sections import Guidance, Hyper
+from learngene.hyper.sections import Guidance, HomeHyper
 from learngene.methods.tal.predict import predict_matrix
 from pico import batch
 
@@ -65,9 +65,9 @@ def test_the_penalty_is_the_sum_of_norms() -> None:
     assert penalty(weights).item() == pytest.approx(expected, rel=1e-6)
 
 
-def meta(ancestry_folder: Path, **hyper: Any) -> tuple[MetaBatch, Ancestry, Hyper]:
-    spec, ancestry = Hyper.model_validate(hyper), Ancestry(ancestry_folder)
-    made = MetaBatch(hyper_gene("tal"), spec, ancestry).train()
+def meta(ancestry_folder: Path, **hyper: Any) -> tuple[MetaBatch, Ancestry, HomeHyper]:
+    spec, ancestry = HomeHyper.model_validate(hyper), Ancestry(ancestry_folder)
+    made = MetaBatch(hyper_gene("tal"), spec, guidance=spec.guidance, teacher_width=ancestry.width).train()
     made.draw()
     return made, ancestry, spec
 
@@ -83,7 +83,7 @@ def test_the_objective_by_hand(kind: str, features: str, ancestry_folder: Path) 
     targets = torch.eye(3)[[0, 1, 2, 1]]
     teacher = ancestry.features(images, patches=patches)
     torch.manual_seed(5)
-    found = meta_loss(made(images), targets, spec, teacher)
+    found = meta_loss(made(images), targets, spec, spec.guidance, teacher)
     torch.manual_seed(5)
     losses = []
     for shape in made.shapes:
@@ -122,13 +122,13 @@ def test_without_alpha_nothing_guides(ancestry_folder: Path) -> None:
     assert [entry[2] for entry in found] == [None]
     assert not [name for name, _ in made.named_parameters() if not name.startswith("gene.")]
     expected = F.cross_entropy(found[0][0], targets)
-    torch.testing.assert_close(meta_loss(found, targets, spec, ancestry.features(images)), expected)
+    torch.testing.assert_close(meta_loss(found, targets, spec, spec.guidance, ancestry.features(images)), expected)
 
 
 def test_guidance_reaches_the_decoder_and_m(ancestry_folder: Path) -> None:
     made, ancestry, spec = meta(ancestry_folder, penalty=0.0, guidance={"alpha": 1.0})
     images = batch(token_shape(), 3)
-    meta_loss(made(images), torch.eye(3), spec, ancestry.features(images)).backward()
+    meta_loss(made(images), torch.eye(3), spec, spec.guidance, ancestry.features(images)).backward()
     for value in (made.map_vector, made.gene.tensors()["decoder.fc1.weight"], made.gene.tensors()["encoder.types"]):
         assert value.grad is not None
         assert value.grad.any()

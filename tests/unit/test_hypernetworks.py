@@ -263,7 +263,7 @@ def test_a_list_of_sizes_is_drawn_evenly() -> None:
 
 def test_meta_batches_stay_in_their_range() -> None:
     gene = hyper_gene("logah", {"architectures": "laptop", "expansion": 2048})
-    meta = MetaBatch(gene, Hyper.model_validate({"meta_batch": 5, "guidance": {"preset": "none"}}))
+    meta = MetaBatch(gene, Hyper(meta_batch=5))
     meta.num_classes = 7
     known, seen = set(sizes_of("laptop")), set()
     for seed in range(20):

@@ -59,8 +59,7 @@ def test_a_guide_that_m_cannot_reach_is_refused(images: Path, tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"ancestry": None}, "ancestry is missing: the task embeddings of tal are its features"),
-        ({"hyper": {"guidance": {"alpha": 0.2}}}, "hyper.guidance: stage 2 has none"),
-        ({"hyper": {"guidance": {"preset": "code"}}}, "hyper.guidance: stage 2 has none"),
+        ({"hyper": {"guidance": {"alpha": 0.2}}}, "hyper: unknown key 'guidance'"),
         ({"method": "tal"}, "method: the gene has one already; leave it out, or leave out gene"),
         ({"settings": PICO}, "settings: the gene has one already"),
         ({"shape": token_shape().to_dict()}, "shape: the gene has one already"),

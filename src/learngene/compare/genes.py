@@ -8,6 +8,7 @@ from typing import Any
 from learngene.compare.jobs import AncestryJob, Comparison, GeneJob, RowJob, SearchJob
 from learngene.compare.recipe import HOME, ContenderSpec, ModelSpec, SearchSpec, Stage2Spec
 from learngene.hyper.recipe import TuneRecipe
+from learngene.hyper.sections import HomeHyper, home_hyper
 from learngene.keys import FREE_TO_CHANGE, hashed
 from learngene.keys import content as content_of
 from learngene.methods import method
@@ -82,9 +83,12 @@ def _condensed_gene(
     }
     if spec.distill is not None:
         given["distill"] = spec.distill
+    unguided = False
     if isinstance(kind, Hypernetwork):
-        given["hyper"] = spec.hyper or {}
-    if ancestry is not None and not _unguided(spec):
+        fields = home_hyper(spec.hyper, task_aware=kind.task_aware)
+        given["hyper"] = validated(HomeHyper, fields, f"contenders.{name}.hyper")
+        unguided = given["hyper"].guidance.alpha == 0  # then the ancestry is for task embeddings only
+    if ancestry is not None and not unguided:
         given["ancestry"] = ancestry.source()
     anchors = tuple(_ancestry(out, anchor, seed) for anchor in spec.anchors)
     if anchors:
@@ -145,16 +149,6 @@ def _searched_gene(
         recipe.store / f"{label}.safetensors",
     )
     return GeneJob(f"{spec.method} seed {seed}", kind, shape, ancestry, built, recipe.data, path, searches=searches)
-
-
-def _unguided(spec: ContenderSpec) -> bool:
-    """Whether a hypernetwork learns stage 1 from labels alone, and its ancestry is for task embeddings only."""
-    guidance = (spec.hyper or {}).get("guidance", {})
-    kind = method(spec.method, spec.settings)
-    if not isinstance(kind, Hypernetwork):
-        return False
-    named = guidance.get("preset", "default" if kind.task_aware else "none")
-    return bool(guidance.get("alpha", 0 if named == "none" else 1) == 0)
 
 
 def _tuned_gene(

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learngene.ancestry import Ancestry
 from learngene.gene import Learngene
 from learngene.hyper.guidance import guidance_term, penalty
 from learngene.hyper.sections import Guidance, Hyper
@@ -22,6 +21,7 @@ from learngene.methods.tal.hypernetwork import Hypernetwork
 from learngene.methods.tal.predict import predict, predict_matrix
 from learngene.methods.tal.ranges import draw
 from learngene.shape import ViTShape
+from learngene.train.loop import set_drop_path
 from learngene.train.losses import classification_loss
 
 Predicted = tuple[Tensor, Tensor, Tensor | None, Tensor]
@@ -54,13 +54,22 @@ class MetaBatch(nn.Module):
         num_classes: Of the task.
     """
 
-    def __init__(self, gene: Learngene, hyper: Hyper, teacher: Ancestry | None = None, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        gene: Learngene,
+        hyper: Hyper,
+        *,
+        guidance: Guidance | None = None,
+        teacher_width: int = 0,
+        drop_path: float = 0.0,
+    ) -> None:
         """Prepares prediction.
 
         Args:
             gene: The hypernetwork.
             hyper: How it is trained.
-            teacher: The ancestry, if it guides.
+            guidance: How an ancestry guides, for which M is made.
+            teacher_width: The ancestry's features; 0 if there is none.
             drop_path: Stochastic depth of the predicted ViTs' last layer.
         """
         super().__init__()
@@ -71,13 +80,13 @@ class MetaBatch(nn.Module):
         self.num_classes = gene.shape.num_classes
         self.drop_path = drop_path
         self._readings: dict[ViTShape, _Reading] = {}
-        guided = teacher is not None and hyper.guidance.alpha > 0
-        self.teacher_width = teacher.width if teacher is not None and guided else 0
+        self.guidance = guidance if guidance and guidance.alpha > 0 and teacher_width else None
+        self.teacher_width = teacher_width
         hid = gene.method.numbers[0]
-        if guided and hyper.guidance.map == "predicted":
+        if self.guidance and self.guidance.map == "predicted":
             # M has no node in the graph, so it has a vector of its own, which the decoder reads like a node's.
             self.map_vector = nn.Parameter(torch.zeros(hid).normal_(std=hid**-0.5, generator=_generator(0)))
-        if guided and hyper.guidance.map == "learned":
+        if self.guidance and self.guidance.map == "learned":
             widths = gene.method.widths(gene.shape)
             self.maps = nn.ParameterDict(
                 {
@@ -111,11 +120,10 @@ class MetaBatch(nn.Module):
 
     def _run(self, shape: ViTShape, weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         if shape not in self._readings:
-            from learngene.train.loop import set_drop_path
-
             vit = shape.skeleton()
             set_drop_path(vit, self.drop_path)
-            self._readings[shape] = _Reading(vit, self.hyper.guidance.features == "channel-wise")
+            channel_wise = self.guidance is not None and self.guidance.features == "channel-wise"
+            self._readings[shape] = _Reading(vit, channel_wise)
         reading = self._readings[shape].train(self.training)
         named = {f"vit.{name}": value for name, value in weights.items()}
         logits, features = functional_call(reading, named, (images,), strict=True)
@@ -123,12 +131,12 @@ class MetaBatch(nn.Module):
 
     def _map(self, width: int) -> Tensor | None:
         """M of equation 4, (ancestry's width, ViT's width)."""
-        kind, tensors = self.hyper.guidance.map, self.gene.tensors()
-        if not self.teacher_width:
+        if self.guidance is None:
             return None
-        if kind == "predicted":
+        tensors = self.gene.tensors()
+        if self.guidance.map == "predicted":
             return predict_matrix(self.method, tensors, self.map_vector, self.teacher_width, width)
-        if kind == "learned":
+        if self.guidance.map == "learned":
             return self.maps[str(width)]
         device = tensors["class_position"].device
         bound = width**-0.5  # PyTorch's default for a linear layer
@@ -140,21 +148,25 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def meta_loss(
-    predicted: list[Predicted], targets: Tensor, hyper: Hyper, teacher: Tensor | None = None
+    predicted: list[Predicted],
+    targets: Tensor,
+    hyper: Hyper,
+    guidance: Guidance | None = None,
+    teacher: Tensor | None = None,
 ) -> Float[Tensor, ""]:
     """The mean over a meta-batch of (1 - alpha) L_cls + alpha L_aux and the penalty (equations 1, 5, 6).
 
     Args:
         predicted: Of every ViT.
         targets: Soft targets.
-        hyper: Weights of the terms.
+        hyper: The weight of the penalty.
+        guidance: How the ancestry guides.
         teacher: The ancestry's features of the same images; None for labels alone.
     """
-    guidance: Guidance = hyper.guidance
     losses = []
     for logits, features, matrix, norms in predicted:
         loss = classification_loss(logits, targets)
-        if teacher is not None and matrix is not None:
+        if guidance is not None and teacher is not None and matrix is not None:
             mapped = F.linear(features, matrix.to(features.dtype))
             guide = guidance_term(mapped, teacher, targets.shape[-1], guidance)
             loss = (1 - guidance.alpha) * loss + guidance.alpha * guide

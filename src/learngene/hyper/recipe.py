@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,23 +40,13 @@ class TuneRecipe(Section):
         "takes them from a gene that has some; by default the gene keeps what it has",
     )
     freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
-    hyper: Hyper = Hyper.model_validate({"guidance": {"preset": "none"}})
+    hyper: Hyper = Hyper()
     train: Train = Train()
     out: Path = Field(Path("runs/tuned"), description="run folder; the gene is written beside it as OUT.safetensors")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage type of the gene file")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _unguided(cls, given: Any) -> Any:
-        hyper = (given.get("hyper") or {}) if isinstance(given, Mapping) else None
-        if not isinstance(hyper, Mapping) or "guidance" in hyper:
-            return given
-        return {**given, "hyper": {**hyper, "guidance": {"preset": "none"}}}
-
     @model_validator(mode="after")
     def _fits(self) -> TuneRecipe:
-        if self.hyper.guidance.alpha:
-            raise RecipeError("hyper.guidance: stage 2 has none, in the paper and in its code; use preset: none")
         if self.gene is not None:
             for name in ("method", "settings", "shape"):
                 if getattr(self, name):

@@ -19,7 +19,7 @@ from learngene.genefile import refuse_foreign_gene
 from learngene.hyper.embedding import embedding_of
 from learngene.hyper.meta import MetaBatch, meta_loss
 from learngene.hyper.recipe import TuneRecipe
-from learngene.hyper.sections import Hyper
+from learngene.hyper.sections import Guidance, HomeHyper
 from learngene.measure import environment
 from learngene.methods import default_settings
 from learngene.methods import method as find_method
@@ -53,13 +53,14 @@ def train_on_home(
         keep: Write the run folder.
         show: Whether to print progress.
     """
-    hyper = recipe.hyper or Hyper()
-    meta = MetaBatch(gene, hyper, ancestry, recipe.train.drop_path)
-    patches = hyper.guidance.features == "channel-wise"
+    hyper = recipe.hyper or HomeHyper()
+    guidance, teacher_width = hyper.guidance, ancestry.width if ancestry else 0
+    meta = MetaBatch(gene, hyper, guidance=guidance, teacher_width=teacher_width, drop_path=recipe.train.drop_path)
+    patches = guidance.features == "channel-wise"
 
     def objective(model: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
-        teacher = ancestry.features(batch, patches=patches) if ancestry and meta.teacher_width else None
-        return meta_loss(model(batch), targets, hyper, teacher)
+        teacher = ancestry.features(batch, patches=patches) if ancestry else None
+        return meta_loss(model(batch), targets, hyper, guidance, teacher)
 
     shape = gene.shape
     stage = Stage(
@@ -68,17 +69,17 @@ def train_on_home(
         objective,
         shape.img_size,
         shape.in_chans,
-        companions=(ancestry,) if ancestry and meta.teacher_width else (),
+        companions=(ancestry,) if ancestry else (),
         before_step=lambda _epoch, _step: meta.draw(),
         uses_all=False,
     )
     return run_stage(stage, recipe, images, keep=keep, show=show)
 
 
-def refuse_guide(ancestry: Ancestry, shape: ViTShape, method: Hypernetwork, hyper: Hyper) -> None:
+def refuse_guide(ancestry: Ancestry, shape: ViTShape, method: Hypernetwork, guidance: Guidance) -> None:
     """Raises ``LearngeneError`` unless the ancestry takes the images, and its features fit where they are used."""
     label = ancestry.identity["source"]
-    patches = hyper.guidance.features == "channel-wise"
+    patches = guidance.features == "channel-wise"
     zeros = torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size, device=ancestry.device)
     try:
         found = ancestry.features(zeros, patches=patches)
@@ -95,7 +96,7 @@ def refuse_guide(ancestry: Ancestry, shape: ViTShape, method: Hypernetwork, hype
     refuse_task_dim(ancestry, method)
     *_, expansion, most = method.numbers
     need = min(ancestry.width, most)
-    if method.decoder == "low-rank" and hyper.guidance.map == "predicted" and need > expansion:
+    if method.decoder == "low-rank" and guidance.map == "predicted" and need > expansion:
         raise LearngeneError(
             f"ancestry {label} has {ancestry.width} features, but the decoder that predicts M has factors of "
             f"{expansion} rows; set settings.expansion={need} or more, or hyper.guidance.map=learned"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -48,10 +49,22 @@ class Guidance(Section):
 
 
 class Hyper(Section):
-    """How a hypernetwork is trained."""
+    """How a hypernetwork is trained, in both stages."""
 
     meta_batch: Positive = Field(1, description="ViTs predicted per step, each on the same images; 1 in all commands")
     penalty: float = Field(
         3e-5, ge=0, description="predicted-parameter regularisation: times the sum of all tensors' norms"
     )
+
+
+class HomeHyper(Hyper):
+    """How it is trained in stage 1, where an ancestry may guide."""
+
     guidance: Guidance = Guidance()
+
+
+def home_hyper(given: Any, *, task_aware: bool) -> Any:
+    """Fields of a section of stage 1, with the guidance that a method has if nothing is said: TAL's, or none."""
+    if not isinstance(given, Mapping | None):
+        return given
+    return {"guidance": {"preset": "default" if task_aware else "none"}, **(given or {})}
