@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,9 +131,15 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def resident_gib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**30
+
+
 def construct() -> dict[str, float]:
     settings, shape, *_ = SIZES["published"]
-    before, start = peak_gib(), time.perf_counter()
+    # What imports needed for a moment counts as if it were ours: an upper bound.
+    before, start = resident_gib(), time.perf_counter()
     Learngene(method("logah", settings), shape)
     return {"seconds": time.perf_counter() - start, "gib": peak_gib() - before}
 

@@ -304,7 +304,7 @@ class Learngene(nn.Module):
         """How images are prepared: of a task that the gene was tuned on as that task's were."""
         own: dict[str, Any] = {}
         for entry in self.metadata.get("tasks", []):
-            if isinstance(task, TaskEmbedding) and entry["task"] == task.name:
+            if isinstance(task, TaskEmbedding) and entry.get("embedding", {}).get("fingerprint") == task.fingerprint:
                 own = entry
         keys = ("mean", "std", "interpolation", "crop_pct")
         return {**self.metadata.get("preprocessing", {}), **{key: own[key] for key in keys if key in own}}

@@ -32,6 +32,11 @@ DECATHLON = {
 NORMAL: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "workers": 0}
 
 
+def turns(batches: TaskBatches, epoch: int) -> list[str]:
+    """The tasks of an epoch's steps."""
+    return [batches.turn(epoch, step) for step in range(batches.steps_per_epoch)]
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three tasks of 24, 10 and 48 images and 3, 2 and 4 classes; read only."""
@@ -108,11 +113,11 @@ def test_an_epoch_has_as_many_steps_as_all_images_fill(folders: dict[str, Path])
 
 def test_turns_are_a_function_of_seed_and_epoch(folders: dict[str, Path]) -> None:
     one, again, other = task_batches(folders), task_batches(folders), task_batches(folders, seed=1)
-    late = again.turns(5).tolist()  # asked for first
-    assert late == one.turns(5).tolist()
-    assert one.turns(0).tolist() == again.turns(0).tolist()
-    assert one.turns(0).tolist() != one.turns(1).tolist()
-    assert [one.turns(i).tolist() for i in range(3)] != [other.turns(i).tolist() for i in range(3)]
+    late = turns(again, 5)  # asked for first
+    assert late == turns(one, 5)
+    assert turns(one, 0) == turns(again, 0)
+    assert turns(one, 0) != turns(one, 1)
+    assert [turns(one, i) for i in range(3)] != [turns(other, i) for i in range(3)]
 
 
 # -- every task's own images -------------------------------------------------------------------------------

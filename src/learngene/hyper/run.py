@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from learngene.train.batches import accumulation, refuse_channels, refuse_too_fe
 from learngene.train.images import ImageSet, open_data, refuse_masks
 from learngene.train.loop import Stage, TrainResult, make_accelerator, refuse_unknown_optimizer
 from learngene.train.run import run_bytes, run_stage, write_once
+from learngene.train.state import RunFolder
 from learngene.train.tasks import TaskFeed, TaskImages, joined
 
 Images = tuple[ImageSet, ImageSet]
@@ -133,14 +134,12 @@ class Prepared:
         gene: The hypernetwork.
         ancestry: Whose features the embeddings are.
         tasks: Images of every task, and how they are prepared.
-        embeddings: By task, once they are computed.
     """
 
     recipe: TuneRecipe
     gene: Learngene
     ancestry: Ancestry | None
     tasks: dict[str, TaskImages]
-    embeddings: dict[str, TaskEmbedding] = field(default_factory=dict)
 
 
 def tune(
@@ -333,33 +332,35 @@ def run(
     if path:
         refuse_foreign_gene(path, prepared.gene.method.name)
         refuse_full_disk(path, run_bytes(prepared.gene))
-    embed_tasks(prepared)
-    stage = tuning_stage(prepared)
+        RunFolder(recipe.out, recipe)  # refuses another run's folder before the ancestry looks at all images
+    embeddings = embed_tasks(prepared)
+    stage = tuning_stage(prepared, embeddings)
     sets = {name: task.images for name, task in prepared.tasks.items()}
     both = joined({n: s[0] for n, s in sets.items()}), joined({n: s[1] for n, s in sets.items()})
     result = run_stage(stage, recipe, both, keep=keep, show=show)
     tuned = prepared.gene
-    tuned.metadata = provenance(prepared, result)
+    tuned.metadata = provenance(prepared, embeddings, result)
     if path:
         write_once(lambda: tuned.save(path, dtype=recipe.dtype))
     return Tuned(tuned, path, result)
 
 
-def embed_tasks(prepared: Prepared) -> None:
-    """Computes the embeddings of all tasks that have none yet."""
-    for name, task in prepared.tasks.items():
-        if prepared.ancestry is not None and name not in prepared.embeddings:
-            prepared.embeddings[name] = embedding_of(prepared.ancestry, task.images[0], name, task.data)
+def embed_tasks(prepared: Prepared) -> dict[str, TaskEmbedding]:
+    """The embeddings of all tasks; none without task layers."""
+    if prepared.ancestry is None:
+        return {}
+    ancestry = prepared.ancestry
+    return {name: embedding_of(ancestry, task.images[0], name, task.data) for name, task in prepared.tasks.items()}
 
 
-def tuning_stage(prepared: Prepared) -> Stage:
+def tuning_stage(prepared: Prepared, embeddings: Mapping[str, TaskEmbedding]) -> Stage:
     """What stage 2 trains: all of the hypernetwork, by the labels of one task per step."""
     recipe, gene = prepared.recipe, prepared.gene
     for name, parameter in gene.tensors().items():
         if recipe.freeze_encoder and name.startswith("encoder.") and not {"scale", "shift"} & set(name.split(".")):
             parameter.requires_grad_(False)
     meta = MetaBatch(gene, recipe.hyper, drop_path=recipe.train.drop_path)
-    vectors = {name: torch.tensor(embedding.vector)[None] for name, embedding in prepared.embeddings.items()}
+    vectors = {name: torch.tensor(embedding.vector)[None] for name, embedding in embeddings.items()}
 
     def enter(model: nn.Module, name: str) -> None:
         assert isinstance(model, MetaBatch)
@@ -388,7 +389,7 @@ def tuning_stage(prepared: Prepared) -> Stage:
     )
 
 
-def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
+def provenance(prepared: Prepared, embeddings: Mapping[str, TaskEmbedding], result: TrainResult) -> dict[str, Any]:
     """The metadata of a tuned gene, as documented in ``docs/format.md``."""
     recipe, gene, scores = prepared.recipe, prepared.gene, asdict(result.final)
     first = next(iter(prepared.tasks.values()))
@@ -404,8 +405,8 @@ def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
             "crop_pct": task.data.crop_pct or default_crop(gene.shape.img_size),
             "top1": round(scores["tasks"][name], 4),
         }
-        if name in prepared.embeddings:
-            entry["embedding"] = prepared.embeddings[name].to_dict()
+        if name in embeddings:
+            entry["embedding"] = embeddings[name].to_dict()
         tasks.append(entry)
     preprocessing = {
         "mean": list(first.data.mean or ()),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -81,26 +81,29 @@ class TaskBatches:
         sizes = {name: len(task.images[0]) for name, task in tasks.items()}
         self.shares = sampling_shares(sizes, temperature)
         self.steps_per_epoch = -(-sum(sizes.values()) // spec.batch_size)
-        self._drawn: list[np.ndarray] = []
+        self._turns: list[list[tuple[str, int]]] = []
+        self._drawn = dict.fromkeys(self.of, 0)
 
-    def turns(self, epoch: int) -> np.ndarray:
-        """Whose turn it is at every step of an epoch: indices of tasks."""
-        while len(self._drawn) <= epoch:
-            generator = np.random.default_rng([TASK, self.spec.seed, len(self._drawn)])
-            shares = list(self.shares.values())
-            self._drawn.append(generator.choice(len(shares), size=self.steps_per_epoch, p=shares))
-        return self._drawn[epoch]
+    def _turn(self, epoch: int, step: int) -> tuple[str, int]:
+        """The task of a step, and how often it was drawn before; epochs are drawn in order, each once."""
+        names, shares = list(self.of), list(self.shares.values())
+        while len(self._turns) <= epoch:
+            generator = np.random.default_rng([TASK, self.spec.seed, len(self._turns)])
+            self._turns.append([])
+            for index in generator.choice(len(shares), size=self.steps_per_epoch, p=shares):
+                name = names[int(index)]
+                self._turns[-1].append((name, self._drawn[name]))
+                self._drawn[name] += 1
+        return self._turns[epoch][step]
 
     def turn(self, epoch: int, step: int) -> str:
         """The task of a step."""
-        return list(self.of)[int(self.turns(epoch)[step])]
+        return self._turn(epoch, step)[0]
 
     def _own(self, epoch: int, step: int) -> tuple[int, int]:
         """Where a step's task stands in its own images: which pass, and which step of it."""
-        task = self.turns(epoch)[step]
-        before = sum(int((self.turns(earlier) == task).sum()) for earlier in range(epoch))
-        before += int((self.turns(epoch)[:step] == task).sum())
-        return divmod(before, self.of[self.turn(epoch, step)].steps_per_epoch)
+        name, before = self._turn(epoch, step)
+        return divmod(before, self.of[name].steps_per_epoch)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Batches of one epoch; see ``TrainBatches.epoch``."""
@@ -142,6 +145,7 @@ class TaskFeed:
         in_chans: Of all images.
         enter: Called with the model and a task's name before its images are scored.
         current: The batches that were made last, which know whose turn it is.
+        loaders: Of validation images, which keep what they have prepared.
     """
 
     tasks: Mapping[str, TaskImages]
@@ -151,6 +155,7 @@ class TaskFeed:
     in_chans: int
     enter: Callable[[nn.Module, str], None]
     current: TaskBatches | None = None
+    loaders: dict[str, Iterable[Any]] = field(default_factory=dict)
 
     def batches(self, rank: int, processes: int, pin_memory: bool) -> TaskBatches:
         """This process's training batches."""
@@ -169,16 +174,17 @@ class TaskFeed:
         scores: dict[str, Accuracy] = {}
         for name, task in self.tasks.items():
             self.enter(model, name)
-            loader = eval_loader(
-                task.images[1],
-                task.data,
-                img_size=self.img_size,
-                in_chans=self.in_chans,
-                batch_size=max(self.spec.batch_size, 64),
-                rank=rank,
-                processes=processes,
-            )
-            scores[name] = accuracy(model, loader, precision=precision, reduce=reduce)
+            if name not in self.loaders:
+                self.loaders[name] = eval_loader(
+                    task.images[1],
+                    task.data,
+                    img_size=self.img_size,
+                    in_chans=self.in_chans,
+                    batch_size=max(self.spec.batch_size, 64),
+                    rank=rank,
+                    processes=processes,
+                )
+            scores[name] = accuracy(model, self.loaders[name], precision=precision, reduce=reduce)
         return Average.of(scores)
 
 

@@ -45,11 +45,11 @@ def encode(
         torch.stack([_padded(getattr(graph, name), longest) for graph in graphs]).to(tensors["encoder.types"].device)
         for name in ("types", "sizes", "distances")
     )
-    valid = torch.tensor([[node < len(graph.types) for node in range(longest)] for graph in graphs])
-    valid = valid.to(types.device)
-    x = _inputs(tensors, types, sizes, distances) * valid[..., None]
-    bias = _edge_bias(tensors, distances)
-    if not valid.all():
+    x, bias = _inputs(tensors, types, sizes, distances), _edge_bias(tensors, distances)
+    counts = [len(graph.types) for graph in graphs]
+    if min(counts) < longest:
+        valid = torch.arange(longest, device=types.device) < torch.tensor(counts, device=types.device)[:, None]
+        x = x * valid[..., None]
         bias = bias.masked_fill(~(valid[:, None, :, None] & valid[:, None, None, :]), -32768.0)
     for layer in range(layers):
         name = f"encoder.layers.{layer}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,7 @@ class Graph:
         distances: Length of the shortest directed path from row to column; 0 where there is none.
         names: Per node, the ViT parameters it stands for; a norm stands for weight and bias.
         nodes: The nodes that stand for parameters, in order.
+        places: By parameter, which of these nodes stands for it.
     """
 
     types: Integer[Tensor, " nodes"]
@@ -46,6 +48,7 @@ class Graph:
     distances: Integer[Tensor, "nodes nodes"]
     names: tuple[tuple[str, ...], ...]
     nodes: tuple[int, ...]
+    places: Mapping[str, int]
 
 
 def graph(shape: ViTShape, channels: tuple[int, ...], *, attention_node: bool = False) -> Graph:
@@ -59,7 +62,9 @@ def graph(shape: ViTShape, channels: tuple[int, ...], *, attention_node: bool = 
     names, types, sizes = _nodes(shape, attention_node)
     rows = torch.tensor([_rows(size, channels) for size in sizes])
     distances = torch.from_numpy(_distances(shape.depth, attention_node))
-    return Graph(torch.tensor(types), rows, distances, names, tuple(i for i, name in enumerate(names) if name))
+    nodes = tuple(node for node, mine in enumerate(names) if mine)
+    places = {name: place for place, node in enumerate(nodes) for name in names[node]}
+    return Graph(torch.tensor(types), rows, distances, names, nodes, places)
 
 
 def _nodes(

@@ -264,7 +264,8 @@ class Hypernetwork(Method):
 
     def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
         """All widths and heads that were trained."""
-        return sorted({(width, heads) for _, width, heads in sizes_of(self.architectures)} | super_width(auxiliary))
+        trained = {(width, heads) for _, width, heads in sizes_of(self.architectures)}
+        return sorted(trained | {(auxiliary.embed_dim, auxiliary.num_heads)})
 
     def shapes(self, auxiliary: ViTShape, base: ViTShape) -> Iterator[Shape]:
         """All trained sizes, for ``plan``."""
@@ -295,11 +296,6 @@ class Hypernetwork(Method):
 
         task = options.get("task")
         return predict(self, tensors, [plain(shape)], None if task is None else task[None])[0]
-
-
-def super_width(auxiliary: ViTShape) -> set[tuple[int, int]]:
-    """Width and heads of the auxiliary shape."""
-    return {(auxiliary.embed_dim, auxiliary.num_heads)}
 
 
 def _linear(name: str, wide_in: int, wide_out: int) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ named. Layers of one kind stay stacked until the last moment, so that all of the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -24,16 +25,11 @@ Weights = dict[str, Tensor]
 NORMS = ("norm1", "norm2")
 MATRICES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
-_GRAPHS: dict[tuple[ViTShape, tuple[int, ...], bool], Graph] = {}
-"""Graphs are small and depend on nothing that is trained."""
 
-
+@functools.lru_cache(maxsize=1024)
 def graph_of(method: Hypernetwork, shape: ViTShape) -> Graph:
-    """The graph of a shape as a hypernetwork reads it, made once."""
-    key = (shape, method.channels, method.attention_node)
-    if key not in _GRAPHS:
-        _GRAPHS[key] = graph(shape, method.channels, attention_node=method.attention_node)
-    return _GRAPHS[key]
+    """The graph of a shape as a hypernetwork reads it; it depends on nothing that is trained, so it is made once."""
+    return graph(shape, method.channels, attention_node=method.attention_node)
 
 
 def predict(
@@ -67,17 +63,12 @@ def predict(
         return [{name: value.contiguous() for name, value in weights.items()} for weights in made]
 
 
-def _places(found: Graph) -> dict[str, int]:
-    """Which of a graph's parameter nodes stands for a parameter."""
-    return {name: place for place, node in enumerate(found.nodes) for name in found.names[node]}
-
-
 def low_rank_weights(
     method: Hypernetwork, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
 ) -> Weights:
     """The weights of one ViT from LoGAH's decoder."""
     *_, most = method.numbers
-    place = _places(found)
+    place = found.places
     width, grid, patch = shape.embed_dim, shape.grid_size, shape.patch_size
     rows = {"pos_embed": (grid, width * grid), "patch_embed.proj": (min(width, most) * patch, shape.in_chans * patch)}
     sizes = {name: shape.layer_params()[f"{name}.weight"] for name in MATRICES}
@@ -103,22 +94,21 @@ def low_rank_weights(
     position = raw["pos_embed"][0].view(grid, width, grid).permute(1, 0, 2).reshape(1, grid * grid, width)
     _add_stem(out, tensors, position, width)
 
-    def vectors(kinds: Mapping[str, str], half: int) -> dict[str, Tensor]:
-        """Per kind, one vector per layer; kinds of one size are decoded together."""
-        lengths = {kind: shape.layer_params()[name][0] for kind, name in kinds.items()}
+    def vectors(names: Sequence[str], half: int) -> dict[str, Tensor]:
+        """By name, one vector per layer; those of one size are decoded together."""
+        lengths = {name: shape.layer_params()[name][0] for name in names}
         done: dict[str, Tensor] = {}
         for length in sorted(set(lengths.values())):
-            same = [kind for kind in kinds if lengths[kind] == length]
-            chosen = [place[f"blocks.{layer}.{kinds[kind]}"] for kind in same for layer in range(shape.depth)]
+            same = [name for name in names if lengths[name] == length]
+            chosen = [place[f"blocks.{layer}.{name}"] for name in same for layer in range(shape.depth)]
             values = tiled(decoder.vectors(chosen, length, half), (len(chosen), length))
             done |= dict(zip(same, values.chunk(len(same)), strict=True))
         return done
 
-    for kind, values in vectors({f"{norm}.weight": f"{norm}.weight" for norm in NORMS}, 0).items():
-        _add_layers(out, kind, _norm_weight(values))
-    biases = [f"{name}.bias" for name in (*NORMS, *MATRICES)]
-    for kind, values in vectors({kind: kind for kind in biases}, 1).items():
-        _add_layers(out, kind, _bias(values))
+    for name, values in vectors([f"{norm}.weight" for norm in NORMS], 0).items():
+        _add_layers(out, name, _norm_weight(values))
+    for name, values in vectors([f"{kind}.bias" for kind in (*NORMS, *MATRICES)], 1).items():
+        _add_layers(out, name, _bias(values))
     ends = [place["patch_embed.proj.bias"], place[f"{shape.norm_name}.bias"]]
     patch_bias, norm_bias = _bias(tiled(decoder.vectors(ends, width, 1), (2, width)))
     out["patch_embed.proj.bias"], out[f"{shape.norm_name}.bias"] = patch_bias, norm_bias
@@ -135,7 +125,7 @@ def dense_weights(
     method: Hypernetwork, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
 ) -> Weights:
     """The weights of one ViT from GHN-3's decoder: blocks of m x m, repeated."""
-    place = _places(found)
+    place = found.places
     width, grid, patch, depth = shape.embed_dim, shape.grid_size, shape.patch_size, shape.depth
     decoder = DenseDecoder(method, tensors, nodes)
     out: Weights = {}
