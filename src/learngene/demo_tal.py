@@ -39,9 +39,8 @@ HOME = {**DATA, "img_size": SHAPE.img_size}
 TASKS = {"rotated": 10, "negative": 10, "parity": 2, "half": 2, "thirds": 3}
 """Of stage 2, with their classes. Two have ten and two have two: without task layers they look alike."""
 
-UNSEEN = {"noisy": 10}
-NOISE = 40.0
-"""Standard deviation of the noise, in grey values of 255."""
+UNSEEN = {"faint": 10}
+"""Near one of the tasks, with images that none of them has: negative digits at half the contrast."""
 
 TRAIN_IMAGES, VAL_IMAGES = 768, 256
 """Of every data set; those for training are made of the ancestry's training digits, the others of its other digits."""
@@ -77,9 +76,9 @@ HOME_TRAIN: dict[str, Any] = {
     "save_every": 10,
     "schedule": {"warmup_epochs": 1},
 }
-"""Of stage 1: with rates of 3e-3 hypernetworks do not leave the plateau they begin on."""
+"""Of stage 1. At twice the rate a hypernetwork learns much less here, at four times half as much."""
 
-TASK_TRAIN: dict[str, Any] = {**HOME_TRAIN, "batch_size": 64, "lr": 1e-3}
+TASK_TRAIN: dict[str, Any] = {**HOME_TRAIN, "batch_size": 64}
 """Of stage 2."""
 
 TUNE_TRAIN: dict[str, Any] = {**TRAIN, "lr": 1e-3}
@@ -180,11 +179,11 @@ class _Writer:
             count = min((TRAIN_IMAGES, VAL_IMAGES)[split], len(digits))
             for index, digit in enumerate(rng.permutation(len(digits))[:count]):
                 pixels = digit_pixels(digits, int(digit), SHAPE.img_size)
-                image, label = shown(self.name, pixels, int(digits.labels[digit]), rng)
+                image, label = shown(self.name, pixels, int(digits.labels[digit]))
                 save_pixels(image, folder / part / label / f"{index}.png")
 
 
-def shown(name: str, pixels: np.ndarray, label: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+def shown(name: str, pixels: np.ndarray, label: int) -> tuple[np.ndarray, str]:
     """One digit as a task shows it, and what it is called there. All tasks differ in their images."""
     if name == "rotated":
         return np.rot90(pixels), str(label)
@@ -196,7 +195,7 @@ def shown(name: str, pixels: np.ndarray, label: int, rng: np.random.Generator) -
         return pixels[::-1], "5 to 9" if label >= 5 else "0 to 4"
     if name == "thirds":
         return pixels[:, ::-1], f"rest {label % 3}"
-    return np.clip(pixels + rng.normal(0, NOISE, pixels.shape), 0, 255).astype(np.uint8), str(label)
+    return 255 - pixels // 2, str(label)
 
 
 def _data(out: Path, task: str) -> dict[str, Any]:
