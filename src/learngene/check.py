@@ -177,6 +177,8 @@ def _check_folder(recipe: CondenseRecipe | FinetuneRecipe | TuneRecipe) -> str:
 
 
 def _saved(recipe: TrainingRecipe) -> str | None:
-    """Where a run goes on; None if nothing of it is saved."""
+    """Where a run goes on, or that it is through; None if nothing of it is saved."""
     saved = RunFolder(recipe.out, recipe).load()
+    if saved and saved[1].epoch >= recipe.train.epochs:
+        return "is finished"
     return saved and f"continues after epoch {saved[1].epoch}, step {saved[1].step}"

@@ -135,6 +135,7 @@ def test_a_hypernetwork_costs_its_vits_and_the_teacher_and_stage_1_once() -> Non
         ({"contenders": {"tleg": {"hyper": {}}}}, "hyper: method tleg is no hypernetwork; leave it out"),
         ({"contenders": {"v4": {"stage2": {"tasks": ["drei"]}}}}, "contenders.v4.stage2: no 'drei' is defined"),
         ({"contenders": {"v4": {"stage2": {"tasks": []}}}}, "stage2.tasks"),
+        ({"contenders": {"v4": {"stage2": {"train": {"epochs": -1}}}}}, "contenders.v4.stage2.train: epochs"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

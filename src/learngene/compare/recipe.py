@@ -208,9 +208,12 @@ class CompareRecipe(Section):
         for name, contender in self.contenders.items():
             self.train("condense", contender.train, where=f"contenders.{name}.train")
             self.train("tune", contender.tune, where=f"contenders.{name}.tune")
+            if contender.stage2:
+                changes = (contender.train, contender.stage2.train)
+                self.train("condense", *changes, where=f"contenders.{name}.stage2.train")
             _refuse_shape(f"contenders.{name}.auxiliary", {**self.shape, **contender.auxiliary})
-        for name, changes in self.shapes.items():
-            _refuse_shape(f"shapes.{name}", {**self.shape, **changes})
+        for name, shape in self.shapes.items():
+            _refuse_shape(f"shapes.{name}", {**self.shape, **shape})
         for field in ("tasks", "shapes", "contenders", "budgets", "seeds"):
             names = getattr(self.run, field) or []
             if twice := [name for name in names if names.count(name) > 1]:
