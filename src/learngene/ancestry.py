@@ -190,6 +190,16 @@ def _folder_name(path: Path) -> str:
     return f"{path.absolute().parent.name}/{path.name}" if path.name == "descendant" else path.name
 
 
+def made_of(ancestry: Ancestry | None, gene: str | None = None) -> dict[str, str]:
+    """What a run depends on besides recipe and images, see ``train.loop.Stage``.
+
+    Args:
+        ancestry: The teacher, guide or source of embeddings.
+        gene: Digest of the gene that is trained on; None if there is none, or it was never in a file.
+    """
+    return ({"ancestry": ancestry.identity["sha256"]} if ancestry else {}) | ({"gene": gene} if gene else {})
+
+
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of a model's state, the same whatever file it came from."""
     digest = hashlib.sha256()

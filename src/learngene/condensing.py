@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from learngene.ancestry import Ancestry
+from learngene.ancestry import Ancestry, made_of
 from learngene.descendant import vit_cfg
 from learngene.errors import LearngeneError
 from learngene.files import refuse_full_disk
@@ -241,7 +241,8 @@ def auxiliary_stage(gene: Learngene, ancestry: Ancestry | None, distill: Distill
         return distillation_loss(student, teacher, targets, distill)
 
     shape, companions = gene.shape, (ancestry,) if ancestry else ()
-    return Stage(f"condense {gene.method.name}", gene, objective, shape.img_size, shape.in_chans, companions)
+    name, made = f"condense {gene.method.name}", made_of(ancestry)
+    return Stage(name, gene, objective, shape.img_size, shape.in_chans, companions, made_of=made)
 
 
 def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learngene.ancestry import timm_model
+from learngene.ancestry import made_of, timm_model
 from learngene.descendant import PROVENANCE, TimmModel, load_descendant, save_descendant
 from learngene.errors import LearngeneError
 from learngene.files import refuse_foreign, refuse_full_disk
@@ -211,7 +211,8 @@ def train_model(
     def objective(module: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
         return loss(module(batch), targets)
 
-    stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans)
+    made = made_of(None, getattr(model, "learngene", {}).get("gene"))
+    stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, made_of=made)
     result = run_stage(stage, recipe, images, keep=keep, show=show)
     set_drop_path(model, 0.0)
     crop = 1.0 if images[0].segmentation else data.crop_pct or default_crop(size)

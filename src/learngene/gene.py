@@ -262,7 +262,7 @@ class Learngene(nn.Module):
             num_classes = len(about.classes)
         shape = self._target(shape, num_classes)
         weights = self.weights(shape, task=task, **options)
-        if isinstance(about, TaskEmbedding) and shape.num_classes != len(about.classes):
+        if isinstance(about, TaskEmbedding) and shape.num_classes not in (0, len(about.classes)):
             text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
             warnings.warn(f"{self.method.name}: {text}", stacklevel=2)
         for caution in self.method.cautions(self.shape, shape, task=task, **options):
@@ -331,7 +331,7 @@ class Learngene(nn.Module):
             dtype: ``float32``, or ``bfloat16`` or ``float16`` for half the size.
 
         Raises:
-            LearngeneError: If the type is unknown or the file cannot be written.
+            LearngeneError: If the type is unknown, a number is not finite in it, or the file cannot be written.
         """
         from safetensors.torch import save_file
 
@@ -340,6 +340,8 @@ class Learngene(nn.Module):
         tensors = {
             name: value.detach().to("cpu", STORAGE[dtype]).contiguous() for name, value in self.tensors().items()
         }
+        if name := _not_finite(tensors):
+            raise LearngeneError(f"gene: {name} is not finite as {dtype}, so {path} is not written")
         described = {
             "version": FORMAT_VERSION,
             "method": self.method.name,
@@ -367,7 +369,7 @@ class Learngene(nn.Module):
             verify_content: Hash the whole content and compare it with the digest that was written.
 
         Raises:
-            GeneFileError: If the file is not a whole, unchanged gene of a known method and version.
+            GeneFileError: If the file is not a whole, unchanged gene of a known method, with finite numbers.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -379,11 +381,18 @@ class Learngene(nn.Module):
             tensors = {name: value.float() for name, value in load_file(header.path).items()}
         except SafetensorError as error:
             raise GeneFileError(f"{path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
+        if verify_content and (name := _not_finite(tensors)):
+            raise GeneFileError(f"{path}: {name} is not finite, so nothing good can come of it; make the gene again")
         return cls(header.method, header.shape, tensors, metadata=header.metadata)
 
     def extra_repr(self) -> str:
         """The method and the auxiliary shape, for ``print``."""
         return f"{self.method}, auxiliary shape: {self.shape}"
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor with a NaN or an infinity."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
 
 
 def _task_name(task: str | TaskEmbedding | Tensor) -> str:

@@ -451,6 +451,8 @@ def _told(error: ValidationError, given: Mapping[str, Any]) -> str:
     texts = [_plain(other["msg"], place) for there, other in same if there == place]
     message = " or ".join(dict.fromkeys([texts[0], *(text.removeprefix("Input should be ") for text in texts[1:])]))
     value = f" (given: {fault['input']!r})" if isinstance(fault["input"], (str, int, float, bool)) else ""
+    if fault["type"] == "model_type" and value:
+        value += _instead(str(fault["ctx"]["class_name"]))
     return f"{'.'.join(place)}: {message}{value}" if place else f"{message}{value}"
 
 
@@ -466,9 +468,16 @@ def _place(fault: ErrorDetails, given: Any) -> list[str]:
     return out
 
 
+def _instead(section: str) -> str:
+    """Which key of a section a plain value was probably meant for."""
+    kind = next((kind for kind in Section.__subclasses__() if kind.__name__ == section), Section)
+    key = next((key for key in ("preset", "source", "data") if key in kind.model_fields), None)
+    return f"; did you mean its {key}?" if key else ""
+
+
 def _plain(message: str, place: Sequence[str]) -> str:
     """What pydantic says, without names of Python's and without the place, where that is said anyway."""
-    message = message.removeprefix("Value error, ").partition(" or instance of ")[0]
+    message = message.removeprefix("Value error, ").partition(" or instance of ")[0].partition(" for <class")[0]
     return message.removeprefix(f"{place[-1]}: ") if place else message
 
 

@@ -143,6 +143,24 @@ def test_an_unknown_storage_type_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (float("inf"), "float32"), (1e6, "float16")])
+def test_what_is_not_finite_is_neither_written_nor_read(
+    value: float, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gene = pico_gene()
+    name, tensor = next(iter(gene.tensors().items()))
+    with torch.no_grad():
+        tensor.view(-1)[0] = value
+    with pytest.raises(LearngeneError, match=f"{name} is not finite as {dtype}, so .* is not written"):
+        gene.save(tmp_path / "g.safetensors", dtype)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("learngene.gene._not_finite", lambda tensors: None)  # as other programs write
+    gene.save(tmp_path / "g.safetensors", dtype)
+    monkeypatch.undo()
+    with pytest.raises(GeneFileError, match=f"g.safetensors: {name} is not finite"):
+        Learngene.load(tmp_path / "g.safetensors")
+
+
 def test_the_header_says_what_the_file_holds(gene_file: Path) -> None:
     header = read_header(gene_file)
     gene = learngene.load(gene_file)

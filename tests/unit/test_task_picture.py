@@ -91,7 +91,7 @@ def test_genes_without_tasks_are_refused_in_one_line(cli: CLI, home: lg.Learngen
     with pytest.raises(LearngeneError, match=r"^gene: a gene of method tleg, which has no task layers"):
         task_graphs(pico_gene("tleg"))
     done = cli("picture", tuned, "--out", out, "--path", "1+2")
-    assert "a gene of method tal, which has no rows to draw" in done.err
+    assert "is of tal, which has no paths; leave it out" in done.err
     assert not out.exists()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 import learngene as lg
 from hyper import PICO, SHORT, home, token_shape, train_fields, tune_fields, tuned, written
 from learngene import Ancestry
+from learngene.errors import LearngeneError
 from learngene.gene import Learngene
 from learngene.hyper.meta import MetaBatch
 from learngene.train.loop import InterruptedRun
@@ -125,6 +126,29 @@ def test_a_stopped_and_continued_stage_2_is_the_one_that_was_not(
     assert same(lg.load(tmp_path / "stopped.safetensors"), whole)
 
 
+def test_a_run_of_another_gene_is_not_continued(
+    stage1: Path, images: Path, ancestry_folder: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    """Made again under the same name: what is saved belongs to weights that are gone."""
+    gene = tmp_path / "home.safetensors"
+    gene.write_bytes(stage1.read_bytes())
+    fields = tune_fields(gene, ancestry_folder, tasks, tmp_path / "run")
+    before = tuned(fields)
+    assert same(tuned(fields), before)
+    home(ancestry_folder, images, tmp_path / "home", train={**FAST, "seed": 1})
+    with pytest.raises(LearngeneError, match="run holds a run of another gene; choose another out"):
+        tuned(fields)
+    assert same(lg.load(tmp_path / "run.safetensors"), before)
+
+
+def test_a_run_of_another_ancestry_is_not_continued(images: Path, tmp_path: Path) -> None:
+    guide = make_ancestry(tmp_path / "guide")
+    home(guide, images, tmp_path / "run")
+    make_ancestry(tmp_path / "guide", depth=1)
+    with pytest.raises(LearngeneError, match="run holds a run of another ancestry; choose another out"):
+        home(guide, images, tmp_path / "run")
+
+
 @pytest.mark.parametrize("freeze", [False, True])
 def test_a_frozen_encoder_keeps_all_but_its_task_layers(
     freeze: bool, stage1: Path, ancestry_folder: Path, tasks: dict[str, Path], tmp_path: Path
@@ -234,6 +258,8 @@ def test_expand_for_a_task_that_is_known_or_a_folder(
     found = Ancestry(tmp_path / "named")
     assert all(torch.equal(value, found.model.state_dict()[name]) for name, value in expected.items())
     assert found.class_names == ["blue", "red"]
+    assert cli("expand", stage2, "--out", tmp_path / "bare", "--task", "pair", "--num-classes", 0).code == 0
+    assert Ancestry(tmp_path / "bare").model.num_classes == 0
     folder = cli("expand", stage2, "--out", tmp_path / "new", "--task", unseen, "--ancestry", ancestry_folder)
     assert folder.code == 0, folder.err
     embedding = lg.embed_task(str(ancestry_folder), str(unseen))
@@ -254,6 +280,11 @@ def test_tasks_that_expand_cannot_take(
     assert "--ancestry: is for the images of --task" in refused("expand", stage2, *out, "--ancestry", "x")
     other = make_ancestry(tmp_path / "other", depth=1)
     assert "sha256" in refused("expand", stage2, *out, "--task", tasks["pair"], "--ancestry", other)
+    needless = refused("expand", stage2, *out, "--task", "pair", "--ancestry", other)
+    assert "--ancestry: the gene has the embedding of task pair already; leave it out" in needless
+    assert "--task: is empty; give images or a task of this gene: colours, pair" in refused(
+        "expand", stage2, *out, "--task", ""
+    )
     missing = tmp_path / "gone"
     assert "gone" in refused("expand", stage2, *out, "--task", tasks["pair"], "--ancestry", missing)
     plain = pico_gene()

@@ -66,6 +66,8 @@ def test_a_guide_that_m_cannot_reach_is_refused(images: Path, tmp_path: Path) ->
         ({"gene": None}, "gene is missing: name the file of stage 1, or give method and shape"),
         ({"gene": None, "method": "tal"}, "gene is missing"),
         ({"tasks": {}}, "tasks"),
+        ({"tasks": {"pair ": {"data": {"source": "digits"}}}}, "tasks: 'pair ' is no name for a task"),
+        ({"tasks": {"pair": {"data": "digits"}}}, "data: .* [(]given: 'digits'[)]; did you mean its source?"),
         ({"temperature": 0}, "temperature"),
         ({"train": {**FAST, "layer_decay": 0.7}}, "layer_decay is for fine-tuning"),
         ({"freeze_encoders": True}, "unknown key 'freeze_encoders'; did you mean 'freeze_encoder'"),
@@ -194,12 +196,24 @@ def test_what_a_user_types_by_mistake_is_one_line(
     assert "ancestry" not in cli("expand", stage1, *out, "--task", tmp_path / "nix" / "nix").err
     gene = lg.load(stage1)
     for call in (
+        lambda: lg.tune(None, ancestry_folder, tasks={"a": "digits"}),  # type: ignore[arg-type]
         lambda: lg.tune(gene, object(), tasks={"a": "digits"}),  # type: ignore[arg-type]
         lambda: lg.tune(gene, ancestry_folder, tasks={"a": "digits"}, hyper=5),  # type: ignore[arg-type]
         lambda: lg.embed_task(5, "digits"),  # type: ignore[arg-type]
     ):
         with pytest.raises(LearngeneError):
             call()
+
+
+def test_stage_2_does_not_write_over_its_gene(
+    stage1: Path, ancestry_folder: Path, tasks: dict[str, Path], tmp_path: Path, refused: Any
+) -> None:
+    gene = tmp_path / "home.safetensors"
+    gene.write_bytes(stage1.read_bytes())
+    recipe = written(tune_fields(gene, ancestry_folder, tasks, tmp_path / "home"), tmp_path / "r.yaml")
+    for command in ("check", "tune"):
+        assert "home.safetensors is the gene that is tuned and would be lost" in refused(command, recipe)
+    assert gene.read_bytes() == stage1.read_bytes()
 
 
 def test_null_leaves_a_task_out(

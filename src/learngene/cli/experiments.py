@@ -163,15 +163,18 @@ def picture(
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     if Path(model).suffix == ".safetensors":
         from learngene.genefile import read_header
+        from learngene.methods.rows import Rows
         from learngene.methods.tal import Hypernetwork
         from learngene.pool_picture import pool_picture
         from learngene.search_picture import search_picture
         from learngene.task_picture import task_picture
 
         header = read_header(model)
-        if path is None and "search" in header.method.origins:
+        if path is not None and not isinstance(header.method, Rows):
+            raise LearngeneError(f"--path {path}: {model} is of {header.method.name}, which has no paths; leave it out")
+        if "search" in header.method.origins:
             search_picture(model, out)
-        elif path is None and isinstance(header.method, Hypernetwork):
+        elif isinstance(header.method, Hypernetwork):
             task_picture(model, out)
         else:
             pool_picture(model, out, path)

@@ -194,7 +194,7 @@ def expand(
         from learngene.hyper.embedding import task_of
 
         given["task"] = task_of(loaded, task, ancestry)
-        num_classes = num_classes or len(given["task"].classes)
+        num_classes = len(given["task"].classes) if num_classes is None else num_classes
     elif ancestry is not None:
         raise LearngeneError("--ancestry: is for the images of --task; leave it out")
     start = time.perf_counter()

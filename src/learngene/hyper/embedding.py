@@ -63,7 +63,11 @@ def task_of(gene: Learngene, task: str, ancestry: str | None = None) -> TaskEmbe
         raise LearngeneError(f"--task: a gene of {gene.method.name} predicts for no task; leave it out")
     known = gene.tasks()
     if task in known:
+        if ancestry is not None:
+            raise LearngeneError(f"--ancestry: the gene has the embedding of task {task} already; leave it out")
         return known[task]
+    if not task.strip():
+        raise LearngeneError(f"--task: is empty; give images or a task of this gene: {', '.join(known) or 'none'}")
     identity = gene.metadata.get("ancestry", {})
     if not Path(task).exists() and "/" not in task and task != "digits":
         raise LearngeneError(

@@ -63,8 +63,11 @@ class TuneRecipe(Section):
                     "task_layers: is for a gene of stage 1; a fresh hypernetwork has what its method says"
                 )
             self.refuse_ancestry(kind.task_aware)
+        written = self.out.with_name(f"{self.out.name}.safetensors")
+        if self.gene is not None and self.gene.resolve() == written.resolve():
+            raise RecipeError(f"out: {written} is the gene that is tuned and would be lost; choose another out")
         for name in self.tasks:
-            if not name.strip() or not name.isprintable():
+            if name != name.strip() or not name or not name.isprintable():
                 raise RecipeError(f"tasks: {name!r} is no name for a task; use letters, digits and the like")
             self.task_train(name)
         if self.train.layer_decay is not None:

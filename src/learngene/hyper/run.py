@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learngene.ancestry import Ancestry
+from learngene.ancestry import Ancestry, made_of
 from learngene.descendant import vit_cfg
 from learngene.errors import LearngeneError
 from learngene.files import refuse_full_disk
@@ -73,6 +73,7 @@ def train_on_home(
         companions=(ancestry,) if ancestry else (),
         before_step=lambda _epoch, _step: meta.draw(),
         uses_all=False,
+        made_of=made_of(ancestry),
     )
     return run_stage(stage, recipe, images, keep=keep, show=show)
 
@@ -176,6 +177,8 @@ def tune(
         LearngeneError: If anything does not fit, before the first step is trained.
     """
     known = ancestry if isinstance(ancestry, Ancestry) else None
+    if not isinstance(gene, (Learngene, str, Path)):
+        raise LearngeneError(f"tune: gene must be a Learngene or its file, not {type(gene).__name__}")
     if not isinstance(ancestry, (Ancestry, str, Path, type(None))):
         raise LearngeneError(f"tune: ancestry must be an Ancestry, a name or a path, not {type(ancestry).__name__}")
     source = known.identity["source"] if known else ancestry
@@ -234,9 +237,10 @@ def prepare(
         given = gene.metadata.get("ancestry", {}).get("sha256")
         if given and given != ancestry.identity["sha256"]:
             raise LearngeneError(
-                f"ancestry {ancestry.identity['source']} is not the one that {recipe.gene} was trained under (sha256 "
+                f"ancestry {ancestry.identity['source']} is not the one that the gene was trained under (sha256 "
                 f"{ancestry.identity['sha256'][:12]}, not {given[:12]}); its features mean something else"
             )
+    refuse_unknown_optimizer(recipe.train)
     tasks: dict[str, TaskImages] = {}
     faults = []
     for name, task in recipe.tasks.items():
@@ -245,7 +249,6 @@ def prepare(
             refuse_masks(opened[0], "tuning a hypernetwork")
             train = recipe.task_train(name)
             refuse_too_few(opened[0], train)
-            refuse_unknown_optimizer(train)
             accumulation(train, make_accelerator().num_processes)
             if task.data.img_size not in (None, gene.shape.img_size):
                 raise LearngeneError(
@@ -386,6 +389,7 @@ def tuning_stage(prepared: Prepared, embeddings: Mapping[str, TaskEmbedding]) ->
         before_step=before_step,
         uses_all=False,
         feed=feed,
+        made_of=made_of(prepared.ancestry, gene.metadata.get("digest")),
     )
 
 

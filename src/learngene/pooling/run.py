@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learngene.ancestry import Ancestry
+from learngene.ancestry import Ancestry, made_of
 from learngene.elastic import ElasticViT
 from learngene.errors import LearngeneError
 from learngene.extracting import plain_shape
@@ -173,7 +173,8 @@ def distil_row(
     objective = row_objective(ancestry, ancestry_blocks, pool, mine.distill)
     companions = (ancestry,) if ancestry else ()
     set_drop_path(student, mine.train.drop_path)
-    stage = Stage(f"row {row.embed_dim}", module, objective, row.img_size, row.in_chans, companions)
+    name, made = f"row {row.embed_dim}", made_of(ancestry)
+    stage = Stage(name, module, objective, row.img_size, row.in_chans, companions, made_of=made)
     result = (finished(mine, module) if keep else None) or run_stage(stage, mine, images, keep=keep, show=show)
     state = {name: value.detach() for name, value in student.state_dict().items()}
     return _Row(state, module.matrix(), result)
@@ -253,6 +254,7 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
         before_step=draw,
         before_scoring=lambda: elastic.set_path(widest),
         uses_all=False,
+        made_of=made_of(ancestry),
     )
 
 

@@ -11,8 +11,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +76,7 @@ class Stage:
         before_scoring: Called before every evaluation.
         uses_all: Whether every step uses all parameters; if not, processes have to find out which.
         feed: Where batches and scores come from, if not from one data set.
+        made_of: What a saved run must have had, too, to be continued: the SHA-256 of the gene, of the ancestry.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Stage:
     before_scoring: Callable[[], None] | None = None
     uses_all: bool = True
     feed: Feed | None = None
+    made_of: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class _Run:
         self.scheduler = _scheduler(self.optimizer, spec, self.batches.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
         self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
-        self.progress = Progress(data=train_images.fingerprint())
+        self.progress = Progress(data=train_images.fingerprint(), made_of=dict(stage.made_of))
         self._resume()
         if folder and accelerator.is_main_process:
             folder.begin(self.progress.history)
@@ -384,12 +386,13 @@ class _Run:
                 f"{self.folder.path if self.folder else ''}: the saved state does not fit this run "
                 f"({str(error).splitlines()[0]}); choose another out, or delete the folder"
             ) from None
-        if progress.data not in ("", self.progress.data):
+        mine = self.progress
+        others = ["on other training images"] if progress.data not in ("", mine.data) else []
+        others += [f"of another {name}" for name, sha in mine.made_of.items() if progress.made_of.get(name, sha) != sha]
+        for other in others:
             where = self.folder.path if self.folder else ""
-            raise LearngeneError(
-                f"{where} holds a run on other training images; choose another out, or delete the folder"
-            )
-        self.progress = replace(progress, data=self.progress.data)
+            raise LearngeneError(f"{where} holds a run {other}; choose another out, or delete the folder")
+        self.progress = replace(progress, data=mine.data, made_of=mine.made_of)
 
 
 def set_drop_path(model: nn.Module, rate: float, rates: Sequence[float] | None = None) -> None:

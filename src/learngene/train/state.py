@@ -48,6 +48,7 @@ class Progress:
         best: Highest main score so far (top-1 or mean IoU), in percent.
         history: One entry per completed epoch.
         data: Fingerprint of the training images; states of older versions have none.
+        made_of: SHA-256 of what the run starts from and is guided by, see ``Stage``; in older states empty.
     """
 
     epoch: int = 0
@@ -58,6 +59,7 @@ class Progress:
     best: float = -1.0
     history: list[dict[str, Any]] = field(default_factory=list)
     data: str = ""
+    made_of: dict[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
