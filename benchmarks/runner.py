@@ -17,8 +17,8 @@ from learngene.compare.recipe import CompareRecipe
 from learngene.compare.run import compare, prepare
 from learngene.finetuning import evaluate, scratch, train_model
 from learngene.recipe import FinetuneRecipe
-from learngene.sections import validated
 from learngene.train.images import open_data
+from learngene.validation import validated
 
 ROUNDS = 3
 FIELDS = {

@@ -12,7 +12,8 @@ import yaml
 from learngene.compare.cells import lay_out
 from learngene.compare.jobs import Cell, Comparison
 from learngene.compare.recipe import CompareRecipe
-from learngene.sections import merge, validated
+from learngene.sections import merge
+from learngene.validation import validated
 from pico import FAST, pico_shape
 
 # 24 images at home in batches of 8: epochs of three steps.

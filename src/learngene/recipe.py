@@ -28,8 +28,8 @@ from learngene.sections import (
     ShapeChanges,
     Train,
     merge,
-    validated,
 )
+from learngene.validation import validated
 
 if TYPE_CHECKING:
     from learngene.compare.recipe import CompareRecipe

@@ -6,22 +6,13 @@ is. "The paper" below is TLEG and SWS alike, whose code is one DeiT fork, unless
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from learngene.errors import LearngeneError, RecipeError, nearest, refuse_unknown
+from learngene.errors import RecipeError, nearest, refuse_unknown
 from learngene.shape import ViTShape
 from learngene.stitched import PATH_FIELDS
 
@@ -425,60 +416,6 @@ class Selection(Section):
 
 BLOCKS = 5
 """Of the paper's learngene."""
-
-
-def validated(kind: type[SectionType], fields: Mapping[str, Any], where: str) -> SectionType:
-    """Builds a section from plain values.
-
-    Raises:
-        RecipeError: One line that names the place, what is wrong, and what would be right.
-    """
-    try:
-        return kind.model_validate(dict(fields))
-    except LearngeneError as error:
-        raise RecipeError(f"{where}: {error}") from None
-    except ValidationError as error:
-        raise RecipeError(f"{where}: {_told(error, fields)}") from None
-
-
-def _told(error: ValidationError, given: Mapping[str, Any]) -> str:
-    """The first fault that pydantic found, as a line that begins with its place."""
-    faults = [(_place(fault, given), fault) for fault in error.errors()]
-    first = faults[0][0]
-    # Every alternative of a union has faults of its own: those that got furthest into what was given say most.
-    same = [fault for fault in faults if fault[0][: len(first)] == first]
-    place, fault = max(same, key=lambda fault: len(fault[0]))
-    texts = [_plain(other["msg"], place) for there, other in same if there == place]
-    message = " or ".join(dict.fromkeys([texts[0], *(text.removeprefix("Input should be ") for text in texts[1:])]))
-    value = f" (given: {fault['input']!r})" if isinstance(fault["input"], (str, int, float, bool)) else ""
-    if fault["type"] == "model_type" and value:
-        value += _instead(str(fault["ctx"]["class_name"]))
-    return f"{'.'.join(place)}: {message}{value}" if place else f"{message}{value}"
-
-
-def _place(fault: ErrorDetails, given: Any) -> list[str]:
-    """The keys that lead to a fault, without the names of types that pydantic puts between them."""
-    out = []
-    for number, part in enumerate(fault["loc"], start=1):
-        keys = given if isinstance(given, Mapping) else range(len(given)) if isinstance(given, list) else ()
-        if inside := part in keys:
-            given = given[part]
-        if inside or (fault["type"] == "missing" and number == len(fault["loc"])):
-            out.append(str(part))
-    return out
-
-
-def _instead(section: str) -> str:
-    """Which key of a section a plain value was probably meant for."""
-    kind = next((kind for kind in Section.__subclasses__() if kind.__name__ == section), Section)
-    key = next((key for key in ("preset", "source", "data") if key in kind.model_fields), None)
-    return f"; did you mean its {key}?" if key else ""
-
-
-def _plain(message: str, place: Sequence[str]) -> str:
-    """What pydantic says, without names of Python's and without the place, where that is said anyway."""
-    message = message.removeprefix("Value error, ").partition(" or instance of ")[0].partition(" for <class")[0]
-    return message.removeprefix(f"{place[-1]}: ") if place else message
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

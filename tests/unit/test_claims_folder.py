@@ -20,7 +20,8 @@ from learngene.ledger.claims import SCALES, ClaimGroup, Filter, claims_folder, c
 from learngene.ledger.cost import estimate
 from learngene.ledger.page import VerdictFile
 from learngene.ledger.reproduce import reproduce
-from learngene.sections import merge, validated
+from learngene.sections import merge
+from learngene.validation import validated
 from pico import CLI
 
 GROUPS = load_claims()
@@ -294,7 +295,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "no test": ({"claims": [{"text": "a"}]}, "claim: give statistic or exact"),
     "two tests": ({"claims": [{**BETTER, "exact": "sws_costs"}]}, "claim: give statistic or exact"),
     "unknown test": ({"claims": [{**EXACT, "exact": "sws_cost"}]}, "unknown exact test 'sws_cost'; did you mean 'sws_"),
-    "no claim": ({"claims": []}, "claims: List should have at least 1 item"),
+    "no claim": ({"claims": []}, "claims: empty; give at least one"),
     "unknown key": ({"calims": []}, "unknown key 'calims'; did you mean 'claims'?"),
     "unknown scale": ({"scales": {"phone": {}}}, "scales.phone"),
 }

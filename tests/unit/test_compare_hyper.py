@@ -16,7 +16,8 @@ from learngene.errors import RecipeError
 from learngene.genefile import read_header
 from learngene.ledger.claims import ClaimGroup
 from learngene.ledger.cost import estimate
-from learngene.sections import merge, validated
+from learngene.sections import merge
+from learngene.validation import validated
 from pico import CLI, FAST, make_images, pico_shape
 
 TWO = {"two": {"source": "other", "workers": 0}, "zwei": {"source": "noch eins", "workers": 0}}

@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "home": ({"tasks": {"home": {"source": "b"}}}, "tasks: 'home' is the task of `data`; give this one another name"),
     "a seed twice": ({"run": {"seeds": [0, 1, 0]}}, "run.seeds: 0 is named twice"),
-    "no seed": ({"run": {"seeds": []}}, "run.seeds: List should have at least 1 item"),
+    "no seed": ({"run": {"seeds": []}}, "run.seeds: empty; give at least one"),
     "a negative seed": ({"run": {"seeds": [-1]}}, "run.seeds.0: Input should be greater than or equal to 0"),
     "no ancestry": (
         {"contenders": {"a": {"method": "vanilla-lg"}}},
@@ -200,7 +200,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(changes: dict[str, Any], lin
 
 @pytest.mark.parametrize("key", ["data", "shapes", "contenders", "budgets"])
 def test_a_missing_key_is_named(key: str) -> None:
-    with pytest.raises(RecipeError, match=f"recipe: {key}: Field required"):
+    with pytest.raises(RecipeError, match=f"recipe: {key}: required, but missing"):
         recipe_of({name: value for name, value in compare_fields().items() if name != key})
 
 

@@ -18,7 +18,8 @@ from learngene.errors import RecipeError
 from learngene.genefile import read_header
 from learngene.ledger.claims import ClaimGroup
 from learngene.ledger.cost import estimate
-from learngene.sections import merge, validated
+from learngene.sections import merge
+from learngene.validation import validated
 from masked import make_masked
 from pico import CLI, FAST, make_images, pico_shape
 

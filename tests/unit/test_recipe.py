@@ -281,7 +281,7 @@ WRONG_VALUES = {
     "data.crop_pct=0": "data.crop_pct",
     "data.workers=-1": "data.workers",
     "data.img_size=0": "data.img_size",
-    "data=digits": "data: Input should be a valid dictionary (given: 'digits')",
+    "data=digits": "data: Input should be a mapping of keys to values (given: 'digits')",
     "dtype=float64": "dtype",
     "method=swss": "unknown method 'swss'; did you mean 'sws'",
     "method=null": "method: Input should be a valid string",
@@ -307,7 +307,7 @@ def test_a_wrong_value_is_refused_where_it_stands(override: str, message: str, t
 
 @pytest.mark.parametrize("key", ["method", "shape", "data"])
 def test_a_missing_key_is_named(key: str) -> None:
-    with pytest.raises(RecipeError, match=f"{key}: Field required"):
+    with pytest.raises(RecipeError, match=f"{key}: required, but missing"):
         build_recipe({k: v for k, v in CONDENSE.items() if k != key}, where="recipe")
 
 

@@ -143,7 +143,7 @@ def test_the_files_are_what_the_generator_writes() -> None:
 @pytest.mark.parametrize("path", BASES, ids=relative)
 def test_a_base_is_no_recipe_by_itself_and_says_so(path: Path) -> None:
     assert "not a recipe by itself" in header(path)
-    with pytest.raises(RecipeError, match="Field required"):
+    with pytest.raises(RecipeError, match="required, but missing"):
         load_recipe(path)
 
 

@@ -125,18 +125,18 @@ def test_a_map_is_drawn_with_and_without_a_selection(tmp_path: Path) -> None:
 # -- recipes -----------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no data sets": ({"tasks": None}, "tasks: Input should be a valid dictionary"),
-    "all removed": ({"tasks": {"a": None, "b": None}}, "recipe: tasks: Dictionary should have at least 1 item"),
+    "no data sets": ({"tasks": None}, "tasks: Input should be a mapping of keys to values"),
+    "all removed": ({"tasks": {"a": None, "b": None}}, "recipe: tasks: empty; give at least one"),
     "no name": ({"tasks": {"": {"data": {"source": "x"}}}}, "tasks: '' cannot name a folder"),
     "folder above": ({"tasks": {"..": {"data": {"source": "x"}}}}, "tasks: '..' cannot name a folder"),
     "slash": ({"tasks": {"a/b": {"data": {"source": "x"}}}}, "tasks: 'a/b' cannot name a folder; use letters, digits"),
     "long": ({"tasks": {"a" * 101: {"data": {"source": "x"}}}}, "is too long for a folder; use 100 characters"),
     "a number": ({"tasks": {1: {"data": {"source": "x"}}}}, "Input should be a valid string"),
-    "no mapping": ({"tasks": {"x": "digits"}}, "recipe: tasks.x: Input should be a valid dictionary (given: 'digits')"),
+    "no mapping": ({"tasks": {"x": "digits"}}, "recipe: tasks.x: Input should be a mapping of keys to values (given"),
     "source": ({"tasks": {"x": {"data": {"source": 3}}}}, "recipe: tasks.x.data.source: Input should be a valid"),
     "typo": ({"tasks": {"x": {"dat": {}}}}, "recipe: tasks.x: unknown key 'dat'; did you mean 'data'?"),
     "name of a type": ({"tasks": {"str": {"data": {"source": 3}}}}, "recipe: tasks.str.data.source: Input should be"),
-    "no data": ({"tasks": {"x": {}}}, "tasks.x.data: Field required"),
+    "no data": ({"tasks": {"x": {}}}, "tasks.x.data: required, but missing"),
     "drop path": ({"train": {"drop_path": 0.1}}, "tasks.a: train.drop_path is not for super nets"),
     "drop path of one": ({"tasks": {"b": {"train": {"drop_path": 0.1}}}}, "tasks.b: train.drop_path"),
     "layer decay": ({"train": {"layer_decay": 0.9}}, "tasks.a: train.layer_decay is for fine-tuning"),

@@ -13,7 +13,7 @@ from learngene.errors import RecipeError
 from learngene.ledger.claims import Statistic
 from learngene.ledger.structural import STRUCTURAL
 from learngene.ledger.verdict import Verdict, half_width, judge, overall
-from learngene.sections import validated
+from learngene.validation import validated
 
 T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 9: 1.833}
 """95 % points of Student's t by degrees of freedom, as printed in tables."""

@@ -17,8 +17,8 @@ from learngene.methods.tal import Hypernetwork
 from learngene.pooling.rows import row_recipe
 from learngene.recipe import CondenseRecipe, build_recipe
 from learngene.searching.recipe import SearchRecipe
-from learngene.sections import validated
 from learngene.shape import ViTShape
+from learngene.validation import validated
 
 
 def _ancestry(out: Comparison, name: str, seed: int) -> AncestryJob:

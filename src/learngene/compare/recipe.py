@@ -22,10 +22,10 @@ from learngene.sections import (
     ShapeChanges,
     Train,
     merge,
-    validated,
     without_removed,
 )
 from learngene.stitched import shape_from
+from learngene.validation import validated
 
 HOME = "home"
 """The task on which genes are condensed and ancestries trained; every comparison has it."""

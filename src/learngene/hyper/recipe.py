@@ -11,7 +11,8 @@ from learngene.errors import RecipeError
 from learngene.hyper.sections import Hyper
 from learngene.methods import method
 from learngene.methods.tal import Hypernetwork
-from learngene.sections import AncestrySpec, AuxiliaryShape, DataSpec, Section, Train, merge, validated, without_removed
+from learngene.sections import AncestrySpec, AuxiliaryShape, DataSpec, Section, Train, merge, without_removed
+from learngene.validation import validated
 
 
 class TuneTask(Section):

@@ -19,7 +19,8 @@ from learngene.errors import LearngeneError, RecipeError, nearest
 from learngene.files import find_folder
 from learngene.ledger.structural import STRUCTURAL
 from learngene.recipe import apply_overrides, load_yaml, read_fields, with_data
-from learngene.sections import Section, merge, validated
+from learngene.sections import Section, merge
+from learngene.validation import validated
 
 SCALES = ("laptop", "gpu", "paper")
 PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL")

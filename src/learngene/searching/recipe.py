@@ -19,9 +19,9 @@ from learngene.sections import (
     Selection,
     Train,
     merge,
-    validated,
     without_removed,
 )
+from learngene.validation import validated
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 """Of task names, which become names of folders."""
