@@ -255,6 +255,17 @@ def test_images_are_normalised_as_the_data_section_says(images: Path) -> None:
         assert label == split.labels[index]
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-n9-inc1", "rand-m0-n9"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_strongest_augmentations_blacken_an_image_at_worst(images: Path, policy: str, channels: int) -> None:
+    """Posterizing to no bits at all, which timm asks for at either end of its scale and Pillow 13 refuses."""
+    spec = DataSpec(source=str(images), workers=0, mean=(0.5,) * channels, std=(0.5,) * channels)
+    train = Train(**{**FAST, "augment": {"preset": "none", "rand_augment": policy}})
+    made = TrainBatches(open_split(spec, "train"), spec, train, img_size=8, in_chans=channels)
+    for epoch in range(8):
+        assert all(tensor.isfinite().all() for tensor in content(made, epoch))
+
+
 def test_grey_images_have_one_channel(images: Path) -> None:
     spec = DataSpec(source=str(images), workers=0, mean=(0.5,), std=(0.5,))
     made = TrainBatches(open_split(spec, "train"), spec, Train(**FAST), img_size=8, in_chans=1)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, Num
+from PIL.Image import Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import posterize as timm_posterize
 from timm.data.mixup import mixup_target
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -296,7 +299,7 @@ def train_transform(augment: Augment, spec: DataSpec, img_size: int) -> Any:
 def _create_train_transform(
     augment: Augment, spec: DataSpec, img_size: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Any:
-    return create_transform(
+    transform = create_transform(
         img_size,
         is_training=True,
         scale=scale,
@@ -311,6 +314,17 @@ def _create_train_transform(
         re_mode=augment.erasing_mode,
         re_count=augment.erasing_count,
     )
+    for step in transform.transforms:
+        policies = getattr(step, "ops", None) or getattr(step, "policy", [])
+        for operation in chain.from_iterable(some if isinstance(some, list) else [some] for some in policies):
+            if operation.aug_fn is timm_posterize:
+                operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image, bits: int, **settings: Any) -> Image:
+    """Timm's, down to no bits at all: black, as Pillow had it; since version 13 it refuses what timm asks of it."""
+    return timm_posterize(image, bits, **settings) if bits else image.point(lambda _: 0)
 
 
 def eval_loader(
