@@ -97,7 +97,7 @@ def plan(
     Args:
         gene: A gene, its header, or its file.
         budget: Limits that all have to hold; without one, every depth up to ``methods.base.DEEPEST`` is listed.
-        num_classes: Of the task; the gene's own by default.
+        num_classes: Of the task; by default those of option ``task``, if a gene was tuned on it, or the gene's own.
         img_size: Of the task in pixels; the gene's own by default.
         timer: Times a shape at a batch size on a device; measures and remembers by default.
         **options: The method's choices at expansion, for example ``order``.
@@ -110,6 +110,10 @@ def plan(
     """
     budget = budget or Budget()
     source = read_header(gene) if isinstance(gene, (str, Path)) else gene
+    tuned = {entry["task"]: entry["classes"] for entry in source.metadata.get("tasks", [])}
+    task = options.get("task")
+    if num_classes is None and isinstance(task, str) and task in tuned:
+        num_classes = len(tuned[task])
     base = source.shape.replace(
         num_classes=source.shape.num_classes if num_classes is None else num_classes,
         img_size=img_size or source.shape.img_size,

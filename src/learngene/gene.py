@@ -378,7 +378,8 @@ class Learngene(nn.Module):
         if verify_content:
             verify(header)
         try:
-            tensors = {name: value.float() for name, value in load_file(header.path).items()}
+            # Copied: what lies anywhere in a file is computed with differently on some machines, by a last bit.
+            tensors = {name: value.to(torch.float32, copy=True) for name, value in load_file(header.path).items()}
         except SafetensorError as error:
             raise GeneFileError(f"{path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
         if verify_content and (name := _not_finite(tensors)):

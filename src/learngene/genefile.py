@@ -228,8 +228,8 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
         raise GeneFileError(f"{path}: metadata entry 'paths' must be a list of objects with 'path' and 'top1'")
     if "search" in metadata and not _is_search(metadata["search"]):
         raise GeneFileError(f"{path}: metadata entry 'search' must be the record of a search, see docs/format.md")
-    if not _are_tasks(metadata.get("tasks", [])):
-        raise GeneFileError(f"{path}: metadata entry 'tasks' must be a list of tuned tasks, see docs/format.md")
+    if fault := _fault_of_tasks(metadata.get("tasks", [])):
+        raise GeneFileError(f"{path}: metadata entry 'tasks': {fault}, see docs/format.md")
     entries: dict[str, dict[str, type | UnionType]] = {
         "ancestry": {"name": str, "tag": str, "sha256": str},
         "data": {"source": list},
@@ -264,22 +264,26 @@ def _is_search(record: Any) -> bool:
     )
 
 
-def _are_tasks(entries: Any) -> bool:
-    """Whether an entry has the tasks that a gene was tuned on, each by a name of its own."""
+def _fault_of_tasks(entries: Any) -> str | None:
+    """What is wrong with the tasks that a gene was tuned on, each of which has a name of its own."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return False
+        return "must be a list of tuned tasks"
     names = [entry.get("task") for entry in entries]
-    return all(isinstance(name, str) and names.count(name) == 1 for name in names) and all(
-        are(entry.get("source"), str)
-        and are(entry.get("classes"), str)
-        and all(are(entry.get(key), int | float) for key in ("mean", "std"))
-        and isinstance(entry.get("top1"), int | float)
-        and 0 <= entry["top1"] <= 100
-        and entry["task"].isprintable()
-        and _is_embedding(entry.get("embedding", {}))
-        and (not entry.get("embedding") or _is_of(entry["embedding"], entry))
-        for entry in entries
-    )
+    if not all(isinstance(name, str) and name.isprintable() and names.count(name) == 1 for name in names):
+        return "every task needs a printable name of its own"
+    for entry in entries:
+        embedding = entry.get("embedding", {})
+        fine = {
+            "source": are(entry.get("source"), str),
+            "classes": are(entry.get("classes"), str),
+            "mean": are(entry.get("mean"), int | float),
+            "std": are(entry.get("std"), int | float) and min(entry["std"]) > 0,
+            "top1": isinstance(entry.get("top1"), int | float) and 0 <= entry["top1"] <= 100,
+            "embedding": _is_embedding(embedding) and (not embedding or _is_of(embedding, entry)),
+        }
+        if wrong := [key for key, right in fine.items() if not right]:
+            return f"task {entry['task']}: its {wrong[0]} is missing, damaged or not its own"
+    return None
 
 
 def _is_of(embedding: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:

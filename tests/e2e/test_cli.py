@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -228,16 +229,25 @@ def test_latency_limits_a_plan(cli: CLI, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_next_command_repeats_what_was_asked_for(cli: CLI, tmp_path: Path) -> None:
-    gene = tmp_path / "g.safetensors"
+    gene = tmp_path / "my gene.safetensors"
     pico_gene("sws", {"stages": (2, 1, 1)}).save(gene)
     flags = ["--num-classes", 7, "--img-size", 16, "--set", "assign=random", "--set", "assign_seed=3"]
     line = cli("plan", gene, "--max-params", 20_000, *flags).out.splitlines()[-1]
     assert line.startswith("next: learngene expand ")
-    result = cli(*line.removeprefix("next: learngene ").replace(" DIR", f" {tmp_path / 'des'}").split())
+    result = cli(*shlex.split(line.removeprefix("next: learngene ").replace(" DIR", f" {tmp_path / 'des'}")))
     assert result.code == 0, result.err
     record = json.loads((tmp_path / "des" / "learngene.json").read_text())
     assert (record["shape"]["num_classes"], record["shape"]["img_size"]) == (7, 16)
     assert record["options"] == {"assign": "random", "assign_seed": 3}
+
+
+def test_scores_of_outputs_that_are_not_finite_are_refused(refused: Any, images: Path, tmp_path: Path) -> None:
+    gene = pico_gene()
+    with torch.no_grad():
+        gene.tensors()["head.weight"].fill_(3e38)
+    gene.save(tmp_path / "g.safetensors")
+    line = refused("eval", tmp_path / "g.safetensors", "--data", images)
+    assert line.endswith("g.safetensors: its outputs are not finite numbers, so that its scores mean nothing")
 
 
 def test_grey_images_train_a_grey_model(cli: CLI, images: Path, tmp_path: Path) -> None:

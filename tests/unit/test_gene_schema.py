@@ -258,7 +258,14 @@ def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) 
         if aware:
             embedding = SCHEMA["$defs"]["embedding"]
             assert set(task["embedding"]) == set(embedding["properties"]) == set(embedding["required"])
-    for wrong in ({"task": 1}, {"source": "x"}, {"classes": []}, {"top1": 101}, {"embedding": {"name": "x"}}):
+    for wrong in (
+        {"task": 1},
+        {"source": "x"},
+        {"classes": []},
+        {"std": [0]},
+        {"top1": 101},
+        {"embedding": {"name": "x"}},
+    ):
         spoiled = {**both, "tasks": [{**both["tasks"][0], **wrong}]}
         assert list(faults(spoiled, SCHEMA)) != []
     assert list(faults({**both, "method": "tleg"}, SCHEMA)) != []

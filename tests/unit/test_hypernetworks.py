@@ -370,6 +370,7 @@ def test_factors_that_are_too_small_are_refused(name: str, changes: dict[str, An
         ("logah", {"size": 3}, "unknown size '3'"),
         ("logah", {"hid": 30}, "hid 30 must be divisible by 4 and by encoder_heads 16"),
         ("logah", {"hid": 36, "encoder_heads": 8}, "hid 36 must be divisible by 4 and by encoder_heads 8"),
+        ("logah", {"encoder_layers": 10**8}, "encoder_layers 100000000 is more than 10000"),
         ("logah", {"rank": 0}, "rank must be a positive integer, not 0"),
         ("logah", {"expansion": True}, "expansion must be a positive integer, not True"),
         ("ghn3", {"max_shape": -1}, "max_shape must be a positive integer, not -1"),

@@ -110,22 +110,25 @@ def test_few_points_have_components_too(count: int, shares: tuple[float, float] 
 
 # -- the metadata ------------------------------------------------------------------------------------------
 
-DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "no name": lambda task: task.pop("task"),
-    "a name of another's": lambda task: task.update(task="cold"),
-    "source of a word": lambda task: task.update(source="folder"),
-    "no classes": lambda task: task.update(classes=[]),
-    "mean of words": lambda task: task.update(mean=["x"]),
-    "std missing": lambda task: task.pop("std"),
-    "top1 of words": lambda task: task.update(top1="high"),
-    "embedding of numbers": lambda task: task.update(embedding=[1.0]),
-    "vector of words": lambda task: task["embedding"].update(vector=["x"]),
-    "vector missing": lambda task: task["embedding"].pop("vector"),
-    "another number": lambda task: task["embedding"]["vector"].__setitem__(0, 7.0),
-    "not finite": lambda task: task["embedding"]["vector"].__setitem__(0, float("nan")),
-    "preprocessing of words": lambda task: task["embedding"].update(preprocessing="x"),
-    "images of words": lambda task: task["embedding"].update(images="many"),
-    "fingerprint missing": lambda task: task["embedding"].pop("fingerprint"),
+NO_NAME = "every task needs a printable name of its own"
+DAMAGED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "no name": (NO_NAME, lambda task: task.pop("task")),
+    "a name of another's": (NO_NAME, lambda task: task.update(task="cold")),
+    "a name that cannot be shown": (NO_NAME, lambda task: task.update(task="a\nb")),
+    "source of a word": ("source", lambda task: task.update(source="folder")),
+    "no classes": ("classes", lambda task: task.update(classes=[])),
+    "mean of words": ("mean", lambda task: task.update(mean=["x"])),
+    "std missing": ("std", lambda task: task.pop("std")),
+    "std of nothing": ("std", lambda task: task.update(std=[0.0])),
+    "top1 of words": ("top1", lambda task: task.update(top1="high")),
+    "embedding of numbers": ("embedding", lambda task: task.update(embedding=[1.0])),
+    "vector of words": ("embedding", lambda task: task["embedding"].update(vector=["x"])),
+    "vector missing": ("embedding", lambda task: task["embedding"].pop("vector")),
+    "another number": ("embedding", lambda task: task["embedding"]["vector"].__setitem__(0, 7.0)),
+    "not finite": ("embedding", lambda task: task["embedding"]["vector"].__setitem__(0, float("nan"))),
+    "preprocessing of words": ("embedding", lambda task: task["embedding"].update(preprocessing="x")),
+    "images of words": ("embedding", lambda task: task["embedding"].update(images="many")),
+    "fingerprint missing": ("embedding", lambda task: task["embedding"].pop("fingerprint")),
 }
 
 
@@ -133,15 +136,18 @@ DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_a_damaged_task_is_refused(case: str, tuned: Path) -> None:
     metadata = copy.deepcopy(read_header(tuned).metadata)
     check_metadata(Path("g"), metadata)
-    DAMAGED[case](metadata["tasks"][0])
-    with pytest.raises(GeneFileError, match="g: metadata entry 'tasks' must be a list of tuned tasks, see docs/format"):
+    what, damage = DAMAGED[case]
+    name = metadata["tasks"][0]["task"]
+    damage(metadata["tasks"][0])
+    fault = what if what == NO_NAME else f"task {name}: its {what} is missing, damaged or not its own"
+    with pytest.raises(GeneFileError, match=f"g: metadata entry 'tasks': {fault}, see docs/format"):
         check_metadata(Path("g"), metadata)
 
 
 def test_tasks_are_a_list_of_objects(tuned: Path) -> None:
     metadata = read_header(tuned).metadata
     for wrong in ({}, "x", 3, None, [1]):
-        with pytest.raises(GeneFileError, match="'tasks' must be a list of tuned tasks"):
+        with pytest.raises(GeneFileError, match="'tasks': must be a list of tuned tasks"):
             check_metadata(Path("g"), {**metadata, "tasks": wrong})
     without = [{key: value for key, value in task.items() if key != "embedding"} for task in metadata["tasks"]]
     check_metadata(Path("g"), {**metadata, "tasks": without})

@@ -271,6 +271,15 @@ def test_expand_for_a_task_that_is_known_or_a_folder(
     assert scored.code == 0, scored.err
 
 
+def test_a_plan_for_a_task_counts_its_classes(stage2: Path) -> None:
+    gene = lg.load(stage2)
+    for name, task in gene.tasks().items():
+        found = lg.plan(gene, task=name)
+        assert {candidate.shape.num_classes for candidate in found} == {len(task.classes)}
+        assert found[0].params == sum(p.numel() for p in gene.expand(found[0].shape, task=name).parameters())
+    assert {candidate.shape.num_classes for candidate in lg.plan(gene, task="pair", num_classes=7)} == {7}
+
+
 def test_tasks_that_expand_cannot_take(
     refused: Any, stage1: Path, stage2: Path, tasks: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -279,7 +288,9 @@ def test_tasks_that_expand_cannot_take(
     assert "which was tuned on none" in refused("expand", stage1, *out, "--task", "pair")
     assert "--ancestry: is for the images of --task" in refused("expand", stage2, *out, "--ancestry", "x")
     other = make_ancestry(tmp_path / "other", depth=1)
-    assert "sha256" in refused("expand", stage2, *out, "--task", tasks["pair"], "--ancestry", other)
+    foreign = refused("expand", stage2, *out, "--task", tasks["pair"], "--ancestry", other)
+    assert "--ancestry: must be the ancestry that the gene was trained under" in foreign
+    assert "sha256" in foreign
     needless = refused("expand", stage2, *out, "--task", "pair", "--ancestry", other)
     assert "--ancestry: the gene has the embedding of task pair already; leave it out" in needless
     assert "--task: is empty; give images or a task of this gene: colours, pair" in refused(

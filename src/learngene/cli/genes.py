@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import join, quote
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +29,7 @@ def condense(
 
     done = run(loaded)
     say(f"{done.path}: top-1 {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
-    say(f"next: learngene plan {done.path}")
+    say(f"next: learngene plan {quote(str(done.path))}")
 
 
 @app.command()
@@ -53,7 +54,7 @@ def search(
     say(
         f"{done.path}: blocks {', '.join(str(layer) for layer in done.record['layers'])}; map in {loaded.out}/usage.png"
     )
-    say(f"next: learngene plan {done.path}")
+    say(f"next: learngene plan {quote(str(done.path))}")
 
 
 @app.command()
@@ -75,7 +76,7 @@ def tune(
     for entry in done.gene.metadata["tasks"]:
         say(f"{entry['task']}: top-1 {entry['top1']:.2f} % untuned at the auxiliary shape")
     say(f"{done.path}: mean top-1 {done.result.final.main:.2f} %, {done.result.updates} steps")
-    say(f"next: learngene plan {done.path}")
+    say(f"next: learngene plan {quote(str(done.path))}")
 
 
 @app.command()
@@ -102,7 +103,7 @@ def extract(
     gene.save(out, dtype=dtype)
     stored = sum(parameter.numel() for parameter in gene.parameters())
     print(f"{out}: {method}, {stored / 1e6:.3f} M parameters, {out.stat().st_size / 1e6:.2f} MB")
-    print(f"next: learngene plan {out}")
+    print(f"next: learngene plan {quote(str(out))}")
 
 
 @app.command()
@@ -144,10 +145,10 @@ def plan(
         which = header.method.flags(header.shape, found[0].shape)
         task = {"--num-classes": num_classes, "--img-size": img_size}
         flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
-        flags += [f"--set {option}" for option in options or []]
+        flags += [f"--set {quote(option)}" for option in options or []]
         tuned = [each["task"] for each in header.metadata.get("tasks", []) if "embedding" in each]
-        flags += [f"--task {tuned[0]}"] if tuned and "task" not in choices(options) else []
-        print(" ".join(["next: learngene expand", str(gene), which, *flags, "--out DIR"]))
+        flags += [f"--task {quote(tuned[0])}"] if tuned and "task" not in choices(options) else []
+        print(" ".join(["next: learngene expand", quote(str(gene)), which, *flags, "--out DIR"]))
 
 
 @app.command()
@@ -228,9 +229,12 @@ def expand(
         left_out = [_all_fresh(model, layer) for layer in range(shape.depth)]
         texts = zip(model.learngene["layers"], left_out, strict=True)
         _explain(["fresh" if fresh else text for text, fresh in texts])
+    if segment:
+        print("the head for pixels starts fresh")
     if fresh := model.learngene["fresh"]:
         print(f"{len(fresh)} tensors start fresh, the first is {fresh[0]}")
-    print(f"next: learngene finetune --model {out} --data DATA --out RUN   (or: learngene eval {out} --data DATA)")
+    made = quote(str(out))
+    print(f"next: learngene finetune --model {made} --data DATA --out RUN   (or: learngene eval {made} --data DATA)")
 
 
 def _explain(layers: list[str]) -> None:
@@ -282,7 +286,7 @@ def info(
     }
     for key, value in rows.items():
         print(f"{key:16s} {value}")
-    print(f"next: learngene plan {gene} --max-params 10M")
+    print(f"next: learngene plan {quote(str(gene))} --max-params 10M")
 
 
 @app.command()
@@ -299,7 +303,7 @@ def check(
     for line in check_recipe(loaded):
         print(line)
     folder = ["--data", str(data)] if data else []
-    print(f"next: learngene {loaded.kind} {' '.join([str(recipe), *(overrides or []), *folder])}")
+    print(f"next: learngene {loaded.kind} {join([str(recipe), *(overrides or []), *folder])}")
 
 
 @app.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -54,7 +56,7 @@ def finetune(
     done = run(loaded)
     untuned, tuned = done.untuned, done.result.final
     say(f"{done.path}: {tuned.label} {untuned.main:.2f} % untuned, {tuned.main:.2f} % fine-tuned")
-    say(f"next: learngene export {done.path} --out MODEL.onnx")
+    say(f"next: learngene export {quote(str(done.path))} --out MODEL.onnx")
 
 
 @app.command("eval")
@@ -95,6 +97,8 @@ def evaluate(
     else:
         classifier = Ancestry(model).model
     result = score(classifier, section, split=split)
+    if not isfinite(result.loss):
+        raise LearngeneError(f"{model}: its outputs are not finite numbers, so that its scores mean nothing")
     names = mask_names(classifier, section)
     if as_json:
         classes = {} if isinstance(result, Accuracy) else {"classes": names}

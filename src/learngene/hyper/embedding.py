@@ -85,7 +85,7 @@ def task_of(gene: Learngene, task: str, ancestry: str | None = None) -> TaskEmbe
                 f"--task {task}: its embedding needs the gene's ancestry, of which the gene knows the name '{source}'; "
                 f"say where it is with --ancestry ({error})"
             ) from None
-        raise
+        raise LearngeneError(f"--ancestry: must be the ancestry that the gene was trained under ({error})") from None
     return embedding_of(found, images, Path(task).name, spec)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from learngene.errors import ShapeError, nearest, refuse_unknown
 from learngene.methods.base import Method, plain
 from learngene.methods.tal.ranges import Size, checked_shapes, limits, sizes_of
-from learngene.shape import ViTShape
+from learngene.shape import MAX_DEPTH, ViTShape
 from learngene.stitched import Shape
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class Hypernetwork(Method):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ShapeError(f"{self.name}: {name} must be a positive integer, not {value!r}")
+        if (self.encoder_layers or 0) > MAX_DEPTH:
+            raise ShapeError(f"{self.name}: encoder_layers {self.encoder_layers} is more than {MAX_DEPTH}")
         if not isinstance(self.attention_node, bool):
             raise ShapeError(f"{self.name}: attention_node must be true or false, not {self.attention_node!r}")
         width, heads, *_ = self.numbers
