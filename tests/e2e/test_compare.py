@@ -189,6 +189,20 @@ def test_a_cell_that_was_deleted_is_run_again_alone_and_gives_the_same(cli: CLI,
     assert kept.items() <= contents(place.out / "cells").items()
 
 
+def test_genes_whose_cells_are_all_there_are_not_made_again(cli: CLI, place: Place) -> None:
+    """As in a clone of a repository that holds results but no weights."""
+    cells = contents(place.out / "cells")
+    shutil.rmtree(place.folder / "store")
+    again = cli(*place.arguments)
+    assert (again.code, again.err, announced(again.out)) == (0, "", [])
+    assert contents(place.out / "cells") == cells
+    place.one("weight-selection").unlink()
+    done = cli(*place.arguments)
+    ancestry, gene, cell = announced(done.out)
+    assert (ancestry, gene) == ("ancestry vit", "gene weight-selection")
+    assert cell.startswith("cell weight-selection")
+
+
 def test_collecting_runs_and_trains_nothing(cli: CLI, place: Place) -> None:
     shutil.rmtree(place.folder / "store")
     shutil.rmtree(place.out / "cells")

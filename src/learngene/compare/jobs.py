@@ -225,6 +225,20 @@ class Cell:
 Job = AncestryJob | RowJob | SearchJob | GeneJob | Cell
 
 
+def needs(job: Job) -> list[AncestryJob | RowJob | SearchJob | GeneJob]:
+    """What must be there before a job can be done."""
+    if isinstance(job, AncestryJob):
+        return []
+    if isinstance(job, (RowJob, SearchJob)):
+        return [job.ancestry] if job.ancestry else []
+    if isinstance(job, GeneJob):
+        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.parts]
+    if job.gene is None:
+        return []
+    # The ancestry, too: it embeds tasks that the gene has not seen.
+    return [job.gene, *([job.gene.ancestry] if job.gene.ancestry else [])]
+
+
 @dataclass
 class Comparison:
     """All jobs of a recipe.
@@ -251,6 +265,16 @@ class Comparison:
         """Everything there is to do, what others need first."""
         parts = {part.path: part for gene in self.genes for part in gene.parts}
         return [*self.ancestries.values(), *parts.values(), *self.genes, *self.cells]
+
+    def missing(self) -> list[Job]:
+        """What has to be done: cells without a result, and whatever those need that is not there."""
+        out: list[Job] = []
+        needed: set[Path] = set()
+        for job in reversed(self.jobs()):
+            if not job.done and (isinstance(job, Cell) or job.path in needed):
+                out.append(job)
+                needed |= {other.path for other in needs(job)}
+        return out[::-1]
 
     def task_data(self, task: str) -> DataSpec:
         """The data section of a task."""

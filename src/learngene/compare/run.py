@@ -16,7 +16,7 @@ import torch
 from learngene.analysis import layer_state, linearity
 from learngene.ancestry import Ancestry, refuse_unknown_architecture, timm_model
 from learngene.compare.cells import lay_out
-from learngene.compare.jobs import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob
+from learngene.compare.jobs import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob, needs
 from learngene.compare.recipe import HOME, CompareRecipe
 from learngene.compare.results import Collected, collect, write_cell
 from learngene.condensing import prepare as prepare_gene
@@ -205,12 +205,12 @@ def _jobs_done(
     comparison: Comparison, opened: Opened, failed: dict[str, str], say: Callable[[str], None]
 ) -> Iterator[Job]:
     """Does every job that nobody else has done or is doing, and waits for those; yields what it did."""
-    pending: list[Job] = [job for job in comparison.jobs() if not job.done]
+    pending = comparison.missing()
     lost: set[Path] = set()
     while pending:
         progress = False
         for job in list(pending):
-            needed = _needs(job)
+            needed = needs(job)
             if any(other.path in lost for other in needed):
                 lost.add(job.path)
                 pending.remove(job)
@@ -237,15 +237,6 @@ def _jobs_done(
                 progress = True
         if not progress:
             time.sleep(POLL_SECONDS)
-
-
-def _needs(job: Job) -> list[AncestryJob | RowJob | SearchJob | GeneJob]:
-    if isinstance(job, AncestryJob):
-        return []
-    if isinstance(job, GeneJob):
-        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.parts]
-    needed = job.ancestry if isinstance(job, (RowJob, SearchJob)) else job.gene
-    return [needed] if needed is not None else []
 
 
 def _title(job: Job) -> str:
