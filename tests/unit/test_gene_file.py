@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +24,7 @@ from hyper import HYPER
 from learngene.errors import GeneFileError, LearngeneError
 from learngene.gene import Learngene
 from learngene.genefile import read_header
-from learngene.methods import METHODS, method
+from learngene.methods import METHODS
 from pico import batch, pico_gene, pico_shape
 
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
@@ -435,87 +432,3 @@ def test_a_spoiled_table_of_tensors_is_refused(name: str, verify: bool, gene_fil
     with pytest.raises(GeneFileError) as error:
         Learngene.load(path, verify_content=verify)
     assert len(str(error.value).splitlines()) == 1
-
-
-# -- writing -----------------------------------------------------------------------------------------------
-
-
-def no_space(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("place", ["os.fsync", "safetensors.torch.save_file", "pathlib.Path.replace"])
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "g.safetensors"
-    pico_gene(seed=1).save(path)
-    old = path.read_bytes()
-    monkeypatch.setattr(place, no_space)
-    with pytest.raises(LearngeneError, match=r"cannot write .*: no space left on the device; nothing was changed"):
-        pico_gene(seed=2).save(path)
-    monkeypatch.undo()
-    assert path.read_bytes() == old
-    assert list(tmp_path.iterdir()) == [path]
-
-
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-from learngene.errors import LearngeneError
-from learngene.gene import Learngene
-from learngene.methods import METHODS, method
-from learngene.shape import ViTShape
-gene = Learngene(method("tleg"), ViTShape(64, 2, 4, patch_size=4, img_size=8, num_classes=3))
-try:
-    gene.save(sys.argv[1])
-except LearngeneError as error:
-    print(error)
-"""
-
-
-def test_a_save_that_the_system_cuts_off_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "g.safetensors"
-    pico_gene(seed=1).save(path)
-    old = path.read_bytes()
-    done = subprocess.run([sys.executable, "-c", LIMITED, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"cannot write {path}: ")
-    assert len(done.stdout.splitlines()) == 1
-    assert path.read_bytes() == old
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("name", ["folder", "file/g.safetensors"])
-def test_a_path_that_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(LearngeneError, match="cannot write"):
-        pico_gene().save(tmp_path / name)
-    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
-
-
-def test_saving_makes_the_folder(tmp_path: Path) -> None:
-    pico_gene().save(tmp_path / "new" / "folder" / "g.safetensors")
-    assert read_header(tmp_path / "new" / "folder" / "g.safetensors").method == method("tleg")
-
-
-def test_a_gene_file_has_ordinary_permissions(tmp_path: Path) -> None:
-    mask = os.umask(0o027)
-    try:
-        pico_gene().save(tmp_path / "g.safetensors")
-    finally:
-        os.umask(mask)
-    assert (tmp_path / "g.safetensors").stat().st_mode & 0o777 == 0o640
-
-
-def test_every_stored_tensor_changes_the_digest(tmp_path: Path) -> None:
-    gene = pico_gene(embed_dim=8, depth=2)
-    digests = set()
-    for name in [None, *gene.tensors()]:
-        if name:
-            with torch.no_grad():
-                gene.tensors()[name].view(-1)[-1] += 1
-        gene.save(tmp_path / "g.safetensors")
-        digests.add(gene.metadata["digest"])
-    assert len(digests) == 1 + len(gene.tensors())
