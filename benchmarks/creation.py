@@ -17,9 +17,9 @@ import timm
 import torch
 from bench import finish, paired_rounds, ratio, target
 
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 
 AUXILIARY = {
     "tleg": ViTShape.named("deit_base_patch16_224"),
@@ -31,7 +31,7 @@ ROUNDS = 9
 PEAK = """
 import sys, torch
 from pathlib import Path
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 import timm.models.vision_transformer
 def kilobytes(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))

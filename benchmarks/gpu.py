@@ -12,10 +12,10 @@ import torch
 from bench import finish, paired_rounds, ratio
 from torch import nn
 
-from learngene.finetuning import scratch
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
+from learngene.making.finetune import scratch
 from learngene.methods import method
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 
 SHAPE = ViTShape.named("deit_small_patch16_224")
 SETTINGS = {"tleg": {}, "sws": {"stages": (3, 3, 2, 2, 2)}}

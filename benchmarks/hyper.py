@@ -21,15 +21,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from learngene import Learngene
-from learngene.hyper.guidance import penalty
-from learngene.hyper.meta import MetaBatch, meta_loss
-from learngene.hyper.sections import Hyper
+from learngene.making.hyper.guidance import penalty
+from learngene.making.hyper.meta import MetaBatch, meta_loss
 from learngene.methods import method
 from learngene.methods.tal.graph import graph
-from learngene.sections import Train
-from learngene.shape import ViTShape
-from learngene.train.loop import make_optimizer
-from learngene.train.losses import classification_loss
+from learngene.recipe.hyper import Hyper
+from learngene.recipe.sections import Train
+from learngene.training.loop import make_optimizer
+from learngene.training.losses import classification_loss
+from learngene.vits.shape import ViTShape
 
 BATCH, STEPS, PREDICTIONS = 32, 16, 15
 TRAIN = Train(lr=1e-5, lr_batch=None, weight_decay=0.01)

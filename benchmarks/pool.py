@@ -25,12 +25,12 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from learngene.budget import Budget
-from learngene.elastic import ElasticViT
-from learngene.gene import Learngene
+from learngene.genes.elastic import ElasticViT
+from learngene.genes.gene import Learngene
+from learngene.genes.plan import Budget
 from learngene.methods import method
-from learngene.shape import ViTShape
-from learngene.stitched import Shape, StitchedShape
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape, StitchedShape
 
 SMALL = ViTShape(embed_dim=192, depth=6, num_heads=6, patch_size=4, img_size=32, num_classes=100)
 SMALL_ROWS = (96, 192)
@@ -45,10 +45,10 @@ SWITCHES = 1000
 FIT = """
 import json, sys, time, torch
 import timm.models.vision_transformer
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.pooling.stitches import least_squares_stitches
-from learngene.shape import ViTShape
+from learngene.making.pool.stitches import least_squares_stitches
+from learngene.vits.shape import ViTShape
 torch.set_num_threads(2)
 shape = ViTShape.named("deit_base_patch16_224", depth=int(sys.argv[1]), class_token=True)
 gene = Learngene(method("pool"), shape)

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from bench import finish, paired_rounds, ratio, target
 
-from learngene.compare.jobs import Cell
-from learngene.compare.recipe import CompareRecipe
-from learngene.compare.run import compare, prepare
-from learngene.finetuning import evaluate, scratch, train_model
-from learngene.recipe import FinetuneRecipe
-from learngene.train.images import open_data
-from learngene.validation import validated
+from learngene.comparing.jobs import Cell
+from learngene.comparing.run import compare, prepare
+from learngene.data.images import open_data
+from learngene.making.finetune import evaluate, scratch, train_model
+from learngene.recipe.compare import CompareRecipe
+from learngene.recipe.loading import FinetuneRecipe
+from learngene.recipe.one_line_faults import validated
 
 ROUNDS = 3
 FIELDS = {

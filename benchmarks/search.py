@@ -23,10 +23,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from learngene import save_descendant, scratch
-from learngene.models.super_net import SuperNet, routed
-from learngene.sections import Routing, Train
-from learngene.shape import ViTShape
-from learngene.train.loop import make_optimizer
+from learngene.making.search.super_net import SuperNet, routed
+from learngene.recipe.sections import Routing, Train
+from learngene.training.loop import make_optimizer
+from learngene.vits.shape import ViTShape
 
 SMALL = ViTShape(embed_dim=192, depth=12, num_heads=3, patch_size=4, img_size=32, num_classes=100, class_token=True)
 BATCH, STEPS = 32, 24

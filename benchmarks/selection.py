@@ -14,11 +14,11 @@ import torch
 from bench import finish, paired_rounds, ratio, target
 from creation import timed
 
-from learngene.ancestry import Ancestry
-from learngene.extracting import extract
-from learngene.finetuning import scratch
-from learngene.gene import Learngene
-from learngene.shape import ViTShape
+from learngene.genes.ancestry import Ancestry
+from learngene.genes.gene import Learngene
+from learngene.making.extract import extract
+from learngene.making.finetune import scratch
+from learngene.vits.shape import ViTShape
 
 BASE = ViTShape.named("deit_base_patch16_224", class_token=True)
 SMALL = ViTShape.named("deit_small_patch16_224", class_token=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench import finish, paired_rounds, target
 
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 
 ROUNDS = 11
 

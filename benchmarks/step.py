@@ -14,12 +14,12 @@ import torch
 from bench import finish, paired_rounds, ratio, target
 from torch import nn
 
-from learngene.finetuning import scratch
-from learngene.gene import Learngene
-from learngene.initial import fresh
+from learngene.genes.gene import Learngene
+from learngene.making.finetune import scratch
 from learngene.methods import method
-from learngene.models.multiplexed import MultiplexedAttention
-from learngene.shape import ViTShape
+from learngene.vits.fresh_weights import fresh
+from learngene.vits.multiplexed_attention import MultiplexedAttention
+from learngene.vits.shape import ViTShape
 
 SHAPE = ViTShape(embed_dim=192, depth=12, num_heads=3, patch_size=4, img_size=32, num_classes=100)
 SETTINGS = {"tleg": {}, "sws": {"stages": (3, 3, 2, 2, 2)}, "mini-init": {}}

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from learngene.compare.cells import lay_out
-from learngene.compare.jobs import Cell, Comparison
-from learngene.compare.recipe import CompareRecipe
-from learngene.sections import merge
-from learngene.validation import validated
+from learngene.comparing.cells import lay_out
+from learngene.comparing.jobs import Cell, Comparison
+from learngene.recipe.compare import CompareRecipe
+from learngene.recipe.one_line_faults import validated
+from learngene.recipe.sections import merge
 from pico import FAST, pico_shape
 
 # 24 images at home in batches of 8: epochs of three steps.

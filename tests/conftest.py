@@ -27,7 +27,8 @@ atexit.register(shutil.rmtree, os.environ["LEARNGENE_CACHE"], ignore_errors=True
 
 # Under test, the modules that handle tensors check their shape annotations at every call.
 install_import_hook(
-    ["learngene.ancestry", "learngene.gene", "learngene.train.batches", "learngene.train.losses"], "beartype.beartype"
+    ["learngene.genes.ancestry", "learngene.genes.gene", "learngene.data.batches", "learngene.training.losses"],
+    "beartype.beartype",
 )
 
 from hyper import SHORT, home  # noqa: E402

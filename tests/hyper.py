@@ -11,14 +11,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from learngene.condensing import run as run_condense
-from learngene.gene import Learngene
-from learngene.hyper.recipe import TuneRecipe
-from learngene.hyper.run import run as run_tune
+from learngene.genes.gene import Learngene
+from learngene.making.condense import run as run_condense
+from learngene.making.hyper.make import run as run_tune
 from learngene.methods import method
-from learngene.methods.tal.task import TaskEmbedding
-from learngene.recipe import CondenseRecipe, build_recipe
-from learngene.shape import ViTShape
+from learngene.methods.tal.task_embedding import TaskEmbedding
+from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.tune import TuneRecipe
+from learngene.vits.shape import ViTShape
 from pico import FAST, pico_shape, random_tensors
 
 PICO: dict[str, Any] = {"size": "pico", "architectures": ((2, 16, 2), (3, 24, 3))}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from learngene.sections import DataSpec
+from learngene.recipe.sections import DataSpec
 from pico import FAST
 
 LIGHT: dict[str, Any] = {**FAST, "augment": {"preset": "light"}}

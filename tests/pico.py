@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from learngene import ViTShape, save_descendant, scratch
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from learngene import Ancestry, condense, scratch
-from learngene.gene import Learngene
-from learngene.methods.rows import Rows
-from learngene.stitched import Shape
+from learngene.genes.gene import Learngene
+from learngene.methods.stitching import Rows
+from learngene.vits.stitched_shape import Shape
 from pico import FAST, pico_gene, pico_shape, random_tensors
 from runs import condensed, state
 

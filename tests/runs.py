@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from learngene import finetune, scratch
-from learngene.condensing import run as run_condense
-from learngene.gene import Learngene
-from learngene.recipe import CondenseRecipe, build_recipe
-from learngene.train.loop import TrainResult
+from learngene.genes.gene import Learngene
+from learngene.making.condense import run as run_condense
+from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.training.loop import TrainResult
 from pico import FAST, MIXED, condense_fields, pico_shape
 
 # Plain momentum: Adam turns gradients that are zero up to rounding (of the keys' biases) into steps of full size.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from learngene.recipe import build_recipe
-from learngene.searching.paths import TaskPath
-from learngene.searching.recipe import SearchRecipe
-from learngene.sections import merge
+from learngene.making.search.paths import TaskPath
+from learngene.recipe.loading import build_recipe
+from learngene.recipe.search import SearchRecipe
+from learngene.recipe.sections import merge
 from masked import make_masked
 from pico import FAST, make_images
 

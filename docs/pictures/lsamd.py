@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from learngene.figure import save_png
 from learngene.methods.lsamd import LSAMD
+from learngene.system.png import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

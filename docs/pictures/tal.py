@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from learngene.figure import save_png
 from learngene.methods.tal import TAL
 from learngene.methods.tal.graph import BIAS, CONV, INPUT, NORM, POSITION, SUM, graph
-from learngene.shape import ViTShape
+from learngene.system.png import save_png
+from learngene.vits.shape import ViTShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

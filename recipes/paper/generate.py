@@ -11,7 +11,7 @@ from pathlib import Path
 from learngene.methods import method
 from learngene.methods.pool import Pool
 from learngene.methods.tal.ranges import RANGES
-from learngene.shape import NAMED, ViTShape
+from learngene.vits.shape import NAMED, ViTShape
 
 Fields = Mapping[str, object]
 

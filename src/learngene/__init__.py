@@ -7,54 +7,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from learngene._version import __version__
-from learngene.models.known_to_timm import register_with_timm
+from learngene.vits.timm_registration import register_with_timm
 
 if TYPE_CHECKING:
-    from learngene.ancestry import Ancestry
-    from learngene.budget import Budget, Candidate, plan
-    from learngene.condensing import condense
-    from learngene.descendant import load_descendant, save_descendant
-    from learngene.elastic import ElasticViT
-    from learngene.errors import LearngeneError
-    from learngene.export import export_onnx
-    from learngene.extracting import extract
-    from learngene.finetuning import evaluate, finetune, scratch
-    from learngene.gene import Learngene
-    from learngene.hyper.embedding import embed_task
-    from learngene.hyper.run import tune
-    from learngene.measure import latency
-    from learngene.methods.tal.task import TaskEmbedding
-    from learngene.models.segmenter import segment
-    from learngene.recipe import load_recipe
-    from learngene.searching.run import search
-    from learngene.shape import ViTShape
-    from learngene.stitched import StitchedShape
+    from learngene.genes.ancestry import Ancestry
+    from learngene.genes.elastic import ElasticViT
+    from learngene.genes.gene import Learngene
+    from learngene.genes.plan import Budget, Candidate, plan
+    from learngene.making.condense import condense
+    from learngene.making.extract import extract
+    from learngene.making.finetune import evaluate, finetune, scratch
+    from learngene.making.hyper.embedding import embed_task
+    from learngene.making.hyper.make import tune
+    from learngene.making.search.make import search
+    from learngene.methods.tal.task_embedding import TaskEmbedding
+    from learngene.recipe.loading import load_recipe
+    from learngene.system.errors import LearngeneError
+    from learngene.training.measure import latency
+    from learngene.vits.descendant_folder import load_descendant, save_descendant
+    from learngene.vits.onnx_export import export_onnx
+    from learngene.vits.segmenter import segment
+    from learngene.vits.shape import ViTShape
+    from learngene.vits.stitched_shape import StitchedShape
 
 _HOMES = {
-    "Ancestry": "ancestry",
-    "Budget": "budget",
-    "Candidate": "budget",
-    "ElasticViT": "elastic",
-    "Learngene": "gene",
-    "LearngeneError": "errors",
-    "StitchedShape": "stitched",
-    "TaskEmbedding": "methods.tal.task",
-    "ViTShape": "shape",
-    "condense": "condensing",
-    "embed_task": "hyper.embedding",
-    "evaluate": "finetuning",
-    "export_onnx": "export",
-    "extract": "extracting",
-    "finetune": "finetuning",
-    "latency": "measure",
-    "load_descendant": "descendant",
-    "load_recipe": "recipe",
-    "plan": "budget",
-    "save_descendant": "descendant",
-    "scratch": "finetuning",
-    "search": "searching.run",
-    "segment": "models.segmenter",
-    "tune": "hyper.run",
+    "Ancestry": "genes.ancestry",
+    "Budget": "genes.plan",
+    "Candidate": "genes.plan",
+    "ElasticViT": "genes.elastic",
+    "Learngene": "genes.gene",
+    "LearngeneError": "system.errors",
+    "StitchedShape": "vits.stitched_shape",
+    "TaskEmbedding": "methods.tal.task_embedding",
+    "ViTShape": "vits.shape",
+    "condense": "making.condense",
+    "embed_task": "making.hyper.embedding",
+    "evaluate": "making.finetune",
+    "export_onnx": "vits.onnx_export",
+    "extract": "making.extract",
+    "finetune": "making.finetune",
+    "latency": "training.measure",
+    "load_descendant": "vits.descendant_folder",
+    "load_recipe": "recipe.loading",
+    "plan": "genes.plan",
+    "save_descendant": "vits.descendant_folder",
+    "scratch": "making.finetune",
+    "search": "making.search.make",
+    "segment": "vits.segmenter",
+    "tune": "making.hyper.make",
 }
 
 __all__ = ["__version__", "load", *_HOMES]
@@ -64,7 +64,7 @@ register_with_timm()
 
 def load(path: str, *, verify_content: bool = True) -> "Learngene":
     """Reads a gene file; short for ``Learngene.load``."""
-    from learngene.gene import Learngene
+    from learngene.genes.gene import Learngene
 
     return Learngene.load(path, verify_content=verify_content)
 

@@ -21,20 +21,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from learngene.ancestry import Ancestry
-from learngene.budget import Budget, plan
-from learngene.condensing import run as run_condense
-from learngene.descendant import TimmModel, save_descendant
-from learngene.files import refuse_foreign, write_file
-from learngene.finetuning import evaluate, finetune, scratch
-from learngene.gene import Learngene
-from learngene.measure import environment
-from learngene.processes import end_with_parent
-from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.data.images import open_data
+from learngene.genes.ancestry import Ancestry
+from learngene.genes.gene import Learngene
+from learngene.genes.plan import Budget, plan
+from learngene.making.condense import run as run_condense
+from learngene.making.finetune import evaluate, finetune, scratch
+from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.sections import DataSpec
 from learngene.report import demo_page, demo_plot
-from learngene.sections import DataSpec
-from learngene.shape import ViTShape
-from learngene.train.images import open_data
+from learngene.system.files import refuse_foreign, write_file
+from learngene.system.processes import end_with_parent
+from learngene.training.measure import environment
+from learngene.vits.descendant_folder import TimmModel, save_descendant
+from learngene.vits.shape import ViTShape
 
 MARKER = "demo.json"
 DATA: dict[str, Any] = {"source": "digits", "workers": 0}

@@ -14,23 +14,23 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from learngene.ancestry import Ancestry
+from learngene.cli.pictures.search import usage_picture
+from learngene.data.images import ImageSet, open_data
 from learngene.demo import DATA, MARKER, claim_folder, print_written, score_table, workers, write_record
-from learngene.descendant import save_descendant
-from learngene.files import write_folder
-from learngene.finetuning import finetune, scratch
-from learngene.gene import Learngene
+from learngene.genes.ancestry import Ancestry
+from learngene.genes.gene import Learngene
+from learngene.making.finetune import finetune, scratch
+from learngene.making.search.make import run as run_search
 from learngene.methods.lsamd import LSAMD
-from learngene.models.segmenter import segment
-from learngene.recipe import build_recipe
+from learngene.recipe.loading import build_recipe
+from learngene.recipe.search import SearchRecipe
+from learngene.recipe.sections import DataSpec
 from learngene.report import lsamd_page, lsamd_plot
-from learngene.search_picture import usage_picture
-from learngene.searching.recipe import SearchRecipe
-from learngene.searching.run import run as run_search
-from learngene.sections import DataSpec
-from learngene.segmentation import segmenter_macs, segmenter_params
-from learngene.shape import ViTShape
-from learngene.train.images import ImageSet, open_data
+from learngene.system.files import write_folder
+from learngene.vits.descendant_folder import save_descendant
+from learngene.vits.segmenter import segment
+from learngene.vits.segmenter_sizes import segmenter_macs, segmenter_params
+from learngene.vits.shape import ViTShape
 
 SHAPE = ViTShape(embed_dim=48, depth=8, num_heads=3, patch_size=4, img_size=16, num_classes=10, class_token=True)
 CANVAS = "canvas"

@@ -11,17 +11,17 @@ from typing import Any
 
 from rich.console import Console
 
-from learngene.ancestry import Ancestry
-from learngene.budget import Budget, plan
-from learngene.condensing import run as run_condense
 from learngene.demo import DATA, claim_folder, print_written, score_table, workers, write_record
-from learngene.descendant import save_descendant
-from learngene.finetuning import finetune, scratch
-from learngene.gene import Learngene
+from learngene.genes.ancestry import Ancestry
+from learngene.genes.gene import Learngene
+from learngene.genes.plan import Budget, plan
+from learngene.making.condense import run as run_condense
+from learngene.making.finetune import finetune, scratch
 from learngene.methods.pool import Pool
-from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.recipe.loading import CondenseRecipe, build_recipe
 from learngene.report import pool_page, pool_plot
-from learngene.shape import ViTShape
+from learngene.vits.descendant_folder import save_descendant
+from learngene.vits.shape import ViTShape
 
 WIDE = ViTShape(embed_dim=64, depth=6, num_heads=4, patch_size=8, img_size=32, num_classes=10, class_token=True)
 ROWS = (32, 64)

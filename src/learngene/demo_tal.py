@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from learngene.ancestry import Ancestry
-from learngene.condensing import run as run_condense
+from learngene.data.images import ImageSet, open_data
 from learngene.demo import DATA, MARKER, claim_folder, print_written, score_table, workers, write_record
 from learngene.demo_lsamd import digit_pixels, save_pixels
-from learngene.descendant import save_descendant
-from learngene.files import write_folder
-from learngene.finetuning import evaluate, finetune, scratch
-from learngene.gene import Learngene
-from learngene.hyper.embedding import embed_task
-from learngene.hyper.recipe import TuneRecipe
-from learngene.hyper.run import run as run_tune
-from learngene.methods.tal.task import TaskEmbedding
-from learngene.recipe import CondenseRecipe, build_recipe
+from learngene.genes.ancestry import Ancestry
+from learngene.genes.gene import Learngene
+from learngene.making.condense import run as run_condense
+from learngene.making.finetune import evaluate, finetune, scratch
+from learngene.making.hyper.embedding import embed_task
+from learngene.making.hyper.make import run as run_tune
+from learngene.methods.tal.task_embedding import TaskEmbedding
+from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.sections import DataSpec
+from learngene.recipe.tune import TuneRecipe
 from learngene.report import tal_page, tal_plot
-from learngene.sections import DataSpec
-from learngene.shape import ViTShape
-from learngene.train.images import ImageSet, open_data
+from learngene.system.files import write_folder
+from learngene.vits.descendant_folder import save_descendant
+from learngene.vits.shape import ViTShape
 
 SHAPE = ViTShape(embed_dim=48, depth=4, num_heads=4, patch_size=4, img_size=16, num_classes=10, class_token=True)
 ANCESTRY_DEPTH = 6

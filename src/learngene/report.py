@@ -7,8 +7,8 @@ import html
 from pathlib import Path
 from typing import Any
 
-from learngene.figure import save_png
-from learngene.files import write_file
+from learngene.system.files import write_file
+from learngene.system.png import save_png
 
 SERIES = {
     "tleg_tuned": ("TLEG, tuned", "#1b6ca8", "-", "o"),

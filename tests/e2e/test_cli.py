@@ -219,7 +219,7 @@ def test_help_lists_every_command(cli: CLI) -> None:
 
 
 def test_latency_limits_a_plan(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learngene.measure.latency", lambda shape, **_: float(shape.depth))
+    monkeypatch.setattr("learngene.training.measure.latency", lambda shape, **_: float(shape.depth))
     monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
     pico_gene().save(tmp_path / "g.safetensors")
     result = cli("plan", tmp_path / "g.safetensors", "--max-latency", 3, "--max-params", "1M")
@@ -353,7 +353,7 @@ def test_an_exported_file_takes_any_batch(cli: CLI, changes: dict[str, Any], tmp
 
 def test_an_exported_file_that_differs_gets_no_name(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learngene.save_descendant(pico_gene().expand(2), tmp_path / "des")
-    monkeypatch.setattr("learngene.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("learngene.vits.onnx_export.TOLERANCE", -1.0)
     result = cli("export", tmp_path / "des", "--out", tmp_path / "model.onnx")
     assert result.code == 2
     assert "export: at batch 1 the file's logits differ by" in result.err

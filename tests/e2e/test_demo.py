@@ -18,9 +18,9 @@ from PIL import Image
 
 import learngene
 from learngene import demo, demo_lsamd, demo_pool, demo_tal
+from learngene.data.images import open_data
+from learngene.recipe.sections import DataSpec
 from learngene.report import SERIES
-from learngene.sections import DataSpec
-from learngene.train.images import open_data
 from pico import CLI
 
 

@@ -11,9 +11,9 @@ import timm
 import torch
 
 import learngene
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.recipe import CondenseRecipe, load_recipe
+from learngene.recipe.loading import CondenseRecipe, load_recipe
 from pico import CLI, make_images
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import learngene
-from learngene.errors import LearngeneError
+from learngene.system.errors import LearngeneError
 from pico import CLI, FAST, command, condense_fields, finetune_fields, make_images, pico_gene, pico_shape
 
 Refused = Callable[..., str]
@@ -341,7 +341,7 @@ def test_a_bug_is_called_a_bug(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr("learngene.genefile.read_header", broken)
+    monkeypatch.setattr("learngene.genes.gene_file.read_header", broken)
     result = cli("info", "x.safetensors")
     assert (result.code, result.out) == (1, "")
     assert result.err == "learngene: ZeroDivisionError: division by zero (a bug; --debug shows where)\n"

@@ -19,7 +19,7 @@ from test_stopping import BIN, metrics, stopped
 import learngene
 from comparisons import contents, written
 from learngene import Ancestry
-from learngene.extracting import extract
+from learngene.making.extract import extract
 from masked import make_masked
 from pico import CLI, FAST, MIXED, finetune_fields, make_images, pico_gene
 from searches import search_fields, search_recipe
@@ -90,7 +90,7 @@ def test_a_second_run_trains_nothing_and_another_selection_only_selects(
     assert cli("search", recipe).code == 0
     before = {name: was for name, was in contents(tmp_path / "s").items() if "-s0-" in name}
     gene = (tmp_path / "s.safetensors").read_bytes()
-    monkeypatch.setattr("learngene.searching.run.run_stage", None)
+    monkeypatch.setattr("learngene.making.search.make.run_stage", None)
     assert "task two: 20 training and 8 validation images, searched" in cli("check", recipe).out
     again = cli("search", recipe)
     assert (again.code, len(again.out.splitlines())) == (0, 3)
@@ -136,7 +136,7 @@ def test_searches_share_what_is_kept(cli: CLI, recipe: Path, sets: dict[str, Pat
 
 
 def search_recipe_source(recipe: Path) -> dict[str, str]:
-    from learngene.recipe import read_fields
+    from learngene.recipe.loading import read_fields
 
     source: dict[str, str] = read_fields(recipe)["ancestry"]
     return source
@@ -401,7 +401,7 @@ def test_a_read_only_folder_is_told_by_check(
 def test_a_full_disk_is_told_before_training(
     recipe: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learngene.searching.run.search_bytes", lambda _: 10**18)
+    monkeypatch.setattr("learngene.making.search.make.search_bytes", lambda _: 10**18)
     before = contents(tmp_path)
     assert "1000000000000 MB are needed but only " in refused("search", recipe)
     assert contents(tmp_path) == before

@@ -10,10 +10,10 @@ import torch.nn.functional as F  # noqa: N812
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import METHODS, method
-from learngene.methods.rows import Rows
-from learngene.shape import MODULE_PARAMS
+from learngene.methods.stitching import Rows
+from learngene.vits.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
 PARAMS = [name for names in MODULE_PARAMS.values() for name in names]

@@ -13,12 +13,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from hyper import HYPER, TASK, hyper_gene, task_vector, token_shape
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.tal.encoder import encode
 from learngene.methods.tal.graph import Graph, graph
 from learngene.methods.tal.predict import graph_of, predict, predict_matrix
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 
 CHANNELS = sorted({1, 3, 1000, *range(8, 57, 8), *range(64, 4081, 16), *range(4096, 8193, 32)})
 SPATIAL = [*range(1, 14, 2), 14, 15, 16]

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 import learngene
 from learngene import Ancestry, finetune, scratch
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 from pico import FAST, pico_shape
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from learngene.methods import METHODS, method
-from learngene.sections import Distill
-from learngene.train.losses import classification_loss, distillation_loss, distillation_term
+from learngene.recipe.sections import Distill
+from learngene.training.losses import classification_loss, distillation_loss, distillation_term
 
 BATCH, CLASSES = 6, 5
 

@@ -17,7 +17,7 @@ import sklearn.datasets
 import yaml
 
 from learngene.methods import METHODS, default_settings, method
-from learngene.recipe import build_recipe
+from learngene.recipe.loading import build_recipe
 from pico import CLI, pico_gene
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_the_methods_page_lists_every_setting_of_a_pool() -> None:
-    from learngene.sections import Distill, PoolSpec
+    from learngene.recipe.sections import Distill, PoolSpec
 
     text = (ROOT / "docs" / "methods.md").read_text()
     assert [name for name in PoolSpec.model_fields if f"`{name}`" not in text] == []
@@ -197,7 +197,7 @@ def test_the_methods_page_lists_every_setting_of_a_pool() -> None:
 
 
 def test_the_guide_lists_every_setting() -> None:
-    from learngene.sections import Augment, DataSpec, Schedule, Train
+    from learngene.recipe.sections import Augment, DataSpec, Schedule, Train
 
     text = (ROOT / "docs" / "guide.md").read_text()
     for section in (Train, Schedule, Augment, DataSpec):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from learngene.errors import GeneFileError, LearngeneError, RecipeError, ShapeError
 from learngene.methods import method
-from learngene.recipe import build_recipe
-from learngene.shape import MAX_DEPTH, ViTShape
-from learngene.train.state import RunFolder
+from learngene.recipe.loading import build_recipe
+from learngene.system.errors import GeneFileError, LearngeneError, RecipeError, ShapeError
+from learngene.training.run_folder import RunFolder
+from learngene.vits.shape import MAX_DEPTH, ViTShape
 from pico import CLI, pico_gene
 
 

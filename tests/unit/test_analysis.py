@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from learngene import analysis, scratch
-from learngene.errors import LearngeneError
-from learngene.shape import MODULE_PARAMS
+from learngene.system.errors import LearngeneError
+from learngene.vits.shape import MODULE_PARAMS
 from pico import pico_gene, pico_shape
 
 PLAIN = {name for names in MODULE_PARAMS.values() for name in names}

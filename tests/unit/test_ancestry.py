@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from learngene import Ancestry, scratch
-from learngene.ancestry import weights_sha256
-from learngene.errors import LearngeneError
-from learngene.sections import AncestrySpec, DataSpec
+from learngene.genes.ancestry import weights_sha256
+from learngene.recipe.sections import AncestrySpec, DataSpec
+from learngene.system.errors import LearngeneError
 from pico import batch, make_ancestry, pico_shape
 
 DIGITS = DataSpec(source="digits")

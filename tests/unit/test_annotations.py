@@ -9,8 +9,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from learngene import Ancestry
-from learngene.sections import Distill
-from learngene.train.losses import classification_loss, distillation_loss
+from learngene.recipe.sections import Distill
+from learngene.training.losses import classification_loss, distillation_loss
 from pico import pico_gene
 
 THREE, FOUR = torch.zeros(2, 3), torch.zeros(2, 4)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from learngene import Budget, ViTShape, plan, scratch
-from learngene.errors import LearngeneError, ShapeError
-from learngene.gene import Learngene
-from learngene.initial import fresh
+from learngene.genes.gene import Learngene
 from learngene.methods import KINDS, METHODS, method
 from learngene.methods.base import Method
-from learngene.shape import MODULE_PARAMS
+from learngene.system.errors import LearngeneError, ShapeError
+from learngene.vits.fresh_weights import fresh
+from learngene.vits.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape, random_tensors
 
 PARAMS = [name for names in MODULE_PARAMS.values() for name in names]
@@ -65,7 +65,7 @@ def test_every_method_says_how_its_gene_is_made() -> None:
 
 def test_listing_methods_imports_no_torch() -> None:
     program = (
-        "import sys, json; from learngene.methods import METHODS, method; from learngene.shape import ViTShape; "
+        "import sys, json; from learngene.methods import METHODS, method; from learngene.vits.shape import ViTShape; "
         "[method(name).gene_tensors(ViTShape()) for name in METHODS]; print(json.dumps('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

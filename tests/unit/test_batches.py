@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learngene.errors import DataError
-from learngene.sections import DataSpec, Train
-from learngene.train.batches import (
+from learngene.data.batches import (
     TrainBatches,
     accumulation,
     default_crop,
@@ -24,7 +22,9 @@ from learngene.train.batches import (
     micro_batch,
     seeded,
 )
-from learngene.train.images import open_split
+from learngene.data.images import open_split
+from learngene.recipe.sections import DataSpec, Train
+from learngene.system.errors import DataError
 from pico import FAST, MIXED
 
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}

@@ -13,15 +13,23 @@ from typing import Any
 import pytest
 
 from comparisons import compare_fields, contents, written
-from learngene.compare.cells import lay_out
-from learngene.compare.jobs import Cell, Comparison
-from learngene.errors import LearngeneError
-from learngene.ledger.claims import SCALES, ClaimGroup, Filter, claims_folder, comparison_of, find_group, load_claims
-from learngene.ledger.cost import estimate
-from learngene.ledger.page import VerdictFile
-from learngene.ledger.reproduce import reproduce
-from learngene.sections import merge
-from learngene.validation import validated
+from learngene.comparing.cells import lay_out
+from learngene.comparing.claims.estimate import estimate
+from learngene.comparing.claims.groups import (
+    SCALES,
+    ClaimGroup,
+    Filter,
+    claims_folder,
+    comparison_of,
+    find_group,
+    load_claims,
+)
+from learngene.comparing.claims.page import VerdictFile
+from learngene.comparing.claims.reproduce import reproduce
+from learngene.comparing.jobs import Cell, Comparison
+from learngene.recipe.one_line_faults import validated
+from learngene.recipe.sections import merge
+from learngene.system.errors import LearngeneError
 from pico import CLI
 
 GROUPS = load_claims()

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from comparisons import IMAGES, cell, compare_fields, laid_out, recipe_of
-from learngene.compare.cost import ancestry_macs, cost_of, gene_macs
-from learngene.compare.jobs import AncestryJob, Cell, GeneJob
-from learngene.compare.recipe import CompareRecipe
-from learngene.errors import LearngeneError, RecipeError
+from learngene.comparing.cost import ancestry_macs, cost_of, gene_macs
+from learngene.comparing.jobs import AncestryJob, Cell, GeneJob
+from learngene.recipe.compare import CompareRecipe
+from learngene.system.errors import LearngeneError, RecipeError
 
 TWO = {"tasks": {"two": {"source": "other"}}}
 

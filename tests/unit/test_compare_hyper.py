@@ -9,15 +9,15 @@ import pytest
 
 from comparisons import CLASSES, IMAGES, cell, compare_fields, laid_out, recipe_of, results, written
 from hyper import PICO
-from learngene.compare.cells import lay_out
-from learngene.compare.cost import gene_macs
-from learngene.compare.jobs import Comparison, GeneJob
-from learngene.errors import RecipeError
-from learngene.genefile import read_header
-from learngene.ledger.claims import ClaimGroup
-from learngene.ledger.cost import estimate
-from learngene.sections import merge
-from learngene.validation import validated
+from learngene.comparing.cells import lay_out
+from learngene.comparing.claims.estimate import estimate
+from learngene.comparing.claims.groups import ClaimGroup
+from learngene.comparing.cost import gene_macs
+from learngene.comparing.jobs import Comparison, GeneJob
+from learngene.genes.gene_file import read_header
+from learngene.recipe.one_line_faults import validated
+from learngene.recipe.sections import merge
+from learngene.system.errors import RecipeError
 from pico import CLI, FAST, make_images, pico_shape
 
 TWO = {"two": {"source": "other", "workers": 0}, "zwei": {"source": "noch eins", "workers": 0}}

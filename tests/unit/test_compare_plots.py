@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from learngene.compare import plots
-from learngene.compare.results import Row
-from learngene.errors import LearngeneError
+from learngene.comparing import plots
+from learngene.comparing.results import Row
+from learngene.system.errors import LearngeneError
 
 GENE, ANCESTRY, PER_LAYER = 1000, 500, 10
 

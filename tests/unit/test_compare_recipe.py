@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from comparisons import compare_fields, recipe_of, written
-from learngene.compare.recipe import CompareRecipe
-from learngene.errors import RecipeError
-from learngene.recipe import apply_overrides, with_data
+from learngene.recipe.compare import CompareRecipe
+from learngene.recipe.loading import apply_overrides, with_data
+from learngene.system.errors import RecipeError
 
 SCRATCH, VANILLA = {"method": "scratch"}, {"method": "vanilla-lg", "ancestry": "vit"}
 

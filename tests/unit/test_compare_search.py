@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from comparisons import CLASSES, IMAGES, cell, compare_fields, laid_out, recipe_of, results, written
-from learngene.compare.cells import lay_out
-from learngene.compare.cost import cost_of, gene_macs, images_seen, part_macs
-from learngene.compare.jobs import Comparison, GeneJob, SearchJob
-from learngene.compare.run import read_results
-from learngene.errors import RecipeError
-from learngene.genefile import read_header
-from learngene.ledger.claims import ClaimGroup
-from learngene.ledger.cost import estimate
-from learngene.sections import merge
-from learngene.validation import validated
+from learngene.comparing.cells import lay_out
+from learngene.comparing.claims.estimate import estimate
+from learngene.comparing.claims.groups import ClaimGroup
+from learngene.comparing.cost import cost_of, gene_macs, images_seen, part_macs
+from learngene.comparing.jobs import Comparison, GeneJob, SearchJob
+from learngene.comparing.run import read_results
+from learngene.genes.gene_file import read_header
+from learngene.recipe.one_line_faults import validated
+from learngene.recipe.sections import merge
+from learngene.system.errors import RecipeError
 from masked import make_masked
 from pico import CLI, FAST, make_images, pico_shape
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import learngene as lg
-from learngene.errors import DataError
-from learngene.sections import DataSpec
-from learngene.train.images import ImageSet, open_data, open_split
+from learngene.data.images import ImageSet, open_data, open_split
+from learngene.recipe.sections import DataSpec
+from learngene.system.errors import DataError
 from pico import CLI, COLOURS, FAST, finetune_fields, pico_shape
 
 CLASSES = ("red", "blue", "green")

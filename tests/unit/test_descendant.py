@@ -15,7 +15,7 @@ import timm
 import torch
 
 from learngene import load_descendant, save_descendant, scratch
-from learngene.errors import LearngeneError
+from learngene.system.errors import LearngeneError
 from pico import batch, pico_gene, pico_shape
 
 FILES = {"config.json", "model.safetensors", "learngene.json"}
@@ -130,7 +130,9 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "des").read_text() == "hello"
 
 
-@pytest.mark.parametrize("place", ["learngene.descendant._keep_preprocessing", "safetensors.torch.save_file"])
+@pytest.mark.parametrize(
+    "place", ["learngene.vits.descendant_folder._keep_preprocessing", "safetensors.torch.save_file"]
+)
 def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,11 +11,11 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from learngene import ViTShape, save_descendant
-from learngene.errors import LearngeneError, ShapeError
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.shape import MODULE_PARAMS
-from learngene.stitched import Shape, StitchedShape, shape_from
+from learngene.system.errors import LearngeneError, ShapeError
+from learngene.vits.shape import MODULE_PARAMS
+from learngene.vits.stitched_shape import Shape, StitchedShape, shape_from
 from pico import batch, pico_gene, pico_shape
 
 METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -427,7 +427,7 @@ def test_a_gene_is_not_made_from_missing_or_misshapen_tensors(tensors: dict[str,
 
 
 def test_training_mode_reaches_the_auxiliary_model() -> None:
-    from learngene.train.loop import set_drop_path
+    from learngene.training.loop import set_drop_path
 
     gene = pico_gene()
     set_drop_path(gene.skeleton(), 0.5)

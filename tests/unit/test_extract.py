@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import learngene
 from learngene import Ancestry, save_descendant, scratch
-from learngene.errors import LearngeneError
-from learngene.extracting import extract, mean_activity, plain_shape
+from learngene.making.extract import extract, mean_activity, plain_shape
 from learngene.methods import METHODS
+from learngene.system.errors import LearngeneError
 from pico import CLI, COLOURS, batch, make_images, pico_gene, pico_shape
 
 PLAIN: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
@@ -255,9 +255,9 @@ def test_watching_leaves_no_trace() -> None:
 
 
 def test_a_subcloned_gene_ranks_on_the_normalised_training_images(ancestry_folder: Path, images: Path) -> None:
-    from learngene.finetuning import data_section, fill_preprocessing
-    from learngene.train.batches import eval_loader
-    from learngene.train.images import open_split
+    from learngene.data.batches import eval_loader
+    from learngene.data.images import open_split
+    from learngene.making.finetune import data_section, fill_preprocessing
 
     ancestry = Ancestry(ancestry_folder)
     spec = fill_preprocessing(data_section({"source": str(images), "workers": 0}), ancestry.model)

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import learngene
 from hyper import HYPER
-from learngene.errors import GeneFileError, LearngeneError
-from learngene.gene import Learngene
-from learngene.genefile import read_header
+from learngene.genes.gene import Learngene
+from learngene.genes.gene_file import read_header
 from learngene.methods import METHODS
+from learngene.system.errors import GeneFileError, LearngeneError
 from pico import batch, pico_gene, pico_shape
 
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
@@ -151,7 +151,7 @@ def test_what_is_not_finite_is_neither_written_nor_read(
     with pytest.raises(LearngeneError, match=f"{name} is not finite as {dtype}, so .* is not written"):
         gene.save(tmp_path / "g.safetensors", dtype)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("learngene.gene._not_finite", lambda tensors: None)  # as other programs write
+    monkeypatch.setattr("learngene.genes.gene._not_finite", lambda tensors: None)  # as other programs write
     gene.save(tmp_path / "g.safetensors", dtype)
     monkeypatch.undo()
     with pytest.raises(GeneFileError, match=f"g.safetensors: {name} is not finite"):

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 
 import learngene
 from learngene import Ancestry
-from learngene.condensing import run
-from learngene.errors import GeneFileError
-from learngene.extracting import extract
-from learngene.genefile import check_metadata, read_header
+from learngene.genes.gene_file import check_metadata, read_header
+from learngene.making.condense import run
+from learngene.making.extract import extract
+from learngene.making.search.make import run as run_search
 from learngene.methods import METHODS, default_settings
-from learngene.recipe import CondenseRecipe, build_recipe
-from learngene.searching.run import run as run_search
-from learngene.shape import ViTShape
+from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.system.errors import GeneFileError
+from learngene.vits.shape import ViTShape
 from pico import FAST, condense_fields, make_ancestry, make_images, pico_gene, pico_shape
 from searches import make_sets, search_fields, search_recipe
 

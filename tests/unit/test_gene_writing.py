@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from learngene.errors import LearngeneError
-from learngene.genefile import read_header
+from learngene.genes.gene_file import read_header
 from learngene.methods import method
+from learngene.system.errors import LearngeneError
 from pico import pico_gene
 
 
@@ -39,10 +39,10 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-from learngene.errors import LearngeneError
-from learngene.gene import Learngene
+from learngene.system.errors import LearngeneError
+from learngene.genes.gene import Learngene
 from learngene.methods import METHODS, method
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 gene = Learngene(method("tleg"), ViTShape(64, 2, 4, patch_size=4, img_size=8, num_classes=3))
 try:
     gene.save(sys.argv[1])

@@ -11,10 +11,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from hyper import hyper_gene, token_shape
 from learngene import Ancestry
-from learngene.hyper.guidance import guidance_term, penalty
-from learngene.hyper.meta import MetaBatch, meta_loss
-from learngene.hyper.sections import Guidance, HomeHyper
+from learngene.making.hyper.guidance import guidance_term, penalty
+from learngene.making.hyper.meta import MetaBatch, meta_loss
 from learngene.methods.tal.predict import predict_matrix
+from learngene.recipe.hyper import Guidance, HomeHyper
 from pico import batch
 
 SPECS: dict[str, dict[str, Any]] = {

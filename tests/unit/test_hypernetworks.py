@@ -15,13 +15,13 @@ import torch
 import learngene
 from hyper import HYPER, PICO, TASK, hyper_gene, task_of, task_vector, token_shape
 from learngene import Budget, ViTShape, plan, save_descendant
-from learngene.errors import LearngeneError, ShapeError
-from learngene.gene import Learngene
-from learngene.hyper.meta import MetaBatch
-from learngene.hyper.sections import Hyper
+from learngene.genes.gene import Learngene
+from learngene.making.hyper.meta import MetaBatch
 from learngene.methods import method
 from learngene.methods.tal.ranges import RANGES, draw, limits, sizes_of
-from learngene.methods.tal.task import TaskEmbedding
+from learngene.methods.tal.task_embedding import TaskEmbedding
+from learngene.recipe.hyper import Hyper
+from learngene.system.errors import LearngeneError, ShapeError
 from pico import batch
 
 every_network = pytest.mark.parametrize("name", HYPER)

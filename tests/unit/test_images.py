@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learngene.errors import DataError
-from learngene.sections import DataSpec
-from learngene.train.images import ImageSet, open_data, open_split
+from learngene.data.images import ImageSet, open_data, open_split
+from learngene.recipe.sections import DataSpec
+from learngene.system.errors import DataError
 from pico import COLOURS, make_images
 
 NAMES = sorted(COLOURS)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from learngene.ledger import page
-from learngene.ledger.claims import ClaimGroup
+from learngene.comparing.claims import page
+from learngene.comparing.claims.groups import ClaimGroup
 
 STATISTIC = {"metric": "last_top1", "of": {"contender": "sws"}, "minus": [{"contender": "scratch"}], "at_least": 2.0}
 FOUND = {"outcome": "holds", "against": "scratch", "values": [11.0, 12.3, 13.6], "mean": 12.3, "low": 10.1,

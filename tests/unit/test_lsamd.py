@@ -14,12 +14,12 @@ from timm.layers import resample_abs_pos_embed
 
 import learngene
 from learngene import Ancestry, Budget, extract, plan, save_descendant, scratch
-from learngene.errors import LearngeneError, ShapeError
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.lsamd import LSAMD
-from learngene.recipe import build_recipe
-from learngene.shape import MODULE_PARAMS
+from learngene.recipe.loading import build_recipe
+from learngene.system.errors import LearngeneError, ShapeError
+from learngene.vits.shape import MODULE_PARAMS
 from pico import CLI, batch, condense_fields, make_ancestry, pico_gene, pico_shape
 
 PARAMS = [name for names in MODULE_PARAMS.values() for name in names]

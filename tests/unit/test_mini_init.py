@@ -11,12 +11,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from learngene import Budget, ViTShape, plan
-from learngene.errors import LearngeneError, ShapeError
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.mini_init import BUCKETS
-from learngene.models.multiplexed import MultiplexedAttention, buckets
-from learngene.shape import MODULE_PARAMS
+from learngene.system.errors import LearngeneError, ShapeError
+from learngene.vits.multiplexed_attention import MultiplexedAttention, buckets
+from learngene.vits.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
 SHARED = (*MODULE_PARAMS["msa"], *MODULE_PARAMS["mlp"])

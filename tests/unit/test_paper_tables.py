@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from learngene.methods import method
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 
 WIDTHS = {"Ti": "deit_tiny_patch16_224", "S": "deit_small_patch16_224", "B": "deit_base_patch16_224"}
 MILLION, GIGA = 10**6, 10**9

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learngene import Budget, LearngeneError, ViTShape, plan
-from learngene.errors import ShapeError
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.methods.rows import Rows, Stop
-from learngene.stitched import Segment, StitchedShape
+from learngene.methods.stitching import Rows, Stop
+from learngene.system.errors import ShapeError
+from learngene.vits.stitched_shape import Segment, StitchedShape
 from pico import pico_gene, pico_shape
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from learngene.errors import GeneFileError, LearngeneError
-from learngene.genefile import read_header
-from learngene.pool_picture import pool_picture
+from learngene.cli.pictures.pool import pool_picture
+from learngene.genes.gene_file import read_header
+from learngene.system.errors import GeneFileError, LearngeneError
 from pico import CLI, pico_gene
 from pools import POOLS, full_names, pool
 

@@ -9,8 +9,8 @@ import pytest
 import timm
 
 from learngene import Ancestry, scratch
-from learngene.errors import LearngeneError
-from learngene.recipe import build_recipe
+from learngene.recipe.loading import build_recipe
+from learngene.system.errors import LearngeneError
 from pico import FAST, condense_fields, pico_shape
 from pools import POOL, WIDE, anchors, made, pool, snnet, teacher
 

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 import learngene
-import learngene.pooling.run as pooling_run
+import learngene.making.pool.make as pooling_run
 from learngene import Ancestry, ElasticViT, condense, evaluate, finetune
-from learngene.errors import LearngeneError
-from learngene.gene import Learngene
-from learngene.pooling.rows import row_recipe
-from learngene.pooling.stitches import least_squares_stitches
-from learngene.recipe import CondenseRecipe, build_recipe
-from learngene.sections import DataSpec
-from learngene.train.batches import eval_loader
-from learngene.train.images import open_data
-from learngene.train.loop import InterruptedRun
+from learngene.data.batches import eval_loader
+from learngene.data.images import open_data
+from learngene.genes.gene import Learngene
+from learngene.making.pool.rows import row_recipe
+from learngene.making.pool.stitches import least_squares_stitches
+from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.sections import DataSpec
+from learngene.system.errors import LearngeneError
+from learngene.training.loop import InterruptedRun
 from pico import FAST, batch, condense_fields, pico_shape
 from pools import POOL, QUICK, WIDE, anchors, made, pool, rows_of, snnet, teacher
 from runs import HARD, same, state

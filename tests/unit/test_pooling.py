@@ -12,15 +12,15 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor, nn
 
 from learngene import Ancestry, ElasticViT
-from learngene.errors import LearngeneError
-from learngene.pooling.distil import RowDistillation, row_objective
-from learngene.pooling.features import feature_widths, refuse_unreadable, watched
-from learngene.pooling.rows import distilled_blocks
-from learngene.pooling.run import path_stage
-from learngene.sections import DataSpec, Distill, PoolSpec, Train
-from learngene.train.images import open_data
-from learngene.train.loop import Stage, train
-from learngene.train.losses import guided_loss
+from learngene.data.images import open_data
+from learngene.making.pool.distil import RowDistillation, row_objective
+from learngene.making.pool.features import feature_widths, refuse_unreadable, watched
+from learngene.making.pool.make import path_stage
+from learngene.making.pool.rows import distilled_blocks
+from learngene.recipe.sections import DataSpec, Distill, PoolSpec, Train
+from learngene.system.errors import LearngeneError
+from learngene.training.loop import Stage, train
+from learngene.training.losses import guided_loss
 from pico import FAST, batch, pico_shape
 from pools import by_hand, pool, shapes, vit
 from runs import state

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from learngene.errors import RecipeError
-from learngene.recipe import (
+from learngene.recipe.loading import (
     CondenseRecipe,
     FinetuneRecipe,
     apply_overrides,
@@ -18,6 +17,7 @@ from learngene.recipe import (
     load_recipe,
     load_yaml,
 )
+from learngene.system.errors import RecipeError
 
 CONDENSE: dict[str, Any] = {
     "kind": "condense",

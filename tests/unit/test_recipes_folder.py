@@ -10,16 +10,16 @@ from types import ModuleType
 import pytest
 from test_paper_tables import LSAMD_2, TI, B, S, at_precision
 
-from learngene.compare.recipe import CompareRecipe
-from learngene.errors import RecipeError
-from learngene.hyper.recipe import TuneRecipe
-from learngene.hyper.sections import Guidance
 from learngene.methods import method
 from learngene.methods.tal import Hypernetwork
-from learngene.recipe import CondenseRecipe, FinetuneRecipe, load_recipe
-from learngene.searching.recipe import SearchRecipe
-from learngene.sections import Selection
-from learngene.shape import ViTShape
+from learngene.recipe.compare import CompareRecipe
+from learngene.recipe.hyper import Guidance
+from learngene.recipe.loading import CondenseRecipe, FinetuneRecipe, load_recipe
+from learngene.recipe.search import SearchRecipe
+from learngene.recipe.sections import Selection
+from learngene.recipe.tune import TuneRecipe
+from learngene.system.errors import RecipeError
+from learngene.vits.shape import ViTShape
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "recipes" / "paper"

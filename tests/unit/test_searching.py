@@ -10,17 +10,17 @@ import pytest
 import torch
 
 import learngene
-import learngene.searching.run as searching
+import learngene.making.search.make as searching
 from comparisons import written
 from learngene import Ancestry
-from learngene.errors import LearngeneError, RecipeError
-from learngene.recipe import apply_overrides
-from learngene.search_picture import usage_picture
-from learngene.searching.paths import TaskPath, layer_usage, read_path
-from learngene.searching.run import Prepared, prepare, run, search_task, super_stage
-from learngene.searching.select import above, selected, soft_usage, usage
-from learngene.sections import Routing, Selection, Train
-from learngene.train.batches import eval_loader
+from learngene.cli.pictures.search import usage_picture
+from learngene.data.batches import eval_loader
+from learngene.making.search.make import Prepared, prepare, run, search_task, super_stage
+from learngene.making.search.paths import TaskPath, layer_usage, read_path
+from learngene.making.search.select import above, selected, soft_usage, usage
+from learngene.recipe.loading import apply_overrides
+from learngene.recipe.sections import Routing, Selection, Train
+from learngene.system.errors import LearngeneError, RecipeError
 from pico import CLI, FAST, condense_fields, make_images
 from searches import path_of, search_fields, search_recipe
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from learngene.data.batches import TrainBatches, eval_loader
+from learngene.data.images import open_data, open_split
 from learngene.demo import DATA
-from learngene.errors import DataError, LearngeneError
-from learngene.finetuning import data_section
-from learngene.sections import Augment, DataSpec, Train
-from learngene.train.batches import TrainBatches, eval_loader
-from learngene.train.images import open_data, open_split
+from learngene.making.finetune import data_section
+from learngene.recipe.sections import Augment, DataSpec, Train
+from learngene.system.errors import DataError, LearngeneError
 from masked import IGNORED, LAYOUTS, LIGHT, SHADES, make_masked, masked_data, pair
 
 

@@ -15,24 +15,24 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import learngene.train.loop
+import learngene.training.loop
 from comparisons import compare_fields, recipe_of, results
 from learngene import Ancestry, evaluate, export_onnx, finetune, load_descendant, save_descendant, scratch, segment
-from learngene.compare.results import as_csv, as_markdown
-from learngene.compare.run import compare, prepare
-from learngene.errors import LearngeneError
-from learngene.finetuning import run, starting_model
-from learngene.keys import content, later_defaults
-from learngene.measure import Overlap, multiply_adds, score_from, task_score
-from learngene.methods.rows import Rows
-from learngene.models.segmenter import Segmenter
-from learngene.recipe import FinetuneRecipe, build_recipe
-from learngene.sections import merge
-from learngene.segmentation import SegmentationHead, segmenter_macs, segmenter_params
-from learngene.stitched import Shape
-from learngene.train.images import open_split
-from learngene.train.loop import InterruptedRun, set_drop_path
-from learngene.train.losses import segmentation_loss
+from learngene.comparing.results import as_csv, as_markdown
+from learngene.comparing.run import compare, prepare
+from learngene.data.images import open_split
+from learngene.making.finetune import run, starting_model
+from learngene.methods.stitching import Rows
+from learngene.recipe.content_hash import content, later_defaults
+from learngene.recipe.loading import FinetuneRecipe, build_recipe
+from learngene.recipe.sections import merge
+from learngene.system.errors import LearngeneError
+from learngene.training.loop import InterruptedRun, set_drop_path
+from learngene.training.losses import segmentation_loss
+from learngene.training.measure import Overlap, multiply_adds, score_from, task_score
+from learngene.vits.segmenter import Segmenter
+from learngene.vits.segmenter_sizes import SegmentationHead, segmenter_macs, segmenter_params
+from learngene.vits.stitched_shape import Shape
 from masked import IGNORED, LIGHT, make_masked, masked_data
 from pico import CLI, batch, finetune_fields, pico_gene, pico_shape
 from pools import pool
@@ -265,15 +265,15 @@ def test_training_finds_the_classes(tmp_path: Path) -> None:
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Makes runs stop as if Ctrl-C had come during a step, counted over all epochs."""
-    own = learngene.train.loop._Run._stopped
+    own = learngene.training.loop._Run._stopped
 
     def arrange(steps: int) -> None:
         monkeypatch.setattr(
-            learngene.train.loop._Run, "_stopped", lambda self, _: 2 if self.progress.updates == steps else 0
+            learngene.training.loop._Run, "_stopped", lambda self, _: 2 if self.progress.updates == steps else 0
         )
 
     yield arrange
-    monkeypatch.setattr(learngene.train.loop._Run, "_stopped", own)
+    monkeypatch.setattr(learngene.training.loop._Run, "_stopped", own)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from learngene import LearngeneError, ViTShape
-from learngene.errors import ShapeError
+from learngene.system.errors import ShapeError
 from pico import pico_shape
 
 

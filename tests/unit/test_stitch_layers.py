@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor
 
-from learngene.errors import LearngeneError
-from learngene.pooling.distil import RowDistillation
-from learngene.pooling.stitches import least_squares_stitches, transformation_stitches
-from learngene.sections import PoolSpec
+from learngene.making.pool.distil import RowDistillation
+from learngene.making.pool.stitches import least_squares_stitches, transformation_stitches
+from learngene.recipe.sections import PoolSpec
+from learngene.system.errors import LearngeneError
 from pico import batch
 from pools import by_hand, pool, rows_of, vit
 from runs import state

@@ -25,7 +25,7 @@ from learngene import (
     load_descendant,
     save_descendant,
 )
-from learngene.stitched import Segment
+from learngene.vits.stitched_shape import Segment
 from pico import FAST, batch
 from pools import POOLS, pool
 from runs import same, state
@@ -73,7 +73,7 @@ import json, sys
 {imports}
 model = timm.create_model(f"local-dir:{{sys.argv[1]}}", pretrained=True).eval()
 print(json.dumps(model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).double().tolist()))
-print([name for name in sys.modules if name.startswith("learngene.") and name.split(".")[1] in ("gene", "train")])
+print([name for name in sys.modules if name.startswith("learngene.") and name.split(".")[1] in ("genes", "training")])
 """
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from learngene import StitchedShape, ViTShape
-from learngene.descendant import model_arguments
-from learngene.errors import LearngeneError, ShapeError
 from learngene.methods import method
-from learngene.models.stitched import StitchedViT
-from learngene.stitched import Segment, Shape, parse_path, shape_from
+from learngene.system.errors import LearngeneError, ShapeError
+from learngene.vits.descendant_folder import model_arguments
+from learngene.vits.stitched_shape import Segment, Shape, parse_path, shape_from
+from learngene.vits.stitched_vit import StitchedViT
 from pico import batch, pico_shape
 
 UP, DOWN = [[16, 2, 1, 2], [32, 4, 2, 3]], [[32, 4, 1, 1], [16, 2, 1, 3]]

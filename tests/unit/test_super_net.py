@@ -8,10 +8,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from learngene.models.super_net import DatasetAdapter, RoutedBlock, SuperNet, routed
-from learngene.sections import Routing, Train
-from learngene.shape import ViTShape
-from learngene.train.loop import make_optimizer
+from learngene.making.search.super_net import DatasetAdapter, RoutedBlock, SuperNet, routed
+from learngene.recipe.sections import Routing, Train
+from learngene.training.loop import make_optimizer
+from learngene.vits.shape import ViTShape
 
 WIDTH, DEPTH = 16, 3
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learngene import ViTShape
-from learngene.errors import LearngeneError
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.sws import SWS
+from learngene.system.errors import LearngeneError
 from pico import batch, pico_gene, pico_shape
 
 PAPER = SWS()

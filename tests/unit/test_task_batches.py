@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from learngene.sections import DataSpec, Train
-from learngene.train.batches import TrainBatches
-from learngene.train.images import open_data
-from learngene.train.tasks import TaskBatches, TaskFeed, TaskImages, joined, sampling_shares
+from learngene.data.batches import TrainBatches
+from learngene.data.images import open_data
+from learngene.recipe.sections import DataSpec, Train
+from learngene.training.task_batches import TaskBatches, TaskFeed, TaskImages, joined, sampling_shares
 from pico import FAST, MIXED, make_images
 
 DECATHLON = {

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import learngene as lg
-from learngene.errors import GeneFileError, LearngeneError
-from learngene.genefile import check_metadata, read_header
+from learngene.cli.pictures.tasks import principal, task_graphs, task_picture
+from learngene.genes.gene_file import check_metadata, read_header
 from learngene.methods import method
-from learngene.task_picture import principal, task_graphs, task_picture
+from learngene.system.errors import GeneFileError, LearngeneError
 from pico import CLI, FAST, make_images, pico_gene, pico_shape
 
 SETTINGS: dict[str, Any] = {"size": "pico", "task_dim": 16, "architectures": [[1, 16, 2], [2, 16, 2], [4, 24, 2]]}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from learngene.errors import LearngeneError
 from learngene.methods import method
-from learngene.shape import MODULE_PARAMS
+from learngene.system.errors import LearngeneError
+from learngene.vits.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
 MODULES = ("msa", "mlp", "ln")
@@ -104,7 +104,7 @@ def test_the_gene_holds_what_its_settings_say(settings: dict[str, Any]) -> None:
 
 def test_a_fresh_gene_starts_as_the_authors_auxiliary_model() -> None:
     """Weights of A and B both std 0.02, so that the layers' std grows; every layer's norm starts at 1."""
-    from learngene.gene import Learngene
+    from learngene.genes.gene import Learngene
 
     gene = Learngene(method("tleg"), pico_shape(embed_dim=96), seed=3)
     tensors = gene.tensors()
@@ -119,7 +119,7 @@ def test_a_fresh_gene_starts_as_the_authors_auxiliary_model() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_fresh_gene_is_a_function_of_its_seed(seed: int) -> None:
-    from learngene.gene import Learngene
+    from learngene.genes.gene import Learngene
 
     torch.manual_seed(99)
     first = Learngene(method("tleg"), pico_shape(), seed=seed).tensors()

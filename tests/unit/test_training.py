@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import learngene
 from learngene import Ancestry, finetune, scratch
-from learngene.ancestry import weights_sha256
-from learngene.errors import LearngeneError, TrainingDivergedError
-from learngene.gene import Learngene
-from learngene.measure import accuracy
-from learngene.train.loop import set_drop_path
+from learngene.genes.ancestry import weights_sha256
+from learngene.genes.gene import Learngene
+from learngene.system.errors import LearngeneError, TrainingDivergedError
+from learngene.training.loop import set_drop_path
+from learngene.training.measure import accuracy
 from pico import FAST, MIXED, batch, pico_shape
 from runs import HARD, SGD, condensed, losses, same, state, tuned
 

@@ -14,10 +14,10 @@ from torch import Tensor
 import learngene as lg
 from hyper import PICO, SHORT, home, token_shape, train_fields, tune_fields, tuned, written
 from learngene import Ancestry
-from learngene.errors import LearngeneError
-from learngene.gene import Learngene
-from learngene.hyper.meta import MetaBatch
-from learngene.train.loop import InterruptedRun
+from learngene.genes.gene import Learngene
+from learngene.making.hyper.meta import MetaBatch
+from learngene.system.errors import LearngeneError
+from learngene.training.loop import InterruptedRun
 from pico import CLI, FAST, MIXED, make_ancestry, make_images, pico_gene
 
 HARD: dict[str, Any] = {**MIXED, "drop_path": 0.2, "ema_decay": 0.7, "clip_grad": 1.0}
@@ -193,9 +193,9 @@ def test_tuning_learns_its_tasks(ancestry_folder: Path, tasks: dict[str, Path], 
 
 
 def test_embeddings_are_the_mean_features(ancestry_folder: Path, stage2: Path, tasks: dict[str, Path]) -> None:
-    from learngene.sections import DataSpec
-    from learngene.train.batches import eval_loader
-    from learngene.train.images import open_split
+    from learngene.data.batches import eval_loader
+    from learngene.data.images import open_split
+    from learngene.recipe.sections import DataSpec
 
     ancestry, gene = Ancestry(ancestry_folder), lg.load(stage2)
     for name, folder in tasks.items():

@@ -9,7 +9,7 @@ import pytest
 
 import learngene as lg
 from hyper import PICO, SHORT, home, token_shape, tune_fields, tuned, written
-from learngene.errors import LearngeneError
+from learngene.system.errors import LearngeneError
 from masked import make_masked
 from pico import FAST, make_ancestry, make_images, pico_gene
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from learngene.compare.results import Row
-from learngene.errors import RecipeError
-from learngene.ledger.claims import Statistic
-from learngene.ledger.structural import STRUCTURAL
-from learngene.ledger.verdict import Verdict, half_width, judge, overall
-from learngene.validation import validated
+from learngene.comparing.claims.exact import STRUCTURAL
+from learngene.comparing.claims.groups import Statistic
+from learngene.comparing.claims.verdict import Verdict, half_width, judge, overall
+from learngene.comparing.results import Row
+from learngene.recipe.one_line_faults import validated
+from learngene.system.errors import RecipeError
 
 T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 9: 1.833}
 """95 % points of Student's t by degrees of freedom, as printed in tables."""

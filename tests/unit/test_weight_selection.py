@@ -11,10 +11,10 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from learngene import Budget, plan
-from learngene.errors import LearngeneError, ShapeError
-from learngene.gene import Learngene
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.weight_selection import spaced
+from learngene.system.errors import LearngeneError, ShapeError
 from pico import batch, pico_gene, pico_shape
 
 WIDTHS = (192, 384, 576, 768, 1024, 1152, 1536, 2304, 3072)

@@ -14,7 +14,7 @@ import typer
 from learngene._version import __version__
 from learngene.cli import experiments, genes, models  # noqa: F401 - they register their commands
 from learngene.cli.app import app
-from learngene.errors import LearngeneError
+from learngene.system.errors import LearngeneError
 
 
 @app.callback(invoke_without_command=True)

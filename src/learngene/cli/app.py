@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from learngene.errors import LearngeneError
-from learngene.shape import MAX_DEPTH
+from learngene.system.errors import LearngeneError
+from learngene.vits.shape import MAX_DEPTH
 
 app = typer.Typer(
     name="learngene",

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from learngene.cli.app import Overrides, RecipeFile, app
-from learngene.errors import LearngeneError, RecipeError, nearest
+from learngene.system.errors import LearngeneError, RecipeError, nearest
 
 DEMOS = ("genes", "pool", "lsamd", "tal")
 
@@ -60,16 +60,16 @@ def compare(
     collect: Annotated[bool, typer.Option("--collect", help="run nothing; only read what is there")] = False,
 ) -> None:
     """Compare methods at equal terms: run what is missing, then write tables and plots."""
-    from learngene.compare.recipe import CompareRecipe
-    from learngene.recipe import load_recipe
+    from learngene.recipe.compare import CompareRecipe
+    from learngene.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], data)
     if not isinstance(loaded, CompareRecipe):
         raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.compare.plots import save_plots
-    from learngene.compare.results import as_markdown, save_tables
-    from learngene.compare.run import compare as run_all
-    from learngene.compare.run import read_results
+    from learngene.comparing.plots import save_plots
+    from learngene.comparing.results import as_markdown, save_tables
+    from learngene.comparing.run import compare as run_all
+    from learngene.comparing.run import read_results
 
     found = read_results(loaded) if collect else run_all(loaded, processes=processes)
     for line in [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]:
@@ -100,7 +100,7 @@ def reproduce(
     cost: Annotated[bool, typer.Option("--cost", help="run nothing; say what it would take")] = False,
 ) -> None:
     """Test a group of published claims and write its verdicts; stopped ones continue with the same command."""
-    from learngene.ledger.claims import comparison_of, find_group, load_claims
+    from learngene.comparing.claims.groups import comparison_of, find_group, load_claims
 
     if claims is None:
         for group in load_claims().values():
@@ -110,11 +110,11 @@ def reproduce(
     group = find_group(claims)
     recipe = comparison_of(group, scale, data, overrides or [], declared=cost or not group.needs_runs)
     if cost:
-        from learngene.ledger.cost import estimate
+        from learngene.comparing.claims.estimate import estimate
 
         print(estimate(group, recipe))
         return
-    from learngene.ledger.reproduce import reproduce as run_group
+    from learngene.comparing.claims.reproduce import reproduce as run_group
 
     path, faults = run_group(group, recipe, scale, processes=processes)
     for claim in json.loads(path.read_text())["claims"]:
@@ -131,9 +131,9 @@ def report(
     markdown: Annotated[Path, typer.Option(help="Markdown ledger to write")] = Path("docs/ledger-results.md"),
 ) -> None:
     """Build the HTML page and the Markdown ledger of all verdicts."""
-    from learngene.files import write_file
-    from learngene.ledger.claims import load_claims
-    from learngene.ledger.page import ledger_markdown, ledger_page, read_verdicts
+    from learngene.comparing.claims.groups import load_claims
+    from learngene.comparing.claims.page import ledger_markdown, ledger_page, read_verdicts
+    from learngene.system.files import write_file
 
     if not results.is_dir():
         raise LearngeneError(f"--results {results}: no such folder")
@@ -162,12 +162,12 @@ def picture(
     if out.suffix != ".png":
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     if Path(model).suffix == ".safetensors":
-        from learngene.genefile import read_header
-        from learngene.methods.rows import Rows
+        from learngene.cli.pictures.pool import pool_picture
+        from learngene.cli.pictures.search import search_picture
+        from learngene.cli.pictures.tasks import task_picture
+        from learngene.genes.gene_file import read_header
+        from learngene.methods.stitching import Rows
         from learngene.methods.tal import Hypernetwork
-        from learngene.pool_picture import pool_picture
-        from learngene.search_picture import search_picture
-        from learngene.task_picture import task_picture
 
         header = read_header(model)
         if path is not None and not isinstance(header.method, Rows):
@@ -181,8 +181,8 @@ def picture(
     elif path is not None:
         raise LearngeneError(f"--path {path}: {model} is no gene file of a pool, which alone has paths")
     else:
-        from learngene.analysis import picture as draw
-        from learngene.ancestry import Ancestry
+        from learngene.genes.ancestry import Ancestry
+        from learngene.vits.linearity import picture as draw
 
         draw(Ancestry(model, pretrained=pretrained).model, out)
     print(out)

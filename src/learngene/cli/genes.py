@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from learngene.cli.app import GeneFile, Json, Options, Overrides, RecipeFile, amount, app, choices, layer_list, say
-from learngene.errors import LearngeneError, RecipeError
+from learngene.system.errors import LearngeneError, RecipeError
 
 
 @app.command()
@@ -20,12 +20,12 @@ def condense(
     data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
 ) -> None:
     """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
-    from learngene.recipe import CondenseRecipe, load_recipe
+    from learngene.recipe.loading import CondenseRecipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or [], data)
     if not isinstance(loaded, CondenseRecipe):
         raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.condensing import run
+    from learngene.making.condense import run
 
     done = run(loaded)
     say(f"{done.path}: top-1 {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
@@ -40,13 +40,13 @@ def search(
     processes: Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1)] = 1,
 ) -> None:
     """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
-    from learngene.recipe import load_recipe
-    from learngene.searching.recipe import SearchRecipe
+    from learngene.recipe.loading import load_recipe
+    from learngene.recipe.search import SearchRecipe
 
     loaded = load_recipe(recipe, overrides or [], data)
     if not isinstance(loaded, SearchRecipe):
         raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.searching.run import run
+    from learngene.making.search.make import run
 
     done = run(loaded, processes=processes)
     used = " ".join(f"{layer}:{count}" for layer, count in enumerate(done.record["usage"], start=1))
@@ -64,13 +64,13 @@ def tune(
     data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
 ) -> None:
     """Run a tune recipe: a hypernetwork learns several tasks (stage 2 of TAL). Continues a stopped run."""
-    from learngene.hyper.recipe import TuneRecipe
-    from learngene.recipe import load_recipe
+    from learngene.recipe.loading import load_recipe
+    from learngene.recipe.tune import TuneRecipe
 
     loaded = load_recipe(recipe, overrides or [], data)
     if not isinstance(loaded, TuneRecipe):
         raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.hyper.run import run
+    from learngene.making.hyper.make import run
 
     done = run(loaded)
     for entry in done.gene.metadata["tasks"]:
@@ -91,10 +91,10 @@ def extract(
     dtype: Annotated[str, typer.Option(help="storage type: float32, bfloat16 or float16")] = "float32",
 ) -> None:
     """Turn a trained ViT into a gene file as it is, without training."""
-    from learngene.ancestry import Ancestry
-    from learngene.extracting import extract as make_gene
-    from learngene.extracting import refuse_method
-    from learngene.genefile import refuse_foreign_gene
+    from learngene.genes.ancestry import Ancestry
+    from learngene.genes.gene_file import refuse_foreign_gene
+    from learngene.making.extract import extract as make_gene
+    from learngene.making.extract import refuse_method
 
     refuse_foreign_gene(out)
     refuse_method(method, choices(settings), with_data=bool(data))
@@ -121,9 +121,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """List the shapes of a gene that fit a budget, best first. Limits combine."""
-    from learngene.budget import Budget
-    from learngene.budget import plan as make_plan
-    from learngene.genefile import read_header
+    from learngene.genes.gene_file import read_header
+    from learngene.genes.plan import Budget
+    from learngene.genes.plan import plan as make_plan
 
     budget = Budget(amount(max_params), amount(max_macs), max_latency, batch_size, device)
     found = make_plan(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
@@ -179,8 +179,8 @@ def expand(
 
     import timm.models.vision_transformer  # noqa: F401 - loaded here so that its import is not timed below
 
-    from learngene.descendant import save_descendant
-    from learngene.gene import Learngene
+    from learngene.genes.gene import Learngene
+    from learngene.vits.descendant_folder import save_descendant
 
     if segment and num_classes is None:
         raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
@@ -192,7 +192,7 @@ def expand(
         task = str(chosen.pop("task"))
     given: dict[str, Any] = {}
     if task is not None:
-        from learngene.hyper.embedding import task_of
+        from learngene.making.hyper.embedding import task_of
 
         given["task"] = task_of(loaded, task, ancestry)
         num_classes = len(given["task"].classes) if num_classes is None else num_classes
@@ -217,8 +217,8 @@ def expand(
     )
     params = shape.params()
     if segment:
-        from learngene.models.segmenter import segment as with_head
-        from learngene.segmentation import segmenter_params
+        from learngene.vits.segmenter import segment as with_head
+        from learngene.vits.segmenter_sizes import segmenter_params
 
         model, params = with_head(model, shape.num_classes, seed=seed), segmenter_params(shape)
     seconds = time.perf_counter() - start
@@ -255,8 +255,8 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what a gene file is and where it comes from."""
-    from learngene.genefile import read_header
-    from learngene.genefile import verify as verify_content
+    from learngene.genes.gene_file import read_header
+    from learngene.genes.gene_file import verify as verify_content
 
     header = read_header(gene)
     if verify:
@@ -296,8 +296,8 @@ def check(
     data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
 ) -> None:
     """Check everything about a recipe that can be known before the first step."""
-    from learngene.check import check_recipe
-    from learngene.recipe import load_recipe
+    from learngene.cli.check import check_recipe
+    from learngene.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], data)
     for line in check_recipe(loaded):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from learngene.cli.app import Data, Json, Options, Overrides, app, choices, say
-from learngene.errors import LearngeneError, RecipeError
+from learngene.system.errors import LearngeneError, RecipeError
 
 
 @app.command()
@@ -27,7 +27,7 @@ def finetune(
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
 ) -> None:
     """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
-    from learngene.recipe import FinetuneRecipe, build_recipe, load_recipe
+    from learngene.recipe.loading import FinetuneRecipe, build_recipe, load_recipe
 
     given = list(overrides or [])
     if recipe is not None and "=" in str(recipe) and not recipe.exists():
@@ -42,7 +42,7 @@ def finetune(
     flags |= {"data.source": data or None, "out": str(out) if out else None}
     given += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     if recipe is None:
-        from learngene.recipe import apply_overrides
+        from learngene.recipe.loading import apply_overrides
 
         if model is None or not data:
             raise RecipeError("finetune: give a recipe, or --model and --data")
@@ -51,7 +51,7 @@ def finetune(
         loaded = load_recipe(recipe, given)
     if not isinstance(loaded, FinetuneRecipe):
         raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.finetuning import run
+    from learngene.making.finetune import run
 
     done = run(loaded)
     untuned, tuned = done.untuned, done.result.final
@@ -77,11 +77,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss."""
-    from learngene.ancestry import Ancestry
-    from learngene.finetuning import data_section, mask_names
-    from learngene.finetuning import evaluate as score
-    from learngene.gene import Learngene
-    from learngene.measure import Accuracy
+    from learngene.genes.ancestry import Ancestry
+    from learngene.genes.gene import Learngene
+    from learngene.making.finetune import data_section, mask_names
+    from learngene.making.finetune import evaluate as score
+    from learngene.training.measure import Accuracy
 
     fields: dict[str, Any] = {"source": list(data), "skip_corrupt": skip_corrupt, "ignore_index": ignore_index}
     if root is not None:
@@ -120,8 +120,8 @@ def export(
     out: Annotated[Path, typer.Option(help="ONNX file to write")],
 ) -> None:
     """Write an ONNX file, run it again at batch 1 and 3 and compare the logits."""
-    from learngene.descendant import load_descendant
-    from learngene.export import export_onnx
+    from learngene.vits.descendant_folder import load_descendant
+    from learngene.vits.onnx_export import export_onnx
 
     difference = export_onnx(load_descendant(descendant), out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, logits agree at batch 1 and 3 within {difference:.1g}")

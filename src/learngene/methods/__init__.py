@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from learngene.errors import LearngeneError, nearest, refuse_unknown
 from learngene.methods.base import Method
 from learngene.methods.lsamd import LSAMD
 from learngene.methods.mini_init import MiniInit
@@ -25,6 +24,7 @@ from learngene.methods.tleg import TLEG
 from learngene.methods.vanilla_lg import VanillaLG
 from learngene.methods.weight_selection import WeightSelection
 from learngene.methods.weight_subcloning import WeightSubcloning
+from learngene.system.errors import LearngeneError, nearest, refuse_unknown
 
 KINDS: tuple[type[Method], ...] = (
     TLEG,

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from learngene.errors import ShapeError, refuse_unknown
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError, refuse_unknown
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ class Method(ABC):
 
     def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
         """The start value of one of the gene's tensors before condensing: timm's by default."""
-        from learngene.initial import fresh
+        from learngene.vits.fresh_weights import fresh
 
         return fresh(name, shapes, generator)
 

@@ -12,8 +12,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from learngene.methods.base import Method, gene_name
-from learngene.shape import MODULE_PARAMS, ViTShape
-from learngene.stitched import Shape
+from learngene.vits.shape import MODULE_PARAMS, ViTShape
+from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

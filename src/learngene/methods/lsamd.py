@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.errors import ShapeError, nearest
 from learngene.methods.base import Origin, Part
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError, nearest
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 EXPANSIONS = ("neighbour", "cyclic", "spread")
 PLACES = ("first", "middle", "last")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.errors import ShapeError
 from learngene.methods.combination import LayerCombination, LayerTerms
-from learngene.shape import MODULE_PARAMS, ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError
+from learngene.vits.shape import MODULE_PARAMS, ViTShape
+from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ class MiniInit(LayerCombination):
 
     def auxiliary_skeleton(self, auxiliary: ViTShape) -> VisionTransformer:
         """A timm ViT with multiplexed attention."""
-        from learngene.models.multiplexed import MultiplexedAttention
+        from learngene.vits.multiplexed_attention import MultiplexedAttention
 
         return auxiliary.skeleton(attn_layer=MultiplexedAttention)
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.errors import ShapeError, nearest
 from learngene.methods.base import Origin
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError, nearest
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 PLACES = ("first", "last", "middle")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.errors import refuse_unknown
 from learngene.methods.base import Origin, Part
 from learngene.methods.combination import LayerCombination, LayerTerms, copies
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import refuse_unknown
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 
 @dataclass(frozen=True)

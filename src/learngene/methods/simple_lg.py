@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.errors import ShapeError
 from learngene.methods.base import Origin
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
 from learngene.methods.sws import SWS
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 
 @dataclass(frozen=True)

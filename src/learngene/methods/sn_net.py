@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from learngene.methods.rows import Rows
+from learngene.methods.stitching import Rows
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.errors import ShapeError, nearest
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError, nearest
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 Order = str | Sequence[int]
 NAMED_ORDERS = ("front-mid-last", "front-last-mid")

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.errors import ShapeError, nearest
 from learngene.methods.combination import LayerCombination, LayerTerms
-from learngene.shape import MODULE_PARAMS, ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError, nearest
+from learngene.vits.shape import MODULE_PARAMS, ViTShape
+from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.errors import ShapeError
 from learngene.methods.base import Origin, Part
 from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.errors import ShapeError, nearest, refuse_unknown
 from learngene.methods.base import Method, Origin, Part, plain
 from learngene.methods.combination import every_layer
-from learngene.methods.narrower import narrower_widths, refuse_larger, wanted
-from learngene.shape import ViTShape
-from learngene.stitched import Shape
+from learngene.methods.cutting import narrower_widths, refuse_larger, wanted
+from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

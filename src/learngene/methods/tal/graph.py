@@ -18,7 +18,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from learngene.methods.tal.hypernetwork import SPATIAL
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 
 CONV, MSA, SUM, INPUT, BIAS, NORM, POSITION = 4, 5, 7, 9, 10, 12, 13
 """Rows of GHN-3's table of node types; the other eight belong to convolutional networks."""

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from learngene.errors import ShapeError, nearest, refuse_unknown
 from learngene.methods.base import Method, plain
 from learngene.methods.tal.ranges import Size, checked_shapes, limits, sizes_of
-from learngene.shape import MAX_DEPTH, ViTShape
-from learngene.stitched import Shape
+from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.vits.shape import MAX_DEPTH, ViTShape
+from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from learngene.methods.tal.encoder import encode
 from learngene.methods.tal.graph import Graph, graph
 from learngene.methods.tal.hypernetwork import KERNEL, Hypernetwork
 from learngene.methods.tal.low_rank import LowRankDecoder
-from learngene.shape import ViTShape
+from learngene.vits.shape import ViTShape
 
 Weights = dict[str, Tensor]
 NORMS = ("norm1", "norm2")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learngene.errors import ShapeError, nearest
+from learngene.system.errors import ShapeError, nearest
 
 Size = tuple[int, int, int]
 """Depth, embed_dim and num_heads of a plain ViT."""

@@ -1,0 +1,184 @@
+"""``learngene check``: everything about a recipe that can be known before the first step is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+from learngene.data.batches import accumulation, refuse_too_few
+from learngene.data.images import ImageSet, open_data
+from learngene.data.mask_transforms import refuse_unaligned
+from learngene.making.pool.rows import stage_recipes
+from learngene.recipe.compare import CompareRecipe
+from learngene.recipe.loading import CondenseRecipe, FinetuneRecipe, Recipe, TrainingRecipe
+from learngene.recipe.search import SearchRecipe
+from learngene.recipe.sections import Train
+from learngene.recipe.tune import TuneRecipe
+from learngene.system.errors import LearngeneError
+from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_read_only
+from learngene.training.loop import refuse_unknown_optimizer, set_drop_path
+from learngene.training.run import run_bytes
+from learngene.training.run_folder import MARKER, RunFolder
+
+
+def check_recipe(recipe: Recipe) -> Iterator[str]:
+    """Checks data, classes, shapes, ancestry or model, disk and resume state; trains and writes nothing.
+
+    Args:
+        recipe: A recipe, whose keys and values are valid already.
+
+    Yields:
+        One line per thing that was found to be in order.
+
+    Raises:
+        LearngeneError: One line for the first thing that is not.
+    """
+    if isinstance(recipe, CompareRecipe):
+        yield from _check_compare(recipe)
+        return
+    if isinstance(recipe, SearchRecipe):
+        yield from _check_search(recipe)
+        return
+    if isinstance(recipe, TuneRecipe):
+        yield from _check_tune(recipe)
+        return
+    train, val = open_data(recipe.data)
+    kind = " of pixels" if train.segmentation else ""
+    yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes{kind}"
+    if train.corrupt or val.corrupt:
+        yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
+    for name, spec in _trained(recipe):
+        refuse_too_few(train, spec)
+        refuse_unaligned(train, spec.augment)
+        accumulation(spec, processes=1)
+        refuse_unknown_optimizer(spec)
+        updates = len(train) // spec.batch_size * spec.epochs
+        yield f"{name}: {spec.epochs} epochs, {updates} steps of {spec.batch_size} images"
+    resolved: Recipe
+    if isinstance(recipe, CondenseRecipe):
+        resolved = yield from _check_condense(recipe, (train, val))
+    else:
+        resolved = yield from _check_finetune(recipe, train)
+    for stage in _stages(resolved):
+        yield _check_folder(stage)
+
+
+def _stages(recipe: CondenseRecipe | FinetuneRecipe) -> Sequence[CondenseRecipe | FinetuneRecipe]:
+    """What is trained in turn: the rows and the paths of a pool, otherwise one thing."""
+    return stage_recipes(recipe) if isinstance(recipe, CondenseRecipe) and recipe.pool else [recipe]
+
+
+def _trained(recipe: CondenseRecipe | FinetuneRecipe) -> list[tuple[str, Train]]:
+    """What to call each stage, and how it is trained."""
+    stages = _stages(recipe)
+    if len(stages) == 1:
+        return [("training", stages[0].train)]
+    return [(stage.out.name.partition("-s")[0], stage.train) for stage in stages]
+
+
+def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
+    from learngene.comparing.jobs import Cell
+    from learngene.comparing.results import collect
+    from learngene.comparing.run import prepare
+
+    comparison, images, opened = prepare(recipe)
+    for task, (train, val) in opened.sets.items():
+        yield f"task {task}: {images[task]} training and {len(val)} validation images, {len(train.class_names)} classes"
+    for section in (recipe.train("condense"), recipe.train("tune")):
+        accumulation(section, processes=1)
+        refuse_unknown_optimizer(section)
+    trained = [job for job in comparison.jobs() if not isinstance(job, Cell)]
+    yield f"store: {sum(job.done for job in trained)} of {len(trained)} ancestries and genes are there"
+    found = collect(comparison, images)
+    for line in found.foreign:
+        raise LearngeneError(line)
+    for folder in (recipe.out, recipe.store):
+        refuse_read_only(folder)
+    yield f"out: {recipe.out} has {len(found.rows) + len(found.failed)} of {len(comparison.cells)} cells"
+
+
+def _check_search(recipe: SearchRecipe) -> Iterator[str]:
+    from learngene.making.search.make import gene_path, prepare, refuse_other_paths, refuse_taken, search_bytes
+    from learngene.making.search.paths import read_path
+
+    prepared = prepare(recipe)
+    refuse_other_paths(prepared)
+    identity = prepared.ancestry.identity
+    yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}, {prepared.shape}"
+    for name, (train, val) in prepared.images.items():
+        spec = prepared.specs[name]
+        updates = len(train) // spec.train.batch_size * spec.train.epochs
+        there = "searched" if read_path(spec.out) else _saved(prepared.resolved(name))
+        there = there or f"{updates} steps of {spec.train.batch_size} images"
+        yield f"task {name}: {len(train)} training and {len(val)} validation images, {there}"
+    refuse_taken(recipe)
+    for folder in (recipe.out, recipe.kept or recipe.out):
+        refuse_read_only(folder)
+    refuse_full_disk(gene_path(recipe), search_bytes(prepared))
+
+
+def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
+    from learngene.genes.gene_file import refuse_foreign_gene
+    from learngene.making.hyper.make import gene_path, prepare
+    from learngene.training.task_batches import sampling_shares
+
+    prepared = prepare(recipe)
+    stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
+    yield f"gene: {prepared.gene.method.name} at {prepared.gene.shape}, {stored / 1e6:.3f} M parameters"
+    if prepared.ancestry:
+        identity = prepared.ancestry.identity
+        yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
+    sizes = {name: len(task.images[0]) for name, task in prepared.tasks.items()}
+    for name, share in sampling_shares(sizes, recipe.temperature).items():
+        train, val = prepared.tasks[name].images
+        counts = f"{len(train)} training and {len(val)} validation images, {len(train.class_names)} classes"
+        yield f"task {name}: {counts}, drawn for {share:.0%} of the steps"
+    steps = -(-sum(sizes.values()) // recipe.train.batch_size) * recipe.train.epochs
+    yield f"training: {recipe.train.epochs} epochs, {steps} steps of {recipe.train.batch_size} images"
+    refuse_foreign_gene(gene_path(recipe), prepared.gene.method.name)
+    refuse_full_disk(gene_path(recipe), run_bytes(prepared.gene))
+    yield _check_folder(recipe)
+
+
+def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Generator[str, None, CondenseRecipe]:
+    from learngene.genes.gene_file import refuse_foreign_gene
+    from learngene.making.condense import gene_path, prepare
+
+    prepared = prepare(recipe, images=images)
+    if prepared.ancestry:
+        identity = prepared.ancestry.identity
+        yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
+    stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
+    yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
+    refuse_foreign_gene(gene_path(recipe), recipe.method)
+    refuse_full_disk(gene_path(recipe), run_bytes(prepared.gene))
+    return prepared.recipe
+
+
+def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, None, FinetuneRecipe]:
+    from learngene.making.finetune import fill_preprocessing, starting_model
+    from learngene.vits.descendant_folder import PROVENANCE
+
+    model = starting_model(recipe, images)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    yield f"model: {getattr(model, 'learngene', {}).get('method', 'timm')}, {size / 1e6:.3f} M parameters"
+    refuse_foreign(recipe.out / "descendant", PROVENANCE)
+    refuse_full_disk(recipe.out, run_bytes(model))
+    set_drop_path(model, recipe.train.drop_path)
+    return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, model)})
+
+
+def _check_folder(recipe: CondenseRecipe | FinetuneRecipe | TuneRecipe) -> str:
+    refuse_foreign(recipe.out, MARKER)
+    refuse_read_only(recipe.out)
+    if not (Path(recipe.out) / MARKER).exists():
+        return f"out: {recipe.out} is new"
+    return f"out: {recipe.out} {_saved(recipe) or 'has no saved state yet'}"
+
+
+def _saved(recipe: TrainingRecipe) -> str | None:
+    """Where a run goes on, or that it is through; None if nothing of it is saved."""
+    saved = RunFolder(recipe.out, recipe).load()
+    if saved and saved[1].epoch >= recipe.train.epochs:
+        return "is finished"
+    return saved and f"continues after epoch {saved[1].epoch}, step {saved[1].step}"

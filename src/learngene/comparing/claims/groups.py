@@ -1,0 +1,206 @@
+"""Published claims: what a paper says, how it is tested here, and the rule, fixed beforehand, that gives the verdict.
+
+One YAML file per table or figure lies in ``claims/``. It names the runs of a comparison and, for every sentence of
+the paper that can be true or false, a statistic with a threshold. Nothing here trains; ``reproduce`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from learngene.comparing.claims.exact import STRUCTURAL
+from learngene.comparing.results import Row
+from learngene.recipe.compare import CompareRecipe
+from learngene.recipe.loading import apply_overrides, load_yaml, read_fields, with_data
+from learngene.recipe.one_line_faults import validated
+from learngene.recipe.sections import Section, merge
+from learngene.system.errors import LearngeneError, RecipeError, nearest
+from learngene.system.files import find_folder
+
+SCALES = ("laptop", "gpu", "paper")
+PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL")
+"""In the order in which lists show them."""
+METRICS = tuple(name for name, kind in Row.__annotations__.items() if kind in ("float", "int"))
+
+
+class Filter(Section):
+    """Which rows: those that agree with every field that is given."""
+
+    contender: str | list[str] | None = None
+    shape: str | list[str] | None = None
+    task: str | list[str] | None = None
+    budget: str | list[str] | None = None
+
+    def keeps(self, row: Row) -> bool:
+        """Whether a row agrees."""
+        for name in type(self).model_fields:
+            wanted = getattr(self, name)
+            if wanted is not None and getattr(row, name) not in ([wanted] if isinstance(wanted, str) else wanted):
+                return False
+        return True
+
+
+class Statistic(Section):
+    """One number per seed, made of rows, and the threshold that decides.
+
+    The number is the mean of ``metric`` over the rows ``of``, less that over ``minus``; with ``slope`` it is the
+    least-squares slope of the metric over depth instead of the mean, with ``best`` the highest value. With
+    ``agreement`` it is how far two searches took the same blocks: 1 if always, 0 if no more often than by chance.
+    """
+
+    metric: str = "last_top1"
+    minus_metric: str | None = Field(None, description="of what is subtracted, if it is another metric")
+    of: Filter
+    minus: list[Filter] = Field([], description="one comparison each, all of which must hold; none: the value itself")
+    slope: bool = Field(False, description="per layer of depth, or per million parameters")
+    over: Literal["depth", "params"] = Field("depth", description="what the slope is over")
+    best: bool = Field(False, description="the highest of the rows instead of their mean")
+    each: bool = Field(False, description="a comparison for every shape by itself, all of which must hold")
+    agreement: bool = Field(False, description="Cohen's kappa of the paths that the two sides' searches found, instead")
+    relative: bool = Field(False, description="the difference as a share of what is subtracted")
+    at_least: float | None = Field(None, description="the claim holds if the number is surely no less")
+    at_most: float | None = Field(None, description="the claim holds if the number is surely no more")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Statistic:
+        for metric in (self.metric, self.minus_metric or self.metric):
+            if metric not in METRICS:
+                raise RecipeError(f"statistic: unknown metric '{metric}'{nearest(metric, METRICS)}")
+        if (self.at_least is None) == (self.at_most is None):
+            raise RecipeError("statistic: give at_least or at_most")
+        if self.agreement and not self.minus:
+            raise RecipeError("statistic: agreement is between two sides; give minus")
+        return self
+
+
+class Claim(Section):
+    """One sentence that can be true or false.
+
+    Attributes:
+        text: The claim.
+        printed: The paper's figures behind it.
+        statistic: How it is tested on results.
+        exact: How it is tested without any: the name of a structural test.
+        finding: What was found out about a claim that does not hold, or about its test, by scale.
+    """
+
+    text: str
+    printed: str = ""
+    statistic: Statistic | None = None
+    exact: str | None = None
+    finding: dict[Literal["laptop", "gpu", "paper"], str] = {}  # noqa: RUF012 - pydantic copies it
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Claim:
+        if (self.statistic is None) == (self.exact is None):
+            raise RecipeError("claim: give statistic or exact")
+        if self.exact is not None and self.exact not in STRUCTURAL:
+            raise RecipeError(f"claim: unknown exact test '{self.exact}'{nearest(self.exact, STRUCTURAL)}")
+        return self
+
+
+class ClaimGroup(Section):
+    """A table or figure of a paper with its claims.
+
+    Attributes:
+        id: ``paper.table``, as on the command line.
+        paper: One of ``PAPERS``.
+        protocol: The recipe in ``recipes/SCALE/compare`` that its comparison starts from.
+        source: Table or figure.
+        title: What it is about.
+        run: What is run at every scale; names of the scale's protocol.
+        contenders: Contenders that only this group has.
+        scales: What differs at a scale: fields of a comparison.
+        claims: The claims.
+    """
+
+    id: str
+    paper: str
+    source: str
+    title: str
+    protocol: str = "protocol"
+    run: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    contenders: dict[str, Any] = {}  # noqa: RUF012
+    scales: dict[Literal["laptop", "gpu", "paper"], dict[str, Any]] = {}  # noqa: RUF012
+    claims: list[Claim] = Field(min_length=1)
+
+    @property
+    def needs_runs(self) -> bool:
+        """Whether any claim is tested on results."""
+        return any(claim.statistic for claim in self.claims)
+
+
+def claims_folder() -> Path:
+    """Where the claims lie: ``claims`` in the working folder or beside the sources."""
+    return find_folder("claims")
+
+
+def load_claims(folder: Path | None = None) -> dict[str, ClaimGroup]:
+    """All groups of claims by id, paper by paper in the order of the papers."""
+    folder = folder or claims_folder()
+    groups: dict[str, ClaimGroup] = {}
+    for path in sorted(folder.glob("*/*.yaml")):
+        try:
+            fields = load_yaml(path.read_text())
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        if not isinstance(fields, dict):
+            raise RecipeError(f"{path}: a group of claims is a mapping of keys to values")
+        group = validated(ClaimGroup, fields, str(path))
+        if group.id in groups:
+            raise RecipeError(f"{path}: another file has the id '{group.id}' already")
+        groups[group.id] = group
+    if not groups:
+        raise LearngeneError(f"{folder}: holds no claims (claims/PAPER/GROUP.yaml)")
+    return dict(sorted(groups.items(), key=lambda item: (paper_order(item[1].paper), _figures_first(item[0]))))
+
+
+def paper_order(paper: str) -> tuple[int, str]:
+    """Where a paper's claims stand in lists."""
+    return (PAPERS.index(paper) if paper in PAPERS else len(PAPERS)), paper
+
+
+def find_group(name: str, folder: Path | None = None) -> ClaimGroup:
+    """One group by its id.
+
+    Raises:
+        LearngeneError: If there is none; the message names the nearest.
+    """
+    groups = load_claims(folder)
+    if name not in groups:
+        raise LearngeneError(f"no claims '{name}'{nearest(name, groups)}")
+    return groups[name]
+
+
+def comparison_of(
+    group: ClaimGroup, scale: str, data: Path | None = None, overrides: Sequence[str] = (), *, declared: bool = False
+) -> CompareRecipe:
+    """The comparison that tests a group at a scale: the scale's protocol with the group's runs.
+
+    Args:
+        group: The group.
+        scale: ``laptop``, ``gpu`` or ``paper``.
+        data: Folder of image sets, for protocols that need one.
+        overrides: ``key.sub=value`` assignments, for example ``out=...``.
+        declared: The data will not be opened, only its declared sizes used, so that no folder is needed.
+
+    Raises:
+        LearngeneError: If the scale is unknown, or a name is not in its protocol.
+    """
+    if scale not in SCALES:
+        raise LearngeneError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
+    protocol = read_fields(find_folder("recipes") / scale / "compare" / f"{group.protocol}.yaml")
+    given = merge({"run": group.run, "contenders": group.contenders}, group.scales.get(scale, {}))  # type: ignore[call-overload]
+    fields = with_data(apply_overrides(merge(protocol, given), overrides), Path() if declared else data)
+    return validated(CompareRecipe, fields, f"{group.id} at {scale} scale")
+
+
+def _figures_first(name: str) -> tuple[bool, str]:
+    return not name.partition(".")[2].startswith("fig"), name

@@ -1,0 +1,326 @@
+"""Result files: one immutable JSON per cell, and the rows that tables, plots and verdicts are made of."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from learngene.comparing.cost import cost_of
+from learngene.comparing.jobs import Cell, Comparison
+from learngene.recipe.sections import default_crop
+from learngene.system.errors import LearngeneError
+from learngene.system.files import write_file
+
+KIND, VERSION = "learngene cell", 1
+ENTRIES = ("params", "macs", "gene", "untuned", "epochs", "last", "steps", "error", "seconds", "environment")
+"""What a result must have to become a row."""
+
+
+class ForeignResultError(LearngeneError):
+    """A file stands where a result belongs, and it is damaged or not this cell's result."""
+
+
+def write_cell(cell: Cell, content: Mapping[str, Any]) -> None:
+    """Writes a cell's result, unless one is there: results are never overwritten."""
+    if cell.path.exists():
+        raise ForeignResultError(f"{cell.path} exists already; it was not overwritten")
+    text = json.dumps(
+        {"kind": KIND, "version": VERSION, "key": cell.key, **content}, separators=(",", ":"), allow_nan=False
+    )
+    write_file(cell.path, lambda temporary: temporary.write_text(text + "\n"))
+
+
+def read_cell(cell: Cell) -> dict[str, Any] | None:
+    """A cell's result, or None if there is none yet.
+
+    Raises:
+        ForeignResultError: If the file is damaged, or holds something else.
+    """
+    if not cell.path.exists():
+        return None
+    try:
+        content = json.loads(cell.path.read_text())
+    except (OSError, ValueError):
+        raise ForeignResultError(f"{cell.path}: damaged, it is no JSON; skipped, and not overwritten") from None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise ForeignResultError(f"{cell.path}: not a result of a comparison; skipped, and not overwritten")
+    if content.get("version") != VERSION or content.get("key") != cell.key:
+        raise ForeignResultError(
+            f"{cell.path}: the result of another cell or format (key {content.get('key')}, version "
+            f"{content.get('version')}); skipped, and not overwritten"
+        )
+    missing = [name for name in ENTRIES if name not in content]
+    if missing:
+        raise ForeignResultError(f"{cell.path}: has no entry '{missing[0]}'; skipped, and not overwritten")
+    return content
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell's result as a table's row; accuracies in percent, losses in nats.
+
+    On a task of images with masks every ``top1`` is the mean IoU, and what has no counterpart there (five guesses, the
+    multiple of chance) is 0.
+
+    Attributes:
+        contender: Name of the contender.
+        method: Its method.
+        shape: Name of the shape.
+        task: Name of the task.
+        budget: Name of the budget.
+        seed: Seed of gene, fresh tensors and tuning.
+        depth: Layers of the descendant.
+        embed_dim: Its width.
+        img_size: Side of the images it was scored on.
+        crop_pct: Share of the resized image that was looked at.
+        interpolation: How images were resized.
+        params: Its parameters.
+        macs: Its multiply-adds per image.
+        gene: Its gene's file, empty if there is none.
+        stored_params: Parameters stored to initialise it (the papers' S-Params, every part counted).
+        gene_top1: Accuracy of the gene itself at its auxiliary shape, 0 if there is none.
+        linearity: How well a straight line over depth fits the first principal component of the layer weights as
+            initialised (R squared, TLEG Figure 1), 0 if it was not measured.
+        untuned_top1: Accuracy as initialised.
+        times_chance: The same over what guessing scores.
+        untuned_top5: The same, among five guesses.
+        untuned_loss: Loss as initialised.
+        first_top1: After the first epoch of tuning.
+        last_top1: After the last.
+        last_top5: The same, among five guesses.
+        last_loss: Loss after the last epoch.
+        best_top1: Of any epoch.
+        epochs: Of tuning.
+        steps: Optimizer steps of tuning.
+        tune_macs: Multiply-adds of tuning.
+        gene_macs: Of making the gene, all of it.
+        ancestry_macs: Of training the ancestry, all of it.
+        shared_by: Descendants that use this gene in this comparison.
+        total_macs: Tuning and the shares of gene and ancestry.
+        seconds: Wall time of tuning.
+        gene_seconds: Wall time of making the gene.
+        hardware: Where it ran.
+        curve: Top-1 after every epoch, the untuned one first.
+        search_score: Of a searched gene, the mean score of its super nets (top-1 or mean IoU).
+        task_share: Of a hypernetwork with task layers, how much of its graphs' variance is between tasks (Figure 5).
+        choices: Of a searched gene, per task and layer whether the base block was taken.
+        masks: Whether the task's images have masks.
+    """
+
+    contender: str
+    method: str
+    shape: str
+    task: str
+    budget: str
+    seed: int
+    depth: int
+    embed_dim: int
+    img_size: int
+    crop_pct: float
+    interpolation: str
+    params: int
+    macs: int
+    gene: str
+    stored_params: int
+    gene_top1: float
+    linearity: float
+    untuned_top1: float
+    times_chance: float
+    untuned_top5: float
+    untuned_loss: float
+    first_top1: float
+    last_top1: float
+    last_top5: float
+    last_loss: float
+    best_top1: float
+    epochs: int
+    steps: int
+    tune_macs: int
+    gene_macs: int
+    ancestry_macs: int
+    shared_by: int
+    total_macs: float
+    seconds: float
+    gene_seconds: float
+    hardware: str
+    curve: tuple[float, ...]
+    search_score: float = 0.0
+    task_share: float = 0.0
+    choices: tuple[int, ...] = ()
+    masks: bool = False
+
+    @property
+    def metric(self) -> str:
+        """What its ``top1`` are."""
+        return "mean IoU" if self.masks else "top-1"
+
+
+@dataclass
+class Collected:
+    """What the results folder holds of a comparison.
+
+    Attributes:
+        rows: One per finished cell.
+        missing: Cells without a result.
+        failed: Cells whose training failed, with the reason.
+        foreign: Files that stand where a result belongs, with what is wrong with each.
+    """
+
+    rows: list[Row]
+    missing: list[Cell]
+    failed: dict[str, str]
+    foreign: list[str]
+
+
+def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Collected:
+    """Reads the results of all cells of a comparison."""
+    out = Collected([], [], {}, [])
+    for cell in comparison.cells:
+        try:
+            content = read_cell(cell)
+        except ForeignResultError as fault:
+            out.foreign.append(str(fault))
+            continue
+        if content is None:
+            out.missing.append(cell)
+        elif content["error"]:
+            out.failed[f"cell {cell}"] = content["error"]
+        else:
+            out.rows.append(_row(cell, content, comparison, train_images))
+    return out
+
+
+def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_images: Mapping[str, int]) -> Row:
+    untuned, last, epochs = content["untuned"], content["last"], content["epochs"]
+    main = "miou" if cell.masked else "top1"
+    curve = (untuned[main], *(entry[main] for entry in epochs if main in entry))
+    cost = cost_of(cell, comparison, train_images)
+    gene = content.get("gene") or {}
+    searched = gene.get("search", {}).get("tasks", [])
+    environment = content["environment"]
+    return Row(
+        contender=cell.contender,
+        method=cell.spec.method,
+        shape=cell.shape_name,
+        task=cell.task,
+        budget=cell.budget,
+        seed=cell.seed,
+        depth=cell.shape.depth,
+        embed_dim=cell.shape.embed_dim,
+        img_size=cell.shape.img_size,
+        crop_pct=1.0 if cell.masked else cell.data.crop_pct or default_crop(cell.shape.img_size),
+        interpolation=cell.data.interpolation,
+        params=content["params"],
+        macs=content["macs"],
+        gene=cell.gene.path.name if cell.gene else "",
+        stored_params=gene.get("stored_params", 0),
+        gene_top1=gene.get("top1") or 0.0,
+        linearity=content.get("linearity") or 0.0,
+        untuned_top1=untuned[main],
+        times_chance=0.0 if cell.masked else untuned[main] * max(1, cell.shape.num_classes) / 100,
+        untuned_top5=0.0 if cell.masked else untuned["top5"],
+        untuned_loss=untuned["loss"],
+        first_top1=curve[min(1, len(curve) - 1)],
+        last_top1=last[main],
+        last_top5=0.0 if cell.masked else last["top5"],
+        last_loss=last["loss"],
+        best_top1=max(curve),
+        epochs=len(epochs),
+        steps=content["steps"],
+        tune_macs=cost.tune,
+        gene_macs=cost.gene,
+        ancestry_macs=cost.ancestry,
+        shared_by=cost.gene_shared_by,
+        total_macs=float(cost.total),
+        seconds=content["seconds"],
+        gene_seconds=gene.get("seconds", 0.0),
+        hardware=f"{environment.get('accelerator') or environment['processor']}, {environment['threads']} threads",
+        curve=curve,
+        search_score=statistics.fmean(task["score"] for task in searched) if searched else 0.0,
+        task_share=gene.get("task_share", 0.0),
+        choices=tuple(int(share >= 0.5) for task in searched for share in task["share"]),
+        masks=cell.masked,
+    )
+
+
+def group(rows: Iterable[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some fields, in their order."""
+    out: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        out.setdefault(tuple(getattr(row, field) for field in fields), []).append(row)
+    return out
+
+
+def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds; no spread from a single value."""
+    numbers = list(values)
+    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+
+
+def save_tables(collected: Collected, folder: Path) -> list[Path]:
+    """Writes ``results.csv`` (one line per cell) and ``results.md`` (mean and spread over seeds)."""
+    csv, markdown = folder / "results.csv", folder / "results.md"
+    write_file(csv, lambda temporary: temporary.write_text(as_csv(collected.rows)))
+    write_file(markdown, lambda temporary: temporary.write_text(as_markdown(collected.rows)))
+    return [csv, markdown]
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """The columns of timm's results files (``param_count`` in millions, percentages with three digits), then ours."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    preparation = ["img_size", "crop_pct", "interpolation"]
+    own = [name for name in Row.__dataclass_fields__ if name not in (*preparation, "curve", "choices")]
+    writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *preparation, *own, "curve"])
+    for row in rows:
+        values = asdict(row)
+        model = f"{row.contender}_d{row.depth}_w{row.embed_dim}"
+        scores = [row.last_top1, 100 - row.last_top1, *(() if row.masks else (row.last_top5, 100 - row.last_top5))]
+        shown = [f"{score:.3f}" for score in scores]
+        timm = [model, *shown, *[""] * (4 - len(shown)), f"{row.params / 1e6:.3f}"]
+        timm += [str(values[name]) for name in preparation]
+        curve = " ".join(f"{value:.2f}" for value in row.curve)
+        writer.writerow([*timm, *(_short(values[name]) for name in own), curve])
+    return text.getvalue()
+
+
+def as_markdown(rows: Iterable[Row]) -> str:
+    """A table of means over seeds, with the standard deviation where there is more than one."""
+    headings = [
+        "task", "budget", "shape", "contender", "params (M)", "stored (M)", "untuned top-1", "after 1 epoch",
+        "last top-1", "last top-5", "last loss", "epochs", "total cost (T multiply-adds)", "seconds", "seeds",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    for (task, budget, shape, contender), some in group(rows, "task", "budget", "shape", "contender").items():
+        one = some[0]
+        name = f"{task} ({one.metric})" if one.masks else task
+        cells = [name, budget, shape, contender, f"{one.params / 1e6:.3f}", f"{one.stored_params / 1e6:.3f}"]
+        cells += [spread(row.untuned_top1 for row in some)]
+        cells += [spread(row.first_top1 for row in some) if one.epochs else "-"]
+        cells += [spread(row.last_top1 for row in some), "-" if one.masks else spread(row.last_top5 for row in some)]
+        cells += [spread((row.last_loss for row in some), 3), str(one.epochs)]
+        cells += [
+            f"{one.total_macs / 1e12:.3g}",
+            f"{statistics.fmean(row.seconds for row in some):.1f}",
+            str(len(some)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Iterable[float], digits: int = 2) -> str:
+    """``mean ± standard deviation`` as text."""
+    mean, deviation = mean_and_spread(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

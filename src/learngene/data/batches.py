@@ -1,0 +1,385 @@
+"""Batches as a pure function of (seed, epoch, step), whatever the number of processes, loaders or restarts.
+
+The order of an epoch, the random augmentation of every image and the mixing of every batch each have a seed of
+their own, made from where they stand in the run and from nothing else. So a run can stop at any step and go on,
+or be spread over more processes, and see the very same images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer, Num
+from PIL.Image import Image
+from timm.data import Mixup, create_transform
+from timm.data.auto_augment import posterize as timm_posterize
+from timm.data.mixup import mixup_target
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from learngene.data.images import ImageSet
+from learngene.data.mask_transforms import MaskTransform, refuse_unaligned
+from learngene.recipe.sections import Augment, DataSpec, Train, default_crop
+from learngene.system.errors import DataError
+
+KEEP_BYTES = 256 << 20
+"""Most memory for prepared images that are the same in every epoch."""
+
+ORDER, AUGMENT, MIX = 1, 2, 3
+"""Purposes of randomness: each has its own stream of seeds."""
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds Python's, numpy's and torch's CPU generators inside the block and restores them behind it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def epoch_order(count: int, seed: int, epoch: int, batch_size: int, repeats: int = 1) -> np.ndarray:
+    """The images of one epoch in order, cut to whole batches.
+
+    Args:
+        count: Images in the set.
+        seed: Of the run.
+        epoch: Counted from 0.
+        batch_size: Images per optimizer step.
+        repeats: Repeated augmentation: every drawn image follows itself this many times, so that an epoch has about
+            ``count / repeats`` distinct images, as in DeiT.
+
+    Returns:
+        Indices, ``count // batch_size * batch_size`` of them.
+    """
+    order = np.random.default_rng([ORDER, seed, epoch]).permutation(count)
+    return np.repeat(order, repeats)[: count // batch_size * batch_size]
+
+
+def micro_batch(positions: np.ndarray, cell: int, cells: int) -> np.ndarray:
+    """One process's share of a batch, or one accumulated part of it.
+
+    timm's mixup pairs image i with image B-1-i. A share is therefore cut symmetrically around the middle: then every
+    pair stays together and the same pairs are mixed on any number of processes.
+
+    Args:
+        positions: The batch, an even number of entries per cell (or any number if nothing is mixed).
+        cell: Which share, counted from 0.
+        cells: Processes times accumulated parts; divides the batch.
+
+    Returns:
+        ``len(positions) // cells`` entries.
+    """
+    size = len(positions) // cells
+    if size % 2:
+        return positions[cell * size : (cell + 1) * size]
+    half = size // 2
+    front = positions[cell * half : (cell + 1) * half]
+    back = positions[::-1][cell * half : (cell + 1) * half][::-1]
+    return np.concatenate([front, back])
+
+
+def refuse_too_few(images: ImageSet, train: Train) -> None:
+    """Raises ``DataError`` if the set does not fill a single batch."""
+    if len(images) < train.batch_size:
+        raise DataError(
+            f"{images.where}: {len(images)} training images are fewer than train.batch_size {train.batch_size}; "
+            f"use {max(2, len(images) // 2 * 2)} or less"
+        )
+
+
+def refuse_channels(spec: DataSpec, in_chans: int) -> None:
+    """Raises ``DataError`` unless mean and std have one value per channel."""
+    for name in ("mean", "std"):
+        values = getattr(spec, name) or ()
+        if len(values) != in_chans:
+            raise DataError(f"data.{name} has {len(values)} values, but the images have {in_chans} channels")
+
+
+def accumulation(train: Train, processes: int) -> int:
+    """How many parts a process accumulates so that ``batch_size`` stays what the recipe says.
+
+    Raises:
+        DataError: If the batch cannot be cut evenly.
+    """
+    if train.batch_size % processes:
+        raise DataError(f"train.batch_size {train.batch_size} cannot be shared by {processes} processes evenly")
+    share = train.batch_size // processes
+    unit = 2 if train.augment.mixup or train.augment.cutmix else 1
+    for parts in range(1, share + 1):
+        size = share // parts
+        if share % parts == 0 and size % unit == 0 and size <= (train.micro_batch or share):
+            return parts
+    raise DataError(
+        f"train.micro_batch {train.micro_batch}: a process's {share} images per step cannot be cut into even parts "
+        "of that size (mixing needs pairs)"
+    )
+
+
+class _Views(Dataset[tuple[Tensor, Tensor | int]]):
+    """Augmented images with their label or mask, addressed by (epoch, position in the epoch, index of the image)."""
+
+    def __init__(self, images: ImageSet, transform: Any, mode: str, seed: int, keep: bool) -> None:
+        """Prepares the views; ``keep`` holds every view in memory, for transforms without randomness."""
+        self.images, self.transform, self.mode, self.seed = images, transform, mode, seed
+        self.kept: dict[int, tuple[Tensor, Tensor | int]] | None = {} if keep else None
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor | int]:
+        epoch, position, index = key
+        if self.kept is None:
+            with seeded(AUGMENT, self.seed, epoch, position):
+                return self._view(index)
+        if index not in self.kept:
+            self.kept[index] = self._view(index)
+        return self.kept[index]
+
+    def _view(self, index: int) -> tuple[Tensor, Tensor | int]:
+        image = self.images.image(index, self.mode)
+        if self.images.segmentation:
+            view: tuple[Tensor, Tensor] = self.transform(image, self.images.mask(index, image.size))
+            return view
+        return self.transform(image), self.images.labels[index]
+
+
+Part = list[tuple[int, int, int]]
+"""Addresses of the images that a process holds at once: (epoch, position in the epoch, index of the image)."""
+
+
+class Batches(Protocol):
+    """What the loop trains on."""
+
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """One list of parts per optimizer step, from a step on."""
+
+    def mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """A part's mixed images and soft targets."""
+
+
+class TrainBatches:
+    """The training batches of a run."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        spec: DataSpec,
+        train: Train,
+        *,
+        img_size: int,
+        in_chans: int = 3,
+        rank: int = 0,
+        processes: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        """Prepares augmentation and mixing.
+
+        Args:
+            images: The training images.
+            spec: The data section; its mean and std must be known by now.
+            train: The train section.
+            img_size: Side of the images in pixels.
+            in_chans: 3 for colour, 1 for grey.
+            rank: This process.
+            processes: All of them.
+            pin_memory: For copies to a GPU.
+
+        Raises:
+            DataError: If there are fewer images than one batch, or masks cannot follow the augmentation.
+        """
+        refuse_too_few(images, train)
+        refuse_unaligned(images, train.augment)
+        refuse_channels(spec, in_chans)
+        self.train, self.count, self.classes = train, len(images), len(images.class_names)
+        self.rank, self.processes = rank, processes
+        self.parts = accumulation(train, processes)
+        self.steps_per_epoch = self.count // train.batch_size
+        self.masked = images.segmentation
+        transform = (
+            MaskTransform(spec, img_size, train.augment)
+            if self.masked
+            else train_transform(train.augment, spec, img_size)
+        )
+        keep = not _is_random(train.augment) and _fits_in_memory(images, spec, img_size, in_chans)
+        self.views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed, keep)
+        self.workers, self.pin_memory = spec.workers, pin_memory
+        self.mixup = _mixup(train.augment, self.classes)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Batches of one epoch, each as the list of this process's parts.
+
+        Args:
+            epoch: Counted from 0.
+            first_step: Steps of this epoch that were done before an interruption.
+
+        Yields:
+            One list per optimizer step of (images, integer labels or masks), on the CPU, not yet mixed.
+        """
+        keys = [part for parts in self.addresses(epoch)[first_step:] for part in parts]
+        yield from loaded_parts(self.views, keys, self.parts, workers=self.workers, pin_memory=self.pin_memory)
+
+    def addresses(self, epoch: int) -> list[list[Part]]:
+        """This process's parts of every step of an epoch."""
+        size = self.train.batch_size
+        order = epoch_order(self.count, self.train.seed, epoch, size, self.train.augment.repeats)
+        cells = self.processes * self.parts
+        return [
+            [
+                [
+                    (epoch, int(position), int(order[position]))
+                    for position in micro_batch(np.arange(step * size, (step + 1) * size), cell, cells)
+                ]
+                for cell in range(self.rank * self.parts, (self.rank + 1) * self.parts)
+            ]
+            for step in range(self.steps_per_epoch)
+        ]
+
+    def mix(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        labels: Integer[Tensor, "batch ..."],
+        epoch: int,
+        step: int,
+    ) -> tuple[Float[Tensor, "batch channels height width"], Num[Tensor, "batch ..."]]:
+        """Mixup or cutmix, the same for every part of a step, and label smoothing. Masks stay as they are.
+
+        Returns:
+            The mixed images and soft targets that sum to 1; or images and masks.
+        """
+        if self.masked:
+            return images, labels
+        if self.mixup is None:
+            return images, mixup_target(labels, self.classes, smoothing=self.train.augment.smoothing)
+        with seeded(MIX, self.train.seed, epoch, step):
+            mixed, targets = self.mixup(images, labels)
+        return mixed, targets
+
+
+def loaded_parts(
+    views: Dataset[Any], keys: Sequence[Any], parts: int, *, workers: int, pin_memory: bool
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Loads parts by the addresses of their images, and gives those of one step at a time."""
+    loader: DataLoader[Any] = DataLoader(
+        views,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="fork" if workers else None,
+    )
+    step: list[tuple[Tensor, Tensor]] = []
+    for images, labels in loader:
+        step.append((images, labels))
+        if len(step) == parts:
+            yield step
+            step = []
+
+
+def train_transform(augment: Augment, spec: DataSpec, img_size: int) -> Any:
+    """Timm's training transform for an augmentation section."""
+    scale, ratio = (augment.scale, augment.ratio) if augment.scale else ((1.0, 1.0), (1.0, 1.0))
+    try:
+        return _create_train_transform(augment, spec, img_size, scale, ratio)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise DataError(f"train.augment.rand_augment '{augment.rand_augment}': timm refuses it ({error})") from None
+
+
+def _create_train_transform(
+    augment: Augment, spec: DataSpec, img_size: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Any:
+    transform = create_transform(
+        img_size,
+        is_training=True,
+        scale=scale,
+        ratio=ratio,
+        hflip=augment.hflip,
+        color_jitter=augment.color_jitter or None,
+        auto_augment=augment.rand_augment,
+        interpolation=spec.interpolation,
+        mean=spec.mean or (),
+        std=spec.std or (),
+        re_prob=augment.erasing,
+        re_mode=augment.erasing_mode,
+        re_count=augment.erasing_count,
+    )
+    for step in transform.transforms:
+        policies = getattr(step, "ops", None) or getattr(step, "policy", [])
+        for operation in chain.from_iterable(some if isinstance(some, list) else [some] for some in policies):
+            if operation.aug_fn is timm_posterize:
+                operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image, bits: int, **settings: Any) -> Image:
+    """Timm's, down to no bits at all: black, as Pillow had it; since version 13 it refuses what timm asks of it."""
+    return timm_posterize(image, bits, **settings) if bits else image.point(lambda _: 0)
+
+
+def eval_loader(
+    images: ImageSet,
+    spec: DataSpec,
+    *,
+    img_size: int,
+    in_chans: int = 3,
+    batch_size: int = 256,
+    rank: int = 0,
+    processes: int = 1,
+) -> DataLoader[tuple[Tensor, Tensor | int]]:
+    """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop; no crop with masks."""
+    refuse_channels(spec, in_chans)
+    transform = (
+        MaskTransform(spec, img_size)
+        if images.segmentation
+        else create_transform(
+            img_size,
+            interpolation=spec.interpolation,
+            crop_pct=spec.crop_pct or default_crop(img_size),
+            mean=spec.mean or (),
+            std=spec.std or (),
+        )
+    )
+    keep = _fits_in_memory(images, spec, img_size, in_chans)
+    views = _Views(images, transform, "L" if in_chans == 1 else "RGB", 0, keep)
+    keys: Sequence[tuple[int, int, int]] = [(0, index, index) for index in range(rank, len(images), processes)]
+    return DataLoader(
+        views,
+        batch_size=batch_size,
+        sampler=keys,
+        num_workers=spec.workers,
+        multiprocessing_context="fork" if spec.workers else None,
+    )
+
+
+def _is_random(augment: Augment) -> bool:
+    """Whether two views of an image differ; mixing comes later and does not count."""
+    return bool(augment.scale or augment.hflip or augment.color_jitter or augment.rand_augment or augment.erasing)
+
+
+def _fits_in_memory(images: ImageSet, spec: DataSpec, img_size: int, in_chans: int) -> bool:
+    """Whether the prepared images of a set may stay in memory; loader processes would each keep their own."""
+    return spec.workers == 0 and 4 * len(images) * in_chans * img_size**2 <= KEEP_BYTES
+
+
+def _mixup(augment: Augment, classes: int) -> Mixup | None:
+    if not (augment.mixup or augment.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mix_prob,
+        switch_prob=augment.mix_switch,
+        label_smoothing=augment.smoothing,
+        num_classes=classes,
+    )

@@ -1,0 +1,380 @@
+"""Image sets: folders, tars, data sets by name and scikit-learn's digits, all as indexed labelled images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from learngene.data import decathlon
+from learngene.data.image_files import Place
+from learngene.data.masks import UNREADABLE, Masks, Source, open_source, split_folder
+from learngene.recipe.sections import MASK_VALUES, DataSpec
+from learngene.system.errors import CorruptError, DataError, NoSplitError, nearest
+
+TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+"""How the names of timm's data sets begin."""
+
+SCAN_LIMIT = 20_000
+"""Sets up to this size are decoded once before training, which takes seconds, so that bad files show at once."""
+
+
+@dataclass
+class ImageSet:
+    """Labelled images of one split, read on demand: with a class each, or with a mask that gives each pixel one.
+
+    Attributes:
+        where: What error messages call it.
+        read: Opens the image at an index, undecoded or decoded.
+        names: A name per image, for error messages and the fingerprint.
+        labels: A class index per image; zeros for images with masks.
+        class_names: Names of the classes: sorted, in the order of their values in the masks, or as a named data set
+            orders them.
+        corrupt: Images that were left out because they cannot be decoded.
+        masks: Reads the mask at an index; None for images with a class each.
+    """
+
+    where: str
+    read: Callable[[int], Image.Image]
+    names: Sequence[str]
+    labels: Sequence[int]
+    class_names: list[str]
+    corrupt: list[str] = field(default_factory=list)
+    masks: Masks | None = None
+
+    @property
+    def segmentation(self) -> bool:
+        """Whether every pixel has a class, instead of every image."""
+        return self.masks is not None
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The value of mask pixels that are not judged; None for images with a class each."""
+        return None if self.masks is None else self.masks.ignore_index
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int, mode: str = "RGB") -> Image.Image:
+        """Decodes one image.
+
+        Raises:
+            CorruptError: If it cannot be decoded.
+        """
+        try:
+            with self.read(index) as image:
+                return image.convert(mode)
+        except UNREADABLE as error:
+            raise CorruptError(
+                f"{self.where}: image {self.names[index]} cannot be decoded ({type(error).__name__}); "
+                "mend it, or set data.skip_corrupt=true to count and leave out such images"
+            ) from None
+
+    def mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Decodes and checks the mask of an image of a size; see ``Masks``."""
+        if self.masks is None:
+            raise DataError(f"{self.where}: has no masks")
+        return self.masks.read(index, size)
+
+    def scan(self, skip: bool) -> ImageSet:
+        """Decodes every image, and mask, once.
+
+        Args:
+            skip: Leave out what cannot be decoded and remember its name, instead of refusing.
+
+        Returns:
+            The set of the images that can be decoded.
+
+        Raises:
+            DataError: If an image cannot be decoded and ``skip`` is off; the message counts all of them. If a mask
+                does not fit its image or the classes.
+        """
+        bad: list[int] = []
+        for index in range(len(self)):
+            try:
+                image = self.image(index)
+                if self.masks is not None:
+                    self.masks.read(index, image.size)
+            except CorruptError:
+                bad.append(index)
+        if not bad:
+            return self
+        if not skip:
+            raise DataError(
+                f"{self.where}: {len(bad)} of {len(self)} images cannot be decoded, the first is "
+                f"{self.names[bad[0]]}; mend them, or set data.skip_corrupt=true to leave them out"
+            )
+        gone = set(bad)
+        kept = [index for index in range(len(self)) if index not in gone]
+        if not kept:
+            raise DataError(f"{self.where}: none of its {len(self)} images can be decoded")
+        return self.picked(kept, corrupt=[self.names[i] for i in bad])
+
+    def picked(self, kept: Sequence[int], corrupt: Sequence[str] = ()) -> ImageSet:
+        """The set of some of its images.
+
+        Args:
+            kept: Their indices.
+            corrupt: Names of images that were left out because they cannot be decoded.
+        """
+        names, labels = [self.names[i] for i in kept], [self.labels[i] for i in kept]
+        masks = self.masks and self.masks.picked(kept)
+        return ImageSet(self.where, _Picked(self.read, kept), names, labels, self.class_names, list(corrupt), masks)
+
+    def fingerprint(self) -> str:
+        """A short hash of the names and labels: two sets with the same hash list the same images."""
+        digest = hashlib.sha256()
+        for name, label in zip(self.names, self.labels, strict=True):
+            digest.update(f"{name}\t{label}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass
+class _Picked:
+    """Reads a subset; a class, not a closure, so that loader processes can receive it."""
+
+    read: Callable[[int], Image.Image]
+    kept: Sequence[int]
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.read(self.kept[index])
+
+
+def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = None) -> ImageSet:
+    """Opens the ``train`` or ``val`` split of a data set and checks that it can be used.
+
+    Args:
+        spec: The data section of a recipe.
+        split: ``train`` or ``val``; the recipe says what the data set calls it.
+        classes: Of masks, where the section does not say them: names or number.
+
+    Raises:
+        DataError: If the data is missing, lacks the split, is empty, has one class, or has corrupt images that were
+            not asked to be skipped.
+    """
+    dataset = decathlon.dataset_of(spec)
+    if dataset is not None:
+        decathlon.refuse_split(dataset, split)
+    if split not in ("train", "val"):
+        raise DataError(f"unknown split '{split}'; give train or val (data.val_split names another folder for val)")
+    wanted = spec.train_split if split == "train" else spec.val_split
+    where = " + ".join(spec.sources)
+    if spec.sources == ["digits"]:
+        images = _digits(wanted)
+    elif dataset is not None:
+        images = _decathlon(spec, dataset, wanted)
+    elif all(Path(source).exists() for source in spec.sources):
+        images = _files(spec, wanted, classes)
+    else:
+        missing = next(source for source in spec.sources if not Path(source).exists())
+        if len(spec.sources) > 1 and missing.startswith((*TIMM_PREFIXES, decathlon.PREFIX)):
+            raise DataError(f"data {missing}: a data set by name stands alone; several sources are folders and tars")
+        if not missing.startswith(TIMM_PREFIXES) or len(spec.sources) > 1:
+            raise DataError(
+                f"data {missing}: no such folder or tar, and not a data set name; give a folder, a tar, digits, "
+                "a timm name such as torch/cifar100, or one of the Decathlon such as decathlon/aircraft"
+            )
+        images = _named(spec, missing, wanted)
+    if not len(images):
+        raise DataError(f"data {where}: the split '{wanted}' has no images")
+    if spec.mask_classes is not None and not images.segmentation:
+        raise DataError(f"data {where}: has a class per image and no masks; leave data.mask_classes out")
+    if len(images.class_names) < 2:
+        if images.segmentation:
+            raise DataError(
+                f"data {where}: all pixels of the training masks have value {images.class_names[0]}, or the ignored "
+                f"{spec.ignore_index}; a segmenter needs two classes: check data.ignore_index"
+            )
+        raise DataError(
+            f"data {where}: the split '{wanted}' has one class ({images.class_names[0]}); a classifier needs two"
+        )
+    if spec.skip_corrupt or len(images) <= SCAN_LIMIT:
+        images = images.scan(spec.skip_corrupt)
+    if images.masks is not None:
+        images.masks.refuse_unjudged(wanted)
+    return images
+
+
+def open_data(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
+    """Opens both splits and checks that they have the same classes.
+
+    Raises:
+        DataError: As ``open_split``, or if the classes differ.
+    """
+    train = open_split(spec, "train")
+    val = open_split(spec, "val", train.class_names if train.segmentation else None)
+    if train.class_names != val.class_names:
+        only = sorted(set(train.class_names) ^ set(val.class_names))
+        if not only:
+            raise DataError(f"{train.where}: the splits have the same classes, but in another order")
+        raise DataError(
+            f"{train.where}: the splits have different classes ({len(train.class_names)} and "
+            f"{len(val.class_names)}); '{only[0]}' is in one of them only"
+        )
+    return train, val
+
+
+def refuse_masks(images: ImageSet, what: str) -> None:
+    """Raises ``DataError`` if images have masks where a class per image is needed.
+
+    Args:
+        images: The images.
+        what: Who needs it.
+    """
+    if images.segmentation:
+        raise DataError(
+            f"{images.where}: has masks, but {what} needs images with a class each (SPLIT/CLASS/IMAGE); masks are for "
+            "finetune, eval and the tasks of a comparison"
+        )
+
+
+# -- the kinds of data --------------------------------------------------------------------------------
+
+
+class _Digits:
+    """scikit-learn's 1,797 handwritten digits; a quarter of every class, evenly spread, is ``val``."""
+
+    def __init__(self, indices: list[int], pixels: Any) -> None:
+        self.indices, self.pixels = indices, pixels
+
+    def __call__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[self.indices[index]])
+
+
+def _digits(split: str) -> ImageSet:
+    from sklearn.datasets import load_digits
+
+    if split not in ("train", "val"):
+        raise DataError(f"data digits: no split '{split}'{nearest(split, ['train', 'val'])}")
+    data = load_digits()
+    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
+    seen: Counter[int] = Counter()
+    indices = []
+    for index, label in enumerate(data.target.tolist()):
+        seen[label] += 1
+        if (seen[label] % 4 == 0) == (split == "val"):
+            indices.append(index)
+    labels = [int(data.target[index]) for index in indices]
+    names = [f"digits-{index}" for index in indices]
+    return ImageSet("digits", _Digits(indices, pixels), names, labels, [str(digit) for digit in range(10)])
+
+
+@dataclass
+class _Files:
+    places: list[Place]
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.places[index].open()
+
+
+def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> ImageSet:
+    """Folders and tars: SPLIT/CLASS/IMAGE, or images with masks; several of them are one set."""
+    where = " + ".join(spec.sources)
+    sources = [open_source(Path(source)) for source in spec.sources]
+    for source in sources[1:]:
+        if source.kind != sources[0].kind:
+            raise DataError(
+                f"data {where}: {sources[0].path.name} has {sources[0].kind} and {source.path.name} has {source.kind}; "
+                "the sources of one set must be of one kind"
+            )
+    if sources[0].masked:
+        return _masked(spec, sources, split, where, classes)
+    found = [place for source in sources for place in source.found]
+    splits = sorted({part for part, _, _ in found})
+    if not found:
+        raise DataError(
+            f"data {where}: no images in SPLIT/CLASS/ folders; expected train/<class>/ and val/<class>/, or "
+            "images/<split>/ and masks/<split>/"
+        )
+    folder = split_folder(split, splits, where)
+    chosen = sorted(((name, place) for part, name, place in found if part == folder), key=lambda p: (p[0], p[1].name))
+    class_names = sorted({name for name, _ in chosen})
+    index = {name: i for i, name in enumerate(class_names)}
+    return ImageSet(
+        f"data {where}",
+        _Files([place for _, place in chosen]),
+        [place.name for _, place in chosen],
+        [index[name] for name, _ in chosen],
+        class_names,
+    )
+
+
+def _masked(
+    spec: DataSpec, sources: Sequence[Source], split: str, where: str, classes: list[str] | int | None
+) -> ImageSet:
+    """Images with masks; the classes are the section's, else the given ones, else what the training masks have."""
+    if spec.crop_pct is not None:
+        raise DataError(f"data {where}: masks are judged on the whole image; leave data.crop_pct out")
+    classes = spec.mask_classes or classes
+    if classes is None:
+        try:
+            train = [pair for source in sources for pair in source.pairs(spec.train_split)]
+        except NoSplitError as error:
+            if split == spec.train_split:
+                raise
+            raise DataError(f"{error}; without training masks, say how many classes with data.mask_classes") from None
+        masks = [mask for _, mask in train]
+        classes = Masks(f"data {where}", masks, MASK_VALUES, spec.ignore_index).counted(spec.skip_corrupt)
+    names = classes if isinstance(classes, list) else [str(value) for value in range(classes)]
+    pairs = [pair for source in sources for pair in source.pairs(split)]
+    return ImageSet(
+        f"data {where}",
+        _Files([image for image, _ in pairs]),
+        [image.name for image, _ in pairs],
+        [0] * len(pairs),
+        names,
+        masks=Masks(f"data {where}", [mask for _, mask in pairs], len(names), spec.ignore_index),
+    )
+
+
+def _decathlon(spec: DataSpec, dataset: str, split: str) -> ImageSet:
+    listed = decathlon.listed(dataset, spec.root, split)
+    names = [place.name for place in listed.places]
+    where = f"data {decathlon.PREFIX}{dataset}"
+    return ImageSet(where, _Files(listed.places), names, listed.labels, listed.class_names)
+
+
+class _Named:
+    """Reads a timm data set; its items are (image, label)."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __call__(self, index: int) -> Image.Image:
+        image: Image.Image = self.dataset[index][0]
+        return image
+
+
+def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
+    from timm.data import create_dataset
+
+    def unusable(error: Exception) -> DataError:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        return DataError(f"data {name}: timm cannot open it ({reason}); set data.root and data.download")
+
+    try:
+        dataset = create_dataset(name, root=spec.root, split=split, download=spec.download)
+    except ImportError as error:
+        raise DataError(f"data {name}: package '{error.name}' is missing; pip install 'learngene[data]'") from None
+    except (OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError) as error:
+        raise unusable(error) from None
+    try:
+        count = len(dataset)
+        dataset[0]
+    except (NotImplementedError, TypeError, KeyError) as error:  # what streaming sets raise when asked for an index
+        raise DataError(
+            f"data {name}: needs random access, which this data set does not give ({error}); use a map-style one"
+        ) from None
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise unusable(error) from None
+    labels = getattr(dataset, "targets", None)
+    labels = [int(dataset[i][1]) for i in range(count)] if labels is None else [int(label) for label in labels]
+    classes = getattr(dataset, "classes", None) or [str(label) for label in range(max(labels) + 1)]
+    names = [f"{split}-{index}" for index in range(count)]
+    return ImageSet(f"data {name}", _Named(dataset), names, labels, [str(c) for c in classes])

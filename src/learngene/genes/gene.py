@@ -1,0 +1,426 @@
+"""The learngene: a differentiable function from a shape to weights.
+
+Condensing trains that function (``forward`` is the auxiliary model), expanding evaluates it once. Both call
+``weights``, so the auxiliary model at a shape is the descendant at that shape.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from learngene.genes.gene_file import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    PLACEHOLDER,
+    check_metadata,
+    read_header,
+    seal,
+    verify,
+)
+from learngene.methods import Method, default_settings
+from learngene.methods.tal.task_embedding import TaskEmbedding
+from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, nearest
+from learngene.system.files import write_file
+from learngene.vits.descendant_folder import vit_cfg
+from learngene.vits.fresh_weights import fresh
+from learngene.vits.shape import MODULE_PARAMS, ViTShape
+from learngene.vits.stitched_shape import Shape
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types in which a gene file can store its tensors; a loaded gene is always float32."""
+
+
+Task = str | TaskEmbedding | Tensor | None
+"""A task by its name in the gene, by its embedding, or by the embedding's numbers."""
+
+
+class Learngene(nn.Module):
+    """The tensors of a gene and the method that turns them into the weights of any shape.
+
+    Its parameters carry the documented names of the gene file: ``A.attn.qkv.weight``, ``stage0.norm1.bias``,
+    ``pos_embed``, ``norm.weight``, ``head.weight`` and so on.
+
+    Attributes:
+        method: The method with its settings.
+        shape: The auxiliary shape, at which the gene is condensed.
+        metadata: What the gene file says about its origin; see ``docs/format.md``.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        shape: ViTShape,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        seed: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Makes a gene from given tensors, or a fresh one to be condensed.
+
+        Args:
+            method: The method with its settings.
+            shape: The auxiliary shape.
+            tensors: All tensors by name. Without them the gene starts as the authors' auxiliary models do.
+            seed: Of the start values; unused if ``tensors`` are given.
+            metadata: Provenance, see ``docs/format.md``.
+
+        Raises:
+            ShapeError: If the method cannot be condensed at this shape.
+        """
+        super().__init__()
+        method.refuse_auxiliary(shape)
+        self.method = method
+        self.shape = shape
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self._skeletons: dict[Shape | None, VisionTransformer] = {}
+        shapes = method.gene_tensors(shape)
+        if tensors is None:
+            generator = torch.Generator().manual_seed(seed)
+            tensors = {name: method.initial(name, shapes, generator) for name in shapes}
+        for name, size in shapes.items():
+            if name not in tensors or tuple(tensors[name].shape) != size:
+                raise LearngeneError(f"gene: tensor '{name}' is missing or does not have shape {size}")
+            self._register(name, tensors[name])
+
+    def _register(self, name: str, value: Tensor) -> None:
+        """Registers a parameter under a dotted name by nesting plain modules."""
+        *parents, last = name.split(".")
+        module: nn.Module = self
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, nn.Module())
+            module = getattr(module, parent)
+        module.register_parameter(last, nn.Parameter(value, requires_grad=not self.method.fixed(name)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The gene's own tensors by their documented names."""
+        return dict(self.named_parameters())
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizers shall not decay besides norms and biases, as for any timm ViT."""
+        return {name for name in self.tensors() if name.rpartition(".")[2] in ("pos_embed", "cls_token")}
+
+    # -- the one idea --------------------------------------------------------------------------------
+
+    def weights(self, shape: Shape | None = None, *, task: Task = None, **options: Any) -> dict[str, Tensor]:
+        """The weights of a model of the given shape, differentiable in the gene's own tensors.
+
+        Most methods always carry stem and final norm, and the head if the number of classes is the same; position
+        embeddings are resampled for another image size.
+
+        Args:
+            shape: The shape to make; the auxiliary shape by default.
+            task: For which task (TAL): one that the gene was tuned on by name, or the embedding of another.
+            **options: The method's choices at expansion, for example SWS's ``order``.
+
+        Returns:
+            Tensors under timm's parameter names. A name is absent where the gene has nothing to say: the head of
+            another task, or modules that an ablation left out.
+
+        Raises:
+            ShapeError: If the method cannot make the shape.
+        """
+        shape = shape or self.shape
+        if task is not None:
+            options["task"] = self.task_vector(task)
+        self.method.refuse(self.shape, shape, **options)
+        out = self.method.weights(self.tensors(), self.shape, shape, **options)
+        if "pos_embed" in out and out["pos_embed"].shape[1] != shape.num_tokens:
+            out["pos_embed"] = _resample(out["pos_embed"], shape)
+        return out
+
+    def tasks(self) -> dict[str, TaskEmbedding]:
+        """The tasks that the gene was tuned on, by name; for other methods than TAL there are none."""
+        return {
+            entry["task"]: TaskEmbedding.from_dict(entry["embedding"])
+            for entry in self.metadata.get("tasks", [])
+            if "embedding" in entry
+        }
+
+    def task_vector(self, task: str | TaskEmbedding | Tensor) -> Tensor:
+        """The numbers that say to the task layers which task it is.
+
+        Raises:
+            LearngeneError: If the gene knows no such task, or the embedding is not of its ancestry.
+        """
+        if not isinstance(task, (str, TaskEmbedding, Tensor)):
+            raise LearngeneError(
+                f"task: must be a name, an embedding or its tensor, not {task!r}; put a name that looks like a "
+                "number in quotes"
+            )
+        if not getattr(self.method, "task_aware", False):
+            raise LearngeneError(f"task: a gene of {self.method.name} predicts for no task; leave it out")
+        if isinstance(task, str):
+            known = self.tasks()
+            if task not in known:
+                names = ", ".join(known) or "none"
+                raise LearngeneError(
+                    f"gene: no task '{task}'; it was tuned on {names}. For another task give its images"
+                )
+            task = known[task]
+        if isinstance(task, TaskEmbedding):
+            given = self.metadata.get("ancestry", {}).get("sha256")
+            if given and given != task.ancestry:
+                raise LearngeneError(
+                    f"task {task.name}: its embedding is of another ancestry (sha256 {task.ancestry[:12]}) than this "
+                    f"gene's (sha256 {given[:12]}); compute it with the gene's"
+                )
+            task = torch.tensor(task.vector)
+        width = getattr(self.method, "task_dim", 0)
+        if width and tuple(task.shape) != (width,):
+            raise LearngeneError(
+                f"task: an embedding of shape {tuple(task.shape)}, but this gene takes {width} numbers"
+            )
+        if not task.isfinite().all():
+            raise LearngeneError("task: its embedding is not finite; compute it again")
+        return task.to(next(self.parameters()))
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], shape: Shape | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """The auxiliary model: a plain timm ViT that computes with ``weights(shape)``.
+
+        Args:
+            images: Normalised images.
+            shape: The shape to compute at, all of whose weights must come from the gene. By default the auxiliary
+                model, which is the descendant of the auxiliary shape unless the method trains with more than a plain
+                ViT has (Mini-Init).
+
+        Returns:
+            Logits.
+
+        Raises:
+            LearngeneError: If the gene holds only a part of a model, as Vanilla-LG's does.
+        """
+        if absent := {"stem", "norm", "head"} - set(self.method.parts):
+            raise LearngeneError(
+                f"gene: {self.method.name} holds no {' and no '.join(sorted(absent))}, "
+                "so it computes nothing by itself; expand it"
+            )
+        skeleton = self.skeleton(shape)
+        if skeleton.training != self.training:
+            skeleton.train(self.training)
+        weights = self.weights(shape) if shape else self.method.auxiliary_weights(self.tensors(), self.shape)
+        return functional_call(skeleton, weights, (images,), strict=True)
+
+    def skeleton(self, shape: Shape | None = None) -> VisionTransformer:
+        """The structure that ``forward`` computes with: one meta-device timm model per shape, kept between steps."""
+        if shape not in self._skeletons:
+            self._skeletons[shape] = shape.skeleton() if shape else self.method.auxiliary_skeleton(self.shape)
+        return self._skeletons[shape]
+
+    # -- expanding -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def expand(
+        self,
+        shape: Shape | int | str | None = None,
+        *,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        layers: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+        seed: int = 0,
+        task: Task = None,
+        **options: Any,
+    ) -> VisionTransformer:
+        """Makes an ordinary timm model, ready to train.
+
+        Args:
+            shape: The shape to make, just its depth, or the name of a pool's path, such as ``4+2``; the auxiliary shape
+                by default.
+            num_classes: Classes of the new task, if they differ; the head is then fresh.
+            class_names: Names of the classes, which travel with the descendant. The gene's own by default.
+            layers: Fill only these layers, counted from 1 (TLEG Table 5); the others start fresh.
+            modules: Fill only these of ``msa``, ``mlp``, ``ln`` in every layer (TLEG Table 4).
+            seed: Of whatever starts fresh: a new head, or what ``layers`` and ``modules`` leave out.
+            task: For which task (TAL): one that the gene was tuned on by name, or the embedding of another. Unless a
+                whole shape or ``num_classes`` is given, the descendant has the task's classes.
+            **options: The method's choices, for example ``order="front-last-mid"`` for SWS.
+
+        Returns:
+            A timm ``VisionTransformer`` in evaluation mode whose parameters share no memory with the gene. Its
+            ``learngene`` attribute says which gene tensor fed which layer.
+
+        Raises:
+            ShapeError: If the method cannot make the shape, or a layer or module does not exist.
+        """
+        about = self.tasks().get(task) if isinstance(task, str) else task
+        if isinstance(about, TaskEmbedding) and num_classes is None and not isinstance(shape, ViTShape):
+            num_classes = len(about.classes)
+        shape = self._target(shape, num_classes)
+        weights = self.weights(shape, task=task, **options)
+        if isinstance(about, TaskEmbedding) and shape.num_classes not in (0, len(about.classes)):
+            text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
+            warnings.warn(f"{self.method.name}: {text}", stacklevel=2)
+        for caution in self.method.cautions(self.shape, shape, task=task, **options):
+            warnings.warn(f"{self.method.name}: {caution}", stacklevel=2)
+        keep = kept_parameters(shape, layers, modules)
+        expected = shape.all_params()
+        generator = torch.Generator().manual_seed(seed)
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.parameters()}
+        state: dict[str, Tensor] = {}
+        new: list[str] = []
+        for name in expected:
+            if name in weights and name in keep:
+                # A copy of a gene tensor must not be the gene tensor, nor may two layers share one or be parts of one.
+                value, memory = weights[name], weights[name].untyped_storage()
+                whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
+                state[name] = value if whole else value.clone()
+            else:
+                state[name] = fresh(name, expected, generator)
+                new.append(name)
+        model = shape.skeleton()
+        model.load_state_dict(state, strict=True, assign=True)
+        tag, preprocessing = f"learngene_{self.method.name}", self._preprocessing(about)
+        model.pretrained_cfg = model.default_cfg = vit_cfg(shape, tag, preprocessing)
+        model.learngene = {
+            "gene": self.metadata.get("digest"),
+            "method": self.method.name,
+            "settings": default_settings(self.method),
+            "options": options if task is None else {**options, "task": _task_name(task)},
+            "ancestry": self.metadata.get("ancestry"),
+            "shape": shape.to_dict(),
+            "layers": self.method.describe(self.shape, shape, **options),
+            "fresh": new,
+            "seed": seed,
+            "class_names": class_names or self._class_names(shape, about),
+        }
+        return model.eval()
+
+    def _preprocessing(self, task: object) -> dict[str, Any]:
+        """How images are prepared: of a task that the gene was tuned on as that task's were."""
+        own: dict[str, Any] = {}
+        for entry in self.metadata.get("tasks", []):
+            if isinstance(task, TaskEmbedding) and entry.get("embedding", {}).get("fingerprint") == task.fingerprint:
+                own = entry
+        keys = ("mean", "std", "interpolation", "crop_pct")
+        return {**self.metadata.get("preprocessing", {}), **{key: own[key] for key in keys if key in own}}
+
+    def _target(self, shape: Shape | int | str | None, num_classes: int | None) -> Shape:
+        if isinstance(shape, int):
+            shape = self.shape.replace(depth=shape)
+        elif isinstance(shape, str):
+            shape = self.method.named_shape(self.shape, shape)
+        shape = shape or self.shape
+        return shape if num_classes is None else shape.replace(num_classes=num_classes)
+
+    def _class_names(self, shape: Shape, task: object) -> list[str] | None:
+        names = list(task.classes) if isinstance(task, TaskEmbedding) else self.metadata.get("classes")
+        return names if names and len(names) == shape.num_classes else None
+
+    # -- the gene file -------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, dtype: str = "float32") -> None:
+        """Writes the gene file: to a temporary name, flushed, renamed.
+
+        Args:
+            path: The file to write; an old file of that name is replaced only when the new one is complete.
+            dtype: ``float32``, or ``bfloat16`` or ``float16`` for half the size.
+
+        Raises:
+            LearngeneError: If the type is unknown, a number is not finite in it, or the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        if dtype not in STORAGE:
+            raise LearngeneError(f"gene: unknown storage type '{dtype}'{nearest(dtype, STORAGE)}")
+        tensors = {
+            name: value.detach().to("cpu", STORAGE[dtype]).contiguous() for name, value in self.tensors().items()
+        }
+        if name := _not_finite(tensors):
+            raise LearngeneError(f"gene: {name} is not finite as {dtype}, so {path} is not written")
+        described = {
+            "version": FORMAT_VERSION,
+            "method": self.method.name,
+            "settings": default_settings(self.method),
+            "shape": self.shape.to_dict(),
+        }
+        metadata = json.loads(json.dumps({**self.metadata, **described, "digest": PLACEHOLDER}))
+
+        check_metadata(Path(path), metadata)
+
+        def write(temporary: Path) -> None:
+            save_file(tensors, temporary, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+            seal(temporary, metadata)
+
+        path = Path(path)
+        write_file(path, write)
+        self.metadata = read_header(path).metadata
+
+    @classmethod
+    def load(cls, path: str | Path, *, verify_content: bool = True) -> Learngene:
+        """Reads a gene file, checks its header and, by default, every byte.
+
+        Args:
+            path: The gene file.
+            verify_content: Hash the whole content and compare it with the digest that was written.
+
+        Raises:
+            GeneFileError: If the file is not a whole, unchanged gene of a known method, with finite numbers.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        header = read_header(path)
+        if verify_content:
+            verify(header)
+        try:
+            # Copied: what lies anywhere in a file is computed with differently on some machines, by a last bit.
+            tensors = {name: value.to(torch.float32, copy=True) for name, value in load_file(header.path).items()}
+        except SafetensorError as error:
+            raise GeneFileError(f"{path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
+        if verify_content and (name := _not_finite(tensors)):
+            raise GeneFileError(f"{path}: {name} is not finite, so nothing good can come of it; make the gene again")
+        return cls(header.method, header.shape, tensors, metadata=header.metadata)
+
+    def extra_repr(self) -> str:
+        """The method and the auxiliary shape, for ``print``."""
+        return f"{self.method}, auxiliary shape: {self.shape}"
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor with a NaN or an infinity."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+
+
+def _task_name(task: str | TaskEmbedding | Tensor) -> str:
+    if isinstance(task, TaskEmbedding):
+        return task.name
+    return task if isinstance(task, str) else "an embedding"
+
+
+def _resample(pos_embed: Tensor, shape: Shape) -> Tensor:
+    """Position embeddings for another number of patches, by timm's bicubic interpolation."""
+    from timm.layers import resample_abs_pos_embed
+
+    return resample_abs_pos_embed(
+        pos_embed, new_size=[shape.grid_size, shape.grid_size], num_prefix_tokens=int(shape.class_token)
+    )
+
+
+def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
+    """The parameters to fill: all outside the layers, and those layers and modules that were asked for."""
+    layers = range(1, shape.depth + 1) if layers is None else layers
+    modules = tuple(MODULE_PARAMS) if modules is None else modules
+    for layer in layers:
+        if not 1 <= layer <= shape.depth:
+            raise ShapeError(f"expand: layer {layer} does not exist; layers count from 1 to {shape.depth}")
+    for module in modules:
+        if module not in MODULE_PARAMS:
+            raise ShapeError(f"expand: unknown module '{module}'{nearest(module, MODULE_PARAMS)}")
+    inside = {f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in MODULE_PARAMS[module]}
+    inside |= {f"blocks.{layer - 1}.stitch.{kind}" for layer in layers for kind in ("weight", "bias")}
+    return {name for name in shape.all_params() if name in inside or not name.startswith("blocks.")}

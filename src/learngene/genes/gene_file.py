@@ -1,0 +1,321 @@
+"""The gene file: one safetensors file with one JSON string of metadata. Reading never unpickles.
+
+This module reads and checks the header, verifies the content and imports no torch; ``gene.py`` turns a checked
+file into a ``Learngene``. The format is described in ``docs/format.md``; ``FORMAT_VERSION`` is its number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import xxhash
+
+from learngene.methods import Method, method
+from learngene.methods.tal.task_embedding import TaskEmbedding
+from learngene.system.errors import GeneFileError, LearngeneError
+from learngene.vits.shape import ViTShape
+
+FORMAT_VERSION = 1
+METADATA_KEY = "learngene"
+DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
+"""safetensors' names of the storage types a gene may have, with their size in bytes."""
+
+MAX_HEADER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of the file: its type, shape and place, in bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class GeneHeader:
+    """Everything a gene file says before its tensors.
+
+    Attributes:
+        path: Where the file lies.
+        method: The method with the settings the gene was condensed with.
+        shape: The auxiliary shape.
+        metadata: The whole metadata, as documented in ``docs/format.md``.
+        tensors: The table of tensors by name.
+        data_start: Offset of the first tensor in the file, in bytes.
+    """
+
+    path: Path
+    method: Method
+    shape: ViTShape
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    data_start: int
+
+    @property
+    def stored_params(self) -> int:
+        """Number of parameters the file stores, the papers' S-Params with every part counted."""
+        return sum(math.prod(entry.shape) for entry in self.tensors.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file in bytes."""
+        return self.data_start + max((entry.end for entry in self.tensors.values()), default=0)
+
+
+def read_header(path: str | Path) -> GeneHeader:
+    """Reads and checks the header of a gene file; touches no tensor.
+
+    Args:
+        path: The gene file.
+
+    Raises:
+        GeneFileError: If the file is missing, is not safetensors (a pickle, say), is truncated, has another format
+            version or method, or its tensors are not those that its method and shape require.
+    """
+    path = Path(path)
+    header, data_start = _read_json_header(path)
+    embedded = header.pop("__metadata__", None)
+    text = embedded.get(METADATA_KEY) if isinstance(embedded, dict) else None
+    if text is None:
+        raise GeneFileError(f"{path}: a safetensors file, but not a gene (its metadata has no '{METADATA_KEY}' entry)")
+    try:
+        metadata = json.loads(text)
+        version = metadata["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise GeneFileError(f"{path}: the gene's metadata is damaged; get or condense the file again") from None
+    if version != FORMAT_VERSION:
+        raise GeneFileError(
+            f"{path}: gene format version {version!r}, but this learngene reads version {FORMAT_VERSION}; "
+            "use the learngene release that wrote it, or condense it again"
+        )
+    try:
+        kind = method(metadata["method"], metadata["settings"])
+        shape = ViTShape.from_dict(metadata["shape"])
+        kind.refuse_auxiliary(shape)
+        tensors = {
+            name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+            for name, entry in header.items()
+        }
+    except LearngeneError as error:
+        raise GeneFileError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError):
+        raise GeneFileError(f"{path}: the gene's metadata is damaged; get or condense the file again") from None
+    check_metadata(path, metadata)
+    result = GeneHeader(path, kind, shape, metadata, tensors, data_start)
+    _check_tensors(result)
+    return result
+
+
+def refuse_foreign_gene(path: Path, method: str | None = None) -> None:
+    """Raises ``LearngeneError`` if another file stands where a gene shall be written.
+
+    Args:
+        path: Of the gene.
+        method: Its method: a gene of another one is refused, too; by default any gene may be replaced.
+    """
+    if not path.exists():
+        return
+    try:
+        found = read_header(path).method.name
+    except GeneFileError as error:
+        raise LearngeneError(f"{path} exists and is not a gene ({error}); choose another out") from None
+    if method not in (None, found):
+        raise LearngeneError(f"{path} exists and is a gene of {found}; choose another out")
+
+
+def verify(header: GeneHeader) -> None:
+    """Hashes the whole content and compares it with the digest in the metadata.
+
+    Raises:
+        GeneFileError: If any byte of a tensor, of the table or of the metadata differs from what was written.
+    """
+    with header.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = _digest(header.metadata, header.tensors, memoryview(content)[header.data_start :])
+    if found != header.metadata.get("digest"):
+        raise GeneFileError(
+            f"{header.path}: the content does not match its digest (a byte was changed); get or condense the file again"
+        )
+
+
+def seal(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Puts the metadata with its digest into a safetensors file that holds the tensors already.
+
+    Args:
+        path: A safetensors file whose metadata has a placeholder digest of the right length.
+        metadata: The same metadata; only its ``digest`` is replaced.
+    """
+    header, data_start = _read_json_header(path)
+    header.pop("__metadata__")
+    tensors = {
+        name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+        for name, entry in header.items()
+    }
+    with path.open("rb+") as file, mmap.mmap(file.fileno(), 0) as content:
+        with memoryview(content) as view, view[data_start:] as data:
+            digest = _digest(dict(metadata), tensors, data)
+        place = content.find(PLACEHOLDER.encode(), 0, data_start)
+        content[place : place + len(digest)] = digest.encode()
+
+
+PLACEHOLDER = "xxh3_128:" + "-" * 32
+
+
+def _digest(metadata: dict[str, Any], tensors: Mapping[str, TensorEntry], data: memoryview) -> str:
+    """XXH3 of the metadata without its digest, the table of tensors and all tensor bytes, in that order."""
+    hasher = xxhash.xxh3_128()
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
+    hasher.update(json.dumps(rest, sort_keys=True).encode())
+    table = [[name, t.dtype, list(t.shape), t.begin, t.end] for name, t in sorted(tensors.items())]
+    hasher.update(json.dumps(table).encode())
+    hasher.update(data)
+    data.release()
+    return f"xxh3_128:{hasher.hexdigest()}"
+
+
+def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file and the offset of the data behind it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                # Read as a length, the first bytes of a pickle or a zip are far beyond any header.
+                if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+                    raise GeneFileError(f"{path}: a pickle, not a gene file; learngene never unpickles a gene")
+                raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes)")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except FileNotFoundError:
+        raise GeneFileError(f"{path}: no such gene file") from None
+    except OSError as error:
+        raise GeneFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        if isinstance(error, GeneFileError):
+            raise
+        raise GeneFileError(f"{path}: the header is damaged; get or condense the file again") from None
+    if size != expected:
+        state = "truncated" if size < expected else "too long"
+        raise GeneFileError(f"{path}: {state}: {size} bytes where the header says {expected}; get the file again")
+    return header, 8 + length
+
+
+def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuses optional entries whose type is not the documented one, so that whoever shows them need not ask.
+
+    Raises:
+        GeneFileError: For the first such entry.
+    """
+    for key in ("ancestry", "data", "training", "accuracy", "preprocessing"):
+        if not isinstance(metadata.get(key, {}), dict):
+            raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
+    paths = metadata.get("paths", [])
+    if not isinstance(paths, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("path"), str) and isinstance(each.get("top1"), int | float)
+        for each in paths
+    ):
+        raise GeneFileError(f"{path}: metadata entry 'paths' must be a list of objects with 'path' and 'top1'")
+    if "search" in metadata and not _is_search(metadata["search"]):
+        raise GeneFileError(f"{path}: metadata entry 'search' must be the record of a search, see docs/format.md")
+    if fault := _fault_of_tasks(metadata.get("tasks", [])):
+        raise GeneFileError(f"{path}: metadata entry 'tasks': {fault}, see docs/format.md")
+    entries: dict[str, dict[str, type | UnionType]] = {
+        "ancestry": {"name": str, "tag": str, "sha256": str},
+        "data": {"source": list},
+        "accuracy": {"top1": int | float, "top5": int | float, "loss": int | float},
+    }
+    for key, fields in entries.items():
+        for field, kinds in fields.items():
+            value = metadata.get(key, {}).get(field)
+            bad_list = isinstance(value, list) and not all(isinstance(item, str) for item in value)
+            if value is not None and (not isinstance(value, kinds) or bad_list):
+                raise GeneFileError(f"{path}: metadata entry '{key}.{field}' has the wrong type")
+
+
+def are(values: Any, kind: type | UnionType) -> bool:
+    """Whether a value is a list of some things of a kind."""
+    return isinstance(values, list) and bool(values) and all(isinstance(value, kind) for value in values)
+
+
+def _is_search(record: Any) -> bool:
+    """Whether an entry has what a picture of a search shows, in lists of the same length."""
+    if not isinstance(record, dict) or not are(record.get("usage"), int) or not are(record.get("tasks"), dict):
+        return False
+    depth = len(record["usage"])
+    return are(record.get("layers"), int) and all(
+        isinstance(task.get("task"), str)
+        and isinstance(task.get("score"), int | float)
+        and isinstance(task.get("layers"), list)
+        and all(isinstance(layer, int) and 1 <= layer <= depth for layer in [*task["layers"], *record["layers"]])
+        and are(task.get("share"), int | float)
+        and len(task["share"]) == depth
+        for task in record["tasks"]
+    )
+
+
+def _fault_of_tasks(entries: Any) -> str | None:
+    """What is wrong with the tasks that a gene was tuned on, each of which has a name of its own."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return "must be a list of tuned tasks"
+    names = [entry.get("task") for entry in entries]
+    if not all(isinstance(name, str) and name.isprintable() and names.count(name) == 1 for name in names):
+        return "every task needs a printable name of its own"
+    for entry in entries:
+        embedding = entry.get("embedding", {})
+        fine = {
+            "source": are(entry.get("source"), str),
+            "classes": are(entry.get("classes"), str),
+            "mean": are(entry.get("mean"), int | float),
+            "std": are(entry.get("std"), int | float) and min(entry["std"]) > 0,
+            "top1": isinstance(entry.get("top1"), int | float) and 0 <= entry["top1"] <= 100,
+            "embedding": _is_embedding(embedding) and (not embedding or _is_of(embedding, entry)),
+        }
+        if wrong := [key for key, right in fine.items() if not right]:
+            return f"task {entry['task']}: its {wrong[0]} is missing, damaged or not its own"
+    return None
+
+
+def _is_of(embedding: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether an embedding is that of the task it stands with."""
+    return (embedding["name"], embedding["classes"]) == (entry["task"], entry["classes"])
+
+
+def _is_embedding(entry: Any) -> bool:
+    """Whether an entry is the embedding of a task, with the numbers of its fingerprint; an empty one is none."""
+    if not isinstance(entry, dict) or not entry:
+        return entry == {}
+    words = all(isinstance(entry.get(key), str) for key in ("name", "ancestry", "data", "fingerprint"))
+    lists = are(entry.get("vector"), int | float) and are(entry.get("classes"), str)
+    if not words or not lists or not isinstance(entry.get("preprocessing"), dict):
+        return False
+    try:
+        return isinstance(TaskEmbedding.from_dict(entry).images, int)
+    except LearngeneError:
+        return False
+
+
+def _check_tensors(header: GeneHeader) -> None:
+    """Refuses missing, extra and misshapen tensors, and types that are no floats."""
+    path, expected = header.path, header.method.gene_tensors(header.shape)
+    if missing := [name for name in expected if name not in header.tensors]:
+        raise GeneFileError(f"{path}: tensor '{missing[0]}' is missing ({len(missing)} in all)")
+    if extra := [name for name in header.tensors if name not in expected]:
+        raise GeneFileError(f"{path}: unexpected tensor '{extra[0]}' ({len(extra)} in all)")
+    for name, entry in header.tensors.items():
+        if entry.shape != expected[name]:
+            raise GeneFileError(f"{path}: tensor '{name}' has shape {entry.shape}, but should have {expected[name]}")
+        if entry.dtype not in DTYPES:
+            raise GeneFileError(f"{path}: tensor '{name}' has type {entry.dtype}; known: {', '.join(DTYPES)}")
+        if entry.end - entry.begin != math.prod(entry.shape) * DTYPES[entry.dtype]:
+            raise GeneFileError(f"{path}: tensor '{name}' has the wrong number of bytes; get the file again")

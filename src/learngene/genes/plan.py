@@ -1,0 +1,184 @@
+"""Planning: which shapes of a gene fit a budget, best first. No weights are touched and no torch is imported.
+
+Latency is the exception: a shape that was never timed on this machine is built and timed once, then remembered
+together with the machine's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from learngene.genes.gene_file import GeneHeader, read_header
+from learngene.system.errors import LearngeneError, ShapeError
+from learngene.system.files import write_file
+from learngene.training.measure import environment
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
+
+if TYPE_CHECKING:
+    from learngene.genes.gene import Learngene
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that all have to hold; a limit of None does not bind.
+
+    Attributes:
+        max_params: Parameters of the descendant, head included.
+        max_macs: Multiply-adds of one image.
+        max_latency: Milliseconds of one forward pass on this machine.
+        batch_size: Images per forward pass when timing.
+        device: Where to time: ``cpu`` or ``cuda``.
+    """
+
+    max_params: float | None = None
+    max_macs: float | None = None
+    max_latency: float | None = None
+    batch_size: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("max_params", "max_macs", "max_latency"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise LearngeneError(f"budget: {name} must be positive, not {value!r}")
+        if self.batch_size < 1:
+            raise LearngeneError(f"budget: batch_size must be 1 or more, not {self.batch_size!r}")
+
+    def admits(self, shape: Shape) -> bool:
+        """Whether a shape is within the limits on parameters and multiply-adds; latency has to be measured."""
+        within = self.max_params is None or shape.params() <= self.max_params
+        return within and (self.max_macs is None or shape.macs() <= self.max_macs)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape that fits.
+
+    Attributes:
+        shape: What to expand.
+        params: Its parameters.
+        macs: Multiply-adds of one image.
+        latency: Milliseconds per forward pass on this machine, or None if the budget did not ask.
+        layers: Which of the gene's tensors feed each layer.
+        beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning mends it.
+        top1: Accuracy in percent that was measured when the gene was made, for a pool's path and the same task.
+    """
+
+    shape: Shape
+    params: int
+    macs: int
+    latency: float | None
+    layers: list[str]
+    beyond_auxiliary: bool
+    top1: float | None = None
+
+
+def plan(
+    gene: Learngene | GeneHeader | str | Path,
+    budget: Budget | None = None,
+    *,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    timer: Callable[[Shape, int, str], float] | None = None,
+    **options: Any,
+) -> list[Candidate]:
+    """Lists the shapes of a gene that fit a budget, best first.
+
+    Best is largest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1). The paths of a pool
+    were measured when it was made; for the same task and image size best is what scored highest.
+
+    Args:
+        gene: A gene, its header, or its file.
+        budget: Limits that all have to hold; without one, every depth up to ``methods.base.DEEPEST`` is listed.
+        num_classes: Of the task; by default those of option ``task``, if a gene was tuned on it, or the gene's own.
+        img_size: Of the task in pixels; the gene's own by default.
+        timer: Times a shape at a batch size on a device; measures and remembers by default.
+        **options: The method's choices at expansion, for example ``order``.
+
+    Returns:
+        Shapes with their parameters, multiply-adds and, if limited, latency. Empty if nothing fits.
+
+    Raises:
+        LearngeneError: If the gene cannot be read or the task's shape is impossible.
+    """
+    budget = budget or Budget()
+    source = read_header(gene) if isinstance(gene, (str, Path)) else gene
+    tuned = {entry["task"]: entry["classes"] for entry in source.metadata.get("tasks", [])}
+    task = options.get("task")
+    if num_classes is None and isinstance(task, str) and task in tuned:
+        num_classes = len(tuned[task])
+    base = source.shape.replace(
+        num_classes=source.shape.num_classes if num_classes is None else num_classes,
+        img_size=img_size or source.shape.img_size,
+    )
+    source.method.refuse(source.shape, base, **options)  # a wrong option is an error, a depth or a width is not
+    fitting: list[Shape] = []
+    for shape in source.method.shapes(source.shape, base):
+        try:
+            source.method.refuse(source.shape, shape, **options)
+        except ShapeError:
+            continue
+        if budget.admits(shape):
+            fitting.append(shape)
+    scores = _scores(source, base)
+    time_shape = timer or measured_latency
+    candidates = []
+    for shape in sorted(fitting, key=lambda shape: shape.params(), reverse=True):
+        latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
+        if latency is None or latency <= (budget.max_latency or 0):
+            layers = source.method.describe(source.shape, shape, **options)
+            beyond = source.method.beyond(source.shape, shape)
+            top1 = scores.get(shape.path)
+            candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, top1))
+    if all(candidate.top1 is not None for candidate in candidates):
+        candidates.sort(key=lambda candidate: candidate.top1 or 0.0, reverse=True)
+    return candidates
+
+
+def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, float]:
+    """Top-1 by path, as measured when the gene was made; nothing for another task or image size."""
+    if (base.num_classes, base.img_size) != (source.shape.num_classes, source.shape.img_size):
+        return {}
+    return {path["path"]: path["top1"] for path in source.metadata.get("paths", [])}
+
+
+def measured_latency(shape: Shape, batch_size: int, device: str) -> float:
+    """Milliseconds of a forward pass on this machine, remembered by shape and environment.
+
+    The memory is one JSON file per environment in ``$LEARNGENE_CACHE``, by default ``~/.cache/learngene``.
+    """
+    where = environment()
+    if device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise LearngeneError(f"budget: device '{device}' is not available on this machine; use cpu")
+        where["accelerator"] = torch.cuda.get_device_name()
+    key = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / f"latency-{key}.json"
+    try:
+        known = dict(json.loads(path.read_text())["milliseconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    size = {**shape.to_dict(), "batch_size": batch_size, "device": device}
+    entry = json.dumps({key: value for key, value in size.items() if key != "num_classes"}, sort_keys=True)
+    if entry not in known:
+        from learngene.training.measure import latency
+
+        known[entry] = latency(shape, batch_size=batch_size, device=device)
+        content = json.dumps({"environment": where, "milliseconds": known}, indent=1)
+        write_file(path, lambda temporary: temporary.write_text(content))
+    return float(known[entry])
+
+
+def cache_folder() -> Path:
+    """Where learngene keeps what it can measure or make again."""
+    given = os.environ.get("LEARNGENE_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "learngene"

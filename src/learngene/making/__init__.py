@@ -1,0 +1,1 @@
+"""How genes and descendants come to be: one life cycle for condensing, pools, searches and fine-tuning."""

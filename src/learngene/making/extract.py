@@ -1,0 +1,213 @@
+"""Extracting: a gene read off a trained ViT, without training it: Vanilla-LG, weight selection, LSAMD, ..."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from learngene.data.batches import eval_loader
+from learngene.data.images import ImageSet, open_split, refuse_masks
+from learngene.genes.ancestry import Ancestry
+from learngene.genes.gene import Learngene
+from learngene.making.finetune import data_section, fill_preprocessing
+from learngene.methods import METHODS, Method
+from learngene.methods import method as find_method
+from learngene.system.errors import LearngeneError, ShapeError
+from learngene.training.measure import environment
+from learngene.vits.descendant_folder import TimmModel
+from learngene.vits.shape import ViTShape
+
+ACTIVITY_IMAGES = 512
+"""Most images on which neurons are ranked: with 196 tokens each, every mean is over 100,000 values."""
+
+
+NORM_EPS = 1e-6
+"""Of every layer norm of timm's Vision Transformer."""
+
+
+def extract(
+    ancestry: Ancestry | str | Path,
+    *,
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    data: str | list[str] | Mapping[str, Any] | None = None,
+) -> Learngene:
+    """Makes a gene of a trained ViT as it is.
+
+    Args:
+        ancestry: Any plain timm Vision Transformer, or a timm name, folder or checkpoint file for it.
+        method: A method whose gene needs no training, such as ``vanilla-lg`` or ``weight-selection``.
+        settings: The method's settings.
+        data: For a method that ranks neurons on data (``weight-subcloning``): where the images are.
+
+    Raises:
+        LearngeneError: If the method needs training, the ancestry is no plain ViT, or the data is missing.
+    """
+    kind = refuse_method(method, settings, with_data=data is not None)
+    teacher = ancestry if isinstance(ancestry, Ancestry) else Ancestry(ancestry)
+    shape = plain_shape(teacher)
+    kind.refuse_auxiliary(shape)
+    images = _few(data) if data is not None else None
+    activity = _activity(teacher, shape, data, images) if data is not None and images is not None else None
+    state = {name: value.detach() for name, value in teacher.model.state_dict().items()}
+    tensors = {name: value.clone() for name, value in kind.extract(state, shape, activity).items()}
+    metadata: dict[str, Any] = {
+        "ancestry": teacher.identity,
+        "preprocessing": {key: teacher.preprocessing[key] for key in ("mean", "std", "interpolation", "crop_pct")},
+        "versions": environment()["versions"],
+    }
+    if images is not None and data is not None:
+        sources = [Path(source).name for source in data_section(data).sources]
+        metadata["data"] = {"source": sources, "train_images": len(images), "fingerprint": images.fingerprint()}
+    if teacher.class_names:
+        metadata["classes"] = teacher.class_names
+    return Learngene(kind, shape, tensors, metadata=metadata)
+
+
+def refuse_method(name: str, settings: Mapping[str, Any] | None, *, with_data: bool) -> Method:
+    """The method of that name, refused if its gene cannot be extracted, or needs data, or does not."""
+    kind = find_method(name, settings)
+    if "extract" not in kind.origins:
+        known = ", ".join(other for other, each in METHODS.items() if "extract" in each.origins)
+        raise LearngeneError(f"method {name} cannot be extracted: {kind.made_by}; methods that can: {known}")
+    if kind.needs_data != with_data:
+        needs = "ranks neurons on data; give some (--data)" if kind.needs_data else "looks at no data; leave it out"
+        raise LearngeneError(f"method {name} {needs}")
+    return kind
+
+
+def plain_shape(ancestry: Ancestry) -> ViTShape:
+    """The shape of an ancestry that is a plain timm Vision Transformer.
+
+    Raises:
+        LearngeneError: If it is anything else; the message names the part that a plain ViT does not have.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    label, model = ancestry.identity["source"], ancestry.model
+    if not isinstance(model, VisionTransformer):
+        raise LearngeneError(
+            f"ancestry {label}: layers can only be taken from a plain timm VisionTransformer, "
+            f"and this is a {type(model).__name__}"
+        )
+    try:
+        shape = _shape(model)
+    except (AttributeError, ShapeError) as error:
+        raise LearngeneError(f"ancestry {label}: not a plain Vision Transformer ({error})") from None
+    expected = shape.all_params()
+    found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise LearngeneError(
+                f"ancestry {label}: not a plain Vision Transformer: tensor '{name}' is "
+                f"{found.get(name, 'missing')}, where a plain one has {expected.get(name, 'none')}"
+            )
+    if other := _computes_otherwise(model):
+        raise LearngeneError(f"ancestry {label}: not a plain Vision Transformer: {other}")
+    return shape
+
+
+def _computes_otherwise(model: TimmModel) -> str:
+    """What a model with the tensors of a plain ViT does differently from one; empty if nothing."""
+    from timm.models.vision_transformer import Block
+
+    if model.global_pool not in ("token", "avg"):
+        return f"global_pool is '{model.global_pool}', where a plain one has 'token' or 'avg'"
+    for i, block in enumerate(model.blocks):
+        act = block.mlp.act
+        if type(block) is not Block:
+            return f"layer {i} is a {type(block).__name__}"
+        if not isinstance(act, nn.GELU) or act.approximate != "none":
+            return f"layer {i} computes with {act}, where a plain one has GELU(approximate='none')"
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.LayerNorm) and norm.eps != NORM_EPS:
+            return f"{name} has eps {norm.eps}, where a plain one has {NORM_EPS}"
+    return ""
+
+
+def _shape(model: TimmModel) -> ViTShape:
+    first, patches = model.blocks[0], model.patch_embed
+    if len(set(patches.patch_size)) > 1 or len(set(patches.img_size)) > 1:
+        raise ShapeError("its images or patches are not square")
+    return ViTShape(
+        embed_dim=model.embed_dim,
+        depth=len(model.blocks),
+        num_heads=first.attn.num_heads,
+        mlp_ratio=_ratio(first.mlp.fc1.out_features, model.embed_dim),
+        patch_size=patches.patch_size[0],
+        img_size=patches.img_size[0],
+        in_chans=patches.proj.in_channels,
+        num_classes=model.num_classes,
+        class_token=model.global_pool == "token",
+        ending="aligned" if isinstance(model.fc_norm, nn.Identity) else "official",
+    )
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio that timm's truncation turns into this hidden width: a division may end a hair below."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _few(data: str | list[str] | Mapping[str, Any]) -> ImageSet:
+    """Every n-th training image, so that all classes of an ordered set are seen."""
+    images = open_split(data_section(data), "train")
+    refuse_masks(images, "ranking neurons")
+    return images.picked(range(0, len(images), math.ceil(len(images) / ACTIVITY_IMAGES)))
+
+
+def _activity(
+    ancestry: Ancestry, shape: ViTShape, data: str | list[str] | Mapping[str, Any], images: ImageSet
+) -> dict[str, Tensor]:
+    spec = fill_preprocessing(data_section(data), ancestry.model)
+    loader = eval_loader(images, spec, img_size=shape.img_size, in_chans=shape.in_chans)
+    return mean_activity(ancestry.model, (batch for batch, _ in loader))
+
+
+@torch.no_grad()
+def mean_activity(
+    model: TimmModel, batches: Iterable[Float[Tensor, "batch channels height width"]]
+) -> dict[str, Tensor]:
+    """Mean magnitude of every neuron of a timm ViT over images and tokens.
+
+    Args:
+        model: A plain timm Vision Transformer.
+        batches: Normalised images.
+
+    Returns:
+        ``residual``: per entry of the width, over what enters every norm of its layers; ``blocks.i.heads``: per head of
+        layer i, over what enters the attention's projection; ``blocks.i.hidden``: per hidden neuron of its MLP.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(module: nn.Module, name: str) -> torch.utils.hooks.RemovableHandle:
+        def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            size = inputs[0].abs().flatten(0, -2)
+            sums[name] = sums.get(name, 0) + size.sum(0).double()
+            counts[name] = counts.get(name, 0) + len(size)
+
+        return module.register_forward_pre_hook(add)
+
+    handles = []
+    for i, block in enumerate(model.blocks):
+        handles += [watch(block.norm1, "residual"), watch(block.norm2, "residual")]
+        handles += [watch(block.attn.proj, f"blocks.{i}.heads"), watch(block.mlp.fc2, f"blocks.{i}.hidden")]
+    device = next(model.parameters()).device
+    try:
+        for images in batches:
+            model(images.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    means = {name: (total / counts[name]).float() for name, total in sums.items()}
+    for i, block in enumerate(model.blocks):
+        name = f"blocks.{i}.heads"
+        means[name] = means[name].unflatten(0, (block.attn.num_heads, -1)).mean(1)
+    return means

@@ -1,0 +1,342 @@
+"""Fine-tuning: ordinary training of a descendant, or of any timm model, with no constraint left.
+
+The images decide the task: with a class each a classifier is trained, with masks a segmenter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learngene.data.batches import eval_loader
+from learngene.data.images import ImageSet, open_data, open_split
+from learngene.genes.ancestry import made_of, timm_model
+from learngene.genes.gene import Learngene
+from learngene.methods import method as find_method
+from learngene.recipe.loading import FinetuneRecipe, build_recipe
+from learngene.recipe.sections import DataSpec, default_crop
+from learngene.system.errors import LearngeneError
+from learngene.system.files import refuse_foreign, refuse_full_disk
+from learngene.training.loop import Stage, TrainResult, make_accelerator, set_drop_path
+from learngene.training.losses import task_loss
+from learngene.training.measure import SetScore, task_score
+from learngene.training.run import run_bytes, run_stage, write_once
+from learngene.vits.descendant_folder import PROVENANCE, TimmModel, load_descendant, save_descendant
+from learngene.vits.segmenter import Segmenter, segment
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape, shape_from
+
+
+def finetune(
+    model: TimmModel,
+    *,
+    data: str | list[str] | Mapping[str, Any],
+    out: str | Path | None = None,
+    show: bool = True,
+    **train_fields: Any,
+) -> TrainResult:
+    """Trains a timm classifier, or a segmenter, in place.
+
+    Args:
+        model: A descendant, or any timm model with as many outputs as the data has classes; for images with masks one
+            with a segmentation head, see ``segment``.
+        data: Where the images are, or a whole data section.
+        out: A run folder, to be able to stop and go on, with the descendant in ``out/descendant``; None keeps
+            everything in memory.
+        show: Whether to print progress.
+        **train_fields: Fields of the train section: ``epochs``, ``lr``, ``preset`` and so on.
+
+    Returns:
+        How the training went.
+
+    Raises:
+        LearngeneError: If anything does not fit, before the first step is trained.
+    """
+    fields: dict[str, Any] = {
+        "kind": "finetune",
+        "model": "in memory",
+        "data": data if isinstance(data, Mapping) else {"source": data},
+        "train": train_fields,
+    }
+    if out is not None:
+        fields["out"] = str(out)
+    recipe = build_recipe(fields)
+    assert isinstance(recipe, FinetuneRecipe)
+    return train_model(model, recipe, open_data(recipe.data), keep=out is not None, show=show)
+
+
+@dataclass
+class Finetuned:
+    """What a fine-tuning run made: the model, its folder, its score before, and how the training went."""
+
+    model: TimmModel
+    path: Path
+    untuned: SetScore
+    result: TrainResult
+
+
+def run(recipe: FinetuneRecipe, *, show: bool = True) -> Finetuned:
+    """Runs a fine-tuning recipe, or continues it if its run folder holds an unfinished run.
+
+    Raises:
+        LearngeneError: If anything does not fit or cannot be written.
+    """
+    images = open_data(recipe.data)
+    model = starting_model(recipe, images[0])
+    path = recipe.out / "descendant"
+    refuse_foreign(path, PROVENANCE)
+    refuse_full_disk(path, run_bytes(model))
+    untuned = evaluate(model, recipe.data, images=images[1])
+    result = train_model(model, recipe, images, keep=True, show=show)
+    return Finetuned(model, path, untuned, result)
+
+
+def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
+    """The model a recipe starts from: expanded from a gene, loaded from a folder, or fresh.
+
+    Where the images have masks, a classifier's head is replaced by a fresh segmentation head.
+
+    Raises:
+        LearngeneError: If the source is none of these, the shape cannot be made, or a segmenter meets images without
+            masks.
+    """
+    model = _source_model(recipe, images)
+    if images.segmentation and not isinstance(model, Segmenter):
+        return fresh_head(model, images, recipe.train.seed)
+    return model
+
+
+def fresh_head(model: TimmModel, images: ImageSet, seed: int) -> TimmModel:
+    """Gives a model a new head for images: one score per class, or per class and pixel where images have masks.
+
+    Args:
+        model: A timm model, which is taken over.
+        images: They say how many classes there are, and what they are called.
+        seed: Of the head's weights.
+
+    Returns:
+        The model, or the segmenter made of it.
+    """
+    names = images.class_names
+    if images.segmentation and not isinstance(model, Segmenter):
+        return segment(model, len(names), seed=seed, class_names=names)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.reset_classifier(len(names))
+    return model
+
+
+def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
+    source, names = recipe.model, images.class_names
+    if source == "scratch":
+        if recipe.shape is None:
+            raise LearngeneError("model scratch: needs a shape, for example shape: {embed_dim: 192, num_heads: 3}")
+        _refuse_unused(recipe, "random weights", "options", "model_args")
+        shape = shape_from({"num_classes": len(names), **_size(recipe, images), **recipe.shape})
+        return scratch(shape, recipe.train.seed, class_names=names)
+    if Path(source).is_dir():
+        _refuse_unused(recipe, "a descendant, which has its shape", "shape", "options", "model_args")
+        model = load_descendant(source)
+        if images.segmentation:
+            _resize(model, recipe.data.img_size)
+            if not isinstance(model, Segmenter):
+                return model
+        _refuse_other_task(model, images)
+        if model.num_classes != len(names):
+            model = fresh_head(model, images, recipe.train.seed)
+            model.learngene = {**getattr(model, "learngene", {}), "class_names": names}
+            if "shape" in model.learngene and not isinstance(model, Segmenter):
+                model.learngene["shape"]["num_classes"] = len(names)
+        return model
+    if not Path(source).exists() and Path(source).suffix != ".safetensors":
+        _refuse_unused(recipe, "a timm model, which has its shape", "shape", "options")
+        arguments = {**_size(recipe, images), **recipe.model_args, "num_classes": len(names)}
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.train.seed)
+            return timm_model(source, recipe.pretrained, arguments)
+    _refuse_unused(recipe, "a gene", "model_args")
+    gene = Learngene.load(source)
+    changes = {"num_classes": len(names), **_size(recipe, images), **(recipe.shape or {})}
+    path = changes.pop("path", None)
+    if path is not None and (double := [name for name in ("depth", "embed_dim", "num_heads") if name in changes]):
+        raise LearngeneError(f"shape.path says depth, width and heads already; leave shape.{double[0]} out")
+    own = gene.shape if path is None else gene.method.named_shape(gene.shape, str(path))
+    shape = own.replace(**changes)
+    return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
+
+
+def _size(recipe: FinetuneRecipe, images: ImageSet) -> dict[str, int]:
+    """The image size that a new segmenter is made for, if the data section says one."""
+    size = recipe.data.img_size
+    return {"img_size": size} if images.segmentation and size is not None else {}
+
+
+def _resize(model: TimmModel, img_size: int | None) -> None:
+    """Makes a loaded Vision Transformer take images of another size, if it has to."""
+    if img_size is not None and hasattr(model, "set_input_size"):
+        if isinstance(model, Segmenter):
+            model.set_input_size(img_size)
+        else:
+            model.set_input_size(img_size=(img_size, img_size))
+
+
+def _refuse_unused(recipe: FinetuneRecipe, what: str, *fields: str) -> None:
+    for field in fields:
+        if getattr(recipe, field):
+            raise LearngeneError(f"model {recipe.model}: {field} means nothing for {what}; leave it out")
+
+
+def scratch(shape: Shape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:
+    """A timm ViT of a shape with timm's random initialisation: what every method has to beat."""
+    own = shape if isinstance(shape, ViTShape) else shape.part(-1)
+    return Learngene(find_method("scratch"), own).expand(shape, seed=seed, class_names=class_names)
+
+
+def train_model(
+    model: TimmModel, recipe: FinetuneRecipe, images: tuple[ImageSet, ImageSet], *, keep: bool, show: bool
+) -> TrainResult:
+    """Trains a model on opened data and writes the descendant folder if ``keep``."""
+    _refuse_classes(model, images[0])
+    data = fill_preprocessing(recipe.data, model)
+    recipe = recipe.model_copy(update={"data": data})
+    chans, size = input_size(model, data)
+    set_drop_path(model, recipe.train.drop_path)
+    loss = task_loss(images[0])
+
+    def objective(module: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
+        return loss(module(batch), targets)
+
+    made = made_of(None, getattr(model, "learngene", {}).get("gene"))
+    stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, made_of=made)
+    result = run_stage(stage, recipe, images, keep=keep, show=show)
+    set_drop_path(model, 0.0)
+    crop = 1.0 if images[0].segmentation else data.crop_pct or default_crop(size)
+    _record_preprocessing(model, data, size, chans, crop)
+    model.learngene = {
+        **getattr(model, "learngene", {}),
+        "class_names": images[0].class_names,
+        "finetuned": {
+            "data": [Path(source).name for source in recipe.data.sources],
+            "train": recipe.train.model_dump(mode="json"),
+            "accuracy": asdict(result.final),
+        },
+    }
+    if keep:
+        write_once(lambda: save_descendant(model, recipe.out / "descendant"))
+    return result
+
+
+def evaluate(
+    model: TimmModel,
+    data: DataSpec | str | Mapping[str, Any],
+    *,
+    images: ImageSet | None = None,
+    split: str = "val",
+    precision: str = "fp32",
+) -> SetScore:
+    """Scores a model on a split, on an accelerator if there is one.
+
+    Args:
+        model: A descendant, or any timm classifier; for images with masks one with a segmentation head.
+        data: Where the images are; the model's own normalisation is used unless the section says otherwise.
+        images: The opened split, if it is open already.
+        split: ``val`` or ``train``.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+
+    Raises:
+        LearngeneError: If the data does not fit the model.
+    """
+    spec = data if isinstance(data, DataSpec) else data_section(data)
+    images = images or open_split(spec, split, _mask_classes(model))
+    _refuse_classes(model, images)
+    chans, size = input_size(model, spec)
+    loader = eval_loader(images, fill_preprocessing(spec, model), img_size=size, in_chans=chans)
+    device = make_accelerator().device
+    score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
+    model.to("cpu")
+    return score
+
+
+def data_section(data: str | list[str] | Mapping[str, Any]) -> DataSpec:
+    """A data section from a bare source or from its fields, with the one-line errors of a recipe."""
+    fields = data if isinstance(data, Mapping) else {"source": data}
+    recipe = build_recipe({"kind": "finetune", "model": "in memory", "data": fields})
+    assert isinstance(recipe, FinetuneRecipe)
+    return recipe.data
+
+
+def fill_preprocessing(data: DataSpec, model: TimmModel) -> DataSpec:
+    """The data section with mean and std taken from the model where it leaves them open."""
+    cfg = model.pretrained_cfg
+    return data.model_copy(update={key: getattr(data, key) or tuple(cfg[key]) for key in ("mean", "std")})
+
+
+def input_size(model: TimmModel, data: DataSpec) -> tuple[int, int]:
+    """Channels and side of the images a timm model takes; the data section decides if it says so."""
+    from timm.data import resolve_model_data_config
+
+    chans, size, _ = resolve_model_data_config(model)["input_size"]
+    return chans, data.img_size or size
+
+
+def stage_name(model: TimmModel) -> str:
+    """What to call a model while it trains."""
+    record = getattr(model, "learngene", {})
+    if "shape" in record:
+        return f"{record.get('method')}-{shape_from(record['shape']).depth}"
+    return str(model.pretrained_cfg.get("architecture", type(model).__name__))
+
+
+def _mask_classes(model: TimmModel) -> list[str] | int | None:
+    """The classes that masks have if nobody says them: those of the segmenter that is judged on them."""
+    if not isinstance(model, Segmenter):
+        return None
+    names: list[str] | None = getattr(model, "learngene", {}).get("class_names")
+    return names or model.num_classes
+
+
+def mask_names(model: TimmModel, data: DataSpec) -> list[str]:
+    """What to call the classes of a segmenter's pixels: as the data section says, else as the model does."""
+    given = data.mask_classes or _mask_classes(model)
+    return given if isinstance(given, list) else [str(value) for value in range(given or 0)]
+
+
+def _refuse_other_task(model: TimmModel, images: ImageSet) -> None:
+    if isinstance(model, Segmenter) and not images.segmentation:
+        raise LearngeneError(
+            f"the model has a segmentation head, but {images.where} has no masks; give images/<split>/ with "
+            "masks/<split>/, or a classifier"
+        )
+    if images.segmentation and not isinstance(model, Segmenter):
+        raise LearngeneError(
+            f"the model is a classifier, but {images.where} has masks; give it a segmentation head: in Python with "
+            f"learngene.segment(model, {len(images.class_names)}), on the command line with `learngene finetune` or "
+            "`learngene expand --segment`"
+        )
+
+
+def _refuse_classes(model: TimmModel, images: ImageSet) -> None:
+    _refuse_other_task(model, images)
+    if model.num_classes != len(images.class_names):
+        raise LearngeneError(
+            f"the model has {model.num_classes} classes but {images.where} has {len(images.class_names)}; "
+            "expand it with the data's number of classes"
+        )
+
+
+def _record_preprocessing(model: TimmModel, data: DataSpec, size: int, chans: int, crop_pct: float) -> None:
+    """Makes the model say how the images it was trained on were prepared."""
+    model.pretrained_cfg = model.default_cfg = {
+        **model.pretrained_cfg,
+        "tag": model.pretrained_cfg.get("tag") if hasattr(model, "learngene") else "learngene_trained",
+        "input_size": (chans, size, size),
+        "mean": data.mean,
+        "std": data.std,
+        "interpolation": data.interpolation,
+        "crop_pct": crop_pct,
+    }

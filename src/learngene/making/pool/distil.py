@@ -1,0 +1,110 @@
+"""Distilling one row of a pool from the ancestry (Learngene Pool, equations 3 to 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from learngene.genes.ancestry import Ancestry
+from learngene.making.pool.features import Features, watched
+from learngene.recipe.sections import Distill, PoolSpec
+from learngene.training.loop import Objective
+from learngene.training.losses import classification_loss, distillation_loss
+
+Images = Float[Tensor, "batch channels height width"]
+Scalar = Float[Tensor, ""]
+
+
+class RowDistillation(nn.Module):
+    """An auxiliary model with the transformation matrices W and M of every block at which it is distilled.
+
+    Attributes:
+        student: The auxiliary model, a plain timm ViT.
+        numbers: Its distilled blocks, counted from 1.
+        W: Per distilled block, from the ancestry's width to the student's (equation 4); identity at equal width.
+        M: The same for attention outputs (equation 5).
+    """
+
+    def __init__(
+        self, student: nn.Module, width: int, numbers: Sequence[int], ancestry_widths: Sequence[int], spec: PoolSpec
+    ) -> None:
+        """Draws the matrices from torch's generator, as ``nn.Linear`` does.
+
+        Args:
+            student: The auxiliary model.
+            width: Of its tokens.
+            numbers: Its distilled blocks, counted from 1.
+            ancestry_widths: Of the ancestry's tokens at the blocks they are distilled from.
+            spec: Which terms, with or without bias, and whether matrices are learned at equal width.
+        """
+        super().__init__()
+        self.student, self.numbers = student, list(numbers)
+
+        def matrices(term: str) -> nn.ModuleList:
+            used = ancestry_widths if term in spec.terms else ()
+            return nn.ModuleList(
+                nn.Identity()
+                if before == width and not spec.learn_equal_width
+                else nn.Linear(before, width, bias=spec.transform_bias)
+                for before in used
+            )
+
+        self.W, self.M = matrices("blk"), matrices("att")
+
+    def forward(
+        self, images: Images, ancestry: Features | None = None
+    ) -> Float[Tensor, "batch classes"] | tuple[Float[Tensor, "batch classes"], Scalar]:
+        """Logits; given the ancestry's features of the same images, also L_blk + L_att, summed over the blocks."""
+        if ancestry is None:
+            logits: Tensor = self.student(images)
+            return logits
+        with watched(self.student, self.numbers) as mine:
+            logits = self.student(images)
+        distances = _distances(self.W, ancestry.blocks, mine.blocks)
+        distances += _distances(self.M, ancestry.attentions, mine.attentions)
+        return logits, torch.stack(distances).sum() if distances else logits.new_zeros(())
+
+    def matrix(self) -> Tensor | None:
+        """The mean of the block matrices W, (width, ancestry width); None where they are the identity."""
+        weights = [module.weight for module in self.W if isinstance(module, nn.Linear)]
+        return torch.stack(weights).mean(0).detach() if weights else None
+
+    def no_weight_decay(self) -> set[str]:
+        """The student's position embedding and class token."""
+        return {"student.pos_embed", "student.cls_token"}
+
+
+def _distances(matrices: nn.ModuleList, ancestry: Sequence[Tensor], mine: Sequence[Tensor]) -> list[Tensor]:
+    """MSE(ancestry W, mine) per block; the mean over all elements, in float32 whatever the autocast."""
+    return [F.mse_loss(mine[point].float(), matrix(ancestry[point]).float()) for point, matrix in enumerate(matrices)]
+
+
+def row_objective(ancestry: Ancestry | None, numbers: Sequence[int], spec: PoolSpec, distill: Distill) -> Objective:
+    """The loss of a row, equation 8: labels and distillation, weighed by ``distill.alpha`` on the latter.
+
+    Args:
+        ancestry: The teacher; None learns from labels alone.
+        numbers: The ancestry's distilled blocks, counted from 1; none learns from labels alone.
+        spec: Which terms make up L_dis (equation 6).
+        distill: Alpha, and temperature, divergence and reduction of L_pred (equation 3).
+    """
+
+    def labels(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return classification_loss(model(images), targets)
+
+    def distilled(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        assert ancestry is not None
+        with torch.no_grad(), watched(ancestry.model, numbers if features else ()) as theirs:
+            teacher = ancestry(images)
+        logits, distances = model(images, theirs)
+        alpha = distill.alpha
+        if "pred" in spec.terms:
+            return distillation_loss(logits, teacher, targets, distill) + alpha * distances
+        return (1 - alpha) * classification_loss(logits, targets) + alpha * distances
+
+    features = bool({"blk", "att"} & set(spec.terms))
+    return distilled if ancestry is not None and numbers else labels

@@ -1,0 +1,314 @@
+"""Making a pool (Learngene Pool, Algorithm 1) or an SN-Net: rows, then stitch layers, then sampled paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learngene.data.batches import eval_loader
+from learngene.data.images import ImageSet
+from learngene.genes.ancestry import Ancestry, made_of
+from learngene.genes.elastic import ElasticViT
+from learngene.genes.gene import Learngene
+from learngene.making.extract import plain_shape
+from learngene.making.finetune import scratch
+from learngene.making.pool.distil import RowDistillation, row_objective
+from learngene.making.pool.features import feature_widths
+from learngene.making.pool.rows import (
+    END,
+    LABELS,
+    distilled_blocks,
+    path_recipe,
+    points_of,
+    pool_of,
+    row_recipe,
+    row_shapes,
+)
+from learngene.making.pool.stitches import least_squares_stitches, transformation_stitches
+from learngene.methods import METHODS
+from learngene.methods.base import gene_name
+from learngene.methods.stitching import Rows
+from learngene.recipe.loading import CondenseRecipe, dump_recipe
+from learngene.recipe.sections import PoolSpec
+from learngene.system.errors import LearngeneError
+from learngene.system.files import refuse_foreign, refuse_unwritable, write_file
+from learngene.training.loop import Objective, Stage, TrainResult, make_accelerator, set_drop_path
+from learngene.training.losses import classification_loss, guided_loss
+from learngene.training.measure import Accuracy, accuracies
+from learngene.training.run import finished, run_stage, write_once
+from learngene.training.run_folder import MARKER, refuse_other_recipe
+from learngene.vits.stitched_shape import Shape, StitchedShape
+
+Images = tuple[ImageSet, ImageSet]
+LS_BATCH = 10
+"""Images whose features are in memory at once while stitch layers are fitted."""
+
+
+@dataclass
+class PoolSource:
+    """What a pool is made from, loaded: the teacher of its rows or of its paths, and the anchors of an SN-Net."""
+
+    ancestry: Ancestry | None
+    anchors: Sequence[Ancestry] = ()
+
+
+@dataclass
+class _Row:
+    """A finished row: its weights, what it scored, and the matrix TM needs (None is the identity)."""
+
+    state: dict[str, Tensor]
+    matrix: Tensor | None
+    result: TrainResult | None
+
+
+def make_pool(
+    recipe: CondenseRecipe, source: PoolSource, gene: Learngene, images: Images, *, keep: bool, show: bool
+) -> tuple[TrainResult, list[dict[str, Any]]]:
+    """Fills a pool's gene, or continues where a stopped run left it.
+
+    Args:
+        recipe: The whole recipe, with mean and std resolved.
+        source: The models it is made from.
+        gene: A fresh gene, which is trained in place.
+        images: The training and validation images.
+        keep: Keep every stage's state in a folder of its own.
+        show: Whether to print progress.
+
+    Returns:
+        How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``.
+    """
+    if keep:
+        if kept := pool_of(recipe).kept:
+            refuse_unwritable(kept)
+        refuse_foreign(recipe.out, MARKER)
+        refuse_other_recipe(recipe.out, recipe)
+        text = dump_recipe(recipe)
+        write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(text)))
+    paths = path_recipe(recipe)
+    rows = [_anchor(anchor) for anchor in source.anchors] or [
+        distil_row(recipe, index, source.ancestry, images, keep=keep, show=show)
+        for index in range(len(row_shapes(recipe)))
+    ]
+    _fill_rows(gene, rows)
+    if not (keep and paths and (paths.out / "last.pt").exists()):
+        _start_stitches(recipe, gene, rows, images[0], show)
+    elastic = ElasticViT(gene)
+    results = [row.result for row in rows if row.result is not None]
+    if paths is not None:
+        _set_drop_paths(elastic, paths.train.drop_path)
+        stage = path_stage(elastic, source.ancestry, pool_of(recipe))
+        results.append(run_stage(stage, paths, images, keep=keep, show=show))
+        _set_drop_paths(elastic, 0.0)
+    scores, method = score_paths(elastic, recipe, images[1]), _method(gene)
+    shapes = {path: method.shape_of(gene.shape, path) for path in method.paths(gene.shape)}
+    return _together(results, scores[gene.shape]), [
+        {"path": shape.path, "blocks": method.counts(path), "top1": round(scores[shape].top1, 4)}
+        for path, shape in shapes.items()
+    ]
+
+
+def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
+    """Checks ancestry and anchors against the rows, before anything is trained.
+
+    Raises:
+        LearngeneError: If a block that is needed cannot be read, or an anchor is not the row it stands for.
+    """
+    rows, kept = row_shapes(recipe), pool_of(recipe).kept
+    if kept and (files := [each for each in (kept, *kept.parents) if each.exists() and not each.is_dir()]):
+        raise LearngeneError(f"pool.kept: {files[0]} is a file, not a folder; choose another")
+    for number, (anchor, row) in enumerate(zip(source.anchors, rows, strict=False), start=1):
+        found = plain_shape(anchor)
+        if found != row:
+            differing = [name for name in row.to_dict() if getattr(found, name) != getattr(row, name)]
+            field = differing[0]
+            raise LearngeneError(
+                f"anchors: number {number}, {anchor.identity['source']}, has {field} {getattr(found, field)}, but its "
+                f"row has {getattr(row, field)}; set settings.rows and shape to what the anchors are"
+            )
+    if source.anchors:
+        return
+    pool, tm = pool_of(recipe), _stitch_init(recipe) == "tm"
+    if tm and ("blk" not in pool.terms or LABELS in (pool.points or ())):
+        raise LearngeneError(
+            "pool.stitches: tm needs the block matrices of every row, which points of 0 or terms without blk do not "
+            "learn; use pool.stitches=ls"
+        )
+    for index in range(len(rows)):
+        widths = _distilled_at(row_recipe(recipe, index), source.ancestry)[2]
+        if tm and len(set(widths)) > 1:
+            raise LearngeneError(
+                f"pool.stitches: the ancestry's blocks have widths {widths}, so their matrices have no mean; use "
+                "pool.stitches=ls"
+            )
+
+
+# -- rows ------------------------------------------------------------------------------------------------
+
+
+def distil_row(
+    recipe: CondenseRecipe, index: int, ancestry: Ancestry | None, images: Images, *, keep: bool, show: bool
+) -> _Row:
+    """Trains one row as an auxiliary model (equations 3 to 8), or finds it trained.
+
+    Args:
+        recipe: The pool's recipe, with mean and std resolved.
+        index: Which row, from narrow to wide.
+        ancestry: The teacher.
+        images: The training and validation images.
+        keep: Keep its state, so that other pools can share it.
+        show: Whether to print progress.
+    """
+    mine = row_recipe(recipe, index)
+    row, pool = mine.shape, pool_of(mine)
+    student_blocks, ancestry_blocks, widths = _distilled_at(mine, ancestry)
+    student = scratch(row, mine.train.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(mine.train.seed)
+        module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
+    objective = row_objective(ancestry, ancestry_blocks, pool, mine.distill)
+    companions = (ancestry,) if ancestry else ()
+    set_drop_path(student, mine.train.drop_path)
+    name, made = f"row {row.embed_dim}", made_of(ancestry)
+    stage = Stage(name, module, objective, row.img_size, row.in_chans, companions, made_of=made)
+    result = (finished(mine, module) if keep else None) or run_stage(stage, mine, images, keep=keep, show=show)
+    state = {name: value.detach() for name, value in student.state_dict().items()}
+    return _Row(state, module.matrix(), result)
+
+
+def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[list[int], list[int], list[int]]:
+    """The blocks of a row that are distilled, those of the ancestry, and the ancestry's widths there."""
+    row, pool = recipe.shape, pool_of(recipe)
+    if ancestry is None or pool.points == [LABELS]:
+        return [], [], []
+    label, size = ancestry.identity["source"], (row.in_chans, row.img_size, row.img_size)
+    if not {"blk", "att"} & set(pool.terms):
+        return distilled_blocks(row.depth, END), [1], []  # predictions alone: no block is read
+    model: Any = ancestry.model
+    last = feature_widths(model, label, [len(getattr(model, "blocks", ())) or 1], size, row.num_tokens)[0]
+    points = points_of(recipe, last)
+    mine, theirs = distilled_blocks(row.depth, points), distilled_blocks(len(model.blocks), points)
+    widths = feature_widths(model, label, theirs, size, row.num_tokens)
+    return mine, theirs, widths
+
+
+def _anchor(ancestry: Ancestry) -> _Row:
+    return _Row({name: value.detach().cpu() for name, value in ancestry.model.state_dict().items()}, None, None)
+
+
+@torch.no_grad()
+def _fill_rows(gene: Learngene, rows: Sequence[_Row]) -> None:
+    """The blocks of the rows become the pool's instances (Algorithm 1, lines 8 and 9)."""
+    tensors = gene.tensors()
+    for index, row in enumerate(rows):
+        for name, value in row.state.items():
+            tensors[f"row{index}.{gene_name(name)}"].copy_(value)
+
+
+def _start_stitches(
+    recipe: CondenseRecipe, gene: Learngene, rows: Sequence[_Row], images: ImageSet, show: bool
+) -> None:
+    if _stitch_init(recipe) == "tm":
+        transformation_stitches(gene, [row.matrix for row in rows])
+        return
+    pool = pool_of(recipe)
+    chosen = images.picked(np.linspace(0, len(images) - 1, min(pool.images, len(images))).astype(int).tolist())
+    size = {"img_size": gene.shape.img_size, "in_chans": gene.shape.in_chans}
+    loader = eval_loader(chosen, recipe.data, **size, batch_size=LS_BATCH)
+    say: Callable[[str], object] = print if show else (lambda _text: None)
+    least_squares_stitches(gene, (batch for batch, _ in loader), lambda text: say(f"warning: {text}"))
+
+
+def _stitch_init(recipe: CondenseRecipe) -> str:
+    kind = METHODS[recipe.method]
+    assert issubclass(kind, Rows)
+    return pool_of(recipe).stitches or kind.stitch_init
+
+
+# -- paths -----------------------------------------------------------------------------------------------
+
+
+def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -> Stage:
+    """Tuning of sampled paths (Algorithm 1, lines 11 to 14): one path a step, all with equal probability.
+
+    Every process draws its own from the generator that the loop has seeded for (seed, epoch, step, process). Tensors
+    that a step does not use get no gradient and are left alone by the optimizer.
+    """
+    shapes = list(elastic.views())
+    widest = elastic.gene.shape
+
+    def draw(_epoch: int, _step: int) -> None:
+        elastic.set_path(shapes[int(torch.randint(len(shapes), ()))])
+
+    return Stage(
+        "paths",
+        elastic,
+        _path_objective(ancestry, pool),
+        widest.img_size,
+        widest.in_chans,
+        companions=(ancestry,) if ancestry and pool.guide != "none" else (),
+        before_step=draw,
+        before_scoring=lambda: elastic.set_path(widest),
+        uses_all=False,
+        made_of=made_of(ancestry),
+    )
+
+
+def _path_objective(ancestry: Ancestry | None, pool: PoolSpec) -> Objective:
+    def labels(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return classification_loss(model(images), targets)
+
+    def guided(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        assert ancestry is not None
+        return guided_loss(model(images), ancestry(images), targets, pool)
+
+    return labels if pool.guide == "none" else guided
+
+
+def _set_drop_paths(elastic: ElasticViT, rate: float) -> None:
+    """Stochastic depth of every path: a block is dropped as often as in its own row, where rates rise with depth."""
+    rows = {row.embed_dim: row.depth for row in _method(elastic.gene).row_shapes(elastic.gene.shape)}
+    for shape, view in elastic.views().items():
+        rates = None
+        if isinstance(shape, StitchedShape):
+            rates = [
+                rate * block / max(rows[segment.embed_dim] - 1, 1)
+                for segment in shape.segments
+                for block in range(segment.first - 1, segment.last)
+            ]
+        set_drop_path(view, rate, rates)
+
+
+def score_paths(elastic: ElasticViT, recipe: CondenseRecipe, images: ImageSet) -> dict[Shape, Accuracy]:
+    """Accuracy of every path on the validation images, each of which is read once."""
+    shape = elastic.gene.shape
+    loader = eval_loader(images, recipe.data, img_size=shape.img_size, in_chans=shape.in_chans)
+    elastic.to(make_accelerator().device)
+    scores = accuracies(elastic.views(), loader, precision=recipe.train.precision)
+    elastic.to("cpu")
+    return scores
+
+
+def _method(gene: Learngene) -> Rows:
+    assert isinstance(gene.method, Rows)
+    return gene.method
+
+
+def _together(results: Sequence[TrainResult], final: Accuracy) -> TrainResult:
+    """One result for all stages: sums of what they cost, and the widest row's final accuracy."""
+    if not results:
+        return TrainResult([], final, final.top1, 0, 0, 0.0)
+    return replace(
+        results[-1],
+        history=[entry for result in results for entry in result.history],
+        final=final,
+        best=max(results[-1].best, final.top1),
+        updates=sum(result.updates for result in results),
+        images=sum(result.images for result in results),
+        seconds=sum(result.seconds for result in results),
+        averaged=None,
+    )

@@ -1,1 +1,0 @@
-"""Modules that timm lacks and that timm's Vision Transformer takes as parts."""

@@ -1,0 +1,314 @@
+"""The recipe of a comparison: named tasks, shapes, contenders and budgets, and which of them to run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from learngene.methods import method
+from learngene.methods.stitching import Rows
+from learngene.methods.tal import Hypernetwork
+from learngene.recipe.one_line_faults import validated
+from learngene.recipe.sections import (
+    DataSpec,
+    Positive,
+    Routing,
+    Section,
+    Seed,
+    Selection,
+    ShapeChanges,
+    Train,
+    merge,
+    without_removed,
+)
+from learngene.system.errors import RecipeError, ShapeError, nearest
+from learngene.vits.stitched_shape import shape_from
+
+HOME = "home"
+"""The task on which genes are condensed and ancestries trained; every comparison has it."""
+
+
+class ModelSpec(Section):
+    """An ancestry model: loaded as it is, or trained on the home task before anything else."""
+
+    source: str | None = Field(None, description="timm name with pretrained weights, folder or checkpoint file")
+    architecture: str | None = Field(None, description="timm architecture: trained here, or that of a checkpoint file")
+    model_args: dict[str, Any] = Field({}, description="arguments for timm.create_model")
+    shape: ShapeChanges | None = Field(None, description="a plain ViT to train here: what differs from `shape`")
+    train: dict[str, Any] = Field({}, description="how it is trained here: what differs from `condense`")
+    per_seed: bool = Field(False, description="train one for every seed of the comparison, instead of one for all")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSpec:
+        if self.source is None and (self.architecture is None) == (self.shape is None):
+            raise RecipeError("ancestry: give source (a trained model), or architecture or shape (trained here)")
+        return self
+
+
+class SearchSpec(Section):
+    """Of a contender whose gene is searched (LSAMD): on which tasks, and how."""
+
+    tasks: list[str] | None = Field(None, min_length=1, description="names; by default all tasks but the home task")
+    routing: Routing = Routing()
+    select: Selection = Selection()
+    stem: bool = Field(True, description="whether the gene carries patch projection, positions and final norm")
+    rates: dict[str, float] = Field({}, description="learning rates of tasks that need one of their own")
+
+
+class Stage2Spec(Section):
+    """Of a contender whose hypernetwork is tuned on tasks (TAL's stage 2): on which, and how."""
+
+    tasks: list[str] | None = Field(None, min_length=1, description="names; by default all tasks but the home task")
+    each: bool = Field(False, description="one hypernetwork per task of a cell, instead of one for all (LoGAH v1, v2)")
+    fresh: bool = Field(False, description="without stage 1 on the home task (LoGAH v1, v3)")
+    temperature: float = Field(2.0, gt=0, description="of drawing tasks")
+    freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
+    task_layers: bool | None = Field(None, description="true adds task layers to LoGAH's, false takes TAL's away")
+    train: dict[str, Any] = Field({}, description="how it is tuned: what differs from the contender's `train`")
+    augment: dict[str, dict[str, Any]] = Field({}, description="by task: what differs from `train.augment`")
+
+
+class ContenderSpec(Section):
+    """One way to initialise models, with what it needs."""
+
+    method: str = Field(description="see `learngene methods`")
+    settings: dict[str, Any] = Field({}, description="the method's settings")
+    ancestry: str | None = Field(None, description="name of the teacher, or of the model a gene is extracted from")
+    anchors: list[str] = Field([], description="names of the ancestries that become the rows of an sn-net")
+    pool: dict[str, Any] | None = Field(None, description="a pool section, for methods pool and sn-net")
+    search: SearchSpec | None = Field(None, description="for lsamd: searches the blocks, instead of settings.layers")
+    hyper: dict[str, Any] | None = Field(None, description="a hyper section, for tal, logah and ghn3")
+    stage2: Stage2Spec | None = Field(None, description="tunes the hypernetwork on tasks; without, stage 1 alone")
+    auxiliary: ShapeChanges = Field({}, description="the auxiliary shape: what differs from `shape`")
+    each: bool = Field(False, description="one gene per shape, trained at that shape, as pre-fin and distilled are")
+    train: dict[str, Any] = Field({}, description="how the gene is trained: what differs from `condense`")
+    distill: dict[str, Any] | None = Field(None, description="a distill section; the method's own by default")
+    options: dict[str, Any] = Field({}, description="the method's choices at expansion")
+    layers: list[Positive] | None = Field(None, description="fill only these layers, counted from 1 (TLEG Table 5)")
+    modules: list[str] | None = Field(None, description="fill only these of msa, mlp, ln (TLEG Table 4)")
+    tune: dict[str, Any] = Field({}, description="how its descendants are tuned: what differs from `tune`")
+    times: float = Field(1.0, gt=0, description="its epochs of tuning over those of the budget")
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> ContenderSpec:
+        kind = method(self.method, self.settings)
+        if self.each and "condense" not in kind.origins:
+            raise RecipeError(f"each: a gene per shape needs a method that is trained, which {self.method} is not")
+        if (self.anchors or self.pool is not None) and not isinstance(kind, Rows):
+            raise RecipeError(
+                f"{'anchors' if self.anchors else 'pool'}: method {self.method} has no rows; leave it out"
+            )
+        if not isinstance(kind, Hypernetwork) and (self.hyper is not None or self.stage2 is not None):
+            raise RecipeError(
+                f"{'hyper' if self.stage2 is None else 'stage2'}: method {self.method} is no hypernetwork; leave it out"
+            )
+        if self.stage2 is not None and self.task_aware and self.ancestry is None:
+            raise RecipeError("ancestry is missing: the task embeddings of tal are its features")
+        if self.search is not None and "search" not in kind.origins:
+            raise RecipeError(f"search: method {self.method} has no blocks to search; leave it out")
+        if self.search is not None and "layers" in self.settings:
+            raise RecipeError("search: finds the blocks that settings.layers names; give one of the two")
+        if kind.origins and not self.trained and self.ancestry is None:
+            raise RecipeError(f"ancestry is missing: {self.method} is taken from a trained model; name one")
+        return self
+
+    @property
+    def task_aware(self) -> bool:
+        """Whether its hypernetwork is tuned with task layers."""
+        asked = self.stage2.task_layers if self.stage2 else None
+        return asked if asked is not None else getattr(method(self.method, self.settings), "task_aware", False)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its gene is condensed here; one that can also be extracted is, if it has a shape of its own."""
+        origins = method(self.method, self.settings).origins
+        return "condense" in origins and bool(self.each or self.auxiliary or "extract" not in origins)
+
+
+class BudgetSpec(Section):
+    """How long descendants are tuned."""
+
+    epochs: int = Field(ge=0, description="passes over the task's images; 0 scores descendants as they are")
+    cost_of: str | None = Field(
+        None,
+        description="a contender: all others get the epochs that make their total cost equal to this one's, with gene "
+        "and pretraining shared over the descendants",
+    )
+    tune: dict[str, Any] = Field({}, description="how descendants are tuned: what differs from `tune`")
+
+
+Names = Annotated[list[str] | None, Field(min_length=1)]
+
+
+class Run(Section):
+    """Which of the named entries to run; all of them by default."""
+
+    tasks: Names = None
+    shapes: Names = None
+    contenders: Names = None
+    budgets: Names = None
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="every cell is run with each")
+    skip_impossible: bool = Field(
+        False, description="leave out shapes that a contender cannot make, instead of refusing the comparison"
+    )
+
+
+class TaskSize(Section):
+    """How large a task is, declared so that costs are known without its data."""
+
+    images: Positive = Field(description="training images")
+    classes: Positive
+    masks: bool = Field(False, description="segmentation: the classes are those of pixels")
+
+
+class CompareRecipe(Section):
+    """Everything a comparison needs."""
+
+    kind: Literal["compare"] = "compare"
+    out: Path = Field(Path("results/compare"), description="results: one JSON per cell, tables and plots")
+    store: Path = Field(Path("runs/store"), description="what is trained on the way: ancestries and genes")
+    data: DataSpec = Field(description="the home task, on which genes are condensed and ancestries trained")
+    tasks: Annotated[dict[str, DataSpec], BeforeValidator(without_removed)] = Field(
+        {}, description="other tasks by name, of images with masks too; null removes one"
+    )
+    ancestries: dict[str, ModelSpec] = Field({}, description="teachers and models to extract from, by name")
+    shape: ShapeChanges = Field({}, description="what all shapes have in common")
+    shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")
+    contenders: dict[str, ContenderSpec]
+    condense: dict[str, Any] = Field({}, description="train section of genes and ancestries")
+    tune: dict[str, Any] = Field({}, description="train section of descendants; the budget says how long")
+    budgets: dict[str, BudgetSpec]
+    run: Run = Run()
+    sizes: dict[str, TaskSize] | None = Field(None, description="of every task, to know costs without the data")
+    keep_runs: bool = Field(False, description="save the state of every cell each epoch; worth it if cells take hours")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _contenders_extend(cls, given: Any) -> Any:
+        """Resolves ``extends: other``: a contender that differs from another in what it says."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("contenders"), Mapping):
+            return given
+        contenders = given["contenders"]
+        return {**given, "contenders": {name: _extended(name, contenders, ()) for name in contenders}}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> CompareRecipe:
+        if HOME in self.tasks:
+            raise RecipeError(f"tasks: '{HOME}' is the task of `data`; give this one another name")
+        self._refuse_alike_tasks()
+        self.train("condense")
+        self.train("tune")
+        for name, ancestry in self.ancestries.items():
+            self.train("condense", ancestry.train, where=f"ancestries.{name}.train")
+        for name, budget in self.budgets.items():
+            self.train("tune", budget.tune, where=f"budgets.{name}.tune")
+        for name, contender in self.contenders.items():
+            self.train("condense", contender.train, where=f"contenders.{name}.train")
+            self.train("tune", contender.tune, where=f"contenders.{name}.tune")
+            if contender.stage2:
+                changes = (contender.train, contender.stage2.train)
+                self.train("condense", *changes, where=f"contenders.{name}.stage2.train")
+            _refuse_shape(f"contenders.{name}.auxiliary", {**self.shape, **contender.auxiliary})
+        for name, shape in self.shapes.items():
+            _refuse_shape(f"shapes.{name}", {**self.shape, **shape})
+        for field in ("tasks", "shapes", "contenders", "budgets", "seeds"):
+            names = getattr(self.run, field) or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise RecipeError(f"run.{field}: {twice[0]} is named twice")
+        for field in ("tasks", "shapes", "contenders", "budgets"):
+            for name in getattr(self.run, field) or ():
+                _refuse_undefined(
+                    f"run.{field}", name, {HOME, *self.tasks} if field == "tasks" else getattr(self, field)
+                )
+        for name, contender in self.contenders.items():
+            for field, names in (("ancestry", [contender.ancestry]), ("anchors", contender.anchors)):
+                for other in names:
+                    if other is not None:
+                        _refuse_undefined(f"contenders.{name}.{field}", other, self.ancestries)
+            if contender.stage2:
+                for task in [*(contender.stage2.tasks or ()), *contender.stage2.augment]:
+                    _refuse_undefined(f"contenders.{name}.stage2", task, {HOME, *self.tasks})
+                if not self.tasks and contender.stage2.tasks is None and not contender.stage2.each:
+                    raise RecipeError(f"contenders.{name}.stage2: needs tasks to tune on, and none are defined")
+            for task in [*(spec.tasks or ()), *spec.rates] if (spec := contender.search) else ():
+                _refuse_undefined(f"contenders.{name}.search", task, {HOME, *self.tasks})
+            if contender.search and not self.tasks:
+                raise RecipeError(f"contenders.{name}.search: needs tasks to search on, and none are defined")
+        for name, budget in self.budgets.items():
+            if budget.cost_of is not None:
+                _refuse_undefined(f"budgets.{name}.cost_of", budget.cost_of, self.contenders)
+        return self
+
+    def _refuse_alike_tasks(self) -> None:
+        """Results are known by the file names of their images, so two sets must not have the same."""
+        seen: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+        for task, data in {HOME: self.data, **self.tasks}.items():
+            names = tuple(Path(source).name for source in data.sources)
+            other, sources = seen.setdefault(names, (task, data.sources))
+            if sources != data.sources:
+                raise RecipeError(
+                    f"tasks.{task}: its images have the same file name as those of '{other}' ({names[0]}), by which "
+                    "results are known; rename one"
+                )
+
+    def train(self, section: Literal["condense", "tune"], *changes: Mapping[str, Any], where: str = "") -> Train:
+        """One of the train sections with changes applied in turn, the last of which wins.
+
+        Args:
+            section: Of genes and ancestries, or of descendants.
+            *changes: Fields that differ.
+            where: What error messages call the last change.
+        """
+        fields: dict[str, Any] = getattr(self, section)
+        for change in changes:
+            fields = merge(fields, change)
+        return validated(Train, fields, where or section)
+
+    def chosen(self, field: Literal["tasks", "shapes", "contenders", "budgets"]) -> list[str]:
+        """The names of one kind that are run, in the recipe's order."""
+        known = [HOME, *self.tasks] if field == "tasks" else list(getattr(self, field))
+        return list(getattr(self.run, field) or known)
+
+    def searched(self, search: SearchSpec) -> list[str]:
+        """The tasks on which a contender's blocks are searched."""
+        return search.tasks or list(self.tasks)
+
+    def tuned(self, stage2: Stage2Spec) -> list[str]:
+        """The tasks on which a contender's hypernetwork is tuned."""
+        return stage2.tasks or list(self.tasks)
+
+    def needed(self) -> list[str]:
+        """The tasks whose images are needed: the home task, those that are run, and those that genes learn from."""
+        searches = [spec.search for name in self.chosen("contenders") if (spec := self.contenders[name]).search]
+        parts = [task for search in searches if search for task in self.searched(search)]
+        stages = [spec.stage2 for name in self.chosen("contenders") if (spec := self.contenders[name]).stage2]
+        parts += [task for stage in stages if stage and not stage.each for task in self.tuned(stage)]
+        return list(dict.fromkeys([HOME, *self.chosen("tasks"), *parts]))
+
+
+def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -> Any:
+    spec = contenders[name]
+    if not isinstance(spec, Mapping) or "extends" not in spec:
+        return spec
+    other = spec["extends"]
+    if not isinstance(other, str) or other not in contenders:
+        raise RecipeError(f"contenders.{name}.extends: no '{other}' is defined{nearest(str(other), contenders)}")
+    if other in (*seen, name):
+        raise RecipeError(f"contenders.{name}.extends: '{other}' extends itself")
+    own = {key: value for key, value in spec.items() if key != "extends"}
+    return merge(_extended(other, contenders, (*seen, name)), own)
+
+
+def _refuse_shape(where: str, fields: Mapping[str, Any]) -> None:
+    try:
+        shape_from(fields)
+    except ShapeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _refuse_undefined(where: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise RecipeError(f"{where}: no '{name}' is defined{nearest(name, known)}")

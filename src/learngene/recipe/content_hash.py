@@ -1,0 +1,61 @@
+"""Keys: short hashes of everything that decides a result, so that what was computed once is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from learngene.recipe.sections import DataSpec, Section
+
+KEY_LENGTH = 10
+FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
+"""Entries that do not change what is computed."""
+
+ADDED_LATER = frozenset(
+    {
+        "DataSpec.mask_classes",
+        "DataSpec.ignore_index",
+        "Schedule.kind",
+        "Schedule.power",
+        "Routing.compared",
+        "Routing.preset",
+    }
+)
+"""Section and name of entries that older results did not know. At its default such an entry changes nothing, so it is
+left out of the hash: otherwise every result that is there already would be computed, and named, anew."""
+
+
+def hashed(content: Any) -> str:
+    """A short hash of plain values."""
+    text = json.dumps(content, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def content(section: Section) -> dict[str, Any]:
+    """What a section says about results: not where files lie, nor how many processes read them."""
+    values: dict[str, Any] = section.model_dump(mode="json")
+    for name in FREE_TO_CHANGE:
+        values.pop(name, None)
+    for dotted in later_defaults(section):
+        *parents, name = dotted.split(".")
+        place = values
+        for parent in parents:
+            place = place[parent]
+        del place[name]
+    if isinstance(section, DataSpec):
+        values["source"] = [Path(source).name for source in section.sources]
+    return values
+
+
+def later_defaults(section: Section) -> set[str]:
+    """The dotted names of entries that were ``ADDED_LATER`` and have their default, sections inside included."""
+    out: set[str] = set()
+    for name, described in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            out |= {f"{name}.{inner}" for inner in later_defaults(value)}
+        elif f"{type(section).__name__}.{name}" in ADDED_LATER and value == described.default:
+            out.add(name)
+    return out

@@ -1,0 +1,429 @@
+"""The sections of a recipe: data, augmentation, training, distillation, pools, searches, as pydantic models.
+
+Unknown keys are errors that name the nearest right one. Every field states its unit and why its default is what it
+is. "The paper" below is TLEG and SWS alike, whose code is one DeiT fork, unless another is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from learngene.system.errors import RecipeError, nearest, refuse_unknown
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import PATH_FIELDS
+
+AuxiliaryShape = Annotated[ViTShape, BeforeValidator(ViTShape.from_dict), PlainSerializer(ViTShape.to_dict)]
+
+
+def _shape_changes(given: Any) -> Any:
+    """Fields of a shape that differ from another's: a name or a whole shape changes all of them."""
+    if isinstance(given, (str, ViTShape)):
+        return ViTShape.from_dict(given).to_dict()
+    if isinstance(given, Mapping):
+        if "named" in given:
+            return ViTShape.from_dict(given).to_dict()
+        refuse_unknown(given, [*ViTShape.__slots__, *PATH_FIELDS], "shape")
+    return given
+
+
+ShapeChanges = Annotated[dict[str, Any], BeforeValidator(_shape_changes)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Above0 = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        refuse_unknown(given, cls.model_fields)
+        if name := given.get("preset"):
+            if name not in cls.presets:
+                raise RecipeError(f"unknown preset '{name}'{nearest(str(name), cls.presets)}")
+            given = merge(cls.presets[name], given)
+        return given
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def without_removed(given: Any) -> Any:
+    """Named entries, but for those that an override or an extending recipe set to null to remove them."""
+    return {name: entry for name, entry in given.items() if entry is not None} if isinstance(given, Mapping) else given
+
+
+MASK_VALUES = 256
+"""Values that a pixel of an 8-bit mask can have."""
+
+
+class AncestrySpec(Section):
+    """Where the ancestry model comes from."""
+
+    source: str = Field(description="timm model name, descendant folder, or .safetensors/.pth checkpoint file")
+    architecture: str | None = Field(None, description="timm architecture of a checkpoint file")
+    model_args: dict[str, Any] = Field({}, description="arguments for timm.create_model, for example img_size")
+    pretrained: bool = Field(True, description="false starts from random weights; only useful to try things out")
+    sha256: str | None = Field(None, description="refuse any other weights")
+
+
+class DataSpec(Section):
+    """The images and how they enter the model."""
+
+    source: str | list[str] = Field(
+        description="digits, a folder or tar with train/<class>/ and val/<class>/, several of them, "
+        "images/<split>/ and masks/<split>/, a VOC folder, the name of one of timm's map-style data sets, such as "
+        "torch/cifar100 or hfds/..., or of one of the Visual Domain Decathlon, such as decathlon/aircraft"
+    )
+    root: Path | None = Field(None, description="where a named data set lies, or where timm keeps it")
+    train_split: str = "train"
+    val_split: str = "val"
+    download: bool = Field(False, description="let timm download a named data set")
+    img_size: Positive | None = Field(
+        None, description="side in pixels; what the model takes by default, which timm does not always record"
+    )
+    mean: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
+    std: tuple[Above0, ...] | None = Field(None, description="normalisation; the ancestry's by default")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = Field(
+        "bicubic", description="as DeiT"
+    )
+    crop_pct: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px",
+    )
+    skip_corrupt: bool = Field(False, description="count and leave out images that cannot be decoded")
+    workers: int = Field(2, ge=0, description="loader processes per training process; results do not depend on it")
+    mask_classes: list[str] | int | None = Field(
+        None,
+        description="segmentation: names or number of the classes; by default the largest value in the training masks "
+        "counts, if all smaller ones occur",
+    )
+    ignore_index: int = Field(255, ge=0, le=255, description="segmentation: the value of pixels that are not judged")
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> DataSpec:
+        names = self.mask_classes
+        count = len(names) if isinstance(names, list) else names
+        if count is not None and not 2 <= count <= MASK_VALUES:
+            raise RecipeError(f"mask_classes {names} must be 2 to {MASK_VALUES} classes, by number or by name")
+        if isinstance(names, list) and (twice := [name for name in names if names.count(name) > 1]):
+            raise RecipeError(f"mask_classes names '{twice[0]}' twice")
+        return self
+
+    @property
+    def sources(self) -> list[str]:
+        """The source as a list."""
+        return [self.source] if isinstance(self.source, str) else list(self.source)
+
+
+SMALL_IMAGE = 64
+"""Side in pixels up to which evaluation does not crop."""
+
+
+def default_crop(img_size: int) -> float:
+    """The share of the image that evaluation looks at: DeiT's 0.875, but all of a small image, which has no border."""
+    return 1.0 if img_size <= SMALL_IMAGE else 0.875
+
+
+_UNMIXED: dict[str, Any] = {
+    "color_jitter": 0.0,
+    "rand_augment": None,
+    "erasing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "smoothing": 0.0,
+    "repeats": 1,
+}
+
+
+class Augment(Section):
+    """Augmentation of training images, all by timm; the defaults are DeiT's."""
+
+    presets: ClassVar = {
+        "deit": {},
+        "light": _UNMIXED | {"scale": (0.6, 1.0)},
+        "none": _UNMIXED | {"scale": None, "hflip": 0.0},
+    }
+    preset: str | None = Field(None, description="deit (the default), light (crop and flip), none")
+    scale: tuple[Above0, Fraction] | None = Field((0.08, 1.0), description="area of the random crop; null: no crop")
+    ratio: tuple[Above0, Above0] = Field((3 / 4, 4 / 3), description="aspect ratio of the random crop")
+    hflip: Fraction = 0.5
+    color_jitter: float = Field(0.4, ge=0, description="unused while rand_augment is on, as in DeiT")
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    erasing: Fraction = 0.25
+    erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
+    erasing_count: Positive = 1
+    mixup: float = Field(0.8, ge=0)
+    cutmix: float = Field(1.0, ge=0)
+    mix_prob: Fraction = 1.0
+    mix_switch: Fraction = Field(0.5, description="probability of cutmix when both are on")
+    smoothing: Fraction = 0.1
+    repeats: Positive = Field(3, description="repeated augmentation: views of an image that follow each other")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augment:
+        for name, pair in (("scale", self.scale), ("ratio", self.ratio)):
+            if pair is not None and pair[0] > pair[1]:
+                raise RecipeError(f"{name} {list(pair)} must be smallest first, then largest")
+        return self
+
+
+class Schedule(Section):
+    """Learning rate over time: cosine or polynomial, with a linear warm-up."""
+
+    kind: Literal["cosine", "poly"] = Field(
+        "cosine", description="poly: (1 - t / T) ** power, as LSAMD and segmentation tool boxes do"
+    )
+    power: float = Field(0.9, gt=0, description="of poly; LSAMD leaves it open, 0.9 is usual in segmentation")
+    warmup_epochs: float = Field(5, ge=0, description="the paper's descendants use 0")
+    warmup_lr: float = Field(1e-6, ge=0, description="not scaled with the batch")
+    min_lr: float = Field(1e-5, ge=0, description="not scaled with the batch")
+    stepping: Literal["step", "epoch", "official"] = Field(
+        "step",
+        description="step: smooth; epoch: constant within an epoch; official: the authors' loop, which sets the rate "
+        "after each epoch with that epoch's number and so lags one epoch",
+    )
+
+
+class Distill(Section):
+    """Soft distillation: (1 - alpha) base + alpha KD; TLEG equations 5 and 6, SWS equations 2 to 4."""
+
+    presets: ClassVar = {
+        "tleg-paper": {
+            "divergence": "student-teacher",
+            "alpha": 0.5,
+            "tau_squared": False,
+            "reduction": "batch",
+        },
+        "sws-paper": {
+            "divergence": "cross-entropy",
+            "alpha": 0.5,
+            "tau_squared": False,
+            "reduction": "batch",
+        },
+        "tleg-official": {},
+        "sws-official": {},
+        "pool": {"divergence": "cross-entropy", "alpha": 0.9, "tau_squared": False, "reduction": "batch"},
+        "pool-official": {"divergence": "cross-entropy", "alpha": 0.9, "tau_squared": False, "reduction": "numel"},
+        "none": {"alpha": 0.0},
+    }
+    preset: str | None = Field(
+        None,
+        description="tleg-official, sws-official (both the defaults below), tleg-paper, sws-paper, pool, pool-official "
+        "(whose code averages over classes as well), none (labels only). "
+        "The papers leave alpha unstated: 0.5 for TLEG and SWS, and for the pool its code's 0.1 on labels, 0.9 here",
+    )
+    alpha: Fraction = Field(1.0, description="weight of distillation; the published commands use 1.0: no labels at all")
+    temperature: float = Field(1.0, gt=0)
+    divergence: Literal["teacher-student", "student-teacher", "cross-entropy"] = Field(
+        "teacher-student",
+        description="KL(teacher || student) as the code, KL(student || teacher), or soft CE",
+    )
+    tau_squared: bool = Field(True, description="multiply by temperature squared")
+    reduction: Literal["numel", "batch"] = Field(
+        "numel", description="divide by batch x classes as the authors' code, or by the batch as the textbook"
+    )
+
+
+class Train(Section):
+    """One training run; the defaults are the papers' and so DeiT's."""
+
+    presets: ClassVar = {
+        "deit": {},
+        "official": {"schedule": {"stepping": "official"}, "precision": "fp16", "ema_decay": 0.99996},
+        "laptop": {
+            "batch_size": 64,
+            "lr": 1e-3,
+            "lr_batch": None,
+            "schedule": {"warmup_epochs": 0.5},
+            "augment": {"preset": "light"},
+            "precision": "fp32",
+        },
+    }
+    preset: str | None = Field(
+        None,
+        description="deit (the default), official (the authors' rate lag, fp16 and unused EMA), "
+        "laptop (small batches and light augmentation for small images)",
+    )
+    epochs: Positive = 100
+    batch_size: Positive = Field(
+        512, description="images per optimizer step over all processes: kept whatever their number"
+    )
+    micro_batch: Positive | None = Field(
+        None, description="most images a process holds at once; smaller ones are accumulated to batch_size"
+    )
+    optimizer: str = Field("adamw", description="any timm optimizer")
+    lr: float = Field(5e-4, gt=0, description="base rate for lr_batch images per step")
+    lr_batch: Positive | None = Field(512, description="scale the rate by batch_size / lr_batch; null: do not scale")
+    weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, position embeddings")
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    layer_decay: float | None = Field(None, gt=0, le=1, description="fine-tuning: rate per layer, by timm")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; the papers do not clip")
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    drop_path: Fraction = Field(0.0, description="of the last layer; TLEG's auxiliary 0, SWS's and all descendants 0.1")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = Field(False, description="torch.compile; on GPUs it pays after about a minute")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="track an exponential average of the weights")
+    use_ema: bool = Field(False, description="evaluate and keep the average; the authors never do")
+    seed: Seed = 0
+    eval_every: Positive = Field(1, description="epochs between evaluations; the last epoch is always evaluated")
+    save_every: Positive = Field(1, description="epochs between saved states")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Train:
+        if self.use_ema and self.ema_decay is None:
+            raise RecipeError("use_ema needs ema_decay, for example 0.999")
+        if self.batch_size % 2 and (self.augment.mixup or self.augment.cutmix):
+            raise RecipeError(f"mixup and cutmix pair images, so batch_size must be even, not {self.batch_size}")
+        if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
+            raise RecipeError(
+                f"warmup_epochs {self.schedule.warmup_epochs:g} leave nothing of {self.epochs} epochs; "
+                "lower schedule.warmup_epochs"
+            )
+        return self
+
+
+class PoolSpec(Section):
+    """How the rows of a pool are distilled, how its stitch layers start and how its paths are tuned."""
+
+    points: list[Annotated[int, Field(ge=0, le=3)]] | None = Field(
+        None,
+        description="per row, narrow to wide: blocks at which it is distilled, 1 (the last), 2 or 3 (at thirds of the "
+        "depth), or 0 (labels only). By default 3, and 1 for rows as wide as the ancestry (Learngene Pool, Table 4)",
+    )
+    terms: list[Literal["pred", "blk", "att"]] = Field(
+        ["pred", "blk", "att"],
+        min_length=1,
+        description="of L_dis (equation 6): predictions, block outputs, attention outputs",
+    )
+    transform_bias: bool = Field(False, description="a bias in W and M, as the authors' code; the paper's are matrices")
+    learn_equal_width: bool = Field(
+        False, description="learn W and M also at equal width, as the authors' code; the paper's are the identity"
+    )
+    stitches: Literal["tm", "ls"] | None = Field(
+        None,
+        description="start of the stitch layers: tm (transformation matrices, transposed; the pool's default) or ls "
+        "(least squares on features; SN-Net's)",
+    )
+    images: Positive = Field(100, description="training images for ls, as SN-Net")
+    rows: dict[str, Any] = Field({}, description="train section of the rows: what differs from `train`")
+    tune: dict[str, Any] | None = Field(
+        {}, description="train section of the sampled paths: what differs from `train`; null leaves them untuned"
+    )
+    guide: Literal["none", "soft", "hard"] = Field(
+        "none", description="distillation while paths are tuned; the paper finds it needless behind tm"
+    )
+    guide_weight: Fraction = Field(0.5, description="of the guide, the rest being labels; both authors' codes")
+    guide_temperature: float = Field(1.0, gt=0, description="of a soft guide")
+    kept: Path | None = Field(
+        None, description="where trained rows are kept, to be shared by pools; by default in the run folder"
+    )
+
+
+class Routing(Section):
+    """How a super ancestry net decides between base and specific blocks, and how that decision learns (LSAMD)."""
+
+    presets: ClassVar = {
+        "stable": {},
+        "paper": {"noise": "gaussian"},
+    }
+    preset: str | None = Field(
+        None,
+        description="stable (the defaults: blocks found agree best over seeds, docs/lsamd.md) or paper (with noise)",
+    )
+    route: Literal["batch", "img"] = Field(
+        "batch", description="batch: the majority decides for all (the paper's choice); img: every sample for itself"
+    )
+    gate: Literal["straight-through", "two-branch", "scale"] = Field(
+        "straight-through",
+        description="how adapters learn from a hard choice, on which the paper is silent: straight-through (its value "
+        "is the chosen block's output), two-branch (runs the other block, too, and learns from the difference), scale "
+        "(multiplies by the probability, as Mod-Squad does with parts of blocks; shrinks what a frozen net passes on)",
+    )
+    compared: float = Field(
+        1.0, gt=0, le=1, description="two-branch: share of a batch's images on which the other block runs, too"
+    )
+    noise: Literal["gaussian", "literal", "none"] = Field(
+        "none",
+        description="gaussian: random while training, as the gates that the paper takes its own from; literal: as "
+        "equation 1 is printed; none: the blocks found agree better over seeds, but two-branch gates need noise",
+    )
+    descriptor: Literal["mean", "cls", "vote"] = Field(
+        "mean", description="what an adapter sees of a sample: mean of its tokens, class token, or every token's vote"
+    )
+    prefer_base: float = Field(
+        0.0, ge=0, description="weight in the loss of the mean probability of specific blocks; the paper has none"
+    )
+
+    @model_validator(mode="after")
+    def _compared_by_its_gate(self) -> Routing:
+        if self.compared != 1 and self.gate != "two-branch":
+            raise RecipeError(f"compared means nothing for gate {self.gate}; leave it out, or use gate: two-branch")
+        return self
+
+
+class Selection(Section):
+    """Which base blocks become the learngene, by how much the data sets use them (LSAMD, equation 3)."""
+
+    presets: ClassVar = {
+        "stable": {},
+        "paper": {"rule": "threshold"},
+    }
+    preset: str | None = Field(None, description="stable (the defaults) or paper (threshold)")
+    rule: Literal["threshold", "top_k"] = Field(
+        "top_k", description="threshold: the paper's, by choices; top_k: by probabilities, and never empty"
+    )
+    tau: int | None = Field(
+        None, ge=0, description="threshold: used by more than so many data sets; half of them by default, as the paper"
+    )
+    k: Positive | None = Field(None, description="top_k: so many blocks; 5 by default, as many as the paper finds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_of_its_value(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("tau") is not None and "rule" not in given:
+            return {"rule": "threshold", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Selection:
+        unused = "k" if self.rule == "threshold" else "tau"
+        if getattr(self, unused) is not None:
+            raise RecipeError(f"{unused} means nothing for rule {self.rule}; leave it out")
+        return self
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks rule top_k keeps."""
+        return self.k or BLOCKS
+
+
+BLOCKS = 5
+"""Of the paper's learngene."""
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep merge of two mappings; ``over`` wins."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if isinstance(value, Section):
+            value = value.model_dump(exclude_unset=True)
+        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out

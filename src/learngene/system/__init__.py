@@ -1,0 +1,1 @@
+"""What every room stands on: faults in one line, files written whole, processes, the environment of a run."""

@@ -1,0 +1,475 @@
+"""The one training loop. Condensing, fine-tuning and baselines hand it a stage: what is trained, and its objective.
+
+Every random number is drawn from a seed made of (seed, epoch, step, process), so a run that was interrupted and
+continued is the run that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from timm.layers import DropPath
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from learngene.data.batches import Batches, TrainBatches, eval_loader
+from learngene.data.images import ImageSet
+from learngene.recipe.sections import DataSpec, Train
+from learngene.system.errors import LearngeneError, TrainingDivergedError, nearest
+from learngene.training.log import TrainLog
+from learngene.training.measure import Score, autocast, task_score
+from learngene.training.run_folder import Progress, RunFolder
+
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, mixed images, soft targets or masks) to the loss of one batch; several processes wrap the model."""
+
+MODEL_NOISE = 4
+"""Purpose of randomness beside those of ``batches.py``: what the model itself draws, such as dropped paths."""
+
+LOSS_CHECK_STEPS = 20
+"""Steps between looks at the loss on an accelerator, where every look waits for the device; each step on a CPU."""
+
+
+class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked for it
+    """Ctrl-C or SIGTERM arrived; the state was saved and the same command continues."""
+
+    def __init__(self, signal_number: int, where: str) -> None:
+        super().__init__(signal_number, where)
+        self.signal_number, self.where = signal_number, where
+
+
+class Feed(Protocol):
+    """Batches and scores of a stage that is trained on more than one data set."""
+
+    def batches(self, rank: int, processes: int, pin_memory: bool) -> Batches:
+        """This process's training batches."""
+
+    def score(self, model: nn.Module, precision: str, rank: int, processes: int, reduce: Any) -> Score:
+        """The score of a model on all validation images."""
+
+
+@dataclass
+class Stage:
+    """One thing to train.
+
+    Attributes:
+        name: Shown while it runs.
+        module: Its parameters are trained, its forward takes images to logits.
+        objective: The loss.
+        img_size: Side of the images in pixels.
+        in_chans: Channels of the images.
+        companions: Frozen modules that the objective uses, moved to the same device.
+        before_step: Called with epoch and step before every optimizer step, when torch's generator was seeded for it.
+        before_scoring: Called before every evaluation.
+        uses_all: Whether every step uses all parameters; if not, processes have to find out which.
+        feed: Where batches and scores come from, if not from one data set.
+        made_of: What a saved run must have had, too, to be continued: the SHA-256 of the gene, of the ancestry.
+    """
+
+    name: str
+    module: nn.Module
+    objective: Objective
+    img_size: int
+    in_chans: int = 3
+    companions: tuple[nn.Module, ...] = ()
+    before_step: Callable[[int, int], None] | None = None
+    before_scoring: Callable[[], None] | None = None
+    uses_all: bool = True
+    feed: Feed | None = None
+    made_of: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did.
+
+    Attributes:
+        history: One entry per epoch: loss, learning rate, images per second and, when evaluated, scores.
+        final: Score on the val split at the end.
+        best: Highest main score (top-1, or mean IoU) of any evaluated epoch, in percent.
+        updates: Optimizer steps.
+        images: Training images seen.
+        seconds: Time trained, evaluation included, over all restarts.
+        averaged: The exponential average of the module, if one was tracked.
+    """
+
+    history: list[dict[str, Any]]
+    final: Score
+    best: float
+    updates: int
+    images: int
+    seconds: float
+    averaged: nn.Module | None = None
+
+
+def train(
+    stage: Stage,
+    train_images: ImageSet,
+    val_images: ImageSet,
+    data: DataSpec | None,
+    spec: Train,
+    *,
+    folder: RunFolder | None = None,
+    show: bool = True,
+    accelerator: Accelerator | None = None,
+) -> TrainResult:
+    """Trains a stage to its last epoch, continuing a saved run if the folder holds one.
+
+    Args:
+        stage: What to train; its module is left on the device it was trained on, in evaluation mode.
+        train_images: Images to train on.
+        val_images: Images to evaluate on.
+        data: How images are read and normalised, mean and std set; None where the stage has a feed of its own.
+        spec: Every setting of the run.
+        folder: Where the state is kept; None keeps nothing.
+        show: Whether to print progress.
+        accelerator: The processes and device to use; made from the environment by default.
+
+    Raises:
+        TrainingDivergedError: If the loss is no longer finite; the last saved state stays.
+        InterruptedRun: After Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    accelerator = accelerator or make_accelerator(stage.uses_all)
+    try:
+        with torch.random.fork_rng():
+            return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator).train()
+    finally:
+        if folder:
+            folder.release()
+
+
+def make_accelerator(uses_all: bool = True) -> Accelerator:
+    """The device and the processes that the launcher set up; precision is the recipe's, see ``measure.autocast``.
+
+    Args:
+        uses_all: Whether every training step uses all parameters.
+    """
+    # Accelerate ignores torchrun's processes on a machine without an accelerator unless it is told to use the CPU.
+    return Accelerator(
+        mixed_precision="no",
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=not uses_all)],
+    )
+
+
+class _Run:
+    """The state and the steps of one call of ``train``."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        train_images: ImageSet,
+        val_images: ImageSet,
+        data: DataSpec | None,
+        spec: Train,
+        folder: RunFolder | None,
+        show: bool,
+        accelerator: Accelerator,
+    ) -> None:
+        self.stage, self.spec, self.folder, self.accelerator = stage, spec, folder, accelerator
+        self.device, processes = accelerator.device, accelerator.num_processes
+        place = {"rank": accelerator.process_index, "processes": processes}
+        pin_memory = self.device.type == "cuda"
+        self.batches: Batches
+        if stage.feed:
+            self.batches = stage.feed.batches(**place, pin_memory=pin_memory)
+        else:
+            assert data is not None
+            size = {"img_size": stage.img_size, "in_chans": stage.in_chans}
+            self.batches = TrainBatches(train_images, data, spec, **size, **place, pin_memory=pin_memory)
+            self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
+        self.ignore_index = val_images.ignore_index
+        for module in (stage.module, *stage.companions):
+            module.to(self.device)
+        self.optimizer = make_optimizer(stage.module, spec)
+        self.scheduler = _scheduler(self.optimizer, spec, self.batches.steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
+        self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
+        self.progress = Progress(data=train_images.fingerprint(), made_of=dict(stage.made_of))
+        self._resume()
+        if folder and accelerator.is_main_process:
+            folder.begin(self.progress.history)
+        if spec.compile:
+            stage.module.compile()
+        self.model = accelerator.prepare_model(stage.module)
+        self.show = show and accelerator.is_main_process
+        events = folder.path if folder and accelerator.is_main_process else None
+        self.log = TrainLog(stage.name, spec.epochs * self.batches.steps_per_epoch, events, self.show)
+        if train_images.corrupt and folder:
+            self.log.note(f"{train_images.where}: {len(train_images.corrupt)} corrupt training images left out")
+
+    # -- the run -------------------------------------------------------------------------------------
+
+    def train(self) -> TrainResult:
+        progress, spec = self.progress, self.spec
+        self._score: Score | None = None
+        with self.log.running(progress.updates), _signals() as received:
+            while progress.epoch < spec.epochs:
+                self._epoch(received)
+        score = self._score or self._evaluate()
+        self.stage.module.eval()
+        return TrainResult(
+            history=progress.history,
+            final=score,
+            best=max(progress.best, score.main),
+            updates=progress.updates,
+            images=progress.updates * spec.batch_size,
+            seconds=progress.seconds,
+            averaged=self.ema.module if self.ema else None,
+        )
+
+    def _epoch(self, received: list[int]) -> None:
+        progress, spec, batches = self.progress, self.spec, self.batches
+        epoch, start, first = progress.epoch, time.perf_counter(), progress.step
+        self.stage.module.train()
+        pending: list[Tensor] = []
+        for step, parts in enumerate(batches.epoch(epoch, first), start=first):
+            self._set_rate(epoch, step)
+            pending.append(self._step(parts, epoch, step))
+            progress.step, progress.updates = step + 1, progress.updates + 1
+            stopped = self._stopped(received)
+            last = progress.step == batches.steps_per_epoch
+            if last or stopped or self.device.type == "cpu" or len(pending) == LOSS_CHECK_STEPS:
+                self._check(pending, epoch)
+                speed = (progress.step - first) * spec.batch_size / (time.perf_counter() - start)
+                self.log.step(progress.updates, progress.loss_sum / progress.step, speed)
+            if stopped:
+                progress.seconds += time.perf_counter() - start
+                self._save()
+                raise InterruptedRun(stopped, f"epoch {epoch + 1}, step {progress.step}")
+        speed = (batches.steps_per_epoch - first) * spec.batch_size / (time.perf_counter() - start)
+        self._finish_epoch(self._set_rate(epoch, batches.steps_per_epoch - 1), speed, start)
+
+    def _step(self, parts: list[tuple[Tensor, Tensor]], epoch: int, step: int) -> Tensor:
+        """One optimizer step over this process's parts of the batch; returns the mean loss."""
+        spec = self.spec
+        key = [MODEL_NOISE, spec.seed, epoch, step, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        if self.stage.before_step:
+            self.stage.before_step(epoch, step)
+        losses = []
+        for number, (images, labels) in enumerate(parts, start=1):
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            images, targets = self.batches.mix(images, labels, epoch, step)
+            # Gradients of a batch add up over its parts; processes need to agree only on the last.
+            together = number == len(parts)
+            with contextlib.nullcontext() if together else self.accelerator.no_sync(self.model):
+                with autocast(self.device.type, spec.precision):
+                    loss = self.stage.objective(self.model, images, targets)
+                self.scaler.scale(loss / len(parts)).backward()
+            losses.append(loss.detach().float())
+        if spec.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.stage.module.parameters(), spec.clip_grad)
+        mean = torch.stack(losses).mean()
+        if self.device.type == "cpu" and not math.isfinite(mean.item()):
+            return mean  # _check stops the run; do not let it into the weights
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.stage.module, step=self.progress.updates + 1)
+        return mean
+
+    def _finish_epoch(self, rate: float, speed: float, start: float) -> None:
+        progress, spec = self.progress, self.spec
+        entry: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "epochs": spec.epochs,
+            "loss": progress.loss_sum / self.batches.steps_per_epoch,
+            "lr": rate,
+            "images_per_second": speed,
+        }
+        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        done = progress.epoch == spec.epochs
+        improved = False
+        if done or progress.epoch % spec.eval_every == 0:
+            self._score = self._evaluate()
+            entry |= self._score.entry()
+            improved, progress.best = self._score.main > progress.best, max(progress.best, self._score.main)
+        progress.seconds += time.perf_counter() - start
+        progress.history.append(entry)
+        self.log.epoch(entry)
+        if self.folder and self.accelerator.is_main_process:
+            self.folder.log(entry)
+            if improved:
+                self._save("best.pt")
+        if done or progress.epoch % spec.save_every == 0:
+            self._save()
+
+    def _evaluate(self) -> Score:
+        if self.stage.before_scoring:
+            self.stage.before_scoring()
+        model = self.ema.module if self.ema and self.spec.use_ema else self.stage.module
+        reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
+        if self.stage.feed:
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            return self.stage.feed.score(model, self.spec.precision, *place, reduce)
+        return task_score(model, self.val, self.ignore_index, precision=self.spec.precision, reduce=reduce)
+
+    # -- learning rate, faults, state ----------------------------------------------------------------
+
+    def _set_rate(self, epoch: int, step: int) -> float:
+        """Sets the learning rate, a pure function of where the run stands."""
+        stepping = self.spec.schedule.stepping
+        if stepping == "step":
+            self.scheduler.step_update(epoch * self.batches.steps_per_epoch + step)
+        else:
+            # The authors' loop calls step(epoch) after each epoch, so that epoch e runs at the rate of e - 1.
+            self.scheduler.step(max(0, epoch - 1) if stepping == "official" else epoch)
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
+    def _check(self, pending: list[Tensor], epoch: int) -> None:
+        """Adds finished losses to the epoch's sum; stops at the first that is not finite."""
+        losses = torch.stack(pending)
+        if self.accelerator.num_processes > 1:
+            losses = self.accelerator.reduce(losses, reduction="mean")
+        values = losses.tolist()
+        pending.clear()
+        for number, value in enumerate(values):
+            if not math.isfinite(value):
+                step = self.progress.step - len(values) + number + 1
+                state = self.folder.path / "last.pt" if self.folder else None
+                kept = f"; the last good state is in {state}" if state and state.exists() else ""
+                raise TrainingDivergedError(
+                    f"{self.stage.name}: the loss became {value} in epoch {epoch + 1}, step {step}{kept}; "
+                    "lower train.lr, or set train.clip_grad"
+                )
+            self.progress.loss_sum += value
+
+    def _stopped(self, received: list[int]) -> int:
+        """The signal that any process received, agreed on by all, or 0."""
+        mine = received[0] if received else 0
+        if self.accelerator.num_processes == 1:
+            return mine
+        return int(self.accelerator.gather(torch.tensor([mine], device=self.device)).max().item())
+
+    def _save(self, name: str = "last.pt") -> None:
+        if not self.folder or not self.accelerator.is_main_process:
+            return
+        tensors: dict[str, Any] = {
+            "module": self.stage.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.ema:
+            tensors["ema"] = self.ema.module.state_dict()
+        self.folder.save(tensors, self.progress, name)
+
+    def _resume(self) -> None:
+        saved = self.folder.load() if self.folder else None
+        if saved is None:
+            return
+        tensors, progress = saved
+        try:
+            self.stage.module.load_state_dict(tensors["module"])
+            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.scaler.load_state_dict(tensors["scaler"])
+            if self.ema:
+                self.ema.module.load_state_dict(tensors["ema"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise LearngeneError(
+                f"{self.folder.path if self.folder else ''}: the saved state does not fit this run "
+                f"({str(error).splitlines()[0]}); choose another out, or delete the folder"
+            ) from None
+        mine = self.progress
+        others = ["on other training images"] if progress.data not in ("", mine.data) else []
+        others += [f"of another {name}" for name, sha in mine.made_of.items() if progress.made_of.get(name, sha) != sha]
+        for other in others:
+            where = self.folder.path if self.folder else ""
+            raise LearngeneError(f"{where} holds a run {other}; choose another out, or delete the folder")
+        self.progress = replace(progress, data=mine.data, made_of=mine.made_of)
+
+
+def set_drop_path(model: nn.Module, rate: float, rates: Sequence[float] | None = None) -> None:
+    """Sets stochastic depth of a timm ViT's layers.
+
+    Args:
+        model: The model.
+        rate: Of the last layer; it rises linearly from 0 at the first.
+        rates: Of every layer, if they do not rise so.
+    """
+    blocks = getattr(model, "blocks", None)
+    if blocks is None or not all(hasattr(block, "drop_path1") for block in blocks):
+        if rate:
+            raise LearngeneError(
+                f"train.drop_path {rate}: {type(model).__name__} is not a timm ViT whose layers can be dropped; use 0"
+            )
+        return
+    for block, p in zip(blocks, rates or torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+        block.drop_path1 = DropPath(p) if p else nn.Identity()
+        block.drop_path2 = DropPath(p) if p else nn.Identity()
+
+
+def refuse_unknown_optimizer(spec: Train) -> None:
+    """Raises ``LearngeneError`` if timm has no optimizer of that name."""
+    known = list_optimizers()
+    if spec.optimizer not in known:
+        raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
+
+
+def make_optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
+    """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
+    refuse_unknown_optimizer(spec)
+    more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
+    if "adam" in spec.optimizer or spec.optimizer == "lamb":
+        more |= {"betas": spec.betas, "eps": spec.eps}
+    if spec.optimizer in ("adam", "adamw"):
+        more["fused"] = True  # one kernel for all tensors, which small models feel even on a CPU
+    rate = spec.lr * (spec.batch_size / spec.lr_batch if spec.lr_batch else 1.0)
+    return create_optimizer_v2(module, opt=spec.optimizer, lr=rate, weight_decay=spec.weight_decay, **more)
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int
+) -> CosineLRScheduler | PolyLRScheduler:
+    """Timm's cosine or polynomial schedule, counted in steps or in epochs."""
+    schedule = spec.schedule
+    unit = steps_per_epoch if schedule.stepping == "step" else 1
+    common: dict[str, Any] = {
+        # timm warns of a length of 1; its only rate is the first, which is that of any length.
+        "t_initial": max(2, spec.epochs * unit),
+        "lr_min": schedule.min_lr,
+        "warmup_t": round(schedule.warmup_epochs * unit),
+        "warmup_lr_init": schedule.warmup_lr,
+        "t_in_epochs": schedule.stepping != "step",
+    }
+    if schedule.kind == "poly":
+        return PolyLRScheduler(optimizer, power=schedule.power, **common)
+    return CosineLRScheduler(optimizer, **common)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM inside the block; a second Ctrl-C, or a second SIGTERM, acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def remember(number: int, _frame: object) -> None:
+        # After Ctrl-C on a terminal, which all processes get, a parent sends its workers SIGTERM: one wish, not two.
+        if number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

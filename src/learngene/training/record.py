@@ -1,0 +1,100 @@
+"""The record of a run: one JSON file with everything needed to judge its numbers, written once at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from learngene.data.images import ImageSet
+from learngene.recipe.loading import TrainingRecipe
+from learngene.system.errors import TrainingDivergedError
+from learngene.system.files import write_file
+from learngene.training.loop import TrainResult
+from learngene.training.measure import Accuracy, Score, commit, environment, score_from
+
+NAME = "result.json"
+
+
+@contextlib.contextmanager
+def recorded(
+    folder: Path | None, recipe: TrainingRecipe, images: tuple[ImageSet, ImageSet]
+) -> Iterator[list[TrainResult]]:
+    """Writes ``result.json`` when the block has put its result into the list, or when the training diverged.
+
+    Args:
+        folder: The run folder; None records nothing. A result that is there already is not written again.
+        recipe: The resolved recipe.
+        images: The training and validation images.
+
+    Yields:
+        An empty list for the result.
+    """
+    results: list[TrainResult] = []
+    error = None
+    try:
+        yield results
+    except TrainingDivergedError as diverged:
+        error = str(diverged)
+        raise
+    finally:
+        if folder and (results or error) and not _succeeded(folder / NAME):
+            content = json.dumps(_record(recipe, images, results[0] if results else None, error), indent=2)
+            write_file(folder / NAME, lambda temporary: temporary.write_text(content + "\n"))
+
+
+def read_result(folder: Path) -> TrainResult | None:
+    """What a run folder's record says of a run that ended well; None if there is no such record."""
+    if not (folder / NAME).exists() or not _succeeded(folder / NAME):
+        return None
+    record = json.loads((folder / NAME).read_text())
+    metrics, cost = record["metrics"], record["cost"]
+    return TrainResult(
+        metrics["history"],
+        score_from(metrics["final"]),
+        metrics[_best_key(score_from(metrics["final"]))],
+        **{name: cost[name] for name in ("updates", "images", "seconds")},
+    )
+
+
+def diverged(folder: Path) -> bool:
+    """Whether the run in a folder ended with a loss that was no number."""
+    return (folder / NAME).exists() and not _succeeded(folder / NAME)
+
+
+def _best_key(score: Score) -> str:
+    """What the record calls the best epoch's score."""
+    return "best_top1" if isinstance(score, Accuracy) else "best_miou"
+
+
+def _succeeded(path: Path) -> bool:
+    return path.exists() and json.loads(path.read_text())["error"] is None
+
+
+def _record(
+    recipe: TrainingRecipe,
+    images: tuple[ImageSet, ImageSet],
+    result: TrainResult | None,
+    error: str | None,
+) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.train.seed,
+        "commit": commit(),
+        "environment": environment(),
+        "data": {
+            "train_images": len(images[0]),
+            "val_images": len(images[1]),
+            "corrupt": len(images[0].corrupt) + len(images[1].corrupt),
+            "fingerprint": images[0].fingerprint(),
+        },
+        "error": error,
+    }
+    if result:
+        record["cost"] = {"seconds": result.seconds, "updates": result.updates, "images": result.images}
+        best = _best_key(result.final)
+        record["metrics"] = {"final": asdict(result.final), best: result.best, "history": result.history}
+    return record

@@ -1,0 +1,174 @@
+"""The state of a run on disk: enough to continue it bit for bit, written so that a crash cannot spoil it.
+
+No random generator is stored, because none carries over: every random number of a run is drawn from a seed made of
+(seed, epoch, step), see ``batches.py`` and ``loop.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from learngene.recipe.content_hash import later_defaults
+from learngene.recipe.loading import dump_recipe
+from learngene.recipe.sections import Section
+from learngene.system.errors import LearngeneError
+from learngene.system.files import refuse_foreign, take_lock, write_file
+
+MARKER = "recipe.yaml"
+LOCK = ".lock"
+FREE_TO_CHANGE = {
+    "out",
+    "data.workers",
+    "data.root",
+    "train.micro_batch",
+    "train.save_every",
+    "train.compile",
+    "pool.kept",
+}
+"""Recipe entries that do not change what a run computes."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands and what it has measured.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps done in the current epoch.
+        updates: Optimizer steps in all.
+        loss_sum: Sum of the training losses of the current epoch.
+        seconds: Time trained, over all restarts.
+        best: Highest main score so far (top-1 or mean IoU), in percent.
+        history: One entry per completed epoch.
+        data: Fingerprint of the training images; states of older versions have none.
+        made_of: SHA-256 of what the run starts from and is guided by, see ``Stage``; in older states empty.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    best: float = -1.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    data: str = ""
+    made_of: dict[str, str] = field(default_factory=dict)
+
+
+class RunFolder:
+    """A folder with the resolved recipe, ``metrics.jsonl`` and the last and best state."""
+
+    def __init__(self, path: Path, recipe: Section) -> None:
+        """Looks at the folder; ``begin`` makes it.
+
+        Args:
+            path: Where it is.
+            recipe: The resolved recipe.
+
+        Raises:
+            LearngeneError: If the path exists and is not a run folder, or holds a run of another kind or recipe.
+        """
+        self.path = path
+        self._lock: IO[str] | None = None
+        refuse_foreign(path, MARKER)
+        refuse_other_kind(path, recipe)
+        self._recipe = dump_recipe(recipe)
+        if (path / "last.pt").exists():
+            refuse_other_recipe(path, recipe)
+
+    def begin(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Records the recipe and starts ``metrics.jsonl``; nothing is written before a run is known to be possible.
+
+        Args:
+            entries: Epochs of the saved state. Those that a crash left unsaved are trained, and logged, again.
+
+        Raises:
+            LearngeneError: If another process is running in this folder.
+        """
+        self._lock = take_lock(self.path / LOCK)
+        if self._lock is None:
+            raise LearngeneError(f"{self.path} is in use by another run; wait for it to end, or choose another out")
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        write_file(self.path / MARKER, lambda temporary: temporary.write_text(self._recipe))
+        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+
+    def release(self) -> None:
+        """Lets another run use the folder."""
+        if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def save(self, tensors: Mapping[str, Any], progress: Progress, name: str = "last.pt") -> None:
+        """Writes a state under a temporary name, flushed, then renamed over the old one."""
+        content = {**tensors, "progress": json.dumps(asdict(progress))}
+        write_file(self.path / name, lambda temporary: torch.save(content, temporary))
+
+    def load(self, name: str = "last.pt") -> tuple[dict[str, Any], Progress] | None:
+        """The saved state with its progress, or None if there is none. Read with weights-only loading."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            return content, Progress(**json.loads(content.pop("progress")))
+        except Exception as error:
+            raise LearngeneError(
+                f"{path}: the saved state is damaged ({type(error).__name__}); delete it to start this run again"
+            ) from None
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Appends one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _read_recipe(path: Path) -> Mapping[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        fields = None
+    if not isinstance(fields, Mapping):
+        raise LearngeneError(f"{path}: the run's recipe is damaged; choose another out, or delete the folder")
+    return fields
+
+
+def refuse_other_kind(path: Path, recipe: Section) -> None:
+    """Raises ``LearngeneError`` if a run folder holds a run of another command, whose files would be lost."""
+    if not (path / MARKER).exists():
+        return
+    kind, mine = _read_recipe(path / MARKER).get("kind"), getattr(recipe, "kind", None)
+    if kind not in (None, mine):
+        raise LearngeneError(f"{path} holds a {kind} run; choose another out, or delete the folder")
+
+
+def refuse_other_recipe(path: Path, recipe: Section) -> None:
+    """Raises ``LearngeneError`` if a run folder has the recipe of a run that computes something else."""
+    if not (path / MARKER).exists():
+        return
+    before, now = _flat(_read_recipe(path / MARKER)), _flat(yaml.safe_load(dump_recipe(recipe)))
+    # A run of an older version says nothing of entries that came later: it had what is now their default.
+    unsaid = later_defaults(recipe) - before.keys()
+    for key in sorted((before.keys() | now.keys()) - unsaid):
+        if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE:
+            raise LearngeneError(
+                f"{path} holds a run with {key}={before.get(key)}, but this one has {key}={now.get(key)}; "
+                "choose another out, or delete the folder"
+            )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

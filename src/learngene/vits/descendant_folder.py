@@ -1,0 +1,131 @@
+"""Descendant folders: an ordinary timm model on disk, plus a record of where its weights came from.
+
+``config.json`` and ``model.safetensors`` are as timm writes them, so that
+``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads the model without learngene installed.
+``learngene.json`` says which gene it came from and which of the gene's tensors fed which layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from learngene.system.errors import LearngeneError
+from learngene.system.files import write_folder
+from learngene.vits.stitched_shape import Shape, shape_from
+
+PROVENANCE = "learngene.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+TimmModel = Any
+"""A timm classifier, with ``pretrained_cfg``, ``num_classes`` and ``reset_classifier``; timm has no type for it."""
+
+
+def save_descendant(model: TimmModel, path: str | Path) -> None:
+    """Writes a descendant folder under a temporary name and moves it into place.
+
+    Args:
+        model: A timm model, for example from ``Learngene.expand``. Its ``pretrained_cfg`` (normalisation, input
+            size) and its ``learngene`` record travel with it.
+        path: The folder to write. One that ``save_descendant`` wrote is replaced, anything else is refused.
+
+    Raises:
+        LearngeneError: If the path is not ours or cannot be written.
+    """
+    from timm.models import save_for_hf
+
+    record = getattr(model, "learngene", {})
+    names = record.get("class_names")
+    arguments = model_arguments(model)
+
+    def write(folder: Path) -> None:
+        labels = {"label_names": list(names)} if names else {}
+        save_for_hf(model, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
+        _keep_preprocessing(folder / "config.json", model.pretrained_cfg)
+        (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
+
+    write_folder(Path(path), PROVENANCE, write)
+
+
+def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
+    """Loads a descendant folder, or any other timm folder, with stock timm.
+
+    Args:
+        path: The folder.
+        **changes: Arguments for ``timm.create_model`` that differ from the folder's, for example ``num_classes``.
+
+    Raises:
+        LearngeneError: If the folder does not hold a whole model.
+    """
+    import timm
+    from safetensors import SafetensorError
+
+    path = Path(path)
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).is_file():
+            raise LearngeneError(f"{path}: not a descendant folder (no {name})")
+    try:
+        model = timm.create_model(f"local-dir:{path}", pretrained=True, **changes)
+        if (path / PROVENANCE).is_file():
+            model.learngene = json.loads((path / PROVENANCE).read_text())
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        raise LearngeneError(f"{path}: cannot be loaded ({str(error).splitlines()[0][:200]})") from None
+    return model
+
+
+def model_arguments(model: TimmModel) -> dict[str, Any]:
+    """Timm's arguments that rebuild the model: an expanded gene's from its shape, any other's as timm recorded.
+
+    A model of this package that is more than its shape says them itself, as ``Segmenter`` does.
+    """
+    if hasattr(model, "timm_arguments"):
+        own: dict[str, Any] = model.timm_arguments()
+        return own
+    record = getattr(model, "learngene", {})
+    return shape_from(record["shape"]).timm_kwargs() if "shape" in record else {}
+
+
+def vit_cfg(shape: Shape, tag: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm keeps as ``pretrained_cfg`` of a plain or stitched ViT of any size.
+
+    Args:
+        shape: The model's shape.
+        tag: Where its weights come from.
+        preprocessing: ``mean``, ``std``, ``interpolation`` and ``crop_pct`` where they are known; ImageNet's values
+            otherwise, or 0.5 for images without three channels.
+    """
+    colour = shape.in_chans == 3
+    return {
+        "architecture": shape.architecture,
+        "tag": tag,
+        "num_classes": shape.num_classes,
+        "input_size": (shape.in_chans, shape.img_size, shape.img_size),
+        "fixed_input_size": True,
+        "interpolation": preprocessing.get("interpolation", "bicubic"),
+        "crop_pct": preprocessing.get("crop_pct", 0.875),
+        "crop_mode": "center",
+        "mean": tuple(preprocessing.get("mean", IMAGENET_MEAN if colour else (0.5,) * shape.in_chans)),
+        "std": tuple(preprocessing.get("std", IMAGENET_STD if colour else (0.5,) * shape.in_chans)),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
+def _keep_preprocessing(config: Path, cfg: Mapping[str, Any]) -> None:
+    """Restores the ancestry's preprocessing and tag, where timm writes the architecture's defaults."""
+    written = json.loads(config.read_text())
+    for key in (
+        "tag",
+        "input_size",
+        "mean",
+        "std",
+        "interpolation",
+        "crop_pct",
+        "crop_mode",
+        "fixed_input_size",
+    ):
+        if key in cfg:
+            written["pretrained_cfg"][key] = cfg[key]
+    config.write_text(json.dumps(written, indent=2) + "\n")

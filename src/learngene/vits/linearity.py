@@ -1,0 +1,233 @@
+"""Looking into weights: whether the layers of a Vision Transformer lie on a line (TLEG, Figure 1).
+
+For every tensor that all layers have, the layers' values are vectors, one per layer. Centred over the layers and
+projected on their first principal component they become one number per layer, which TLEG observes to rise about
+linearly with the layer's position. A line fits some of it by chance, and more so the fewer layers there are:
+``random_linearity`` says how much, and belongs beside every R squared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learngene.system.errors import LearngeneError
+from learngene.vits.shape import MODULE_PARAMS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+"""The weight matrices of a layer, over which ``linearity`` takes the mean."""
+CHUNK = 1 << 18
+"""Columns of all layers that are in memory in double precision at a time."""
+NOTHING = 1e-24
+"""A share of the sum of squares below which layers are equal but for the rounding of their mean."""
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """One tensor of every layer, projected on its first principal component over the layers.
+
+    Attributes:
+        values: One per layer, centred; in the direction in which they rise with position.
+        explained: Share of the variance over layers that the component explains; NaN if the layers are all equal.
+        r_squared: Of a straight line of value over position; NaN if the layers are all equal.
+    """
+
+    values: tuple[float, ...]
+    explained: float
+    r_squared: float
+
+
+def layer_state(model: nn.Module) -> tuple[dict[str, Tensor], int]:
+    """The tensors of a timm model's layers, and how many layers it has.
+
+    Raises:
+        LearngeneError: If the model has no ``blocks``, or they are not alike.
+    """
+    blocks = getattr(model, "blocks", None)
+    if blocks is None or not hasattr(blocks, "__len__"):
+        raise LearngeneError(f"{type(model).__name__} has no 'blocks'; give a Vision Transformer of timm")
+    state = {f"blocks.{name}": value for name, value in blocks.state_dict().items()}
+    _names(state, len(blocks))
+    return state, len(blocks)
+
+
+def layer_lines(state: Mapping[str, Tensor], depth: int) -> dict[str, LayerLine]:
+    """Projects every tensor of the layers on its first principal component over the layers.
+
+    Works on the depth x depth matrix of the layers' inner products, so that a ViT-B takes seconds and little memory.
+
+    Args:
+        state: Tensors with timm's names, ``blocks.0.norm1.weight`` and so on; others are ignored.
+        depth: Layers.
+
+    Returns:
+        A line per tensor, by its name within the layer; those of a plain ViT first, in their order.
+
+    Raises:
+        LearngeneError: If the layers do not have the same tensors, or none.
+    """
+    return {name: _line([state[f"blocks.{i}.{name}"] for i in range(depth)]) for name in _names(state, depth)}
+
+
+def linearity(state: Mapping[str, Tensor], depth: int) -> float:
+    """Mean R squared of the weight matrices of attention and MLP: 1 if all layers lie on lines.
+
+    Matrices that are equal in all layers are left out; if all are, there is no line and the value is 0. With two
+    layers it is always 1. Compare it with ``random_linearity``.
+
+    Args:
+        state: As for ``layer_lines``.
+        depth: Layers.
+
+    Raises:
+        LearngeneError: If the layers are not alike, or have none of these matrices.
+    """
+    names = [name for name in _names(state, depth) if name in MATRICES]
+    if not names:
+        raise LearngeneError(f"the layers have none of {', '.join(MATRICES)}; give a Vision Transformer of timm")
+    lines = [_line([state[f"blocks.{i}.{name}"] for i in range(depth)]) for name in names]
+    fits = [line.r_squared for line in lines if not math.isnan(line.r_squared)]
+    return sum(fits) / len(fits) if fits else 0.0
+
+
+def random_linearity(depth: int) -> float:
+    """The R squared that layers of independent normal weights have on average: 1 / (depth - 1), whatever their size.
+
+    Their first component points in any direction of the depth - 1 that centring leaves, with equal chance, and the
+    line is one of these directions.
+
+    Args:
+        depth: Layers.
+    """
+    return 1 / (depth - 1) if depth > 1 else 0.0
+
+
+def random_limit(depth: int, share: float = 0.95) -> float:
+    """The R squared that one tensor of independent normal weights stays below with this chance.
+
+    Args:
+        depth: Layers.
+        share: The chance.
+    """
+    from scipy.stats import beta
+
+    if depth < 3:
+        return random_linearity(depth)
+    # The squared cosine of a random direction in depth - 1 dimensions with a fixed one.
+    return float(beta.ppf(share, 0.5, (depth - 2) / 2))
+
+
+def picture(model: nn.Module, path: Path) -> None:
+    """Draws the first principal component over the layers' position, one small plot per tensor (TLEG, Figure 1).
+
+    Args:
+        model: A Vision Transformer of timm.
+        path: PNG file to write.
+
+    Raises:
+        LearngeneError: If the model is no such.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
+
+    from learngene.system.png import save_png
+
+    state, depth = layer_state(model)
+    lines, positions = layer_lines(state, depth), range(1, depth + 1)
+    rows = math.ceil(len(lines) / 4)
+    figure = Figure(figsize=(11, 2.3 * rows + 0.7), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.08))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 4, squeeze=False, sharex=True).flatten()
+    for axis, (name, line) in zip(axes, lines.items(), strict=False):
+        matrix = name in MATRICES
+        axis.set_title(name, fontsize=10, loc="left", fontweight="bold" if matrix else "normal")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        axis.margins(y=0.12)
+        if math.isnan(line.r_squared):
+            axis.text(0.5, 0.5, "equal in all layers", transform=axis.transAxes, ha="center", fontsize=9)
+            axis.set_yticks([])
+            continue
+        axis.plot(positions, _fit(line.values), color="#d55e00", lw=1.6)
+        axis.plot(positions, line.values, "o", color="#0072b2", ms=4.5)
+        text = f"R² {line.r_squared:.2f}\nvariance {100 * line.explained:.0f} %"
+        axis.text(0.04, 0.95, text, transform=axis.transAxes, va="top", fontsize=8.5, color="#333333")
+    for number, axis in enumerate(axes):
+        if number >= len(lines):
+            axis.remove()
+    found = f", {linearity(state, depth):.2f} on average over weight matrices (bold)"
+    chance = f"random weights: {random_linearity(depth):.2f} on average, {random_limit(depth):.2f} exceeded by 1 in 20"
+    title = f"First principal component over {depth} layers, and the straight line of best fit\n"
+    wanted = any(name in MATRICES for name in lines)
+    figure.suptitle(f"{title}R² of the line{found if wanted else ''}; {chance}", fontsize=11, x=0.01, ha="left")
+    figure.supxlabel("position of the layer", fontsize=10)
+    save_png(figure, path)
+
+
+def _names(state: Mapping[str, Tensor], depth: int) -> list[str]:
+    """The tensors of a layer, those of a plain ViT first.
+
+    Raises:
+        LearngeneError: If there are none, or they are not the same in every layer.
+    """
+    shapes = [
+        {
+            name.removeprefix(f"blocks.{i}."): tuple(value.shape)
+            for name, value in state.items()
+            if name.startswith(f"blocks.{i}.") and value.is_floating_point()
+        }
+        for i in range(depth)
+    ]
+    if not shapes or not shapes[0]:
+        raise LearngeneError("no tensors with names such as 'blocks.0.norm1.weight'; give a Vision Transformer of timm")
+    for i, other in enumerate(shapes):
+        if other != shapes[0]:
+            name = next(name for name in {**shapes[0], **other} if shapes[0].get(name) != other.get(name))
+            raise LearngeneError(f"the layers are not alike: '{name}' of layer {i + 1} is not as in layer 1")
+    plain = ["norm1", "attn", "norm2", "mlp"]  # as in a layer, where MODULE_PARAMS is by module
+    known = [name for module in MODULE_PARAMS.values() for name in module]
+    order = {name: (plain.index(name.partition(".")[0]), known.index(name)) for name in known}
+    return sorted(shapes[0], key=lambda name: order.get(name, (len(plain), 0)))
+
+
+def _line(layers: list[Tensor]) -> LayerLine:
+    import torch
+
+    depth = len(layers)
+    flat = [layer.detach().reshape(-1) for layer in layers]
+    gram, total = torch.zeros(depth, depth, dtype=torch.float64), 0.0
+    for start in range(0, flat[0].numel(), CHUNK):
+        part = torch.stack([layer[start : start + CHUNK].cpu().double() for layer in flat])
+        total += float(part.square().sum())
+        part -= part.mean(0)
+        gram += part @ part.T
+    variance = float(gram.trace())
+    if variance <= NOTHING * total:
+        return LayerLine((0.0,) * depth, math.nan, math.nan)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    largest = max(0.0, float(eigenvalues[-1]))
+    values = vectors[:, -1] * math.sqrt(largest)
+    position = torch.arange(depth, dtype=torch.float64)
+    position -= position.mean()
+    product = float(values @ position)
+    if product < 0:
+        values, product = -values, -product
+    r_squared = product**2 / float(position.square().sum() * (values - values.mean()).square().sum())
+    return LayerLine(tuple(values.tolist()), min(1.0, largest / variance), min(1.0, r_squared))
+
+
+def _fit(values: tuple[float, ...]) -> list[float]:
+    """The straight line of best fit at every position."""
+    import statistics
+
+    slope, intercept = statistics.linear_regression(range(len(values)), values)
+    return [intercept + slope * position for position in range(len(values))]

@@ -1,0 +1,330 @@
+"""Shapes: what a Vision Transformer of a given size consists of, without building it.
+
+A ``ViTShape`` is a frozen, validated, hashable description of one plain timm ``VisionTransformer``. From it
+follow, in closed form, every parameter's name and shape, the number of parameters and the number of
+multiply-adds. This module imports no torch; only ``skeleton`` does, inside the function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from learngene.system.errors import ShapeError, nearest, refuse_unknown
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+Ending = Literal["aligned", "official"]
+Modules = Literal["msa", "mlp", "ln"]
+
+MODULE_PARAMS: dict[str, tuple[str, ...]] = {
+    "msa": ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias"),
+    "mlp": ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"),
+    "ln": ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"),
+}
+"""The parameters of one layer by the papers' module names (TLEG, equations 2, 3 and 4)."""
+
+NAMED: dict[str, dict[str, int]] = {
+    "deit_tiny_patch16_224": {"embed_dim": 192, "num_heads": 3},
+    "deit_small_patch16_224": {"embed_dim": 384, "num_heads": 6},
+    "deit_base_patch16_224": {"embed_dim": 768, "num_heads": 12},
+    "sws_official_aux_small": {"embed_dim": 384, "num_heads": 12, "depth": 16},
+}
+"""Named widths. ``sws_official_aux_small`` has the 12 heads of the released SWS code, where the paper's
+DeiT-S has 6; a gene made with it only expands into shapes with 12 heads."""
+
+
+MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
+"""Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViTShape:
+    """The size of one plain Vision Transformer, in timm's terms.
+
+    Attributes:
+        embed_dim: Width D of the tokens; must be divisible by ``num_heads``.
+        depth: Number of layers.
+        num_heads: Attention heads; ``embed_dim // num_heads`` is the head width.
+        mlp_ratio: Hidden width of the MLP over ``embed_dim``.
+        patch_size: Side of a square patch in pixels.
+        img_size: Side of the square input image in pixels; must be divisible by ``patch_size``.
+        in_chans: Image channels.
+        num_classes: Outputs of the linear head; 0 means no head.
+        class_token: Whether a class token is prepended and read out. Off by default: TLEG and SWS average
+            the patch tokens (the authors' code, and 27 of 27 FLOPs entries of their tables).
+        ending: ``aligned`` applies the final norm to every token and then averages, as the auxiliary model
+            does, so that a descendant equals the auxiliary model; ``official`` averages first and then
+            applies the norm (timm's ``fc_norm``), as the authors' descendants do.
+
+    Raises:
+        ShapeError: If the numbers do not describe a Vision Transformer.
+    """
+
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    img_size: int = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    class_token: bool = False
+    ending: Ending = "aligned"
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ShapeError(f"shape: {name} must be a positive integer, not {value!r}")
+        if not isinstance(self.num_classes, int) or self.num_classes < 0:
+            raise ShapeError(f"shape: num_classes must be an integer of 0 or more, not {self.num_classes!r}")
+        if not isinstance(self.mlp_ratio, (int, float)) or not 0 < self.mlp_ratio < math.inf:
+            raise ShapeError(f"shape: mlp_ratio must be a positive number, not {self.mlp_ratio!r}")
+        if self.hidden_dim < 1:
+            raise ShapeError(f"shape: mlp_ratio {self.mlp_ratio} of embed_dim {self.embed_dim} leaves the MLP no width")
+        if not isinstance(self.class_token, bool):
+            raise ShapeError(f"shape: class_token must be true or false, not {self.class_token!r}")
+        if self.embed_dim % self.num_heads:
+            divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
+            close = min(divisors, key=lambda h: abs(h - self.num_heads))
+            raise ShapeError(
+                f"shape: embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}; "
+                f"the nearest number of heads that divides it is {close}"
+            )
+        if self.img_size % self.patch_size:
+            raise ShapeError(
+                f"shape: img_size {self.img_size} is not divisible by patch_size {self.patch_size}; "
+                f"use {self.img_size // self.patch_size * self.patch_size or self.patch_size}"
+            )
+        if self.ending not in ("aligned", "official"):
+            raise ShapeError(
+                f"shape: unknown ending '{self.ending}'{nearest(str(self.ending), ['aligned', 'official'])}"
+            )
+        if self.depth > MAX_DEPTH or self.num_tokens > MAX_TOKENS:
+            raise ShapeError(
+                f"shape: {self.depth} layers and {self.num_tokens} tokens are more than {MAX_DEPTH} layers or "
+                f"{MAX_TOKENS} tokens; check depth and img_size for a typing error"
+            )
+        if self.class_token and self.ending == "official":
+            raise ShapeError("shape: ending 'official' averages the tokens, so it needs class_token false")
+
+    # -- making shapes -------------------------------------------------------------------------------
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> ViTShape:
+        """Returns a shape by name, with ``changes`` applied.
+
+        Args:
+            name: One of the names in ``NAMED``.
+            **changes: Fields that differ from the named shape.
+
+        Raises:
+            ShapeError: If the name is unknown.
+        """
+        if name not in NAMED:
+            raise ShapeError(f"shape: unknown name '{name}'{nearest(name, NAMED)}")
+        return cls.from_dict({**NAMED[name], **changes})
+
+    @classmethod
+    def from_dict(cls, fields: str | Mapping[str, Any] | ViTShape) -> ViTShape:
+        """Builds a shape from a name, or from a mapping that may hold ``named`` and fields that differ."""
+        if isinstance(fields, ViTShape):
+            return fields
+        if isinstance(fields, str):
+            return cls.named(fields)
+        if not isinstance(fields, Mapping):
+            raise ShapeError(f"shape: must be a name or a mapping of fields, not {fields!r}")
+        fields = dict(fields)
+        if "named" in fields:
+            return cls.named(fields.pop("named"), **fields)
+        refuse_unknown(fields, [*cls.__slots__, "named"], "shape")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, in the order of the class."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def replace(self, **changes: Any) -> ViTShape:
+        """A copy with some fields changed, validated again."""
+        refuse_unknown(changes, self.__slots__, "shape")
+        return dataclasses.replace(self, **changes)
+
+    # -- derived sizes -------------------------------------------------------------------------------
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Hidden width of the MLP, truncated as timm does."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that pass through the layers, the class token included."""
+        return self.grid_size**2 + int(self.class_token)
+
+    @property
+    def path(self) -> str:
+        """The shape as a path of a pool: one segment with all its blocks, such as ``192:1-6``."""
+        return f"{self.embed_dim}:1-{self.depth}"
+
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the model; one stands for every size, through timm's ``model_args``."""
+        return "vit_base_patch16_224"
+
+    # -- parameters ----------------------------------------------------------------------------------
+
+    def layer_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter of one layer, in timm's order."""
+        width, hidden = self.embed_dim, self.hidden_dim
+        return {
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.qkv.bias": (3 * width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "mlp.fc1.weight": (hidden, width),
+            "mlp.fc1.bias": (hidden,),
+            "mlp.fc2.weight": (width, hidden),
+            "mlp.fc2.bias": (width,),
+        }
+
+    @property
+    def norm_name(self) -> str:
+        """Timm's name of the final norm: it depends on whether it comes before or after the pooling."""
+        return "fc_norm" if self.ending == "official" else "norm"
+
+    def stem_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the ordinary parts before the layers: class token, positions, patch projection."""
+        width = self.embed_dim
+        stem: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)} if self.class_token else {}
+        stem["pos_embed"] = (1, self.num_tokens, width)
+        stem["patch_embed.proj.weight"] = (width, self.in_chans, self.patch_size, self.patch_size)
+        stem["patch_embed.proj.bias"] = (width,)
+        return stem
+
+    def norm_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the final norm's parameters."""
+        return {f"{self.norm_name}.weight": (self.embed_dim,), f"{self.norm_name}.bias": (self.embed_dim,)}
+
+    def head_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the linear head's parameters; empty without classes."""
+        if not self.num_classes:
+            return {}
+        return {"head.weight": (self.num_classes, self.embed_dim), "head.bias": (self.num_classes,)}
+
+    def all_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter of the model, under timm's names and in timm's order."""
+        params = self.stem_params()
+        for i in range(self.depth):
+            params |= {f"blocks.{i}.{name}": shape for name, shape in self.layer_params().items()}
+        return params | self.norm_params() | self.head_params()
+
+    def params(self) -> int:
+        """Number of parameters; equals the built model's count exactly."""
+        return sum(math.prod(shape) for shape in self.all_params().values())
+
+    def params_without_positions(self) -> int:
+        """``params`` without class token and position embedding, as LSAMD's Table 2 counts."""
+        return self.params() - (self.num_tokens + int(self.class_token)) * self.embed_dim
+
+    # -- multiply-adds -------------------------------------------------------------------------------
+
+    def macs(self) -> int:
+        """Multiply-adds of one image: convolution, linear layers and the two attention products.
+
+        Equals half of what ``torch.utils.flop_counter.FlopCounterMode`` counts on the built model, exactly.
+        The papers print such a number as "FLOPs"; see ``macs_fvcore`` for the convention they counted with.
+        """
+        return self.patch_macs() + self.depth * self.layer_macs() + self.embed_dim * self.num_classes
+
+    def patch_macs(self) -> int:
+        """Multiply-adds of the patch projection."""
+        return self.grid_size**2 * self.patch_size**2 * self.in_chans * self.embed_dim
+
+    def layer_macs(self) -> int:
+        """Multiply-adds of one layer."""
+        tokens, width = self.num_tokens, self.embed_dim
+        linear = tokens * width * (4 * width + 2 * self.hidden_dim)
+        return linear + 2 * tokens**2 * width
+
+    def macs_fvcore(self) -> int:
+        """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""
+        norms = 2 * self.depth + 1
+        return self.macs() + 5 * self.num_tokens * self.embed_dim * norms
+
+    def macs_fvcore_expansion(self) -> int:
+        """``macs_fvcore`` plus one multiply-add per layer parameter for the sums of equation 1 (TLEG).
+
+        SWS Table 5 prints 17.6 G for TLEG's Aux-B, which only this convention (or a class token) gives.
+        """
+        return self.macs_fvcore() + self.depth * self.layer_size()
+
+    def macs_thop(self) -> int:
+        """Multiply-adds as thop counts them: 4 per LayerNorm element, no attention products. LSAMD's "FLOPs (G)"."""
+        norms, size = 2 * self.depth + 1, self.num_tokens * self.embed_dim
+        return self.macs() - self.depth * 2 * self.num_tokens * size + 4 * size * norms
+
+    def layer_size(self) -> int:
+        """Number of parameters of one layer."""
+        return sum(math.prod(shape) for shape in self.layer_params().values())
+
+    # -- the model -----------------------------------------------------------------------------------
+
+    def timm_kwargs(self) -> dict[str, Any]:
+        """Arguments for timm's ``VisionTransformer``, JSON-serialisable so that timm can store them."""
+        return {
+            "img_size": self.img_size,
+            "patch_size": self.patch_size,
+            "in_chans": self.in_chans,
+            "num_classes": self.num_classes,
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "class_token": self.class_token,
+            "global_pool": "token" if self.class_token else "avg",
+            "fc_norm": self.ending == "official",
+        }
+
+    def skeleton(self, **parts: Any) -> VisionTransformer:
+        """The timm model of this shape on the meta device: structure without memory or initialisation.
+
+        Args:
+            **parts: Modules that replace timm's own, for example ``attn_layer``.
+        """
+        import torch
+        from timm.models.vision_transformer import VisionTransformer
+
+        from learngene.vits.skeleton import Undrawn
+
+        arguments = self.timm_kwargs() | {"weight_init": "skip"}
+        with Undrawn():
+            if not parts:  # telling timm is faster than telling torch, which then looks at every operation
+                return VisionTransformer(**arguments, device="meta")
+            with torch.device("meta"):
+                return VisionTransformer(**arguments, **parts)
+
+    def __str__(self) -> str:
+        token = ", class token" if self.class_token else ""
+        return (
+            f"{self.depth} layers x {self.embed_dim} ({self.num_heads} heads), patch {self.patch_size}, "
+            f"{self.img_size} px, {self.num_classes} classes{token}"
+        )

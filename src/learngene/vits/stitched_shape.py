@@ -1,0 +1,309 @@
+"""Stitched shapes: Vision Transformers whose layers come from rows of different widths (Learngene Pool, SN-Net).
+
+A stitched shape is a sequence of segments. Each holds consecutive blocks of one row; a linear stitch layer leads from
+one segment into the next. Like ``shape.py``, this module imports no torch; only ``skeleton`` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from learngene.system.errors import ShapeError, refuse_unknown
+from learngene.vits.shape import Ending, ViTShape
+
+if TYPE_CHECKING:
+    from learngene.vits.stitched_vit import StitchedViT
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive blocks of one row.
+
+    Attributes:
+        embed_dim: Width of the row.
+        num_heads: Its attention heads.
+        first: The first block, counted from 1 in its row. A model by itself computes the same wherever its blocks
+            stood; their places say where they come from.
+        last: The last block.
+    """
+
+    embed_dim: int
+    num_heads: int
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        for value in (self.first, self.last):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ShapeError(f"shape: the blocks of a segment are integers, not {value!r}")
+        if not 1 <= self.first <= self.last:
+            raise ShapeError(f"shape: segment {self.first}-{self.last} is empty; blocks count from 1, first to last")
+
+    @property
+    def depth(self) -> int:
+        """Number of its blocks."""
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        return f"{self.embed_dim}:{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class StitchedShape:
+    """The size of a Vision Transformer of several widths, in timm's terms.
+
+    Attributes:
+        segments: At least two, in the order in which tokens pass through them.
+        mlp_ratio: This and the following as in ``ViTShape``; the MLPs of a segment go by its own width.
+        final_norm: Whether the last segment's final norm is applied. SN-Net's code leaves it out on stitched paths.
+
+    Raises:
+        ShapeError: If the numbers do not describe such a model.
+    """
+
+    segments: tuple[Segment, ...]
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    img_size: int = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    class_token: bool = False
+    ending: Ending = "aligned"
+    final_norm: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", tuple(_segment(each) for each in self.segments))
+        if len(self.segments) < 2:
+            raise ShapeError("shape: a stitched shape has two segments or more; one alone is a plain ViTShape")
+        if not isinstance(self.final_norm, bool):
+            raise ShapeError(f"shape: final_norm must be true or false, not {self.final_norm!r}")
+        for index in range(len(self.segments)):
+            self.part(index)  # which validates everything a segment has in common with a plain shape
+
+    # -- making shapes -------------------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, base: ViTShape, segments: Sequence[Segment], *, final_norm: bool = True) -> StitchedShape:
+        """A stitched shape with everything but width, depth and heads from a plain one."""
+        common = {name: getattr(base, name) for name in COMMON}
+        return cls(tuple(segments), final_norm=final_norm, **common)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> StitchedShape:
+        """Builds a stitched shape from the fields that ``to_dict`` writes."""
+        refuse_unknown(fields, cls.__slots__, "shape")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, in the order of the class."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return fields | {"segments": [list(dataclasses.astuple(segment)) for segment in self.segments]}
+
+    def replace(self, **changes: Any) -> StitchedShape:
+        """A copy with some fields changed, validated again."""
+        refuse_unknown(changes, self.__slots__, "shape")
+        return dataclasses.replace(self, **changes)
+
+    # -- derived sizes -------------------------------------------------------------------------------
+
+    def part(self, index: int) -> ViTShape:
+        """One segment as a plain ViT of its own: its blocks, and the stem and head that its row has."""
+        segment = self.segments[index]
+        common = {name: getattr(self, name) for name in COMMON}
+        return ViTShape(segment.embed_dim, segment.depth, segment.num_heads, **common)
+
+    @property
+    def parts(self) -> list[ViTShape]:
+        """Every segment as a plain ViT."""
+        return [self.part(index) for index in range(len(self.segments))]
+
+    @property
+    def path(self) -> str:
+        """The segments as text, such as ``192:1-4+768:5-6``."""
+        return "+".join(str(segment) for segment in self.segments)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all segments."""
+        return sum(segment.depth for segment in self.segments)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the last segment, at which the head reads."""
+        return self.segments[-1].embed_dim
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of the last segment."""
+        return self.segments[-1].num_heads
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.part(0).grid_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that pass through the layers, the class token included."""
+        return self.part(0).num_tokens
+
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the model; ``import learngene`` makes it known to timm."""
+        return "learngene_stitched_vit"
+
+    # -- parameters ----------------------------------------------------------------------------------
+
+    def stem_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the parts before the layers, at the first segment's width."""
+        return self.part(0).stem_params()
+
+    def norm_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the final norm's parameters, at the last segment's width."""
+        return self.part(-1).norm_params() if self.final_norm else {}
+
+    def head_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the linear head's parameters; empty without classes."""
+        return self.part(-1).head_params()
+
+    def all_params(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter of the model, under its names and in its order."""
+        params = self.stem_params()
+        blocks = itertools.count()
+        for before, part in zip([None, *self.parts], self.parts, strict=False):
+            for place, i in zip(range(part.depth), blocks, strict=False):
+                params |= {f"blocks.{i}.{name}": shape for name, shape in part.layer_params().items()}
+                if before is not None and place == 0:
+                    params[f"blocks.{i}.stitch.weight"] = (part.embed_dim, before.embed_dim)
+                    params[f"blocks.{i}.stitch.bias"] = (part.embed_dim,)
+        return params | self.norm_params() | self.head_params()
+
+    def params(self) -> int:
+        """Number of parameters; equals the built model's count exactly."""
+        return sum(math.prod(shape) for shape in self.all_params().values())
+
+    def params_snnet(self) -> int:
+        """``params`` as SN-Net's code counts a stitched path: without class token and position embedding.
+
+        Learngene Pool's Tables 1, 2 and 5 print this number, and for whole rows the count of everything.
+        """
+        names = [name for name in self.stem_params() if name in ("cls_token", "pos_embed")]
+        return self.params() - sum(math.prod(self.stem_params()[name]) for name in names)
+
+    # -- multiply-adds -------------------------------------------------------------------------------
+
+    def macs(self) -> int:
+        """Multiply-adds of one image, as ``ViTShape.macs`` counts them, with the stitch layers."""
+        layers = sum(part.depth * part.layer_macs() for part in self.parts)
+        widths = [part.embed_dim for part in self.parts]
+        stitches = sum(self.num_tokens * a * b for a, b in itertools.pairwise(widths))
+        return self.part(0).patch_macs() + layers + stitches + self.embed_dim * self.num_classes
+
+    def macs_fvcore(self) -> int:
+        """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""
+        norms = sum(2 * part.depth * part.embed_dim for part in self.parts)
+        return self.macs() + 5 * self.num_tokens * (norms + self.final_norm * self.embed_dim)
+
+    # -- the model -----------------------------------------------------------------------------------
+
+    def timm_kwargs(self) -> dict[str, Any]:
+        """Arguments for ``StitchedViT``, JSON-serialisable so that timm can store them."""
+        return {
+            "segments": self.to_dict()["segments"],
+            "img_size": self.img_size,
+            "patch_size": self.patch_size,
+            "in_chans": self.in_chans,
+            "num_classes": self.num_classes,
+            "mlp_ratio": self.mlp_ratio,
+            "class_token": self.class_token,
+            "global_pool": "token" if self.class_token else "avg",
+            "fc_norm": self.ending == "official",
+            "final_norm": self.final_norm,
+        }
+
+    def skeleton(self) -> StitchedViT:
+        """The model on the meta device: structure without memory or initialisation."""
+        from learngene.vits.skeleton import Undrawn
+        from learngene.vits.stitched_vit import StitchedViT
+
+        with Undrawn():
+            return StitchedViT(**self.timm_kwargs(), weight_init="skip", device="meta")
+
+    def __str__(self) -> str:
+        token = ", class token" if self.class_token else ""
+        norm = "" if self.final_norm else ", no final norm"
+        return (
+            f"{self.depth} layers {self.path} ({'+'.join(str(s.num_heads) for s in self.segments)} heads), "
+            f"patch {self.patch_size}, {self.img_size} px, {self.num_classes} classes{token}{norm}"
+        )
+
+
+COMMON = tuple(name for name in StitchedShape.__slots__ if name not in ("segments", "final_norm"))
+"""The fields that a stitched shape shares with a plain one."""
+
+Shape = ViTShape | StitchedShape
+"""Whatever a gene can be expanded into."""
+
+PATH_FIELDS = ("path", "final_norm")
+"""Fields that make a stitched shape of a plain one; see ``shape_from``."""
+
+
+def shape_from(fields: str | Mapping[str, Any] | Shape) -> Shape:
+    """Builds a plain or a stitched shape.
+
+    Args:
+        fields: A name or the fields of ``ViTShape``, the fields of ``StitchedShape``, or those of ``ViTShape`` with a
+            ``path`` such as ``192:1-4+768:5-6``, whose heads are as wide as those of the plain shape.
+
+    Raises:
+        ShapeError: If the fields describe no shape.
+    """
+    if isinstance(fields, StitchedShape):
+        return fields
+    if not isinstance(fields, Mapping):
+        return ViTShape.from_dict(fields)
+    if "segments" in fields:
+        return StitchedShape.from_dict(fields)
+    if "path" not in fields:
+        if "final_norm" in fields:
+            raise ShapeError("shape: final_norm belongs to a path; a plain ViT always has its final norm")
+        return ViTShape.from_dict(fields)
+    base = ViTShape.from_dict({name: value for name, value in fields.items() if name not in PATH_FIELDS})
+    segments = parse_path(fields["path"], base.head_dim)
+    return StitchedShape.of(base, segments, final_norm=fields.get("final_norm", True))
+
+
+def parse_path(text: Any, head_dim: int) -> tuple[Segment, ...]:
+    """Reads ``192:1-4+768:5-6``.
+
+    Args:
+        text: Segments joined by ``+``, each a width and its blocks counted from 1.
+        head_dim: Width of a head, from which follow the heads of every segment.
+
+    Raises:
+        ShapeError: If it is no such text.
+    """
+    segments = []
+    for piece in str(text).split("+"):
+        match = re.fullmatch(r"\s*(\d+):(\d+)(?:-(\d+))?\s*", piece, re.ASCII)
+        if match is None:
+            raise ShapeError(f"shape: path '{text}' is not of the form WIDTH:FIRST-LAST+WIDTH:FIRST-LAST")
+        width, first, last = int(match[1]), int(match[2]), int(match[3] or match[2])
+        if not width or width % head_dim:
+            raise ShapeError(f"shape: path '{text}': width {width} is no multiple of the head width {head_dim}")
+        segments.append(Segment(width, width // head_dim, first, last))
+    return tuple(segments)
+
+
+def _segment(given: Any) -> Segment:
+    if isinstance(given, Segment):
+        return given
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 4:
+        raise ShapeError(f"shape: a segment is [embed_dim, num_heads, first, last], not {given!r}")
+    return Segment(*given)

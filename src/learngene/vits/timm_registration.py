@@ -1,0 +1,57 @@
+"""Makes timm know this package's models once timm is imported, and does not import timm for it.
+
+``import learngene`` has to be instant, and a stitched descendant has to load through stock timm behind it. So the
+registration waits for timm, whichever of the two is imported first.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+TIMM_MODELS = "timm.models"
+
+
+def register_with_timm() -> None:
+    """Registers now if timm is imported, else as soon as it is."""
+    if TIMM_MODELS in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _OnceTimmIsImported) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OnceTimmIsImported())
+
+
+def _register() -> None:
+    for name in ("stitched_vit", "segmenter"):
+        importlib.import_module(f"learngene.vits.{name}")
+
+
+class _OnceTimmIsImported(importlib.abc.MetaPathFinder):
+    """Finds nothing itself; lets timm.models be found and loaded as ever, then registers."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != TIMM_MODELS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRegister(spec.loader)
+        return spec
+
+
+class _ThenRegister(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        module.__loader__ = self._loader
+        _register()
