@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from learngene.training.measure import environment
+from learngene.system.environment import environment
 
 
 def paired_rounds(cases: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

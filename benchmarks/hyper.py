@@ -27,8 +27,8 @@ from learngene.methods import method
 from learngene.methods.tal.graph import graph
 from learngene.recipe.hyper import Hyper
 from learngene.recipe.sections import Train
-from learngene.training.loop import make_optimizer
 from learngene.training.losses import classification_loss
+from learngene.training.optimizer import make_optimizer
 from learngene.vits.shape import ViTShape
 
 BATCH, STEPS, PREDICTIONS = 32, 16, 15

@@ -17,7 +17,7 @@ from learngene.comparing.run import compare, prepare
 from learngene.data.images import open_data
 from learngene.making.finetune import evaluate, scratch, train_model
 from learngene.recipe.compare import CompareRecipe
-from learngene.recipe.loading import FinetuneRecipe
+from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.one_line_faults import validated
 
 ROUNDS = 3

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from learngene import save_descendant, scratch
 from learngene.making.search.super_net import SuperNet, routed
 from learngene.recipe.sections import Routing, Train
-from learngene.training.loop import make_optimizer
+from learngene.training.optimizer import make_optimizer
 from learngene.vits.shape import ViTShape
 
 SMALL = ViTShape(embed_dim=192, depth=12, num_heads=3, patch_size=4, img_size=32, num_classes=100, class_token=True)

@@ -16,7 +16,8 @@ from learngene.making.condense import run as run_condense
 from learngene.making.hyper.make import run as run_tune
 from learngene.methods import method
 from learngene.methods.tal.task_embedding import TaskEmbedding
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.tune import TuneRecipe
 from learngene.vits.shape import ViTShape
 from pico import FAST, pico_shape, random_tensors

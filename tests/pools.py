@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learngene import Ancestry, condense, scratch
 from learngene.genes.gene import Learngene
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.vits.stitched_shape import Shape
 from pico import FAST, pico_gene, pico_shape, random_tensors
 from runs import condensed, state
@@ -35,9 +35,9 @@ def pool(name: str = "pool", settings: Any = None, **shape: Any) -> Learngene:
     return pico_gene(name, settings or {"rows": (16, 32)}, **fields)
 
 
-def rows_of(gene: Learngene) -> Rows:
+def rows_of(gene: Learngene) -> StitchedRows:
     """The gene's method, for what only methods with rows can say."""
-    assert isinstance(gene.method, Rows)
+    assert isinstance(gene.method, StitchedRows)
     return gene.method
 
 

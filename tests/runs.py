@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from learngene import finetune, scratch
 from learngene.genes.gene import Learngene
 from learngene.making.condense import run as run_condense
-from learngene.recipe.loading import CondenseRecipe, build_recipe
-from learngene.training.loop import TrainResult
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import build_recipe
+from learngene.training.stage import TrainResult
 from pico import FAST, MIXED, condense_fields, pico_shape
 
 # Plain momentum: Adam turns gradients that are zero up to rounding (of the keys' biases) into steps of full size.

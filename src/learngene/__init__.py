@@ -6,7 +6,6 @@ The public names are loaded when first used, so that ``import learngene`` and th
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from learngene._version import __version__
 from learngene.vits.timm_registration import register_with_timm
 
 if TYPE_CHECKING:
@@ -23,12 +22,14 @@ if TYPE_CHECKING:
     from learngene.methods.tal.task_embedding import TaskEmbedding
     from learngene.recipe.loading import load_recipe
     from learngene.system.errors import LearngeneError
-    from learngene.training.measure import latency
     from learngene.vits.descendant_folder import load_descendant, save_descendant
     from learngene.vits.onnx_export import export_onnx
     from learngene.vits.segmenter import segment
     from learngene.vits.shape import ViTShape
+    from learngene.vits.speed import latency
     from learngene.vits.stitched_shape import StitchedShape
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "Ancestry": "genes.ancestry",
@@ -46,9 +47,9 @@ _HOMES = {
     "export_onnx": "vits.onnx_export",
     "extract": "making.extract",
     "finetune": "making.finetune",
-    "latency": "training.measure",
+    "latency": "vits.speed",
     "load_descendant": "vits.descendant_folder",
-    "load_recipe": "recipe.loading",
+    "load_recipe": "recipe",
     "plan": "genes.plan",
     "save_descendant": "vits.descendant_folder",
     "scratch": "making.finetune",

@@ -27,12 +27,13 @@ from learngene.genes.gene import Learngene
 from learngene.genes.plan import Budget, plan
 from learngene.making.condense import run as run_condense
 from learngene.making.finetune import evaluate, finetune, scratch
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec
 from learngene.report import demo_page, demo_plot
+from learngene.system.environment import environment
 from learngene.system.files import refuse_foreign, write_file
 from learngene.system.processes import end_with_parent
-from learngene.training.measure import environment
 from learngene.vits.descendant_folder import TimmModel, save_descendant
 from learngene.vits.shape import ViTShape
 

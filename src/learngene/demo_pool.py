@@ -18,7 +18,8 @@ from learngene.genes.plan import Budget, plan
 from learngene.making.condense import run as run_condense
 from learngene.making.finetune import finetune, scratch
 from learngene.methods.pool import Pool
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.report import pool_page, pool_plot
 from learngene.vits.descendant_folder import save_descendant
 from learngene.vits.shape import ViTShape

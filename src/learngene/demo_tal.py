@@ -23,7 +23,8 @@ from learngene.making.finetune import evaluate, finetune, scratch
 from learngene.making.hyper.embedding import embed_task
 from learngene.making.hyper.make import run as run_tune
 from learngene.methods.tal.task_embedding import TaskEmbedding
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec
 from learngene.recipe.tune import TuneRecipe
 from learngene.report import tal_page, tal_plot

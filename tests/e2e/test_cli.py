@@ -219,7 +219,7 @@ def test_help_lists_every_command(cli: CLI) -> None:
 
 
 def test_latency_limits_a_plan(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learngene.training.measure.latency", lambda shape, **_: float(shape.depth))
+    monkeypatch.setattr("learngene.vits.speed.latency", lambda shape, **_: float(shape.depth))
     monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
     pico_gene().save(tmp_path / "g.safetensors")
     result = cli("plan", tmp_path / "g.safetensors", "--max-latency", 3, "--max-params", "1M")

@@ -13,7 +13,8 @@ import torch
 import learngene
 from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.recipe.loading import CondenseRecipe, load_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import load_recipe
 from pico import CLI, make_images
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"

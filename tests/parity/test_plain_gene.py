@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learngene.genes.gene import Learngene
 from learngene.methods import METHODS, method
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.vits.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
@@ -266,7 +266,7 @@ def test_gradients_reach_every_tensor_of_what_is_trained(name: str) -> None:
     """At the auxiliary shape; what has rows is trained along all its paths, one at a step, and together they do."""
     gene = pico_gene(name, CONDENSED[name])
     images, kind = batch(gene.shape, 4), gene.method
-    for shape in kind.shapes(gene.shape, gene.shape) if isinstance(kind, Rows) else [None]:
+    for shape in kind.shapes(gene.shape, gene.shape) if isinstance(kind, StitchedRows) else [None]:
         gene(images, shape).square().sum().backward()
     untouched = [key for key, value in gene.tensors().items() if value.grad is None or not value.grad.any()]
     assert untouched == []

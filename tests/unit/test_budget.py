@@ -16,8 +16,8 @@ from learngene import Budget, ViTShape, plan
 from learngene.genes.gene_file import read_header
 from learngene.genes.plan import measured_latency
 from learngene.methods.base import DEEPEST
+from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
-from learngene.training.measure import environment
 from pico import pico_gene, pico_shape
 
 GENE = pico_gene("sws", {"stages": (2, 1, 1)})
@@ -164,7 +164,7 @@ def test_a_shape_is_timed_once_on_this_machine(cache: Path, monkeypatch: pytest.
         calls.append((shape.depth, batch_size))
         return 0.25 * shape.depth
 
-    monkeypatch.setattr("learngene.training.measure.latency", latency)
+    monkeypatch.setattr("learngene.vits.speed.latency", latency)
     for _ in range(2):
         assert [c.latency for c in plan(GENE, Budget(max_params=at(4).params(), max_latency=9))] == [1.0, 0.75]
     assert calls == [(4, 1), (3, 1)]
@@ -179,16 +179,16 @@ def test_a_shape_is_timed_once_on_this_machine(cache: Path, monkeypatch: pytest.
 
 
 def test_another_environment_is_measured_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learngene.training.measure.latency", lambda shape, **_: 1.0)
+    monkeypatch.setattr("learngene.vits.speed.latency", lambda shape, **_: 1.0)
     measured_latency(at(4), 1, "cpu")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr("learngene.training.measure.latency", lambda shape, **_: 2.0)
+    monkeypatch.setattr("learngene.vits.speed.latency", lambda shape, **_: 2.0)
     assert measured_latency(at(4), 1, "cpu") == 2.0
     assert len(list(cache.iterdir())) == 2
 
 
 def test_a_damaged_memory_is_measured_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learngene.training.measure.latency", lambda shape, **_: 1.0)
+    monkeypatch.setattr("learngene.vits.speed.latency", lambda shape, **_: 1.0)
     measured_latency(at(4), 1, "cpu")
     (path,) = cache.iterdir()
     for text in ("{", "[]", '{"milliseconds": 3}', ""):

@@ -10,23 +10,23 @@ import pytest
 from PIL import Image
 
 from learngene.comparing import plots
-from learngene.comparing.results import Row
+from learngene.comparing.results import ResultRow
 from learngene.system.errors import LearngeneError
 
 GENE, ANCESTRY, PER_LAYER = 1000, 500, 10
 
 
-def a_row(contender: str = "tleg", depth: int = 4, seed: int = 0, **changes: Any) -> Row:
+def a_row(contender: str = "tleg", depth: int = 4, seed: int = 0, **changes: Any) -> ResultRow:
     """A row: one gene for two sizes unless it is said otherwise."""
-    values: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Row)}
+    values: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(ResultRow)}
     values |= {"contender": contender, "method": contender, "shape": f"d{depth}", "task": "home", "budget": "short"}
     values |= {"seed": seed, "depth": depth, "embed_dim": 48, "params": 1000 * depth, "hardware": "cpu", "epochs": 2}
     values |= {"untuned_top1": 50.0 + seed, "last_top1": 70.0 + depth, "untuned_loss": 1.0, "curve": (50.0, 60.0, 70.0)}
     values |= {"gene_macs": GENE, "ancestry_macs": ANCESTRY, "tune_macs": PER_LAYER * depth, "shared_by": 2}
-    return Row(**{**values, **changes})
+    return ResultRow(**{**values, **changes})
 
 
-def some_rows(*contenders: str, **changes: Any) -> list[Row]:
+def some_rows(*contenders: str, **changes: Any) -> list[ResultRow]:
     """Two depths and two seeds of each."""
     return [a_row(name, depth, seed, **changes) for name in contenders for depth in (6, 4) for seed in (0, 1)]
 

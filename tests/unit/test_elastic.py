@@ -14,7 +14,7 @@ from torch import nn
 
 from learngene import Budget, ElasticViT, StitchedShape, ViTShape
 from learngene.system.errors import LearngeneError
-from learngene.training.loop import set_drop_path
+from learngene.training.stage import set_drop_path
 from pico import batch, pico_gene
 from pools import POOLS, full_names, pool, rows_of, shapes
 from runs import same, state

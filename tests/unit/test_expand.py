@@ -427,7 +427,7 @@ def test_a_gene_is_not_made_from_missing_or_misshapen_tensors(tensors: dict[str,
 
 
 def test_training_mode_reaches_the_auxiliary_model() -> None:
-    from learngene.training.loop import set_drop_path
+    from learngene.training.stage import set_drop_path
 
     gene = pico_gene()
     set_drop_path(gene.skeleton(), 0.5)

@@ -20,7 +20,8 @@ from learngene.making.condense import run
 from learngene.making.extract import extract
 from learngene.making.search.make import run as run_search
 from learngene.methods import METHODS, default_settings
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.system.errors import GeneFileError
 from learngene.vits.shape import ViTShape
 from pico import FAST, condense_fields, make_ancestry, make_images, pico_gene, pico_shape

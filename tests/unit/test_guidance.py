@@ -14,7 +14,7 @@ from learngene import Ancestry
 from learngene.making.hyper.guidance import guidance_term, penalty
 from learngene.making.hyper.meta import MetaBatch, meta_loss
 from learngene.methods.tal.predict import predict_matrix
-from learngene.recipe.hyper import Guidance, HomeHyper
+from learngene.recipe.hyper import Guidance, Stage1Hyper
 from pico import batch
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -65,8 +65,8 @@ def test_the_penalty_is_the_sum_of_norms() -> None:
     assert penalty(weights).item() == pytest.approx(expected, rel=1e-6)
 
 
-def meta(ancestry_folder: Path, **hyper: Any) -> tuple[MetaBatch, Ancestry, HomeHyper]:
-    spec, ancestry = HomeHyper.model_validate(hyper), Ancestry(ancestry_folder)
+def meta(ancestry_folder: Path, **hyper: Any) -> tuple[MetaBatch, Ancestry, Stage1Hyper]:
+    spec, ancestry = Stage1Hyper.model_validate(hyper), Ancestry(ancestry_folder)
     made = MetaBatch(hyper_gene("tal"), spec, guidance=spec.guidance, teacher_width=ancestry.width).train()
     made.draw()
     return made, ancestry, spec

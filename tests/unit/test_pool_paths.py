@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from learngene import Budget, LearngeneError, ViTShape, plan
 from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.methods.stitching import Rows, Stop
+from learngene.methods.stitching import StitchedRows, Stop
 from learngene.system.errors import ShapeError
-from learngene.vits.stitched_shape import Segment, StitchedShape
+from learngene.vits.segment import Segment
+from learngene.vits.stitched_shape import StitchedShape
 from pico import pico_gene, pico_shape
 
 
-def rows(name: str = "pool", **settings: Any) -> Rows:
+def rows(name: str = "pool", **settings: Any) -> StitchedRows:
     kind = method(name, {"rows": (16, 32), **settings})
-    assert isinstance(kind, Rows)
+    assert isinstance(kind, StitchedRows)
     return kind
 
 
@@ -29,11 +30,11 @@ def wide(depth: int = 6, **changes: Any) -> ViTShape:
     return pico_shape(**{"embed_dim": 32, "num_heads": 4, "depth": depth, **changes})
 
 
-def names(kind: Rows, auxiliary: ViTShape) -> list[str]:
+def names(kind: StitchedRows, auxiliary: ViTShape) -> list[str]:
     return [kind.name_of(auxiliary, path) for path in kind.paths(auxiliary)]
 
 
-def counts(kind: Rows, auxiliary: ViTShape) -> list[str]:
+def counts(kind: StitchedRows, auxiliary: ViTShape) -> list[str]:
     return [kind.counts(path) for path in kind.paths(auxiliary)]
 
 
@@ -180,7 +181,7 @@ def test_a_path_through_three_rows_names_its_stitches() -> None:
 
 
 @st.composite
-def unequal(draw: st.DrawFn) -> tuple[Rows, ViTShape]:
+def unequal(draw: st.DrawFn) -> tuple[StitchedRows, ViTShape]:
     depths = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     kind = rows(
         "sn-net", rows=((16, depths[0], 2), (32, depths[1], 4)), direction=draw(st.sampled_from(["up", "down"]))
@@ -190,7 +191,7 @@ def unequal(draw: st.DrawFn) -> tuple[Rows, ViTShape]:
 
 @settings(max_examples=60, deadline=None)
 @given(unequal())
-def test_rows_of_unequal_depth_reach_every_block(given_: tuple[Rows, ViTShape]) -> None:
+def test_rows_of_unequal_depth_reach_every_block(given_: tuple[StitchedRows, ViTShape]) -> None:
     kind, auxiliary = given_
     pair = kind.row_pairs()[0]
     found = kind.stitches(auxiliary, *pair)
@@ -299,7 +300,7 @@ def test_planning_lists_the_paths_that_fit_largest_first() -> None:
 def test_measured_accuracy_decides_for_the_same_task_only() -> None:
     gene = pico_gene("pool", {"rows": (16, 32)}, embed_dim=32, num_heads=4, depth=3)
     kind = gene.method
-    assert isinstance(kind, Rows)
+    assert isinstance(kind, StitchedRows)
     order = [5, 1, 8, 0, 2, 7, 3, 6, 4]
     paths = kind.paths(gene.shape)
     gene.metadata["paths"] = [{"path": kind.name_of(gene.shape, path), "blocks": kind.counts(path), "top1": top1}

@@ -21,10 +21,10 @@ from learngene.data.images import open_data
 from learngene.genes.gene import Learngene
 from learngene.making.pool.rows import row_recipe
 from learngene.making.pool.stitches import least_squares_stitches
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec
-from learngene.system.errors import LearngeneError
-from learngene.training.loop import InterruptedRun
+from learngene.system.errors import InterruptedRun, LearngeneError
 from pico import FAST, batch, condense_fields, pico_shape
 from pools import POOL, QUICK, WIDE, anchors, made, pool, rows_of, snnet, teacher
 from runs import HARD, same, state

@@ -19,8 +19,9 @@ from learngene.making.pool.make import path_stage
 from learngene.making.pool.rows import distilled_blocks
 from learngene.recipe.sections import DataSpec, Distill, PoolSpec, Train
 from learngene.system.errors import LearngeneError
-from learngene.training.loop import Stage, train
+from learngene.training.loop import train
 from learngene.training.losses import guided_loss
+from learngene.training.stage import Stage
 from pico import FAST, batch, pico_shape
 from pools import by_hand, pool, shapes, vit
 from runs import state

@@ -8,15 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from learngene.recipe.loading import (
-    CondenseRecipe,
-    FinetuneRecipe,
-    apply_overrides,
-    build_recipe,
-    dump_recipe,
-    load_recipe,
-    load_yaml,
-)
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.loading import apply_overrides, build_recipe, dump_recipe, load_recipe, load_yaml
 from learngene.system.errors import RecipeError
 
 CONDENSE: dict[str, Any] = {

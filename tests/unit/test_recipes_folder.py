@@ -13,8 +13,10 @@ from test_paper_tables import LSAMD_2, TI, B, S, at_precision
 from learngene.methods import method
 from learngene.methods.tal import Hypernetwork
 from learngene.recipe.compare import CompareRecipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.hyper import Guidance
-from learngene.recipe.loading import CondenseRecipe, FinetuneRecipe, load_recipe
+from learngene.recipe.loading import load_recipe
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import Selection
 from learngene.recipe.tune import TuneRecipe

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from learngene import Ancestry, finetune, scratch
-from learngene.system.errors import LearngeneError
-from learngene.training.loop import InterruptedRun
+from learngene.system.errors import InterruptedRun, LearngeneError
 from pico import FAST, MIXED, pico_shape
 from runs import HARD, condensed, same, state, tuned
 

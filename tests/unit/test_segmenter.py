@@ -22,16 +22,18 @@ from learngene.comparing.results import as_csv, as_markdown
 from learngene.comparing.run import compare, prepare
 from learngene.data.images import open_split
 from learngene.making.finetune import run, starting_model
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.recipe.content_hash import content, later_defaults
-from learngene.recipe.loading import FinetuneRecipe, build_recipe
+from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import merge
-from learngene.system.errors import LearngeneError
-from learngene.training.loop import InterruptedRun, set_drop_path
+from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.training.losses import segmentation_loss
-from learngene.training.measure import Overlap, multiply_adds, score_from, task_score
+from learngene.training.scores import SegmentationScore, score_from, task_score
+from learngene.training.stage import set_drop_path
 from learngene.vits.segmenter import Segmenter
 from learngene.vits.segmenter_sizes import SegmentationHead, segmenter_macs, segmenter_params
+from learngene.vits.speed import multiply_adds
 from learngene.vits.stitched_shape import Shape
 from masked import IGNORED, LIGHT, make_masked, masked_data
 from pico import CLI, batch, finetune_fields, pico_gene, pico_shape
@@ -163,7 +165,7 @@ def test_any_timm_vit_gets_a_head_and_other_models_are_refused(tmp_path: Path) -
 def expanded(kind: str) -> tuple[Any, Shape]:
     if kind == "pool":
         gene = pool()
-        assert isinstance(gene.method, Rows)
+        assert isinstance(gene.method, StitchedRows)
         shape = gene.method.named_shape(gene.shape, "2+2")
         return gene.expand(shape), shape
     gene = pico_gene()
@@ -220,7 +222,7 @@ def test_mean_iou_is_that_of_a_hand_computation() -> None:
     true = torch.tensor([[[0, 1, 1, 1]], [[2, 2, 9, 1]]], dtype=torch.uint8)
     loader = [(said[i : i + 1, None].float(), true[i : i + 1]) for i in range(2)]
     score = task_score(_Fixed(), loader, 9)
-    assert isinstance(score, Overlap)
+    assert isinstance(score, SegmentationScore)
     # Class 0: 1 of {0, 1, 5}; class 1: 3 of {1, 2, 3, 7}; class 2: 1 of {4, 5}; class 3 is nowhere; pixel 6 is ignored.
     assert score.ious == (pytest.approx(100 / 3), pytest.approx(75), pytest.approx(50), None)
     assert score.miou == score.main == pytest.approx((100 / 3 + 75 + 50) / 3)
@@ -229,7 +231,7 @@ def test_mean_iou_is_that_of_a_hand_computation() -> None:
     assert score.loss == pytest.approx((5 * right + 2 * wrong) / 7)
     assert score.images == 2
     doubled = task_score(_Fixed(), loader, 9, reduce=lambda tensor, reduction: tensor * 2)
-    assert isinstance(doubled, Overlap)
+    assert isinstance(doubled, SegmentationScore)
     assert (doubled.ious, doubled.images) == (score.ious, 4)
     assert score_from(json.loads(json.dumps(vars(score)))) == score
     nothing = task_score(_Fixed(), [(said[:1, None].float(), torch.full_like(true[:1], 9))], 9)
@@ -251,7 +253,7 @@ def test_training_finds_the_classes(tmp_path: Path) -> None:
         show=False,
         **{**LIGHT, "epochs": 25, "batch_size": 4, "augment": {"preset": "none"}},
     )
-    assert isinstance(result.final, Overlap)
+    assert isinstance(result.final, SegmentationScore)
     assert result.final.miou > max(60, before.main + 20)
     assert result.best >= result.final.main
     assert evaluate(load_descendant(tmp_path / "run/descendant"), data) == result.final

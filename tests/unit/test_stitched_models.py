@@ -25,7 +25,7 @@ from learngene import (
     load_descendant,
     save_descendant,
 )
-from learngene.vits.stitched_shape import Segment
+from learngene.vits.segment import Segment
 from pico import FAST, batch
 from pools import POOLS, pool
 from runs import same, state

@@ -18,7 +18,8 @@ from learngene import StitchedShape, ViTShape
 from learngene.methods import method
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.vits.descendant_folder import model_arguments
-from learngene.vits.stitched_shape import Segment, Shape, parse_path, shape_from
+from learngene.vits.segment import Segment
+from learngene.vits.stitched_shape import Shape, parse_path, shape_from
 from learngene.vits.stitched_vit import StitchedViT
 from pico import batch, pico_shape
 

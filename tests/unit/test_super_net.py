@@ -10,7 +10,7 @@ from torch import nn
 
 from learngene.making.search.super_net import DatasetAdapter, RoutedBlock, SuperNet, routed
 from learngene.recipe.sections import Routing, Train
-from learngene.training.loop import make_optimizer
+from learngene.training.optimizer import make_optimizer
 from learngene.vits.shape import ViTShape
 
 WIDTH, DEPTH = 16, 3

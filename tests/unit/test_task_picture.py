@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import learngene as lg
-from learngene.cli.pictures.tasks import principal, task_graphs, task_picture
+from learngene.cli.pictures.tasks import task_picture
 from learngene.genes.gene_file import check_metadata, read_header
+from learngene.making.hyper.task_graphs import principal, task_graphs
 from learngene.methods import method
 from learngene.system.errors import GeneFileError, LearngeneError
 from pico import CLI, FAST, make_images, pico_gene, pico_shape

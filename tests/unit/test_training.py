@@ -18,8 +18,8 @@ from learngene import Ancestry, finetune, scratch
 from learngene.genes.ancestry import weights_sha256
 from learngene.genes.gene import Learngene
 from learngene.system.errors import LearngeneError, TrainingDivergedError
-from learngene.training.loop import set_drop_path
-from learngene.training.measure import accuracy
+from learngene.training.scores import accuracy
+from learngene.training.stage import set_drop_path
 from pico import FAST, MIXED, batch, pico_shape
 from runs import HARD, SGD, condensed, losses, same, state, tuned
 

@@ -16,8 +16,7 @@ from hyper import PICO, SHORT, home, token_shape, train_fields, tune_fields, tun
 from learngene import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.making.hyper.meta import MetaBatch
-from learngene.system.errors import LearngeneError
-from learngene.training.loop import InterruptedRun
+from learngene.system.errors import InterruptedRun, LearngeneError
 from pico import CLI, FAST, MIXED, make_ancestry, make_images, pico_gene
 
 HARD: dict[str, Any] = {**MIXED, "drop_path": 0.2, "ema_decay": 0.7, "clip_grad": 1.0}

@@ -11,7 +11,7 @@ import pytest
 from learngene.comparing.claims.exact import STRUCTURAL
 from learngene.comparing.claims.groups import Statistic
 from learngene.comparing.claims.verdict import Verdict, half_width, judge, overall
-from learngene.comparing.results import Row
+from learngene.comparing.results import ResultRow
 from learngene.recipe.one_line_faults import validated
 from learngene.system.errors import RecipeError
 
@@ -19,14 +19,14 @@ T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 9: 1.833}
 """95 % points of Student's t by degrees of freedom, as printed in tables."""
 
 
-def row(contender: str, value: float, seed: int = 0, depth: int = 4, **changes: Any) -> Row:
-    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Row)}
+def row(contender: str, value: float, seed: int = 0, depth: int = 4, **changes: Any) -> ResultRow:
+    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(ResultRow)}
     fields |= {"contender": contender, "method": contender, "shape": f"d{depth}", "task": "home", "budget": "short"}
     fields |= {"seed": seed, "depth": depth, "last_top1": value, "hardware": "cpu", "curve": ()}
-    return Row(**{**fields, **changes})
+    return ResultRow(**{**fields, **changes})
 
 
-def seeds(contender: str, *values: float, **changes: Any) -> list[Row]:
+def seeds(contender: str, *values: float, **changes: Any) -> list[ResultRow]:
     """A row per seed."""
     return [row(contender, value, seed, **changes) for seed, value in enumerate(values)]
 
@@ -35,7 +35,7 @@ def statistic(**fields: Any) -> Statistic:
     return validated(Statistic, {"of": {"contender": "a"}, **fields}, "statistic")
 
 
-def verdict(rows: list[Row], **fields: Any) -> Verdict:
+def verdict(rows: list[ResultRow], **fields: Any) -> Verdict:
     (one,) = judge(statistic(**fields), rows)
     return one
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from learngene._version import __version__
+from learngene import __version__
 from learngene.cli import experiments, genes, models  # noqa: F401 - they register their commands
 from learngene.cli.app import app
 from learngene.system.errors import LearngeneError

@@ -10,15 +10,18 @@ from learngene.data.images import ImageSet, open_data
 from learngene.data.mask_transforms import refuse_unaligned
 from learngene.making.pool.rows import stage_recipes
 from learngene.recipe.compare import CompareRecipe
-from learngene.recipe.loading import CondenseRecipe, FinetuneRecipe, Recipe, TrainingRecipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.loading import Recipe, TrainingRecipe
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import Train
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_read_only
-from learngene.training.loop import refuse_unknown_optimizer, set_drop_path
+from learngene.training.optimizer import refuse_unknown_optimizer
 from learngene.training.run import run_bytes
 from learngene.training.run_folder import MARKER, RunFolder
+from learngene.training.stage import set_drop_path
 
 
 def check_recipe(recipe: Recipe) -> Iterator[str]:

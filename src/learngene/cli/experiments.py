@@ -166,11 +166,11 @@ def picture(
         from learngene.cli.pictures.search import search_picture
         from learngene.cli.pictures.tasks import task_picture
         from learngene.genes.gene_file import read_header
-        from learngene.methods.stitching import Rows
+        from learngene.methods.stitching import StitchedRows
         from learngene.methods.tal import Hypernetwork
 
         header = read_header(model)
-        if path is not None and not isinstance(header.method, Rows):
+        if path is not None and not isinstance(header.method, StitchedRows):
             raise LearngeneError(f"--path {path}: {model} is of {header.method.name}, which has no paths; leave it out")
         if "search" in header.method.origins:
             search_picture(model, out)
@@ -181,8 +181,8 @@ def picture(
     elif path is not None:
         raise LearngeneError(f"--path {path}: {model} is no gene file of a pool, which alone has paths")
     else:
+        from learngene.cli.pictures.layers import picture as draw
         from learngene.genes.ancestry import Ancestry
-        from learngene.vits.linearity import picture as draw
 
         draw(Ancestry(model, pretrained=pretrained).model, out)
     print(out)

@@ -20,7 +20,8 @@ def condense(
     data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
 ) -> None:
     """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
-    from learngene.recipe.loading import CondenseRecipe, load_recipe
+    from learngene.recipe.condense import CondenseRecipe
+    from learngene.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], data)
     if not isinstance(loaded, CondenseRecipe):

@@ -27,7 +27,8 @@ def finetune(
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
 ) -> None:
     """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
-    from learngene.recipe.loading import FinetuneRecipe, build_recipe, load_recipe
+    from learngene.recipe.finetune import FinetuneRecipe
+    from learngene.recipe.loading import build_recipe, load_recipe
 
     given = list(overrides or [])
     if recipe is not None and "=" in str(recipe) and not recipe.exists():
@@ -81,7 +82,7 @@ def evaluate(
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names
     from learngene.making.finetune import evaluate as score
-    from learngene.training.measure import Accuracy
+    from learngene.training.scores import Accuracy
 
     fields: dict[str, Any] = {"source": list(data), "skip_corrupt": skip_corrupt, "ignore_index": ignore_index}
     if root is not None:

@@ -14,11 +14,11 @@ from fractions import Fraction
 from typing import Any
 
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob, SearchJob
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.methods.tal import Hypernetwork
 from learngene.recipe.compare import HOME
+from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.hyper import Hyper
-from learngene.recipe.loading import CondenseRecipe
 from learngene.recipe.sections import Train
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
@@ -105,7 +105,7 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
     if gene.recipe.hyper is not None:
         student = TRAINING * predicted_macs(gene, gene.recipe.hyper)
         return cost + images_seen(gene.recipe.train, home_images) * (student + teacher)
-    if not isinstance(gene.method, Rows):
+    if not isinstance(gene.method, StitchedRows):
         return images_seen(gene.recipe.train, home_images) * (TRAINING * gene.shape.macs() + teacher)
     train = gene.recipe.path_train()
     if train is not None:
@@ -155,7 +155,7 @@ def ancestry_forward_macs(ancestry: AncestryJob) -> int:
 @functools.cache
 def _counted_macs(source: str, arguments: tuple[tuple[str, Any], ...], img_size: int | None) -> int:
     from learngene.genes.ancestry import Ancestry
-    from learngene.training.measure import multiply_adds
+    from learngene.vits.speed import multiply_adds
 
     ancestry = Ancestry(source, model_args=dict(arguments), pretrained=False)
     chans, size, _ = ancestry.preprocessing["input_size"]

@@ -8,13 +8,14 @@ from typing import Any
 from learngene.comparing.jobs import AncestryJob, Comparison, GeneJob, RowJob, SearchJob
 from learngene.making.pool.rows import row_recipe
 from learngene.methods import method
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.methods.tal import Hypernetwork
 from learngene.recipe.compare import HOME, ContenderSpec, ModelSpec, SearchSpec, Stage2Spec
+from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import FREE_TO_CHANGE, hashed
 from learngene.recipe.content_hash import content as content_of
-from learngene.recipe.hyper import HomeHyper, home_hyper
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.hyper import Stage1Hyper, stage1_hyper
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.tune import TuneRecipe
@@ -85,20 +86,20 @@ def _condensed_gene(
         given["distill"] = spec.distill
     unguided = False
     if isinstance(kind, Hypernetwork):
-        fields = home_hyper(spec.hyper, task_aware=kind.task_aware)
-        given["hyper"] = validated(HomeHyper, fields, f"contenders.{name}.hyper")
+        fields = stage1_hyper(spec.hyper, task_aware=kind.task_aware)
+        given["hyper"] = validated(Stage1Hyper, fields, f"contenders.{name}.hyper")
         unguided = given["hyper"].guidance.alpha == 0  # then the ancestry is for task embeddings only
     if ancestry is not None and not unguided:
         given["ancestry"] = ancestry.source()
     anchors = tuple(_ancestry(out, anchor, seed) for anchor in spec.anchors)
     if anchors:
         given["anchors"] = [anchor.source() for anchor in anchors]
-    if isinstance(kind, Rows):
+    if isinstance(kind, StitchedRows):
         given["pool"] = {**(spec.pool or {}), **({} if anchors else {"kept": recipe.store})}
     condense = build_recipe(given, where=f"contenders.{name}")
     assert isinstance(condense, CondenseRecipe)
     guided = condense.hyper is not None and condense.hyper.guidance.alpha > 0
-    needs_teacher = isinstance(kind, Rows) or condense.distill.alpha > 0 or guided
+    needs_teacher = isinstance(kind, StitchedRows) or condense.distill.alpha > 0 or guided
     teacher = ancestry.folder.name if ancestry and needs_teacher else None
     content = [spec.method, spec.settings, shape.to_dict(), content_of(recipe.data), content_of(train)]
     if condense.pool:
@@ -110,7 +111,7 @@ def _condensed_gene(
     if teacher is None:
         condense, ancestry = condense.model_copy(update={"ancestry": None}), None
     title, path = f"{spec.method} d{shape.depth} seed {seed}", recipe.store / f"{label}.safetensors"
-    rows = () if anchors or not isinstance(kind, Rows) else _rows(condense, ancestry, kind, seed)
+    rows = () if anchors or not isinstance(kind, StitchedRows) else _rows(condense, ancestry, kind, seed)
     return GeneJob(title, kind, shape, ancestry, condense, recipe.data, path, rows, anchors)
 
 
@@ -196,7 +197,7 @@ def _tuned_gene(
     return GeneJob(title, kind, shape, embedding, built, recipe.data, path, stage1=stage1)
 
 
-def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: Rows, seed: int) -> tuple[RowJob, ...]:
+def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: StitchedRows, seed: int) -> tuple[RowJob, ...]:
     parts = [row_recipe(condense, index) for index in range(len(kind.rows))]
     return tuple(
         RowJob(f"w{part.shape.embed_dim} d{part.shape.depth} seed {seed}", condense, index, ancestry, part)

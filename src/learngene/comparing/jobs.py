@@ -12,7 +12,7 @@ from pathlib import Path
 from learngene.making.search.paths import NAME as PATH_FILE
 from learngene.methods import Method
 from learngene.recipe.compare import HOME, CompareRecipe, ContenderSpec, ModelSpec
-from learngene.recipe.loading import CondenseRecipe
+from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.recipe.sections import AncestrySpec, DataSpec, Train
 from learngene.recipe.tune import TuneRecipe

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learngene.comparing.results import Row, group, mean_and_spread
+from learngene.comparing.results import ResultRow, group, mean_and_spread
 from learngene.system.errors import LearngeneError
 from learngene.system.png import save_png
 
@@ -65,7 +65,7 @@ class Line:
     spread: list[float]
 
 
-def styles(rows: Sequence[Row]) -> dict[str, Style]:
+def styles(rows: Sequence[ResultRow]) -> dict[str, Style]:
     """A style for every contender, in the order in which they come."""
     out: dict[str, Style] = {}
     own, used = dict(OWN_COLORS), set()
@@ -82,7 +82,7 @@ def styles(rows: Sequence[Row]) -> dict[str, Style]:
     return out
 
 
-def accuracy_over_params(rows: Sequence[Row], path: Path, task: str, budget: str) -> None:
+def accuracy_over_params(rows: Sequence[ResultRow], path: Path, task: str, budget: str) -> None:
     """Draws top-1, or mean IoU, over the parameters of the descendants; dotted as initialised, solid after tuning.
 
     Args:
@@ -111,7 +111,7 @@ def accuracy_over_params(rows: Sequence[Row], path: Path, task: str, budget: str
     _finish(figure, path, _shown(some, look), kinds)
 
 
-def accuracy_over_epochs(rows: Sequence[Row], path: Path, task: str, budget: str, shape: str) -> None:
+def accuracy_over_epochs(rows: Sequence[ResultRow], path: Path, task: str, budget: str, shape: str) -> None:
     """Draws top-1, or mean IoU, over the epochs of tuning, from the untuned model at 0 (SWS, Figures 4 and 5).
 
     Where not every epoch was scored, the row does not say which ones were, and only the first and the last score,
@@ -143,7 +143,7 @@ def accuracy_over_epochs(rows: Sequence[Row], path: Path, task: str, budget: str
     _finish(figure, path, _shown(some, look))
 
 
-def cost_over_sizes(rows: Sequence[Row], path: Path, task: str, budget: str) -> None:
+def cost_over_sizes(rows: Sequence[ResultRow], path: Path, task: str, budget: str) -> None:
     """Draws what making n models of different sizes costs in all, the smallest size first; see ``total_costs``.
 
     Contenders that cost the same share a line. Those without a result at every size have no such total; they are
@@ -183,7 +183,7 @@ def cost_over_sizes(rows: Sequence[Row], path: Path, task: str, budget: str) -> 
     _finish(figure, path, {"\n".join(map(_short, names)): look[names[0]] for names in alike.values()})
 
 
-def total_costs(rows: Sequence[Row], task: str, budget: str) -> dict[str, list[float]]:
+def total_costs(rows: Sequence[ResultRow], task: str, budget: str) -> dict[str, list[float]]:
     """Multiply-adds of making the n smallest models, n = 1, 2, ..., for every contender with all sizes.
 
     Tuning is paid per model and the ancestry once. A gene is paid with the first size that needs it. How many sizes
@@ -217,7 +217,7 @@ def total_costs(rows: Sequence[Row], task: str, budget: str) -> dict[str, list[f
     return out
 
 
-def loss_over_depth(rows: Sequence[Row], path: Path, task: str) -> None:
+def loss_over_depth(rows: Sequence[ResultRow], path: Path, task: str) -> None:
     """Draws the loss of the untuned descendants over their depth (SWS, Figure 1d), one line per width.
 
     Args:
@@ -245,7 +245,7 @@ def loss_over_depth(rows: Sequence[Row], path: Path, task: str) -> None:
     _finish(figure, path, _shown(some, look), kinds if len(widths) > 1 else {})
 
 
-def save_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
+def save_plots(rows: Sequence[ResultRow], folder: Path) -> list[Path]:
     """Writes every plot that says something about these rows.
 
     Per task and budget: accuracy over parameters if there are several sizes, the cost of all sizes if they are
@@ -283,19 +283,19 @@ def save_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     return out
 
 
-def _chosen(rows: Sequence[Row], **wanted: str) -> list[Row]:
+def _chosen(rows: Sequence[ResultRow], **wanted: str) -> list[ResultRow]:
     some = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
     if not some:
         raise LearngeneError(f"no results of {', '.join(f'{name} {value}' for name, value in wanted.items())} to plot")
     return some
 
 
-def _by_params(rows: Sequence[Row]) -> list[list[Row]]:
+def _by_params(rows: Sequence[ResultRow]) -> list[list[ResultRow]]:
     """The rows of each shape, the smallest first."""
     return sorted(group(rows, "shape").values(), key=lambda size: size[0].params)
 
 
-def _scores(row: Row) -> dict[int, float]:
+def _scores(row: ResultRow) -> dict[int, float]:
     """Top-1 by epoch, where the epoch is known."""
     if len(row.curve) == row.epochs + 1:
         return dict(enumerate(row.curve))
@@ -312,7 +312,7 @@ def _line(points: Iterable[tuple[float, list[float]]]) -> Line:
     return line
 
 
-def _after(rows: Sequence[Row]) -> str:
+def _after(rows: Sequence[ResultRow]) -> str:
     epochs, metric = {row.epochs for row in rows}, rows[0].metric
     if epochs == {0}:
         return f"{metric} as initialised"
@@ -321,7 +321,7 @@ def _after(rows: Sequence[Row]) -> str:
     )
 
 
-def _over_seeds(rows: Sequence[Row]) -> str:
+def _over_seeds(rows: Sequence[ResultRow]) -> str:
     seeds = len({row.seed for row in rows})
     return f", mean ± s.d. of {seeds} seeds" if seeds > 1 else ", one seed"
 
@@ -379,7 +379,7 @@ def _name_shapes(axis: Axes, params: dict[str, float]) -> None:
     above.spines["top"].set_visible(False)
 
 
-def _shown(rows: Sequence[Row], look: dict[str, Style]) -> dict[str, Style]:
+def _shown(rows: Sequence[ResultRow], look: dict[str, Style]) -> dict[str, Style]:
     """The legend of some rows."""
     return {_short(name): look[name] for name in dict.fromkeys(row.contender for row in rows)}
 

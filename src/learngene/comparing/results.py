@@ -61,7 +61,7 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One cell's result as a table's row; accuracies in percent, losses in nats.
 
     On a task of images with masks every ``top1`` is the mean IoU, and what has no counterpart there (five guesses, the
@@ -161,7 +161,7 @@ class Row:
 
 
 @dataclass
-class Collected:
+class Results:
     """What the results folder holds of a comparison.
 
     Attributes:
@@ -171,15 +171,15 @@ class Collected:
         foreign: Files that stand where a result belongs, with what is wrong with each.
     """
 
-    rows: list[Row]
+    rows: list[ResultRow]
     missing: list[Cell]
     failed: dict[str, str]
     foreign: list[str]
 
 
-def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Collected:
+def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Results:
     """Reads the results of all cells of a comparison."""
-    out = Collected([], [], {}, [])
+    out = Results([], [], {}, [])
     for cell in comparison.cells:
         try:
             content = read_cell(cell)
@@ -195,7 +195,7 @@ def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Collecte
     return out
 
 
-def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_images: Mapping[str, int]) -> Row:
+def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_images: Mapping[str, int]) -> ResultRow:
     untuned, last, epochs = content["untuned"], content["last"], content["epochs"]
     main = "miou" if cell.masked else "top1"
     curve = (untuned[main], *(entry[main] for entry in epochs if main in entry))
@@ -203,7 +203,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
     gene = content.get("gene") or {}
     searched = gene.get("search", {}).get("tasks", [])
     environment = content["environment"]
-    return Row(
+    return ResultRow(
         contender=cell.contender,
         method=cell.spec.method,
         shape=cell.shape_name,
@@ -248,9 +248,9 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
     )
 
 
-def group(rows: Iterable[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
+def group(rows: Iterable[ResultRow], *fields: str) -> dict[tuple[Any, ...], list[ResultRow]]:
     """Rows by the values of some fields, in their order."""
-    out: dict[tuple[Any, ...], list[Row]] = {}
+    out: dict[tuple[Any, ...], list[ResultRow]] = {}
     for row in rows:
         out.setdefault(tuple(getattr(row, field) for field in fields), []).append(row)
     return out
@@ -262,7 +262,7 @@ def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
     return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else math.nan
 
 
-def save_tables(collected: Collected, folder: Path) -> list[Path]:
+def save_tables(collected: Results, folder: Path) -> list[Path]:
     """Writes ``results.csv`` (one line per cell) and ``results.md`` (mean and spread over seeds)."""
     csv, markdown = folder / "results.csv", folder / "results.md"
     write_file(csv, lambda temporary: temporary.write_text(as_csv(collected.rows)))
@@ -270,7 +270,7 @@ def save_tables(collected: Collected, folder: Path) -> list[Path]:
     return [csv, markdown]
 
 
-def as_csv(rows: Iterable[Row]) -> str:
+def as_csv(rows: Iterable[ResultRow]) -> str:
     """The columns of timm's results files (``param_count`` in millions, percentages with three digits), then ours."""
     import csv
     import io
@@ -278,7 +278,7 @@ def as_csv(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     preparation = ["img_size", "crop_pct", "interpolation"]
-    own = [name for name in Row.__dataclass_fields__ if name not in (*preparation, "curve", "choices")]
+    own = [name for name in ResultRow.__dataclass_fields__ if name not in (*preparation, "curve", "choices")]
     writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *preparation, *own, "curve"])
     for row in rows:
         values = asdict(row)
@@ -292,7 +292,7 @@ def as_csv(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def as_markdown(rows: Iterable[Row]) -> str:
+def as_markdown(rows: Iterable[ResultRow]) -> str:
     """A table of means over seeds, with the standard deviation where there is more than one."""
     headings = [
         "task", "budget", "shape", "contender", "params (M)", "stored (M)", "untuned top-1", "after 1 epoch",

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from learngene.cli.pictures.tasks import task_graphs
 from learngene.comparing.cells import lay_out
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob, needs
-from learngene.comparing.results import Collected, collect, write_cell
+from learngene.comparing.results import Results, collect, write_cell
 from learngene.data.batches import refuse_too_few
 from learngene.data.images import ImageSet, open_data, refuse_masks
 from learngene.data.mask_transforms import refuse_unaligned
@@ -28,6 +27,7 @@ from learngene.making.extract import extract, plain_shape
 from learngene.making.finetune import evaluate, fresh_head, scratch, train_model
 from learngene.making.hyper.embedding import embedding_of
 from learngene.making.hyper.make import run as run_tune
+from learngene.making.hyper.task_graphs import task_graphs
 from learngene.making.pool.make import distil_row
 from learngene.making.search.make import Prepared as PreparedSearch
 from learngene.making.search.make import keep_selected, search_task
@@ -35,15 +35,15 @@ from learngene.making.search.make import prepare as prepare_search
 from learngene.methods import default_settings
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.compare import HOME, CompareRecipe
-from learngene.recipe.loading import FinetuneRecipe
+from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import DataSpec
 from learngene.recipe.tune import TuneRecipe
-from learngene.system.errors import LearngeneError, TrainingDivergedError
+from learngene.system.environment import commit, environment
+from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.system.files import refuse_unwritable, take_lock
 from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
-from learngene.training.loop import InterruptedRun
-from learngene.training.measure import commit, environment, score_from
+from learngene.training.scores import score_from
 from learngene.vits.descendant_folder import TimmModel
 from learngene.vits.linearity import layer_state, linearity
 from learngene.vits.shape import ViTShape
@@ -163,7 +163,7 @@ def _refuse_other_size(task: str, images: ImageSet, recipe: CompareRecipe) -> No
         )
 
 
-def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], None] = announce) -> Collected:
+def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], None] = announce) -> Results:
     """Runs what is missing of a comparison and reads all its results.
 
     Args:
@@ -417,7 +417,7 @@ def _accelerator() -> dict[str, str]:
     return {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
-def read_results(recipe: CompareRecipe) -> Collected:
+def read_results(recipe: CompareRecipe) -> Results:
     """What the results folder holds, running nothing."""
     comparison, sizes, _ = prepare(recipe)
     return collect(comparison, sizes)

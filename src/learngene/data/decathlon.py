@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from learngene.data.image_files import Place
+from learngene.data.image_files import ImageFile
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError, nearest
 
@@ -61,7 +61,7 @@ class Listed:
         class_names: Names of the classes, in the order of the ids of their categories.
     """
 
-    places: list[Place]
+    places: list[ImageFile]
     labels: list[int]
     class_names: list[str]
 
@@ -198,7 +198,7 @@ def _class_names(categories: Mapping[int, Any]) -> list[str]:
 # -- images --------------------------------------------------------------------------------------------
 
 
-def _places(where: str, dataset: str, root: Path, names: Sequence[str]) -> list[Place]:
+def _places(where: str, dataset: str, root: Path, names: Sequence[str]) -> list[ImageFile]:
     """Where images lie: all below one folder, seen from which as many leading folders of their names are missing."""
     if not names:
         return []
@@ -215,7 +215,7 @@ def _places(where: str, dataset: str, root: Path, names: Sequence[str]) -> list[
     if not found[folder, drop]:
         archives = f"{KIT}-data-imagenet.tar" if dataset == "imagenet12" else f"{KIT}-data.tar.gz and its {dataset}.tar"
         raise DataError(f"{where}: no images in {root}, such as {names[0]}; unpack {archives} there")
-    places = [Place(str(folder / _tail(name, drop)), name) for name in names]
+    places = [ImageFile(str(folder / _tail(name, drop)), name) for name in names]
     missing = [place for place in places if not Path(place.path).is_file()]
     if missing:
         raise DataError(

@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".
 
 
 @dataclass(frozen=True)
-class Place:
+class ImageFile:
     """Where the bytes of one image lie: a whole file, a piece of a plain tar, or bytes already unpacked."""
 
     path: str
@@ -36,7 +36,7 @@ class Place:
             return Image.open(io.BytesIO(file.read(self.size)))
 
 
-Found = tuple[str, str, Place]
+Found = tuple[str, str, ImageFile]
 """An image with the names of the two folders above it: split and class, or images or masks and split."""
 
 
@@ -55,7 +55,7 @@ def _folder_places(root: Path) -> Iterable[Found]:
     for path in root.glob("*/*/**/*"):
         if path.suffix.lower() in SUFFIXES:
             parts = path.relative_to(root).parts
-            yield parts[0], parts[1], Place(str(path), "/".join(parts))
+            yield parts[0], parts[1], ImageFile(str(path), "/".join(parts))
 
 
 def _tar_places(path: Path) -> Iterable[Found]:
@@ -69,10 +69,10 @@ def _tar_places(path: Path) -> Iterable[Found]:
                     continue
                 name = "/".join(parts)
                 if plain:
-                    place = Place(str(path), name, member.offset_data, member.size)
+                    place = ImageFile(str(path), name, member.offset_data, member.size)
                 else:
                     content = archive.extractfile(member)
-                    place = Place(str(path), name, content=content.read() if content else b"")
+                    place = ImageFile(str(path), name, content=content.read() if content else b"")
                 yield parts[0], parts[1], place
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"data {path}: the tar is damaged or truncated ({error})") from None

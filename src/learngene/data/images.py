@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from learngene.data import decathlon
-from learngene.data.image_files import Place
+from learngene.data.image_files import ImageFile
 from learngene.data.masks import UNREADABLE, Masks, Source, open_source, split_folder
 from learngene.recipe.sections import MASK_VALUES, DataSpec
 from learngene.system.errors import CorruptError, DataError, NoSplitError, nearest
@@ -267,7 +267,7 @@ def _digits(split: str) -> ImageSet:
 
 @dataclass
 class _Files:
-    places: list[Place]
+    places: list[ImageFile]
 
     def __call__(self, index: int) -> Image.Image:
         return self.places[index].open()

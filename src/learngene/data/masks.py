@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from learngene.data.image_files import Found, Place, places_of
+from learngene.data.image_files import Found, ImageFile, places_of
 from learngene.recipe.sections import MASK_VALUES
 from learngene.system.errors import CorruptError, DataError, NoSplitError
 
@@ -40,7 +40,7 @@ class Masks:
     """
 
     where: str
-    places: Sequence[Place]
+    places: Sequence[ImageFile]
     classes: int
     ignore_index: int
 
@@ -163,7 +163,7 @@ class Source:
         """Whether its images have masks."""
         return self.kind != "class folders"
 
-    def pairs(self, split: str) -> list[tuple[Place, Place]]:
+    def pairs(self, split: str) -> list[tuple[ImageFile, ImageFile]]:
         """Every image of a split with its mask, by name.
 
         Raises:
@@ -198,9 +198,9 @@ def split_folder(split: str, found: Collection[str], where: str | Path) -> str:
     raise NoSplitError(f"data {where}: no split '{split}'; found: {', '.join(sorted(found))}")
 
 
-def _folder_pairs(path: Path, found: Sequence[Found], split: str) -> list[tuple[Place, Place]]:
+def _folder_pairs(path: Path, found: Sequence[Found], split: str) -> list[tuple[ImageFile, ImageFile]]:
     folder = split_folder(split, {part for top, part, _ in found if top == IMAGES}, path)
-    sides: dict[str, dict[str, Place]] = {IMAGES: {}, MASKS: {}}
+    sides: dict[str, dict[str, ImageFile]] = {IMAGES: {}, MASKS: {}}
     for top, part, place in found:
         if top in sides and part == folder:
             name = place.name.partition("/")[2].rpartition(".")[0]
@@ -218,7 +218,7 @@ def _folder_pairs(path: Path, found: Sequence[Found], split: str) -> list[tuple[
     return [(images[name], masks[name]) for name in sorted(images)]
 
 
-def _voc_pairs(root: Path, split: str) -> list[tuple[Place, Place]]:
+def _voc_pairs(root: Path, split: str) -> list[tuple[ImageFile, ImageFile]]:
     lists = root / "ImageSets" / "Segmentation"
     name = split_folder(split, {path.stem for path in lists.glob("*.txt")}, root)
     out = []
@@ -227,6 +227,6 @@ def _voc_pairs(root: Path, split: str) -> list[tuple[Place, Place]]:
         for file, what in zip(pair, ("image", "mask"), strict=True):
             if not (root / file).is_file():
                 raise DataError(f"data {root}: {lists.name}/{name}.txt names {line}, but there is no {what} {file}")
-        image, mask = (Place(str(root / file), file) for file in pair)
+        image, mask = (ImageFile(str(root / file), file) for file in pair)
         out.append((image, mask))
     return out

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learngene.genes.gene import Learngene
 from learngene.genes.plan import Budget, Candidate, plan
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.system.errors import LearngeneError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, StitchedShape
@@ -41,7 +41,7 @@ class ElasticViT(nn.Module):
         super().__init__()
         self.gene = gene if isinstance(gene, Learngene) else Learngene.load(gene)
         method, auxiliary = self.gene.method, self.gene.shape
-        if not isinstance(method, Rows):
+        if not isinstance(method, StitchedRows):
             raise LearngeneError(
                 f"elastic: a gene of method {method.name} has no paths to switch between; a pool has (pool, sn-net)"
             )

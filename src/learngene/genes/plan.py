@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learngene.genes.gene_file import GeneHeader, read_header
+from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.system.files import write_file
-from learngene.training.measure import environment
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -170,7 +170,7 @@ def measured_latency(shape: Shape, batch_size: int, device: str) -> float:
     size = {**shape.to_dict(), "batch_size": batch_size, "device": device}
     entry = json.dumps({key: value for key, value in size.items() if key != "num_classes"}, sort_keys=True)
     if entry not in known:
-        from learngene.training.measure import latency
+        from learngene.vits.speed import latency
 
         known[entry] = latency(shape, batch_size=batch_size, device=device)
         content = json.dumps({"environment": where, "milliseconds": known}, indent=1)

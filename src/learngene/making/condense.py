@@ -17,20 +17,21 @@ from learngene.data.images import ImageSet, open_data, refuse_masks
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
-from learngene.making.hyper.make import refuse_guide, train_on_home
+from learngene.making.hyper.make import refuse_guide, train_stage1
 from learngene.making.pool.make import PoolSource, make_pool, refuse_sources
 from learngene.methods import method as find_method
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.methods.tal import Hypernetwork
-from learngene.recipe.hyper import HomeHyper
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.hyper import Stage1Hyper
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import Distill, default_crop
+from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_full_disk
-from learngene.training.loop import Stage, TrainResult, set_drop_path
 from learngene.training.losses import distillation_loss
-from learngene.training.measure import environment
 from learngene.training.run import run_bytes, run_stage, write_once
+from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.shape import ViTShape
 
@@ -101,7 +102,7 @@ def condense(
 
 
 @dataclass
-class Condensed:
+class CondenseResult:
     """What a condensing run made: the gene, where it was written, and how the training went."""
 
     gene: Learngene
@@ -143,7 +144,7 @@ def prepare(
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
         if isinstance(kind, Hypernetwork):  # it is guided by features, which know no classes
             _refuse_other_size(recipe, images[0])
-            refuse_guide(ancestry, recipe.shape, kind, (recipe.hyper or HomeHyper()).guidance)
+            refuse_guide(ancestry, recipe.shape, kind, (recipe.hyper or Stage1Hyper()).guidance)
         else:
             _refuse_other_task(ancestry, recipe, images[0])
         given = ancestry.preprocessing
@@ -158,7 +159,7 @@ def prepare(
     data = recipe.data.model_copy(update=normalisation)
     recipe = recipe.model_copy(update={"data": data})
     gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
-    if isinstance(gene.method, Rows):
+    if isinstance(gene.method, StitchedRows):
         refuse_sources(recipe, PoolSource(ancestry, anchors))
     return Prepared(recipe, ancestry, gene, images, anchors)
 
@@ -193,7 +194,7 @@ def run(
     images: tuple[ImageSet, ImageSet] | None = None,
     keep: bool = True,
     show: bool = True,
-) -> Condensed:
+) -> CondenseResult:
     """Runs a condensing recipe, or continues it if its run folder holds an unfinished run.
 
     Args:
@@ -214,12 +215,12 @@ def run(
     recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
     if path:
         refuse_full_disk(path, run_bytes(gene))
-    if isinstance(gene.method, Rows):
+    if isinstance(gene.method, StitchedRows):
         source = PoolSource(teacher, prepared.anchors)
         result, paths = make_pool(recipe, source, gene, prepared.images, keep=keep, show=show)
         gene.metadata = provenance(prepared, result) | {"paths": paths}
     elif isinstance(gene.method, Hypernetwork):
-        result = train_on_home(recipe, gene, teacher, prepared.images, keep=keep, show=show)
+        result = train_stage1(recipe, gene, teacher, prepared.images, keep=keep, show=show)
         gene.metadata = provenance(prepared, result)
     else:
         set_drop_path(gene.skeleton(), recipe.train.drop_path)
@@ -228,7 +229,7 @@ def run(
         gene.metadata = provenance(prepared, result)
     if path:
         write_once(lambda: gene.save(path, dtype=recipe.dtype))
-    return Condensed(gene, path, result)
+    return CondenseResult(gene, path, result)
 
 
 def auxiliary_stage(gene: Learngene, ancestry: Ancestry | None, distill: Distill) -> Stage:

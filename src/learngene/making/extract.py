@@ -18,8 +18,8 @@ from learngene.genes.gene import Learngene
 from learngene.making.finetune import data_section, fill_preprocessing
 from learngene.methods import METHODS, Method
 from learngene.methods import method as find_method
+from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
-from learngene.training.measure import environment
 from learngene.vits.descendant_folder import TimmModel
 from learngene.vits.shape import ViTShape
 

@@ -18,14 +18,16 @@ from learngene.data.images import ImageSet, open_data, open_split
 from learngene.genes.ancestry import made_of, timm_model
 from learngene.genes.gene import Learngene
 from learngene.methods import method as find_method
-from learngene.recipe.loading import FinetuneRecipe, build_recipe
+from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec, default_crop
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk
-from learngene.training.loop import Stage, TrainResult, make_accelerator, set_drop_path
+from learngene.training.loop import make_accelerator
 from learngene.training.losses import task_loss
-from learngene.training.measure import SetScore, task_score
 from learngene.training.run import run_bytes, run_stage, write_once
+from learngene.training.scores import SetScore, task_score
+from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.vits.descendant_folder import PROVENANCE, TimmModel, load_descendant, save_descendant
 from learngene.vits.segmenter import Segmenter, segment
 from learngene.vits.shape import ViTShape
@@ -71,7 +73,7 @@ def finetune(
 
 
 @dataclass
-class Finetuned:
+class FinetuneResult:
     """What a fine-tuning run made: the model, its folder, its score before, and how the training went."""
 
     model: TimmModel
@@ -80,7 +82,7 @@ class Finetuned:
     result: TrainResult
 
 
-def run(recipe: FinetuneRecipe, *, show: bool = True) -> Finetuned:
+def run(recipe: FinetuneRecipe, *, show: bool = True) -> FinetuneResult:
     """Runs a fine-tuning recipe, or continues it if its run folder holds an unfinished run.
 
     Raises:
@@ -93,7 +95,7 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> Finetuned:
     refuse_full_disk(path, run_bytes(model))
     untuned = evaluate(model, recipe.data, images=images[1])
     result = train_model(model, recipe, images, keep=True, show=show)
-    return Finetuned(model, path, untuned, result)
+    return FinetuneResult(model, path, untuned, result)
 
 
 def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:

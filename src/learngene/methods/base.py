@@ -68,7 +68,7 @@ class Method(ABC):
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Raises ``ShapeError`` if a gene with this auxiliary shape cannot make ``shape``, or an option is wrong."""
         refuse_unknown(options, self.options, f"{self.name}: expansion options")
-        same_width(auxiliary, shape)
+        require_same_width(auxiliary, shape)
 
     def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
         """Every (embed_dim, num_heads) that can be made, for ``plan``; most methods keep their own."""
@@ -180,7 +180,7 @@ class Method(ABC):
         return out
 
 
-def same_width(auxiliary: ViTShape, shape: Shape) -> None:
+def require_same_width(auxiliary: ViTShape, shape: Shape) -> None:
     """Raises ``ShapeError`` unless ``shape`` differs from the auxiliary shape only in what needs no new layers.
 
     Depth, classes, image size and ending may differ; heads are never reinterpreted.

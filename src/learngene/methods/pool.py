@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 
 
 @dataclass(frozen=True)
-class Pool(Rows):
+class Pool(StitchedRows):
     """Rows distilled from one ancestry model; 6 blocks at 192 and 768 make the paper's pool (12), 9 its pool (18)."""
 
     name: ClassVar[str] = "pool"

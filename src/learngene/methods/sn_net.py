@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 
 
 @dataclass(frozen=True)
-class SNNet(Rows):
+class SNNet(StitchedRows):
     """Rows that were trained independently; the paper's DeiT-Ti, S and B have 71 paths."""
 
     name: ClassVar[str] = "sn-net"

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import Method, gene_name
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.vits.segment import Segment
 from learngene.vits.shape import ViTShape
-from learngene.vits.stitched_shape import Segment, Shape, StitchedShape, parse_path
+from learngene.vits.stitched_shape import Shape, StitchedShape, parse_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ Path = tuple[Stop, ...]
 
 
 @dataclass(frozen=True)
-class Rows(Method):
+class StitchedRows(Method):
     """A method whose gene is a pool of rows.
 
     Attributes:
@@ -374,7 +375,7 @@ class Rows(Method):
 
 
 @functools.lru_cache(maxsize=64)
-def _paths(method: Rows, auxiliary: ViTShape) -> tuple[Path, ...]:
+def _paths(method: StitchedRows, auxiliary: ViTShape) -> tuple[Path, ...]:
     """The paths of a pool, which are asked for whenever one of them is named or made."""
     return tuple(method._listed(auxiliary))
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.methods import method
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.methods.tal import Hypernetwork
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import (
@@ -97,7 +97,7 @@ class ContenderSpec(Section):
         kind = method(self.method, self.settings)
         if self.each and "condense" not in kind.origins:
             raise RecipeError(f"each: a gene per shape needs a method that is trained, which {self.method} is not")
-        if (self.anchors or self.pool is not None) and not isinstance(kind, Rows):
+        if (self.anchors or self.pool is not None) and not isinstance(kind, StitchedRows):
             raise RecipeError(
                 f"{'anchors' if self.anchors else 'pool'}: method {self.method} has no rows; leave it out"
             )

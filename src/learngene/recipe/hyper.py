@@ -57,13 +57,13 @@ class Hyper(Section):
     )
 
 
-class HomeHyper(Hyper):
+class Stage1Hyper(Hyper):
     """How it is trained in stage 1, where an ancestry may guide."""
 
     guidance: Guidance = Guidance()
 
 
-def home_hyper(given: Any, *, task_aware: bool) -> Any:
+def stage1_hyper(given: Any, *, task_aware: bool) -> Any:
     """Fields of a section of stage 1, with the guidance that a method has if nothing is said: TAL's, or none."""
     if not isinstance(given, Mapping | None):
         return given

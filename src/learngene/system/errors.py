@@ -63,3 +63,11 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str = "") 
     for key in given:
         if key not in known:
             raise RecipeError(f"{f'{where}: ' if where else ''}unknown key '{key}'{nearest(key, known)}")
+
+
+class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked for it
+    """Ctrl-C or SIGTERM arrived; the state was saved and the same command continues."""
+
+    def __init__(self, signal_number: int, where: str) -> None:
+        super().__init__(signal_number, where)
+        self.signal_number, self.where = signal_number, where

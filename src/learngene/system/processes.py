@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from learngene.training.loop import InterruptedRun
+from learngene.system.errors import InterruptedRun
 
 POLL_SECONDS = 0.5
 """How long a process waits when others are doing all that can be done."""

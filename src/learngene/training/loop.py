@@ -11,108 +11,32 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from timm.layers import DropPath
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from learngene.data.batches import Batches, TrainBatches, eval_loader
 from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec, Train
-from learngene.system.errors import LearngeneError, TrainingDivergedError, nearest
+from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.training.log import TrainLog
-from learngene.training.measure import Score, autocast, task_score
+from learngene.training.optimizer import _scheduler, make_optimizer
 from learngene.training.run_folder import Progress, RunFolder
-
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, mixed images, soft targets or masks) to the loss of one batch; several processes wrap the model."""
+from learngene.training.scores import Score, autocast, task_score
+from learngene.training.stage import Stage, TrainResult
 
 MODEL_NOISE = 4
 """Purpose of randomness beside those of ``batches.py``: what the model itself draws, such as dropped paths."""
 
 LOSS_CHECK_STEPS = 20
 """Steps between looks at the loss on an accelerator, where every look waits for the device; each step on a CPU."""
-
-
-class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked for it
-    """Ctrl-C or SIGTERM arrived; the state was saved and the same command continues."""
-
-    def __init__(self, signal_number: int, where: str) -> None:
-        super().__init__(signal_number, where)
-        self.signal_number, self.where = signal_number, where
-
-
-class Feed(Protocol):
-    """Batches and scores of a stage that is trained on more than one data set."""
-
-    def batches(self, rank: int, processes: int, pin_memory: bool) -> Batches:
-        """This process's training batches."""
-
-    def score(self, model: nn.Module, precision: str, rank: int, processes: int, reduce: Any) -> Score:
-        """The score of a model on all validation images."""
-
-
-@dataclass
-class Stage:
-    """One thing to train.
-
-    Attributes:
-        name: Shown while it runs.
-        module: Its parameters are trained, its forward takes images to logits.
-        objective: The loss.
-        img_size: Side of the images in pixels.
-        in_chans: Channels of the images.
-        companions: Frozen modules that the objective uses, moved to the same device.
-        before_step: Called with epoch and step before every optimizer step, when torch's generator was seeded for it.
-        before_scoring: Called before every evaluation.
-        uses_all: Whether every step uses all parameters; if not, processes have to find out which.
-        feed: Where batches and scores come from, if not from one data set.
-        made_of: What a saved run must have had, too, to be continued: the SHA-256 of the gene, of the ancestry.
-    """
-
-    name: str
-    module: nn.Module
-    objective: Objective
-    img_size: int
-    in_chans: int = 3
-    companions: tuple[nn.Module, ...] = ()
-    before_step: Callable[[int, int], None] | None = None
-    before_scoring: Callable[[], None] | None = None
-    uses_all: bool = True
-    feed: Feed | None = None
-    made_of: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run did.
-
-    Attributes:
-        history: One entry per epoch: loss, learning rate, images per second and, when evaluated, scores.
-        final: Score on the val split at the end.
-        best: Highest main score (top-1, or mean IoU) of any evaluated epoch, in percent.
-        updates: Optimizer steps.
-        images: Training images seen.
-        seconds: Time trained, evaluation included, over all restarts.
-        averaged: The exponential average of the module, if one was tracked.
-    """
-
-    history: list[dict[str, Any]]
-    final: Score
-    best: float
-    updates: int
-    images: int
-    seconds: float
-    averaged: nn.Module | None = None
 
 
 def train(
@@ -393,64 +317,6 @@ class _Run:
             where = self.folder.path if self.folder else ""
             raise LearngeneError(f"{where} holds a run {other}; choose another out, or delete the folder")
         self.progress = replace(progress, data=mine.data, made_of=mine.made_of)
-
-
-def set_drop_path(model: nn.Module, rate: float, rates: Sequence[float] | None = None) -> None:
-    """Sets stochastic depth of a timm ViT's layers.
-
-    Args:
-        model: The model.
-        rate: Of the last layer; it rises linearly from 0 at the first.
-        rates: Of every layer, if they do not rise so.
-    """
-    blocks = getattr(model, "blocks", None)
-    if blocks is None or not all(hasattr(block, "drop_path1") for block in blocks):
-        if rate:
-            raise LearngeneError(
-                f"train.drop_path {rate}: {type(model).__name__} is not a timm ViT whose layers can be dropped; use 0"
-            )
-        return
-    for block, p in zip(blocks, rates or torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
-        block.drop_path1 = DropPath(p) if p else nn.Identity()
-        block.drop_path2 = DropPath(p) if p else nn.Identity()
-
-
-def refuse_unknown_optimizer(spec: Train) -> None:
-    """Raises ``LearngeneError`` if timm has no optimizer of that name."""
-    known = list_optimizers()
-    if spec.optimizer not in known:
-        raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
-
-
-def make_optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
-    """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
-    refuse_unknown_optimizer(spec)
-    more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
-    if "adam" in spec.optimizer or spec.optimizer == "lamb":
-        more |= {"betas": spec.betas, "eps": spec.eps}
-    if spec.optimizer in ("adam", "adamw"):
-        more["fused"] = True  # one kernel for all tensors, which small models feel even on a CPU
-    rate = spec.lr * (spec.batch_size / spec.lr_batch if spec.lr_batch else 1.0)
-    return create_optimizer_v2(module, opt=spec.optimizer, lr=rate, weight_decay=spec.weight_decay, **more)
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int
-) -> CosineLRScheduler | PolyLRScheduler:
-    """Timm's cosine or polynomial schedule, counted in steps or in epochs."""
-    schedule = spec.schedule
-    unit = steps_per_epoch if schedule.stepping == "step" else 1
-    common: dict[str, Any] = {
-        # timm warns of a length of 1; its only rate is the first, which is that of any length.
-        "t_initial": max(2, spec.epochs * unit),
-        "lr_min": schedule.min_lr,
-        "warmup_t": round(schedule.warmup_epochs * unit),
-        "warmup_lr_init": schedule.warmup_lr,
-        "t_in_epochs": schedule.stepping != "step",
-    }
-    if schedule.kind == "poly":
-        return PolyLRScheduler(optimizer, power=schedule.power, **common)
-    return CosineLRScheduler(optimizer, **common)
 
 
 @contextlib.contextmanager

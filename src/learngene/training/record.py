@@ -11,10 +11,11 @@ from typing import Any
 
 from learngene.data.images import ImageSet
 from learngene.recipe.loading import TrainingRecipe
+from learngene.system.environment import commit, environment
 from learngene.system.errors import TrainingDivergedError
 from learngene.system.files import write_file
-from learngene.training.loop import TrainResult
-from learngene.training.measure import Accuracy, Score, commit, environment, score_from
+from learngene.training.scores import Accuracy, Score, score_from
+from learngene.training.stage import TrainResult
 
 NAME = "result.json"
 

@@ -8,9 +8,10 @@ from torch import nn
 
 from learngene.data.images import ImageSet
 from learngene.recipe.loading import TrainingRecipe
-from learngene.training.loop import Stage, TrainResult, make_accelerator, train
+from learngene.training.loop import make_accelerator, train
 from learngene.training.record import read_result, recorded
 from learngene.training.run_folder import RunFolder
+from learngene.training.stage import Stage, TrainResult
 
 
 def run_stage(

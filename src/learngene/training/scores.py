@@ -1,17 +1,150 @@
-"""Counting what models get right, batch by batch, on one device or over several processes."""
+"""Scores: what a model gets right on a split, counted batch by batch, on one device or over several processes."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
-from torch import Tensor
+from torch import Tensor, nn
 
-from learngene.training.measure import Accuracy, Overlap
+Key = TypeVar("Key")
 
 
-class Guesses:
+@dataclass(frozen=True)
+class Accuracy:
+    """What a classifier scores on a split.
+
+    Attributes:
+        top1: Percent of images whose first guess is right.
+        top5: Percent whose class is among the five best guesses (all of them if there are fewer classes).
+        loss: Mean cross-entropy in nats.
+        images: How many images were judged.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+    @property
+    def main(self) -> float:
+        """The score that models are compared by."""
+        return self.top1
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return "top-1"
+
+    def entry(self) -> dict[str, Any]:
+        """The scores of an epoch, as its record has them."""
+        return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss}
+
+
+@dataclass(frozen=True)
+class SegmentationScore:
+    """What a segmenter scores on a split, over all its pixels but those to be ignored.
+
+    Attributes:
+        miou: Mean over classes of intersection over union, in percent; classes that occur neither in predictions nor
+            in masks are left aside.
+        pixel_accuracy: Percent of pixels whose class is right.
+        ious: Intersection over union of every class in percent; None for one that does not occur.
+        loss: Mean cross-entropy of a pixel in nats.
+        images: How many images were judged.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    ious: tuple[float | None, ...]
+    loss: float
+    images: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ious", tuple(self.ious))  # which JSON gives as a list
+
+    @property
+    def main(self) -> float:
+        """The score that models are compared by."""
+        return self.miou
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return "mean IoU"
+
+    def entry(self) -> dict[str, Any]:
+        """The scores of an epoch, as its record has them."""
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "ious": list(self.ious),
+            "val_loss": self.loss,
+        }
+
+
+@dataclass(frozen=True)
+class MeanTaskScore:
+    """What a classifier of several tasks scores, each of which counts the same.
+
+    Attributes:
+        top1: Mean over the tasks of their top-1 accuracies, in percent.
+        top5: The same of top-5.
+        loss: Mean of their cross-entropies.
+        images: How many images were judged in all.
+        tasks: Top-1 of every task.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    tasks: Mapping[str, float]
+
+    @classmethod
+    def of(cls, scores: Mapping[str, Accuracy]) -> MeanTaskScore:
+        """The average of tasks' scores."""
+        top1, top5, loss = (
+            statistics.fmean(getattr(score, name) for score in scores.values()) for name in ("top1", "top5", "loss")
+        )
+        images = sum(score.images for score in scores.values())
+        return cls(top1, top5, loss, images, {name: score.top1 for name, score in scores.items()})
+
+    @property
+    def main(self) -> float:
+        """The score that models are compared by."""
+        return self.top1
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return "mean top-1"
+
+    def entry(self) -> dict[str, Any]:
+        """The scores of an epoch, as its record has them."""
+        return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss, "tasks": dict(self.tasks)}
+
+
+SetScore = Accuracy | SegmentationScore
+"""Of one data set."""
+
+
+Score = SetScore | MeanTaskScore
+
+
+def score_from(values: Mapping[str, Any]) -> Score:
+    """A score from the plain values that ``dataclasses.asdict`` made of it."""
+    if "miou" in values:
+        return SegmentationScore(**values)
+    return MeanTaskScore(**values) if "tasks" in values else Accuracy(**values)
+
+
+class TopKCounter:
     """What a classifier gets right among its first and its five best guesses."""
 
     def __init__(self) -> None:
@@ -42,7 +175,7 @@ class Guesses:
         return Accuracy(100 * right / images, 100 * right5 / images, loss / images, int(images))
 
 
-class Confusion:
+class ConfusionMatrix:
     """How often a segmenter takes each class for each other, pixel by pixel."""
 
     def __init__(self, ignore_index: int) -> None:
@@ -74,7 +207,7 @@ class Confusion:
         self._images += len(masks)
         self._device = logits.device
 
-    def result(self, reduce: Any = None) -> Overlap:
+    def result(self, reduce: Any = None) -> SegmentationScore:
         """Intersection over union, over all pixels of all processes; 0 where no pixel was judged."""
         assert self._matrix is not None, "no images were counted"
         matrix, loss, images = self._matrix, self._loss, torch.tensor(self._images)
@@ -90,10 +223,97 @@ class Confusion:
             100 * hit / whole if whole else None for hit, whole in zip(hits.tolist(), union.tolist(), strict=True)
         )
         present = [iou for iou in ious if iou is not None]
-        return Overlap(
+        return SegmentationScore(
             miou=sum(present) / max(1, len(present)),
             pixel_accuracy=100 * float(hits.sum()) / max(1.0, pixels),
             ious=ious,
             loss=float(loss) / max(1.0, pixels),
             images=int(images),
         )
+
+
+def accuracy(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Any]], *, precision: str = "fp32", reduce: Any = None
+) -> Accuracy:
+    """Scores a classifier; see ``accuracies``."""
+    return accuracies({"": model}, batches, precision=precision, reduce=reduce)[""]
+
+
+def accuracies(
+    models: Mapping[Key, nn.Module],
+    batches: Iterable[tuple[Tensor, Any]],
+    *,
+    precision: str = "fp32",
+    reduce: Any = None,
+) -> dict[Key, Accuracy]:
+    """Scores classifiers on the same images, which are read once.
+
+    Args:
+        models: Classifiers on one device; put into evaluation mode and back.
+        batches: Normalised images and integer labels.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+        reduce: Sums a tensor over processes, for example ``Accelerator.reduce``; None with one process.
+
+    Returns:
+        Percentages and mean loss over all images of all processes, per model.
+    """
+    tallies = {key: TopKCounter() for key in models}
+    _count(models, tallies, batches, precision)
+    return {key: tally.result(reduce) for key, tally in tallies.items()}
+
+
+def task_score(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Any]],
+    ignore_index: int | None,
+    *,
+    precision: str = "fp32",
+    reduce: Any = None,
+) -> SetScore:
+    """Scores a classifier or a segmenter.
+
+    Args:
+        model: Put into evaluation mode and back.
+        batches: Normalised images, with integer labels or masks.
+        ignore_index: The value of mask pixels that are not judged; None for labels.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+        reduce: Sums a tensor over processes, for example ``Accelerator.reduce``; None with one process.
+
+    Returns:
+        ``Accuracy`` or ``SegmentationScore``, over all images of all processes.
+    """
+    if ignore_index is None:
+        return accuracy(model, batches, precision=precision, reduce=reduce)
+    tally = ConfusionMatrix(ignore_index)
+    _count({"": model}, {"": tally}, batches, precision)
+    return tally.result(reduce)
+
+
+def _count(
+    models: Mapping[Key, nn.Module],
+    tallies: Mapping[Key, TopKCounter] | Mapping[Key, ConfusionMatrix],
+    batches: Iterable[tuple[Tensor, Any]],
+    precision: str,
+) -> None:
+    """Adds what models say of images to their tallies; the images are read once."""
+    device = next(next(iter(models.values())).parameters()).device
+    training = {key: model.training for key, model in models.items()}
+    for model in models.values():
+        model.eval()
+    with torch.inference_mode():
+        for images, targets in batches:
+            images, targets = images.to(device, non_blocking=True), targets.to(device)
+            for key, model in models.items():
+                with autocast(device.type, precision):
+                    logits = model(images).float()
+                tallies[key].add(logits, targets)
+    for key, model in models.items():
+        model.train(training[key])
+
+
+def autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager[None]:
+    """Torch's autocast for a recipe's precision; nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device_type, dtype)

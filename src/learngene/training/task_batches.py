@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from learngene.data.batches import Part, TrainBatches, eval_loader, loaded_parts
 from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec, Train
-from learngene.training.measure import Accuracy, Average, accuracy
+from learngene.training.scores import Accuracy, MeanTaskScore, accuracy
 
 TASK = 5
 """Purpose of randomness beside those of ``batches.py`` and ``loop.py``: whose turn it is."""
@@ -169,7 +169,7 @@ class TaskFeed:
         assert self.current is not None
         return self.current.turn(epoch, step)
 
-    def score(self, model: nn.Module, precision: str, rank: int, processes: int, reduce: Any) -> Average:
+    def score(self, model: nn.Module, precision: str, rank: int, processes: int, reduce: Any) -> MeanTaskScore:
         """Every task's accuracy, and their mean."""
         scores: dict[str, Accuracy] = {}
         for name, task in self.tasks.items():
@@ -185,7 +185,7 @@ class TaskFeed:
                     processes=processes,
                 )
             scores[name] = accuracy(model, self.loaders[name], precision=precision, reduce=reduce)
-        return Average.of(scores)
+        return MeanTaskScore.of(scores)
 
 
 def joined(sets: Mapping[str, ImageSet]) -> ImageSet:

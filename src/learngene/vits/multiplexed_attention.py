@@ -16,13 +16,12 @@ from jaxtyping import Float, Int
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from learngene.methods.mini_init import BUCKETS
-
 RATIO = 1.9
 ALPHA, BETA, GAMMA = RATIO, 2 * RATIO, 8 * RATIO
 """iRPE's piecewise function at this ratio: exact up to ALPHA patches, logarithmic to GAMMA, never beyond BETA."""
 
 PER_SIDE = int(BETA)
+BUCKETS = (2 * PER_SIDE + 1) ** 2
 """Buckets left and right of 0 on one axis."""
 
 

@@ -313,10 +313,10 @@ class ViTShape:
         import torch
         from timm.models.vision_transformer import VisionTransformer
 
-        from learngene.vits.skeleton import Undrawn
+        from learngene.vits.skeleton import SkipInit
 
         arguments = self.timm_kwargs() | {"weight_init": "skip"}
-        with Undrawn():
+        with SkipInit():
             if not parts:  # telling timm is faster than telling torch, which then looks at every operation
                 return VisionTransformer(**arguments, device="meta")
             with torch.device("meta"):

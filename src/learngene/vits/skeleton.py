@@ -13,7 +13,7 @@ DRAWS: frozenset[Callable[..., Any]] = frozenset(
 ) | {Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_}
 
 
-class Undrawn(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Leaves tensors as they are where torch would initialise them.
 
     On the meta device there is nothing to initialise, but torch traces every draw, which takes longer than building

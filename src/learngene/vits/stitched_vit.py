@@ -16,7 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from learngene.vits.stitched_shape import Segment
+from learngene.vits.segment import Segment
 
 __all__ = ["StitchedViT"]
 

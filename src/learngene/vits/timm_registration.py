@@ -20,8 +20,8 @@ def register_with_timm() -> None:
     """Registers now if timm is imported, else as soon as it is."""
     if TIMM_MODELS in sys.modules:
         _register()
-    elif not any(isinstance(finder, _OnceTimmIsImported) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _OnceTimmIsImported())
+    elif not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TimmFinder())
 
 
 def _register() -> None:
@@ -29,7 +29,7 @@ def _register() -> None:
         importlib.import_module(f"learngene.vits.{name}")
 
 
-class _OnceTimmIsImported(importlib.abc.MetaPathFinder):
+class _TimmFinder(importlib.abc.MetaPathFinder):
     """Finds nothing itself; lets timm.models be found and loaded as ever, then registers."""
 
     def find_spec(
@@ -40,11 +40,11 @@ class _OnceTimmIsImported(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader)
         return spec
 
 
-class _ThenRegister(importlib.abc.Loader):
+class _RegisteringLoader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from learngene.genes.gene_file import GeneHeader, read_header
 from learngene.methods.stitching import Path as Route
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.system.errors import LearngeneError
 from learngene.system.png import save_png
 from learngene.vits.shape import ViTShape
@@ -93,7 +93,7 @@ def pool_picture(gene: GeneHeader | str | Path, out: Path, path: str | None = No
 
     header = gene if isinstance(gene, GeneHeader) else read_header(gene)
     kind, auxiliary = header.method, header.shape
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, StitchedRows):
         raise LearngeneError(
             f"{header.path}: a gene of method {kind.name}, which has no rows to draw; pictures of layers need a "
             "descendant folder, see `learngene expand`"
@@ -131,7 +131,7 @@ def pool_picture(gene: GeneHeader | str | Path, out: Path, path: str | None = No
     save_png(figure, out)
 
 
-def _example(kind: Rows, auxiliary: ViTShape) -> Route:
+def _example(kind: StitchedRows, auxiliary: ViTShape) -> Route:
     """A path through most rows, about as deep as the auxiliary shape, with an equal share of every row."""
 
     def rank(path: Route) -> tuple[int, int, int]:
@@ -141,7 +141,7 @@ def _example(kind: Rows, auxiliary: ViTShape) -> Route:
     return min(kind.paths(auxiliary), key=rank)
 
 
-def _point(kind: Rows, auxiliary: ViTShape, path: Route, scores: dict[str, float]) -> tuple[int, float | None]:
+def _point(kind: StitchedRows, auxiliary: ViTShape, path: Route, scores: dict[str, float]) -> tuple[int, float | None]:
     """Parameters of a path, and its top-1 if it was measured."""
     shape = kind.shape_of(auxiliary, path)
     return shape.params(), scores.get(shape.path)
@@ -172,7 +172,7 @@ def _draw_rows(axis: Axes, layout: _Layout) -> None:
     axis.axis("off")
 
 
-def _draw_stitches(axis: Axes, layout: _Layout, kind: Rows, auxiliary: ViTShape) -> None:
+def _draw_stitches(axis: Axes, layout: _Layout, kind: StitchedRows, auxiliary: ViTShape) -> None:
     """A line for every stitch; those between rows that are no neighbours pass behind the row between, dashed."""
     for source, target in kind.row_pairs():
         far = abs(target - source) > 1
@@ -220,7 +220,7 @@ def _end(axis: Axes, x: float, y: float, text: str, face: str, edge: str, color:
 # -- scores ----------------------------------------------------------------------------------------------
 
 
-def _draw_scores(axis: Axes, kind: Rows, points: dict[Route, tuple[int, float]], chosen: Route) -> None:
+def _draw_scores(axis: Axes, kind: StitchedRows, points: dict[Route, tuple[int, float]], chosen: Route) -> None:
     """Top-1 over parameters, one point for every path."""
     whole = {path: point for path, point in points.items() if len(path) == 1}
     stitched = [point for path, point in points.items() if len(path) > 1]

@@ -11,8 +11,8 @@ from learngene.methods.lsamd import LSAMD
 from learngene.methods.pool import Pool
 from learngene.methods.sws import SWS
 from learngene.methods.tal import TAL
-from learngene.methods.tal.hypernetwork import LARGEST
 from learngene.methods.tal.ranges import sizes_of
+from learngene.methods.tal.sizes import LARGEST
 from learngene.vits.shape import ViTShape
 
 Outcome = tuple[bool, str]

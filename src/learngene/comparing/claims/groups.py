@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from learngene.comparing.claims.exact import STRUCTURAL
-from learngene.comparing.results import Row
+from learngene.comparing.results import ResultRow
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.loading import apply_overrides, load_yaml, read_fields, with_data
 from learngene.recipe.one_line_faults import validated
@@ -25,7 +25,7 @@ from learngene.system.files import find_folder
 SCALES = ("laptop", "gpu", "paper")
 PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL")
 """In the order in which lists show them."""
-METRICS = tuple(name for name, kind in Row.__annotations__.items() if kind in ("float", "int"))
+METRICS = tuple(name for name, kind in ResultRow.__annotations__.items() if kind in ("float", "int"))
 
 
 class Filter(Section):
@@ -36,7 +36,7 @@ class Filter(Section):
     task: str | list[str] | None = None
     budget: str | list[str] | None = None
 
-    def keeps(self, row: Row) -> bool:
+    def keeps(self, row: ResultRow) -> bool:
         """Whether a row agrees."""
         for name in type(self).model_fields:
             wanted = getattr(self, name)

@@ -13,11 +13,11 @@ from typing import Any
 from learngene.comparing.claims.exact import STRUCTURAL
 from learngene.comparing.claims.groups import Claim, ClaimGroup
 from learngene.comparing.claims.verdict import judge, overall
-from learngene.comparing.results import Row, group, mean_and_spread
+from learngene.comparing.results import ResultRow, group, mean_and_spread
 from learngene.recipe.compare import CompareRecipe
+from learngene.system.environment import commit, environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_file
-from learngene.training.measure import commit, environment
 
 KIND, VERSION = "learngene verdict", 1
 
@@ -45,7 +45,7 @@ def reproduce(
     Raises:
         LearngeneError: If a cell cannot be run, or a file stands where a result belongs.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     path = recipe.out / "claims" / f"{claims.id}.json"
     _refuse_foreign(path)
     plots: list[str] = []
@@ -80,7 +80,7 @@ def reproduce(
     return path, faults
 
 
-def judged(claim: Claim, rows: Sequence[Row], scale: str) -> dict[str, Any]:
+def judged(claim: Claim, rows: Sequence[ResultRow], scale: str) -> dict[str, Any]:
     """A claim with its verdict."""
     out: dict[str, Any] = {"text": claim.text, "printed": claim.printed, "exact": claim.exact, "verdicts": []}
     out |= {"finding": claim.finding.get(scale, ""), "figures": "", "statistic": None}  # type: ignore[call-overload]
@@ -94,7 +94,7 @@ def judged(claim: Claim, rows: Sequence[Row], scale: str) -> dict[str, Any]:
     return out | {"outcome": overall(verdict.outcome for verdict in verdicts)}
 
 
-def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def table(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     """Means and spreads over seeds, one entry per task, budget, shape and contender."""
     out = []
     for (task, budget, shape, contender), some in group(rows, "task", "budget", "shape", "contender").items():
@@ -111,7 +111,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return out
 
 
-def _seconds(rows: Sequence[Row]) -> float:
+def _seconds(rows: Sequence[ResultRow]) -> float:
     """Training time behind all rows: every cell, and every gene once."""
     genes = {row.gene: row.gene_seconds for row in rows}
     return sum(row.seconds for row in rows) + sum(genes.values())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from learngene.comparing.claims.groups import Filter, Statistic
-from learngene.comparing.results import Row
+from learngene.comparing.results import ResultRow
 
 Outcome = Literal["holds", "does not hold", "inconclusive"]
 FEWEST_SEEDS = 3
@@ -49,7 +49,7 @@ class Verdict:
     reason: str = ""
 
 
-def judge(statistic: Statistic, rows: Sequence[Row]) -> list[Verdict]:
+def judge(statistic: Statistic, rows: Sequence[ResultRow]) -> list[Verdict]:
     """One verdict per comparison of a statistic (one in all if nothing is subtracted), or per shape of each."""
     others: Iterable[Filter | None] = statistic.minus or [None]
     if not statistic.each:
@@ -74,7 +74,7 @@ def overall(outcomes: Iterable[Outcome]) -> Outcome:
     return "holds" if found == {"holds"} else "inconclusive"
 
 
-def _judge(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> Verdict:
+def _judge(statistic: Statistic, other: Filter | None, rows: Sequence[ResultRow]) -> Verdict:
     against = _in_words(other) if other else ""
     values, reason = _values(statistic, other, rows)
     if not reason and len(values) < FEWEST_SEEDS:
@@ -104,7 +104,7 @@ def half_width(values: Sequence[float]) -> float:
     return float(t.ppf(CONFIDENCE, len(values) - 1)) * deviation / len(values) ** 0.5
 
 
-def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> tuple[list[float], str]:
+def _values(statistic: Statistic, other: Filter | None, rows: Sequence[ResultRow]) -> tuple[list[float], str]:
     """The statistic per seed, and what is missing if something is."""
     out: list[float] = []
     first: list[tuple[str, ...]] | None = None
@@ -131,7 +131,7 @@ def _values(statistic: Statistic, other: Filter | None, rows: Sequence[Row]) -> 
     return out, "" if out else "no results"
 
 
-def _places(rows: Sequence[Row], own: Filter, other: Filter | None) -> list[tuple[str, ...]]:
+def _places(rows: Sequence[ResultRow], own: Filter, other: Filter | None) -> list[tuple[str, ...]]:
     """Where a side's cells stand, in what the two sides do not differ in on purpose."""
     fields = [name for name in ("shape", "task", "budget") if _alike(own, other, name)]
     return sorted(tuple(str(getattr(row, name)) for name in fields) for row in rows)
@@ -142,7 +142,7 @@ def _alike(own: Filter, other: Filter | None, name: str) -> bool:
     return mine is None or theirs is None or mine == theirs
 
 
-def _summary(statistic: Statistic, rows: Sequence[Row], metric: str | None = None) -> float:
+def _summary(statistic: Statistic, rows: Sequence[ResultRow], metric: str | None = None) -> float:
     values = [float(getattr(row, metric or statistic.metric)) for row in rows]
     if statistic.best:
         return max(values)
@@ -152,7 +152,7 @@ def _summary(statistic: Statistic, rows: Sequence[Row], metric: str | None = Non
     return statistics.linear_regression(over, values).slope
 
 
-def _agreement(mine: Sequence[Row], theirs: Sequence[Row]) -> float:
+def _agreement(mine: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> float:
     """Cohen's kappa of whether the base block is taken, over all tasks and layers of two searches."""
     one, two = mine[0].choices, theirs[0].choices
     if len(one) != len(two):

@@ -21,16 +21,19 @@ from learngene.methods import default_settings
 from learngene.methods import method as find_method
 from learngene.methods.tal import TAL, Hypernetwork, LoGAH
 from learngene.methods.tal.task_embedding import TaskEmbedding
-from learngene.recipe.hyper import Guidance, HomeHyper
-from learngene.recipe.loading import CondenseRecipe, build_recipe
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.hyper import Guidance, Stage1Hyper
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import default_crop
 from learngene.recipe.tune import TuneRecipe
+from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_full_disk
-from learngene.training.loop import Stage, TrainResult, make_accelerator, refuse_unknown_optimizer
-from learngene.training.measure import environment
+from learngene.training.loop import make_accelerator
+from learngene.training.optimizer import refuse_unknown_optimizer
 from learngene.training.run import run_bytes, run_stage, write_once
 from learngene.training.run_folder import RunFolder
+from learngene.training.stage import Stage, TrainResult
 from learngene.training.task_batches import TaskFeed, TaskImages, joined
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.shape import ViTShape
@@ -41,7 +44,7 @@ Images = tuple[ImageSet, ImageSet]
 # -- stage 1 -------------------------------------------------------------------------------------------------
 
 
-def train_on_home(
+def train_stage1(
     recipe: CondenseRecipe, gene: Learngene, ancestry: Ancestry | None, images: Images, *, keep: bool, show: bool
 ) -> TrainResult:
     """Stage 1: a hypernetwork learns to predict ViTs for one data set, under the ancestry's guidance.
@@ -54,7 +57,7 @@ def train_on_home(
         keep: Write the run folder.
         show: Whether to print progress.
     """
-    hyper = recipe.hyper or HomeHyper()
+    hyper = recipe.hyper or Stage1Hyper()
     guidance, teacher_width = hyper.guidance, ancestry.width if ancestry else 0
     meta = MetaBatch(gene, hyper, guidance=guidance, teacher_width=teacher_width, drop_path=recipe.train.drop_path)
     patches = guidance.features == "channel-wise"
@@ -118,7 +121,7 @@ def refuse_task_dim(ancestry: Ancestry, method: Hypernetwork) -> None:
 
 
 @dataclass
-class Tuned:
+class TuneResult:
     """What stage 2 made: the gene, where it was written, and how the training went."""
 
     gene: Learngene
@@ -316,7 +319,7 @@ def run(
     images: Mapping[str, Images] | None = None,
     keep: bool = True,
     show: bool = True,
-) -> Tuned:
+) -> TuneResult:
     """Runs stage 2, or continues it if its run folder holds an unfinished run.
 
     Args:
@@ -345,7 +348,7 @@ def run(
     tuned.metadata = provenance(prepared, embeddings, result)
     if path:
         write_once(lambda: tuned.save(path, dtype=recipe.dtype))
-    return Tuned(tuned, path, result)
+    return TuneResult(tuned, path, result)
 
 
 def embed_tasks(prepared: Prepared) -> dict[str, TaskEmbedding]:

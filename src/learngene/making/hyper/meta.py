@@ -20,8 +20,8 @@ from learngene.methods.tal.hypernetwork import Hypernetwork
 from learngene.methods.tal.predict import predict, predict_matrix
 from learngene.methods.tal.ranges import draw
 from learngene.recipe.hyper import Guidance, Hyper
-from learngene.training.loop import set_drop_path
 from learngene.training.losses import classification_loss
+from learngene.training.stage import set_drop_path
 from learngene.vits.shape import ViTShape
 
 Predicted = tuple[Tensor, Tensor, Tensor | None, Tensor]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from learngene.genes.ancestry import Ancestry
 from learngene.making.pool.features import Features, watched
 from learngene.recipe.sections import Distill, PoolSpec
-from learngene.training.loop import Objective
 from learngene.training.losses import classification_loss, distillation_loss
+from learngene.training.stage import Objective
 
 Images = Float[Tensor, "batch channels height width"]
 Scalar = Float[Tensor, ""]

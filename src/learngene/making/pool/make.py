@@ -32,16 +32,18 @@ from learngene.making.pool.rows import (
 from learngene.making.pool.stitches import least_squares_stitches, transformation_stitches
 from learngene.methods import METHODS
 from learngene.methods.base import gene_name
-from learngene.methods.stitching import Rows
-from learngene.recipe.loading import CondenseRecipe, dump_recipe
+from learngene.methods.stitching import StitchedRows
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.loading import dump_recipe
 from learngene.recipe.sections import PoolSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_unwritable, write_file
-from learngene.training.loop import Objective, Stage, TrainResult, make_accelerator, set_drop_path
+from learngene.training.loop import make_accelerator
 from learngene.training.losses import classification_loss, guided_loss
-from learngene.training.measure import Accuracy, accuracies
 from learngene.training.run import finished, run_stage, write_once
 from learngene.training.run_folder import MARKER, refuse_other_recipe
+from learngene.training.scores import Accuracy, accuracies
+from learngene.training.stage import Objective, Stage, TrainResult, set_drop_path
 from learngene.vits.stitched_shape import Shape, StitchedShape
 
 Images = tuple[ImageSet, ImageSet]
@@ -225,7 +227,7 @@ def _start_stitches(
 
 def _stitch_init(recipe: CondenseRecipe) -> str:
     kind = METHODS[recipe.method]
-    assert issubclass(kind, Rows)
+    assert issubclass(kind, StitchedRows)
     return pool_of(recipe).stitches or kind.stitch_init
 
 
@@ -293,8 +295,8 @@ def score_paths(elastic: ElasticViT, recipe: CondenseRecipe, images: ImageSet) -
     return scores
 
 
-def _method(gene: Learngene) -> Rows:
-    assert isinstance(gene.method, Rows)
+def _method(gene: Learngene) -> StitchedRows:
+    assert isinstance(gene.method, StitchedRows)
     return gene.method
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from learngene.methods import method as find_method
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
+from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import content, hashed
-from learngene.recipe.loading import CondenseRecipe
 from learngene.recipe.sections import PoolSpec
 from learngene.system.errors import LearngeneError
 from learngene.vits.shape import ViTShape
@@ -49,7 +49,7 @@ def points_of(recipe: CondenseRecipe, ancestry_width: int) -> int:
 def row_shapes(recipe: CondenseRecipe) -> list[ViTShape]:
     """Every row of a pool recipe as a whole model."""
     kind = find_method(recipe.method, recipe.settings)
-    assert isinstance(kind, Rows)
+    assert isinstance(kind, StitchedRows)
     return kind.row_shapes(recipe.shape)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
 from learngene.making.pool.features import stream
-from learngene.methods.stitching import Rows
+from learngene.methods.stitching import StitchedRows
 from learngene.system.errors import LearngeneError
 
 CUTOFF = 1e-13
@@ -80,8 +80,8 @@ def least_squares_stitches(
             tensors[f"stitch.{source}.{target}.{layer}.bias"].copy_(bias)
 
 
-def _method(gene: Learngene) -> Rows:
-    assert isinstance(gene.method, Rows)
+def _method(gene: Learngene) -> StitchedRows:
+    assert isinstance(gene.method, StitchedRows)
     return gene.method
 
 

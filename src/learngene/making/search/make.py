@@ -26,14 +26,16 @@ from learngene.making.search.super_net import SuperNet, routed
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.loading import build_recipe, dump_recipe
 from learngene.recipe.search import SearchRecipe, TaskSearch
-from learngene.system.errors import LearngeneError
+from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
 from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
-from learngene.training.loop import InterruptedRun, Stage, make_accelerator, refuse_unknown_optimizer
+from learngene.training.loop import make_accelerator
 from learngene.training.losses import task_loss
+from learngene.training.optimizer import refuse_unknown_optimizer
 from learngene.training.record import diverged
 from learngene.training.run import finished, run_stage, write_once
 from learngene.training.run_folder import MARKER, refuse_other_kind
+from learngene.training.stage import Stage
 from learngene.vits.shape import ViTShape
 
 Images = tuple[ImageSet, ImageSet]
@@ -41,7 +43,7 @@ RECORD = "search.json"
 
 
 @dataclass
-class Searched:
+class SearchResult:
     """What a search made.
 
     Attributes:
@@ -202,7 +204,7 @@ def run(
     keep: bool = True,
     show: bool = True,
     say: Callable[[str], None] = announce,
-) -> Searched:
+) -> SearchResult:
     """Runs a search, or continues it: data sets that have their path are not searched again.
 
     Any number of processes, on one or several machines with a common folder, may run the same recipe at the same time.
@@ -423,7 +425,7 @@ def super_stage(prepared: Prepared, spec: TaskSearch, images: Images) -> Stage:
 # -- all data sets -----------------------------------------------------------------------------------------
 
 
-def keep_selected(prepared: Prepared, gene_file: Path | None, paths: list[TaskPath] | None = None) -> Searched:
+def keep_selected(prepared: Prepared, gene_file: Path | None, paths: list[TaskPath] | None = None) -> SearchResult:
     """Counts usage (equation 3), draws it, keeps the blocks that enough data sets use and writes the gene.
 
     Args:
@@ -460,7 +462,7 @@ def keep_selected(prepared: Prepared, gene_file: Path | None, paths: list[TaskPa
     gene.metadata["search"] = record
     if gene_file:
         write_once(lambda: gene.save(gene_file, dtype=recipe.dtype))
-    return Searched(gene, gene_file, paths, record)
+    return SearchResult(gene, gene_file, paths, record)
 
 
 def _keep_record(record: dict[str, Any], folder: Path) -> None:

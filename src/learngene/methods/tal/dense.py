@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learngene.methods.tal.encoder import linear
-from learngene.methods.tal.hypernetwork import KERNEL, Hypernetwork
+from learngene.methods.tal.hypernetwork import Hypernetwork
+from learngene.methods.tal.sizes import KERNEL
 
 
 @dataclass

@@ -13,7 +13,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from learngene.methods.tal.graph import Graph
-from learngene.methods.tal.hypernetwork import DEGREES, PATHS, Hypernetwork
+from learngene.methods.tal.hypernetwork import Hypernetwork
+from learngene.methods.tal.sizes import DEGREES, PATHS
 
 Tensors = Mapping[str, Tensor]
 Nodes = Float[Tensor, "graphs nodes hid"]

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from learngene.methods.tal.hypernetwork import SPATIAL
+from learngene.methods.tal.sizes import SPATIAL
 from learngene.vits.shape import ViTShape
 
 CONV, MSA, SUM, INPUT, BIAS, NORM, POSITION = 4, 5, 7, 9, 10, 12, 13

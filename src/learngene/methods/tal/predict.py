@@ -17,8 +17,9 @@ from torch import Tensor
 from learngene.methods.tal.dense import DenseDecoder, tiled
 from learngene.methods.tal.encoder import encode
 from learngene.methods.tal.graph import Graph, graph
-from learngene.methods.tal.hypernetwork import KERNEL, Hypernetwork
+from learngene.methods.tal.hypernetwork import Hypernetwork
 from learngene.methods.tal.low_rank import LowRankDecoder
+from learngene.methods.tal.sizes import KERNEL
 from learngene.vits.shape import ViTShape
 
 Weights = dict[str, Tensor]

@@ -1,0 +1,51 @@
+"""Optimizers and schedules, all of them timm's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from torch import nn
+
+from learngene.recipe.sections import Train
+from learngene.system.errors import LearngeneError, nearest
+
+
+def refuse_unknown_optimizer(spec: Train) -> None:
+    """Raises ``LearngeneError`` if timm has no optimizer of that name."""
+    known = list_optimizers()
+    if spec.optimizer not in known:
+        raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
+
+
+def make_optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
+    """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
+    refuse_unknown_optimizer(spec)
+    more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
+    if "adam" in spec.optimizer or spec.optimizer == "lamb":
+        more |= {"betas": spec.betas, "eps": spec.eps}
+    if spec.optimizer in ("adam", "adamw"):
+        more["fused"] = True  # one kernel for all tensors, which small models feel even on a CPU
+    rate = spec.lr * (spec.batch_size / spec.lr_batch if spec.lr_batch else 1.0)
+    return create_optimizer_v2(module, opt=spec.optimizer, lr=rate, weight_decay=spec.weight_decay, **more)
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int
+) -> CosineLRScheduler | PolyLRScheduler:
+    """Timm's cosine or polynomial schedule, counted in steps or in epochs."""
+    schedule = spec.schedule
+    unit = steps_per_epoch if schedule.stepping == "step" else 1
+    common: dict[str, Any] = {
+        # timm warns of a length of 1; its only rate is the first, which is that of any length.
+        "t_initial": max(2, spec.epochs * unit),
+        "lr_min": schedule.min_lr,
+        "warmup_t": round(schedule.warmup_epochs * unit),
+        "warmup_lr_init": schedule.warmup_lr,
+        "t_in_epochs": schedule.stepping != "step",
+    }
+    if schedule.kind == "poly":
+        return PolyLRScheduler(optimizer, power=schedule.power, **common)
+    return CosineLRScheduler(optimizer, **common)
