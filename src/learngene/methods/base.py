@@ -20,6 +20,7 @@ DEEPEST = 48
 """Deepest shape that planning looks at, unless the auxiliary model is deeper still."""
 
 Origin = Literal["condense", "extract", "search"]
+Making = Literal["stage", "pool", "hyper"]
 Part = Literal["stem", "norm", "head"]
 
 
@@ -36,6 +37,9 @@ class Method(ABC):
         origins: How a gene of it comes to be: ``condense`` trains one, ``extract`` reads it off a trained ViT,
             ``search`` finds out which of its blocks to read off, and a method with none of them needs no gene.
         needs_data: Whether extracting looks at the ancestry's activations on data.
+        making: Which module of ``making`` trains its gene, if it is trained: ``stage`` in one stage at the auxiliary
+            shape, ``pool`` rows first and then paths, ``hyper`` a hypernetwork on many shapes.
+        task_aware: Whether its weights depend on a task's embedding.
         distillation: The preset of ``sections.Distill`` that condensing takes by default.
     """
 
@@ -44,6 +48,8 @@ class Method(ABC):
     paper: ClassVar[str]
     origins: ClassVar[tuple[Origin, ...]] = ("condense",)
     needs_data: ClassVar[bool] = False
+    making: ClassVar[Making] = "stage"
+    task_aware: ClassVar[bool] = False
     distillation: ClassVar[str] = "none"
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Method, gene_name
+from learngene.methods.base import Making, Method, gene_name
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
 from learngene.vits.segment import Segment
 from learngene.vits.shape import ViTShape
@@ -61,6 +61,7 @@ class StitchedRows(Method):
     max_stitches: int = 1
     final_norm: bool = True
 
+    making: ClassVar[Making] = "pool"
     equal_depth: ClassVar[bool]
     """Whether all rows must have as many blocks."""
     stitch_init: ClassVar[str]
@@ -391,3 +392,9 @@ def _row(name: str, given: Any) -> Row:
             f"{name}: a row is a width or [embed_dim, depth, num_heads], all positive integers, not {given!r}"
         )
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
+
+
+def rows_of(method: Method) -> StitchedRows:
+    """The method as the rows that it is, where ``making`` says ``pool``."""
+    assert isinstance(method, StitchedRows)
+    return method

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from learngene.methods.base import Method, plain
+from learngene.methods.base import Making, Method, plain
 from learngene.methods.tal.ranges import Size, checked_shapes, limits, sizes_of
 from learngene.methods.tal.sizes import DEGREES, EDGES, KERNEL, LARGEST, NODE_TYPES, PATHS, SIZES, SPATIAL, Layout
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
@@ -58,7 +58,7 @@ class Hypernetwork(Method):
     architectures: str | tuple[Size, ...] = "vits-1k"
 
     decoder: ClassVar[Literal["low-rank", "dense"]] = "low-rank"
-    task_aware: ClassVar[bool] = False
+    making: ClassVar[Making] = "hyper"
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -343,3 +343,9 @@ class TAL(Hypernetwork):
     def _refuse_task_dim(self) -> None:
         if not isinstance(self.task_dim, int) or isinstance(self.task_dim, bool) or self.task_dim < 1:
             raise ShapeError(f"tal: task_dim must be the ancestry's feature width, not {self.task_dim!r}")
+
+
+def hypernetwork_of(method: Method) -> Hypernetwork:
+    """The method as the hypernetwork that it is, where ``making`` says ``hyper``."""
+    assert isinstance(method, Hypernetwork)
+    return method
