@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from learngene.cli.pictures.search import usage_picture
 from learngene.data.images import ImageSet, open_data
 from learngene.demo import DATA, MARKER, claim_folder, print_written, score_table, workers, write_record
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.making.finetune import finetune, scratch
 from learngene.making.search.make import run as run_search
+from learngene.making.search.usage_map import usage_picture
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.loading import build_recipe
 from learngene.recipe.search import SearchRecipe

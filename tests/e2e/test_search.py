@@ -427,7 +427,10 @@ def test_recipes_of_other_kinds_and_genes_without_a_search_are_refused(
     assert "a finetune recipe; run it with `learngene finetune`" in refused("search", other)
     pico_gene("lsamd", {"layers": [1, 3]}).save(tmp_path / "g.safetensors")
     line = refused("picture", tmp_path / "g.safetensors", "--out", tmp_path / "p.png")
-    assert f"{tmp_path / 'g.safetensors'}: made without a search, so there is no map of who took which block;" in line
+    assert (
+        f"{tmp_path / 'g.safetensors'}: made without a search, so there is no map of the blocks that data sets took;"
+        in line
+    )
     assert "is of lsamd, which has no paths; leave it out" in refused(
         "picture", tmp_path / "g.safetensors", "--path", "1+2", "--out", tmp_path / "p.png"
     )

@@ -13,11 +13,11 @@ import learngene
 import learngene.making.search.make as searching
 from comparisons import written
 from learngene import Ancestry
-from learngene.cli.pictures.search import usage_picture
 from learngene.data.batches import eval_loader
 from learngene.making.search.make import Prepared, prepare, run, search_task, super_stage
 from learngene.making.search.paths import TaskPath, layer_usage, read_path
 from learngene.making.search.select import above, selected, soft_usage, usage
+from learngene.making.search.usage_map import usage_picture
 from learngene.recipe.loading import apply_overrides
 from learngene.recipe.sections import Routing, Selection, Train
 from learngene.system.errors import LearngeneError, RecipeError

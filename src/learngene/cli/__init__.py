@@ -14,7 +14,7 @@ import typer
 from learngene import __version__
 from learngene.cli import experiments, genes, models  # noqa: F401 - they register their commands
 from learngene.cli.app import app
-from learngene.system.errors import LearngeneError
+from learngene.system.errors import InterruptedRun, LearngeneError
 
 
 @app.callback(invoke_without_command=True)
@@ -41,6 +41,8 @@ def _one_line(debug: bool) -> Iterator[None]:
     """Turns errors into one line and an exit code, unless the traceback is asked for."""
     try:
         yield
+    except InterruptedRun as stop:
+        _fail(f"stopped and saved at {stop.where}; the same command continues", 128 + stop.signal_number)
     except LearngeneError as error:
         if debug:
             raise
@@ -49,9 +51,6 @@ def _one_line(debug: bool) -> Iterator[None]:
         # The reader went away, as `head` does; not an error, but Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if type(error).__name__ == "InterruptedRun":  # by name, because its module imports torch
-            number, where = error.args
-            _fail(f"stopped and saved at {where}; the same command continues", 128 + number)
         if debug:
             raise
         if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument

@@ -163,9 +163,9 @@ def picture(
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     if Path(model).suffix == ".safetensors":
         from learngene.cli.pictures.pool import pool_picture
-        from learngene.cli.pictures.search import search_picture
         from learngene.cli.pictures.tasks import task_picture
         from learngene.genes.gene_file import read_header
+        from learngene.making.search.usage_map import search_picture
         from learngene.methods.stitching import StitchedRows
         from learngene.methods.tal import Hypernetwork
 

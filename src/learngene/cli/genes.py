@@ -187,7 +187,7 @@ def expand(
         raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
     loaded = Learngene.load(gene, verify_content=verify)
     chosen = choices(options)
-    if "task" in chosen and getattr(loaded.method, "task_aware", False):
+    if "task" in chosen and loaded.method.task_aware:
         if task is not None:
             raise LearngeneError("--task: is given twice, with --set task, too; leave one out")
         task = str(chosen.pop("task"))

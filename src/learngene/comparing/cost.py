@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob, SearchJob
-from learngene.methods.stitching import StitchedRows
-from learngene.methods.tal import Hypernetwork
+from learngene.methods.stitching import rows_of
+from learngene.methods.tal import hypernetwork_of
 from learngene.recipe.compare import HOME
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.hyper import Hyper
@@ -25,9 +25,6 @@ from learngene.system.errors import LearngeneError
 
 TRAINING = 3
 """Forward passes that a training step costs."""
-
-NO_WARM_UP = {"warmup_epochs": 0}
-"""For the cost of a single epoch, which a longer warm-up would not fit into."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +62,22 @@ def images_seen(train: Train, count: int) -> int:
 
 
 def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int]) -> Cost:
-    """The cost of a cell's descendant within a comparison.
-
-    Args:
-        cell: The cell.
-        comparison: All cells, among which gene and ancestry are shared.
-        train_images: Training images by task.
-    """
-    tune = images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.macs if cell.train else 0
-    gene = cell.gene
+    """The cost of a cell's descendant within a comparison, among whose cells gene and ancestry are shared."""
+    gene, mine = cell.gene, [other for other in comparison.cells if other.contender == cell.contender]
     origins = [*([gene.ancestry] if gene.ancestry else []), *gene.anchors] if gene else []
-    sharing, all_of_it = _sharing(comparison)
+    users = [other for other in mine if gene and other.gene and other.gene.path == gene.path]
     return Cost(
-        tune=tune,
+        tune=images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.macs if cell.train else 0,
         gene=gene_macs(gene, train_images) if gene else 0,
         ancestry=sum(ancestry_macs(each, train_images[HOME]) for each in origins),
-        gene_shared_by=sharing.get((cell.contender, str(gene.path)), 1) if gene else 1,
-        ancestry_shared_by=all_of_it[cell.contender],
+        gene_shared_by=_descendants(users) if gene else 1,
+        ancestry_shared_by=_descendants(mine),
     )
+
+
+def _descendants(cells: list[Cell]) -> int:
+    """Budgets and seeds aside, how many models a user would make; at least 1."""
+    return len({(cell.task, cell.shape_name) for cell in cells}) or 1
 
 
 def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
@@ -92,33 +87,30 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
     paths of average size, with a guide if there is one. Of a search: all its super nets. Of a hypernetwork: ViTs of
     average size; predicting them is left out, as it does not depend on the number of images.
     """
-    cost = sum(part_macs(part, train_images) for part in gene.parts)
-    if isinstance(gene.recipe, TuneRecipe):
-        images = sum(train_images[task] for task in gene.recipe.tasks)
-        spec = gene.recipe.train
-        seen = spec.epochs * -(-images // spec.batch_size) * spec.batch_size
-        return cost + seen * TRAINING * predicted_macs(gene, gene.recipe.hyper)
-    if not isinstance(gene.recipe, CondenseRecipe):
+    recipe, cost = gene.recipe, sum(part_macs(part, train_images) for part in gene.parts)
+    if isinstance(recipe, TuneRecipe):
+        batches = -(-sum(train_images[task] for task in recipe.tasks) // recipe.train.batch_size)
+        seen = recipe.train.epochs * batches * recipe.train.batch_size
+        return cost + seen * TRAINING * _predicted_macs(gene, recipe.hyper)
+    if not isinstance(recipe, CondenseRecipe):
         return cost
-    home_images = train_images[HOME]
     teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
-    if gene.recipe.hyper is not None:
-        student = TRAINING * predicted_macs(gene, gene.recipe.hyper)
-        return cost + images_seen(gene.recipe.train, home_images) * (student + teacher)
-    if not isinstance(gene.method, StitchedRows):
-        return images_seen(gene.recipe.train, home_images) * (TRAINING * gene.shape.macs() + teacher)
-    train = gene.recipe.path_train()
-    if train is not None:
-        shapes = [gene.method.shape_of(gene.shape, path).macs() for path in gene.method.paths(gene.shape)]
-        guide = teacher if gene.recipe.pool and gene.recipe.pool.guide != "none" else 0
-        cost += images_seen(train, home_images) * (TRAINING * sum(shapes) // len(shapes) + guide)
-    return cost
+    train, per_image = recipe.train, TRAINING * gene.shape.macs() + teacher
+    if recipe.hyper is not None:
+        per_image = TRAINING * _predicted_macs(gene, recipe.hyper) + teacher
+    elif gene.method.making == "pool":
+        path_train, rows = recipe.path_train(), rows_of(gene.method)
+        if path_train is None:
+            return cost
+        macs = [rows.shape_of(gene.shape, path).macs() for path in rows.paths(gene.shape)]
+        guide = teacher if recipe.pool and recipe.pool.guide != "none" else 0
+        train, per_image = path_train, TRAINING * sum(macs) // len(macs) + guide
+    return cost + images_seen(train, train_images[HOME]) * per_image
 
 
-def predicted_macs(gene: GeneJob, hyper: Hyper) -> int:
+def _predicted_macs(gene: GeneJob, hyper: Hyper) -> int:
     """Multiply-adds of one image through the ViTs that a step predicts, which are of average size."""
-    assert isinstance(gene.method, Hypernetwork)
-    shapes = list(gene.method.shapes(gene.shape, gene.shape))
+    shapes = list(hypernetwork_of(gene.method).shapes(gene.shape, gene.shape))
     return hyper.meta_batch * sum(shape.macs() for shape in shapes) // len(shapes)
 
 
@@ -172,36 +164,26 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
     Raises:
         LearngeneError: If a contender's gene alone costs more than that; all of them are named.
     """
-    reference = {c.place: c for c in comparison.cells}
+    reference = {cell.place: cell for cell in comparison.cells}
     out: dict[Place, int] = {}
     faults: dict[str, None] = {}
     for cell in comparison.cells:
-        model = comparison.recipe.budgets[cell.budget].cost_of
-        if model is None:
-            continue
-        other = reference.get((model, cell.shape_name, cell.task, cell.budget, cell.seed))
-        if other is None:
-            raise LearngeneError(
-                f"budgets.{cell.budget}.cost_of: contender '{model}' is not run; add it to run.contenders"
-            )
         budget, contender = comparison.recipe.budgets[cell.budget], comparison.recipe.contenders[cell.contender]
-        one = comparison.recipe.train("tune", budget.tune, contender.tune, {"epochs": 1, "schedule": NO_WARM_UP})
+        if budget.cost_of is None:
+            continue
+        other = reference.get((budget.cost_of, *cell.place[1:]))
+        if other is None:
+            what = f"budgets.{cell.budget}.cost_of: contender '{budget.cost_of}' is not run"
+            raise LearngeneError(f"{what}; add it to run.contenders")
+        # A longer warm-up would not fit into a single epoch.
+        one = comparison.recipe.train(
+            "tune", budget.tune, contender.tune, {"epochs": 1, "schedule": {"warmup_epochs": 0}}
+        )
         per_epoch = images_seen(one, train_images[cell.task]) * TRAINING * cell.macs
         left = cost_of(other, comparison, train_images).total - cost_of(cell, comparison, train_images).shared
         if left < 0:
-            faults[f"{cell.contender} at {cell.shape_name} costs more than {model} before any tuning"] = None
+            faults[f"{cell.contender} at {cell.shape_name} costs more than {budget.cost_of} before any tuning"] = None
         out[cell.place] = int(other.train.epochs if cell is other and other.train else left // per_epoch)
     if faults:
         raise LearngeneError("budgets: no equal cost is possible: " + "; ".join(faults))
     return out
-
-
-def _sharing(comparison: Comparison) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
-    """How many descendants use each gene of a contender, and how many each contender makes in all."""
-    users: dict[tuple[str, str], set[tuple[str, str]]] = {}
-    made: dict[str, set[tuple[str, str]]] = {}
-    for cell in comparison.cells:
-        made.setdefault(cell.contender, set()).add((cell.task, cell.shape_name))
-        if cell.gene:
-            users.setdefault((cell.contender, str(cell.gene.path)), set()).add((cell.task, cell.shape_name))
-    return {key: len(value) for key, value in users.items()}, {key: len(value) for key, value in made.items()}

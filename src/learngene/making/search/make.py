@@ -23,6 +23,7 @@ from learngene.making.finetune import fill_preprocessing, fresh_head
 from learngene.making.search.paths import TaskPath, damaged, layer_usage, read_path
 from learngene.making.search.select import selected, soft_usage, usage
 from learngene.making.search.super_net import SuperNet, routed
+from learngene.making.search.usage_map import usage_picture
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.loading import build_recipe, dump_recipe
 from learngene.recipe.search import SearchRecipe, TaskSearch
@@ -466,8 +467,6 @@ def keep_selected(prepared: Prepared, gene_file: Path | None, paths: list[TaskPa
 
 
 def _keep_record(record: dict[str, Any], folder: Path) -> None:
-    from learngene.cli.pictures.search import usage_picture
-
     text = json.dumps(record, indent=1) + "\n"
     write_once(lambda: write_file(folder / RECORD, lambda temporary: temporary.write_text(text)))
     write_once(lambda: usage_picture(record, folder / "usage.png"))
