@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from learngene import analysis, scratch
+from learngene import scratch
+from learngene.cli.pictures.layers import picture as layer_picture
 from learngene.system.errors import LearngeneError
+from learngene.vits import linearity as analysis
 from learngene.vits.shape import MODULE_PARAMS
 from pico import pico_gene, pico_shape
 
@@ -77,7 +79,7 @@ def test_random_weights_fit_a_line_as_often_as_is_said(depth: int) -> None:
 
 
 def test_the_picture_is_a_whole_file(tmp_path: Path) -> None:
-    analysis.picture(scratch(pico_shape(depth=5), 0), tmp_path / "lines.png")
+    layer_picture(scratch(pico_shape(depth=5), 0), tmp_path / "lines.png")
     with Image.open(tmp_path / "lines.png") as image:
         assert image.format == "PNG"
         assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 10
