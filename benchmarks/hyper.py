@@ -65,7 +65,7 @@ def main() -> None:
         targets.append(target(f"{name}: training step over plain", step, most))
         predict = 1e3 * sorted(found[f"{name}: predict"])[PREDICTIONS // 2]
         targets.append(target(f"{name}: predicting, ms", predict, milliseconds))
-    deep, channels = SIZES["published"][1], method("logah").channels  # type: ignore[attr-defined]
+    deep, channels = SIZES["published"][1], method("logah").config.channels  # type: ignore[attr-defined]
     times |= paired_rounds({"graph, depth 12": lambda: timed(lambda: graph(deep, channels))}, 50, warm_up=2)
     targets.append(target("graph of depth 12, ms", 1e3 * sorted(times["graph, depth 12"])[25], 1.0))
     made, trained = alone("construct"), alone("step")

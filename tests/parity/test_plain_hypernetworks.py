@@ -137,7 +137,7 @@ def test_paths_beyond_the_cut_off_count_as_none() -> None:
 def test_channels_go_to_the_nearest_row(count: int, row: int) -> None:
     sizes = graph(token_shape(num_classes=count), tuple(CHANNELS)).sizes
     assert CHANNELS[int(sizes[-2, 0])] == CHANNELS[int(sizes[-1, 0])] == row
-    assert method("tal").channels == tuple(CHANNELS)  # type: ignore[attr-defined]
+    assert method("tal").config.channels == tuple(CHANNELS)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("side", "row"), [(1, 1), (2, 3), (3, 3), (4, 3), (8, 7), (14, 14), (16, 16), (32, 16)])
@@ -209,9 +209,9 @@ def assert_near(found: Tensor, expected: Tensor, what: str = "") -> None:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_encoder_is_a_graphormer_with_task_layers(layers: int, task: Tensor | None, attention: bool) -> None:
     gene = hyper_gene("tal", {"encoder_layers": layers, "attention_node": attention})
-    found = graph_of(gene.method, token_shape(depth=3))  # type: ignore[arg-type]
+    found = graph_of(gene.method.config, token_shape(depth=3))  # type: ignore[attr-defined]
     tasks = None if task is None else task[None]
-    assert_near(encode(gene.method, gene.tensors(), [found], tasks)[0], plain_encoder(gene, found, task))  # type: ignore[arg-type]
+    assert_near(encode(gene.method.config, gene.tensors(), [found], tasks)[0], plain_encoder(gene, found, task))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("tasked", [False, True])
@@ -219,9 +219,9 @@ def test_a_padded_batch_of_graphs_is_each_alone(tasked: bool) -> None:
     gene = hyper_gene("tal", {"encoder_layers": 2})
     shapes = [token_shape(depth=depth, num_classes=classes) for depth, classes in ((2, 3), (5, 9), (1, 40))]
     tasks = torch.stack([task_vector(seed) for seed in range(3)]) if tasked else None
-    graphs = [graph_of(gene.method, shape) for shape in shapes]  # type: ignore[arg-type]
-    together = encode(gene.method, gene.tensors(), graphs, tasks)  # type: ignore[arg-type]
-    weights = predict(gene.method, gene.tensors(), shapes, tasks)  # type: ignore[arg-type]
+    graphs = [graph_of(gene.method.config, shape) for shape in shapes]  # type: ignore[attr-defined]
+    together = encode(gene.method.config, gene.tensors(), graphs, tasks)  # type: ignore[attr-defined]
+    weights = predict(gene.method.config, gene.tensors(), shapes, tasks)  # type: ignore[attr-defined]
     for i, found in enumerate(graphs):
         task = None if tasks is None else tasks[i]
         assert_near(together[i, : len(found.types)], plain_encoder(gene, found, task))
@@ -318,7 +318,7 @@ class PlainDense:
 
 def plain_weights(gene: Learngene, shape: ViTShape, task: Tensor | None = None) -> dict[str, Tensor]:
     """All weights of one ViT, one tensor after the other."""
-    found = graph_of(gene.method, shape)  # type: ignore[arg-type]
+    found = graph_of(gene.method.config, shape)  # type: ignore[attr-defined]
     nodes = plain_encoder(gene, found, task)
     plain: Any = (PlainDense if gene.method.name == "ghn3" else PlainLowRank)(gene)
     width, side = shape.embed_dim, shape.grid_size
@@ -390,7 +390,7 @@ def test_one_more_matrix_is_decoded_like_any_other(name: str) -> None:
     gene, vector = hyper_gene(name), task_vector(3, 16)
     plain: Any = (PlainDense if name == "ghn3" else PlainLowRank)(gene)
     expected = tile(plain.matrix(vector, "", 24, 16), (24, 16)) * math.sqrt(2 / 16)
-    assert_near(predict_matrix(gene.method, gene.tensors(), vector, 24, 16), expected)  # type: ignore[arg-type]
+    assert_near(predict_matrix(gene.method.config, gene.tensors(), vector, 24, 16), expected)  # type: ignore[attr-defined]
 
 
 # -- what a hypernetwork without a task cannot tell apart --------------------------------------------------

@@ -93,7 +93,7 @@ def test_the_objective_by_hand(kind: str, features: str, ancestry_folder: Path) 
         tokens = model.eval().forward_features(images)
         read = tokens[:, 1:] if patches else tokens[:, 0]
         if kind == "predicted":
-            matrix = predict_matrix(made.method, made.gene.tensors(), made.map_vector, 16, shape.embed_dim)
+            matrix = predict_matrix(made.method.config, made.gene.tensors(), made.map_vector, 16, shape.embed_dim)
         elif kind == "learned":
             matrix = made.maps[str(shape.embed_dim)]
         else:

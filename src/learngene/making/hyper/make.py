@@ -99,8 +99,7 @@ def refuse_guide(ancestry: Ancestry, shape: ViTShape, method: Hypernetwork, guid
             "channel-wise guidance needs as many, features: pooled does not"
         )
     refuse_task_dim(ancestry, method)
-    *_, expansion, most = method.numbers
-    need = min(ancestry.width, most)
+    expansion, need = method.config.expansion, min(ancestry.width, method.config.max_shape)
     if method.decoder == "low-rank" and guidance.map == "predicted" and need > expansion:
         raise LearngeneError(
             f"ancestry {label} has {ancestry.width} features, but the decoder that predicts M has factors of "

@@ -82,7 +82,7 @@ class MetaBatch(nn.Module):
         self._readings: dict[ViTShape, _Reading] = {}
         self.guidance = guidance if guidance and guidance.alpha > 0 and teacher_width else None
         self.teacher_width = teacher_width
-        hid = gene.method.numbers[0]
+        hid = gene.method.config.hid
         if self.guidance and self.guidance.map == "predicted":
             # M has no node in the graph, so it has a vector of its own, which the decoder reads like a node's.
             self.map_vector = nn.Parameter(torch.zeros(hid).normal_(std=hid**-0.5, generator=_generator(0)))
@@ -116,7 +116,7 @@ class MetaBatch(nn.Module):
 
     def _predict(self, shapes: list[ViTShape]) -> list[dict[str, Tensor]]:
         tasks = None if self.task is None else self.task.expand(len(shapes), -1)
-        return predict(self.method, self.gene.tensors(), shapes, tasks)
+        return predict(self.method.config, self.gene.tensors(), shapes, tasks)
 
     def _run(self, shape: ViTShape, weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         if shape not in self._readings:
@@ -135,7 +135,7 @@ class MetaBatch(nn.Module):
             return None
         tensors = self.gene.tensors()
         if self.guidance.map == "predicted":
-            return predict_matrix(self.method, tensors, self.map_vector, self.teacher_width, width)
+            return predict_matrix(self.method.config, tensors, self.map_vector, self.teacher_width, width)
         if self.guidance.map == "learned":
             return self.maps[str(width)]
         device = tensors["class_position"].device

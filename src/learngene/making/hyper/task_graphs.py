@@ -78,9 +78,9 @@ def task_graphs(gene: Learngene | str | Path) -> TaskGraphs:
     with torch.no_grad():
         for task in tasks.values():
             shape = gene.shape.replace(num_classes=len(task.classes))
-            graphs = [graph_of(kind, shape.replace(depth=depth)) for depth in depths]
+            graphs = [graph_of(kind.config, shape.replace(depth=depth)) for depth in depths]
             vectors = gene.task_vector(task).expand(len(depths), -1)
-            nodes = encode(kind, gene.tensors(), graphs, vectors)
+            nodes = encode(kind.config, gene.tensors(), graphs, vectors)
             rows.append(mean_over_nodes(nodes, [len(graph.types) for graph in graphs]).cpu().double().numpy())
     points, shares = principal(np.concatenate(rows))
     return TaskGraphs(tuple(tasks), depths, points.reshape(len(tasks), len(depths), 2), shares)

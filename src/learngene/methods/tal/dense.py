@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learngene.methods.tal.encoder import linear
-from learngene.methods.tal.hypernetwork import Hypernetwork
-from learngene.methods.tal.sizes import KERNEL
+from learngene.methods.tal.sizes import KERNEL, NetworkConfig
 
 
 @dataclass
@@ -19,18 +18,18 @@ class DenseDecoder:
     """Decodes the nodes of one graph.
 
     Attributes:
-        method: The hypernetwork.
+        config: The hypernetwork's.
         tensors: Its parameters.
         nodes: The encoder's vectors.
     """
 
-    method: Hypernetwork
+    config: NetworkConfig
     tensors: Mapping[str, Tensor]
     nodes: Float[Tensor, "nodes hid"]
 
     def kernels(self, nodes: Sequence[int], height: int, width: int) -> Float[Tensor, "tensors m m height width"]:
         """Blocks of m x m weights for the middle ``height`` x ``width`` positions of a 16 x 16 kernel."""
-        hid, *_, most = self.method.numbers
+        hid, most = self.config.hid, self.config.max_shape
         top, left = (KERNEL - height) // 2, (KERNEL - width) // 2
         middle = (slice(None), slice(top, top + height), slice(left, left + width))
         weight = self.tensors["decoder.fc.weight"].view(4 * hid, KERNEL, KERNEL, hid)[middle]

@@ -13,8 +13,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from learngene.methods.tal.graph import Graph
-from learngene.methods.tal.hypernetwork import Hypernetwork
-from learngene.methods.tal.sizes import DEGREES, PATHS
+from learngene.methods.tal.sizes import DEGREES, PATHS, NetworkConfig
 
 Tensors = Mapping[str, Tensor]
 Nodes = Float[Tensor, "graphs nodes hid"]
@@ -24,7 +23,7 @@ EPS = 1e-5
 
 
 def encode(
-    method: Hypernetwork,
+    config: NetworkConfig,
     tensors: Tensors,
     graphs: Sequence[Graph],
     tasks: Float[Tensor, "graphs task_dim"] | None = None,
@@ -32,7 +31,7 @@ def encode(
     """Encodes graphs together.
 
     Args:
-        method: The hypernetwork.
+        config: The hypernetwork's.
         tensors: Its parameters.
         graphs: One per ViT; shorter ones are padded.
         tasks: The embedding of each graph's task; None leaves task layers out, as stage 1 does.
@@ -40,7 +39,6 @@ def encode(
     Returns:
         A vector per node; those of padding mean nothing.
     """
-    _, _, layers, *_ = method.numbers
     longest = max(len(graph.types) for graph in graphs)
     types, sizes, distances = (
         torch.stack([_padded(getattr(graph, name), longest) for graph in graphs]).to(tensors["encoder.types"].device)
@@ -52,7 +50,7 @@ def encode(
         valid = torch.arange(longest, device=types.device) < torch.tensor(counts, device=types.device)[:, None]
         x = x * valid[..., None]
         bias = bias.masked_fill(~(valid[:, None, :, None] & valid[:, None, None, :]), -32768.0)
-    for layer in range(layers):
+    for layer in range(config.encoder_layers):
         name = f"encoder.layers.{layer}"
         x = x + _attention(tensors, name, _task_layer(tensors, name, _norm(tensors, f"{name}.norm1", x), tasks), bias)
         hidden = F.gelu(linear(tensors, f"{name}.fc1", _norm(tensors, f"{name}.norm2", x)))

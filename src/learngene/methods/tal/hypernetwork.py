@@ -7,14 +7,28 @@ what TAL calls the learngene. Here is what such a gene consists of, and which sh
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import Making, Method, plain
 from learngene.methods.tal.ranges import Size, checked_shapes, limits, sizes_of
-from learngene.methods.tal.sizes import DEGREES, EDGES, KERNEL, LARGEST, NODE_TYPES, PATHS, SIZES, SPATIAL, Layout
+from learngene.methods.tal.sizes import (
+    DEGREES,
+    EDGES,
+    KERNEL,
+    LARGEST,
+    NODE_TYPES,
+    PATHS,
+    SIZES,
+    SPATIAL,
+    Decoder,
+    Layout,
+    NetworkConfig,
+)
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
 from learngene.vits.shape import MAX_DEPTH, ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -57,7 +71,7 @@ class Hypernetwork(Method):
     vocabulary: int = 1000
     architectures: str | tuple[Size, ...] = "vits-1k"
 
-    decoder: ClassVar[Literal["low-rank", "dense"]] = "low-rank"
+    decoder: ClassVar[Decoder] = "low-rank"
     making: ClassVar[Making] = "hyper"
 
     def __post_init__(self) -> None:
@@ -76,9 +90,9 @@ class Hypernetwork(Method):
             raise ShapeError(f"{self.name}: encoder_layers {self.encoder_layers} is more than {MAX_DEPTH}")
         if not isinstance(self.attention_node, bool):
             raise ShapeError(f"{self.name}: attention_node must be true or false, not {self.attention_node!r}")
-        width, heads, *_ = self.numbers
-        if width % 4 or width % heads:
-            raise ShapeError(f"{self.name}: hid {width} must be divisible by 4 and by encoder_heads {heads}")
+        hid, heads = self.config.hid, self.config.encoder_heads
+        if hid % 4 or hid % heads:
+            raise ShapeError(f"{self.name}: hid {hid} must be divisible by 4 and by encoder_heads {heads}")
         if self.layout not in ("official", "transposed"):
             raise ShapeError(
                 f"{self.name}: unknown layout '{self.layout}'{nearest(str(self.layout), ['official', 'transposed'])}"
@@ -90,27 +104,19 @@ class Hypernetwork(Method):
         if self.task_dim != 0:
             raise ShapeError(f"{self.name}: has no task layers; leave task_dim out, or use method tal")
 
-    @property
-    def numbers(self) -> tuple[int, int, int, int, int, int]:
-        """``hid``, ``encoder_heads``, ``encoder_layers``, ``rank``, ``expansion`` and ``max_shape``."""
-        given = (self.hid, self.encoder_heads, self.encoder_layers, self.rank, self.expansion, self.max_shape)
-        hid, heads, layers, rank, expansion, most = (value or 0 for value in given)
-        return hid, heads, layers, rank, expansion, most
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """The channel counts that have a row of their own, ascending."""
-        steps = (*range(8, 64, 8), *range(64, 4096, 16), *range(4096, LARGEST + 1, 32))
-        return tuple(sorted({1, 3, self.vocabulary, *steps}))
+    @functools.cached_property
+    def config(self) -> NetworkConfig:
+        """What fixes the function that the gene's tensors stand for; what it is trained on is not in it."""
+        return NetworkConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(NetworkConfig)})
 
     # -- the gene's tensors --------------------------------------------------------------------------------------
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """Name and shape of the hypernetwork's parameters; they do not depend on the auxiliary shape."""
-        hid, heads, layers, *_ = self.numbers
+        hid, heads = self.config.hid, self.config.encoder_heads
         out: dict[str, tuple[int, ...]] = {
             "encoder.types": (NODE_TYPES, hid),
-            "encoder.channels": (len(self.channels) + 1, hid // 4),
+            "encoder.channels": (len(self.config.channels) + 1, hid // 4),
             "encoder.spatial": (len(SPATIAL) + 1, hid // 4),
             "encoder.in_degrees": (DEGREES, hid),
             "encoder.out_degrees": (DEGREES, hid),
@@ -119,7 +125,7 @@ class Hypernetwork(Method):
             **_linear("encoder.edge1", 2 * hid, hid),
             **_linear("encoder.edge2", hid, heads),
         }
-        for layer in range(layers):
+        for layer in range(self.config.encoder_layers):
             name = f"encoder.layers.{layer}"
             out |= _norm(f"{name}.norm1", hid)
             if self.task_dim:
@@ -131,12 +137,12 @@ class Hypernetwork(Method):
 
     def decoder_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of the decoder's parameters."""
-        hid, _, _, rank, expansion, _ = self.numbers
+        hid, rank = self.config.hid, self.config.rank
         return {
             **_linear("decoder.fc1", hid, 4 * hid),
             **_linear("decoder.fc2", 4 * hid, 8 * hid),
             **_linear("decoder.fc3", 8 * hid, 2 * rank * rank),
-            **_linear("decoder.expand", rank, expansion),
+            **_linear("decoder.expand", rank, self.config.expansion),
         }
 
     def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
@@ -161,7 +167,7 @@ class Hypernetwork(Method):
         if part in ("scale", "shift"):
             return value.zero_()
         if module == "encoder":
-            return torch.nn.init.trunc_normal_(value, std=(self.hid or 0) ** -0.5, generator=generator)
+            return torch.nn.init.trunc_normal_(value, std=self.config.hid**-0.5, generator=generator)
         bound = 1 / math.sqrt(math.prod(shapes[f"{module}.weight"][1:]))
         return self._scaled(part, kind, value.uniform_(-bound, bound, generator=generator))
 
@@ -209,23 +215,15 @@ class Hypernetwork(Method):
 
     def _refuse_expansion(self, shape: ViTShape) -> None:
         """K >= max(o kh, i kw, 2n, d s): else a factor has too few rows."""
-        *_, expansion, most = self.numbers
-        widest = max(self.rounded(size) for size in (3 * shape.embed_dim, shape.hidden_dim, shape.num_classes))
-        patch = min(shape.embed_dim, most) * shape.patch_size
+        expansion = self.config.expansion
+        widest = max(self.config.rounded(size) for size in (3 * shape.embed_dim, shape.hidden_dim, shape.num_classes))
+        patch = min(shape.embed_dim, self.config.max_shape) * shape.patch_size
         need = max(2 * widest, patch, shape.embed_dim * shape.grid_size)
         if need > expansion:
             raise ShapeError(
                 f"{self.name}: factors of {expansion} rows are too small for the widest weight of {shape}, which needs "
                 f"{need}; set settings.expansion={need} or more when the gene is made"
             )
-
-    def rounded(self, size: int) -> int:
-        """The size a weight is decoded at before it is cropped: larger, so that sizes share groups, as in the code."""
-        most = self.numbers[5]
-        size = min(size, most)
-        if size % 3 == 0:
-            size = size * 4 // 3
-        return most if size >= most / 2 else size
 
     def cautions(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """A shape outside what the hypernetwork was trained for can be predicted, but nobody has seen how well."""
@@ -276,7 +274,7 @@ class Hypernetwork(Method):
         from learngene.methods.tal.predict import predict
 
         task = options.get("task")
-        return predict(self, tensors, [plain(shape)], None if task is None else task[None])[0]
+        return predict(self.config, tensors, [plain(shape)], None if task is None else task[None])[0]
 
 
 def _linear(name: str, wide_in: int, wide_out: int) -> dict[str, tuple[int, ...]]:
@@ -294,11 +292,11 @@ class GHN3(Hypernetwork):
     name: ClassVar[str] = "ghn3"
     title: ClassVar[str] = "Graph HyperNetwork 3"
     paper: ClassVar[str] = "Knyazev et al., ICML 2023"
-    decoder: ClassVar[Literal["low-rank", "dense"]] = "dense"
+    decoder: ClassVar[Decoder] = "dense"
 
     def decoder_tensors(self) -> dict[str, tuple[int, ...]]:
         """A 16 x 16 kernel of 4 hid channels, then m x m weights per position; vectors and heads of their own."""
-        hid, *_, most = self.numbers
+        hid, most = self.config.hid, self.config.max_shape
         return {
             "decoder.fc.weight": (4 * hid * KERNEL * KERNEL, hid),
             "decoder.fc.bias": (4 * hid * KERNEL * KERNEL,),

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learngene.methods.tal.encoder import linear
-from learngene.methods.tal.hypernetwork import Hypernetwork
+from learngene.methods.tal.sizes import NetworkConfig
 
 Vectors = Float[Tensor, "tensors hid"]
 
@@ -27,14 +27,14 @@ class LowRankDecoder:
     """Decodes the nodes of one graph.
 
     Attributes:
-        method: The hypernetwork.
+        config: The hypernetwork's.
         latents: Of every node and factor, as far as any tensor needs them.
         weight: Of the layer that expands latents, as far as any tensor needs it.
         bias: The same of its bias.
         columns: The first row of every node's factor B, which vectors are made with.
     """
 
-    method: Hypernetwork
+    config: NetworkConfig
     latents: Float[Tensor, "nodes 2 used rank"]
     weight: Float[Tensor, "reach rank"]
     bias: Float[Tensor, " reach"]
@@ -46,7 +46,7 @@ class LowRankDecoder:
     @classmethod
     def of(
         cls,
-        method: Hypernetwork,
+        config: NetworkConfig,
         tensors: Mapping[str, Tensor],
         nodes: Float[Tensor, "nodes hid"],
         largest: int,
@@ -54,13 +54,13 @@ class LowRankDecoder:
         """Computes the latents.
 
         Args:
-            method: The hypernetwork.
+            config: The hypernetwork's.
             tensors: Its parameters.
             nodes: The encoder's vectors.
             largest: Most rows that a factor of any of them will be asked for.
         """
-        _, _, _, rank, expansion, _ = method.numbers
-        transposed = method.layout == "transposed"
+        rank, expansion = config.rank, config.expansion
+        transposed = config.layout == "transposed"
         used = rank if transposed else min(rank, -(-largest * rank // expansion))
         reach = min(expansion, largest if transposed else largest * rank)
         hidden = F.relu(linear(tensors, "decoder.fc2", F.relu(linear(tensors, "decoder.fc1", nodes))))
@@ -69,13 +69,13 @@ class LowRankDecoder:
         bias = tensors["decoder.fc3.bias"].view(2, rank, rank)[:, :used].reshape(-1)
         latents = F.relu(F.linear(hidden, weight, bias)).view(len(nodes), 2, used, rank)
         expand = (tensors[f"decoder.expand.{kind}"][:reach] for kind in ("weight", "bias"))
-        return cls(method, latents, *expand)
+        return cls(config, latents, *expand)
 
     def factor(self, latents: Float[Tensor, "tensors used rank"], start: int, count: int) -> Tensor:
         """Rows ``start`` to ``start + count`` of a factor of some tensors, with r numbers each."""
-        _, _, _, rank, expansion, _ = self.method.numbers
+        rank, expansion = self.config.rank, self.config.expansion
         weight, bias = self.weight, self.bias
-        if self.method.layout == "transposed":
+        if self.config.layout == "transposed":
             rows = slice(start, start + count)
             return F.linear(latents, weight[rows], bias[rows]).transpose(1, 2)
         first, last = start * rank, (start + count) * rank
@@ -114,7 +114,7 @@ class LowRankDecoder:
 
     def vectors(self, nodes: Sequence[int], size: int, half: int) -> Float[Tensor, "tensors size"]:
         """Vectors of nodes: of a norm, half 0 is the weight and half 1 the bias; any other bias is half 1, too."""
-        length = self.method.rounded(size)
+        length = self.config.rounded(size)
         count = min(size, length)
         rows = self.factor(self.latents[list(nodes), 0], half * length, count)
         return torch.bmm(rows, self.columns[list(nodes)]).squeeze(2)

@@ -17,9 +17,8 @@ from torch import Tensor
 from learngene.methods.tal.dense import DenseDecoder, tiled
 from learngene.methods.tal.encoder import encode
 from learngene.methods.tal.graph import Graph, graph
-from learngene.methods.tal.hypernetwork import Hypernetwork
 from learngene.methods.tal.low_rank import LowRankDecoder
-from learngene.methods.tal.sizes import KERNEL
+from learngene.methods.tal.sizes import KERNEL, NetworkConfig
 from learngene.vits.shape import ViTShape
 
 Weights = dict[str, Tensor]
@@ -28,13 +27,13 @@ MATRICES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
 @functools.lru_cache(maxsize=1024)
-def graph_of(method: Hypernetwork, shape: ViTShape) -> Graph:
+def graph_of(config: NetworkConfig, shape: ViTShape) -> Graph:
     """The graph of a shape as a hypernetwork reads it; it depends on nothing that is trained, so it is made once."""
-    return graph(shape, method.channels, attention_node=method.attention_node)
+    return graph(shape, config.channels, attention_node=config.attention_node)
 
 
 def predict(
-    method: Hypernetwork,
+    config: NetworkConfig,
     tensors: Mapping[str, Tensor],
     shapes: Sequence[ViTShape],
     tasks: Float[Tensor, "shapes task_dim"] | None = None,
@@ -42,7 +41,7 @@ def predict(
     """Predicts all weights of ViTs.
 
     Args:
-        method: The hypernetwork.
+        config: The hypernetwork's.
         tensors: Its parameters.
         shapes: The ViTs, whose graphs are encoded together.
         tasks: The task embedding of each; None leaves the task layers out.
@@ -53,11 +52,11 @@ def predict(
     """
     device = tensors["class_position"].device
     with torch.autocast(device.type, enabled=False):  # decoding in half precision loses the small weights
-        graphs = [graph_of(method, shape) for shape in shapes]
-        nodes = encode(method, tensors, graphs, tasks)
-        make = low_rank_weights if method.decoder == "low-rank" else dense_weights
+        graphs = [graph_of(config, shape) for shape in shapes]
+        nodes = encode(config, tensors, graphs, tasks)
+        make = low_rank_weights if config.decoder == "low-rank" else dense_weights
         made = [
-            make(method, tensors, shape, found, nodes[number, list(found.nodes)])
+            make(config, tensors, shape, found, nodes[number, list(found.nodes)])
             for number, (shape, found) in enumerate(zip(shapes, graphs, strict=True))
         ]
         # Contiguous as a model's own are, so that the very same kernels run on them.
@@ -65,10 +64,10 @@ def predict(
 
 
 def low_rank_weights(
-    method: Hypernetwork, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
+    config: NetworkConfig, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
 ) -> Weights:
     """The weights of one ViT from LoGAH's decoder."""
-    *_, most = method.numbers
+    most = config.max_shape
     place = found.places
     width, grid, patch = shape.embed_dim, shape.grid_size, shape.patch_size
     rows = {"pos_embed": (grid, width * grid), "patch_embed.proj": (min(width, most) * patch, shape.in_chans * patch)}
@@ -84,8 +83,8 @@ def low_rank_weights(
     tallest = max(size for _, *sides in wanted.values() for size in sides)
     # The longest vector need not be the one that reaches farthest: 96 is decoded as 128, 100 as 100.
     lengths = (3 * width, shape.hidden_dim, shape.num_classes)
-    deepest = max(method.rounded(length) + min(length, most) for length in lengths)
-    decoder = LowRankDecoder.of(method, tensors, nodes, max(tallest, deepest))
+    deepest = max(config.rounded(length) + min(length, most) for length in lengths)
+    decoder = LowRankDecoder.of(config, tensors, nodes, max(tallest, deepest))
     raw = decoder.matrices(wanted)
     out: Weights = {}
     for name, size in sizes.items():
@@ -123,12 +122,12 @@ def low_rank_weights(
 
 
 def dense_weights(
-    method: Hypernetwork, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
+    config: NetworkConfig, tensors: Mapping[str, Tensor], shape: ViTShape, found: Graph, nodes: Float[Tensor, "n hid"]
 ) -> Weights:
     """The weights of one ViT from GHN-3's decoder: blocks of m x m, repeated."""
     place = found.places
     width, grid, patch, depth = shape.embed_dim, shape.grid_size, shape.patch_size, shape.depth
-    decoder = DenseDecoder(method, tensors, nodes)
+    decoder = DenseDecoder(config, tensors, nodes)
     out: Weights = {}
     layers = [place[f"blocks.{layer}.{name}.weight"] for name in MATRICES for layer in range(depth)]
     blocks = decoder.kernels(layers, 1, 1)[..., 0, 0]
@@ -182,15 +181,15 @@ def _add_stem(out: Weights, tensors: Mapping[str, Tensor], position: Tensor, wid
 
 
 def predict_matrix(
-    method: Hypernetwork, tensors: Mapping[str, Tensor], vector: Float[Tensor, " hid"], rows: int, columns: int
+    config: NetworkConfig, tensors: Mapping[str, Tensor], vector: Float[Tensor, " hid"], rows: int, columns: int
 ) -> Float[Tensor, "rows columns"]:
     """One more matrix from the decoder, for a vector that is no node's: TAL's M, (rows, columns)."""
-    *_, most = method.numbers
+    most = config.max_shape
     with torch.autocast(vector.device.type, enabled=False):
-        if method.decoder == "dense":
-            raw = DenseDecoder(method, tensors, vector[None]).kernels([0], 1, 1)[..., 0, 0]
+        if config.decoder == "dense":
+            raw = DenseDecoder(config, tensors, vector[None]).kernels([0], 1, 1)[..., 0, 0]
         else:
             sides = min(rows, most), min(columns, most)
-            decoder = LowRankDecoder.of(method, tensors, vector[None], max(sides))
+            decoder = LowRankDecoder.of(config, tensors, vector[None], max(sides))
             raw = decoder.matrices({"map": ([0], *sides)})["map"]
         return _matrix(raw, (rows, columns))[0]
