@@ -247,7 +247,7 @@ def test_scores_of_outputs_that_are_not_finite_are_refused(refused: Any, images:
         gene.tensors()["head.weight"].fill_(3e38)
     gene.save(tmp_path / "g.safetensors")
     line = refused("eval", tmp_path / "g.safetensors", "--data", images)
-    assert line.endswith("g.safetensors: its outputs are not finite numbers, so that its scores mean nothing")
+    assert line.endswith("g.safetensors: its outputs are not finite numbers, so its scores mean nothing")
 
 
 def test_grey_images_train_a_grey_model(cli: CLI, images: Path, tmp_path: Path) -> None:

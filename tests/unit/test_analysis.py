@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from learngene import scratch
-from learngene.cli.pictures.layers import picture as layer_picture
+from learngene.cli.pictures.layers import layer_picture
 from learngene.system.errors import LearngeneError
 from learngene.vits import linearity as analysis
 from learngene.vits.shape import MODULE_PARAMS

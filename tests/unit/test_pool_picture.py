@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from learngene.cli.pictures.pool import pool_picture
-from learngene.genes.gene_file import read_header
 from learngene.system.errors import GeneFileError, LearngeneError
 from pico import CLI, pico_gene
 from pools import POOLS, full_names, pool
@@ -33,7 +32,7 @@ def size_of(path: Path) -> tuple[int, int]:
 @pytest.mark.parametrize(("name", "settings"), POOLS.values(), ids=POOLS)
 def test_every_kind_of_pool_is_drawn(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     pool(name, settings).save(tmp_path / "gene.safetensors")
-    pool_picture(read_header(tmp_path / "gene.safetensors"), tmp_path / "pool.png")
+    pool_picture(tmp_path / "gene.safetensors", tmp_path / "pool.png")
     assert min(size_of(tmp_path / "pool.png")) > 100
 
 
@@ -76,5 +75,5 @@ def test_what_has_no_rows_or_no_such_path_is_refused(cli: CLI, gene_file: Path, 
     assert done.code != 0
     assert done.err.count("\n") == 1
     done = cli("picture", tmp_path, "--out", out, "--path", "1+2")
-    assert done.err == f"learngene: --path 1+2: {tmp_path} is no gene file of a pool, which alone has paths\n"
+    assert done.err == f"learngene: --path 1+2: only the gene file of a pool has paths, and {tmp_path} is not one\n"
     assert not out.exists()

@@ -285,7 +285,7 @@ def test_tasks_that_expand_cannot_take(
     out = ("--out", tmp_path / "x")
     assert "which was tuned on colours, pair; did you mean 'pair'" in refused("expand", stage2, *out, "--task", "pairs")
     assert "which was tuned on none" in refused("expand", stage1, *out, "--task", "pair")
-    assert "--ancestry: is for the images of --task" in refused("expand", stage2, *out, "--ancestry", "x")
+    assert "--ancestry: only needed for the images of --task" in refused("expand", stage2, *out, "--ancestry", "x")
     other = make_ancestry(tmp_path / "other", depth=1)
     foreign = refused("expand", stage2, *out, "--task", tasks["pair"], "--ancestry", other)
     assert "--ancestry: must be the ancestry that the gene was trained under" in foreign

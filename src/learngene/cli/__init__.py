@@ -1,18 +1,16 @@
-"""The command line. Every command imports what it needs inside, so that those without torch answer at once."""
+"""The command line. A command imports inside what it needs, so that those without torch answer at once."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
 from learngene import __version__
-from learngene.cli import experiments, genes, models  # noqa: F401 - they register their commands
+from learngene.cli import experiments, genes, models, recipes  # noqa: F401 - they register their commands
 from learngene.cli.app import app
 from learngene.system.errors import InterruptedRun, LearngeneError
 
@@ -31,49 +29,34 @@ def main() -> None:
     """Runs the command line: exit code 0 if all went well, 2 with one line if the input was wrong."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    with warnings.catch_warnings(), _one_line(debug):
+    with warnings.catch_warnings():
         warnings.showwarning = _warn
-        sys.exit(app(arguments, prog_name="learngene", standalone_mode=False))
+        try:
+            sys.exit(app(arguments, prog_name="learngene", standalone_mode=False))
+        except InterruptedRun as stop:
+            _fail(f"stopped and saved at {stop.where}; the same command continues", 128 + stop.signal_number)
+        except BrokenPipeError:
+            # The reader went away, as `head` does; not an error, but Python would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except Exception as error:
+            if debug:
+                raise
+            if isinstance(error, LearngeneError):
+                _fail(str(error), 2)
+            if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
+                _usage(error)
+            reason = " ".join(str(error)[:300].split())
+            _fail(f"{type(error).__name__}: {reason} (a bug; --debug shows where)", 1)
 
 
-@contextlib.contextmanager
-def _one_line(debug: bool) -> Iterator[None]:
-    """Turns errors into one line and an exit code, unless the traceback is asked for."""
-    try:
-        yield
-    except InterruptedRun as stop:
-        _fail(f"stopped and saved at {stop.where}; the same command continues", 128 + stop.signal_number)
-    except LearngeneError as error:
-        if debug:
-            raise
-        _fail(str(error), 2)
-    except BrokenPipeError:
-        # The reader went away, as `head` does; not an error, but Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        if debug:
-            raise
-        if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
-            _usage(error)
-        reason = " ".join(str(error)[:300].split())
-        _fail(f"{type(error).__name__}: {reason} (a bug; --debug shows where)", 1)
-
-
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """One line for a caution of ours, and for anybody else's warning what kind it is."""
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Prints a warning on one line; if it is not one of ours, with its kind."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
     print(f"learngene: warning: {kind}{' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _usage(error: Any) -> None:
-    """Shows the help to who typed nothing, and one line to who typed something wrong."""
+    """Shows the help after a bare ``learngene``, and one line after a wrong call."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "learngene"
     if not sys.argv[1:]:
@@ -83,8 +66,7 @@ def _usage(error: Any) -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or code == 1:
+    if os.environ.get("RANK", "0") == "0" or code == 1:
         for line in text.splitlines():  # one per fault, where there are several
             print(f"learngene: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)

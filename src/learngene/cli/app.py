@@ -1,16 +1,22 @@
-"""The application, and what its commands share: their arguments and how they speak."""
+"""The application, and what its commands share: their arguments, how they read recipes and how they speak."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from learngene.system.errors import LearngeneError
+from learngene.system.errors import LearngeneError, RecipeError
 from learngene.vits.shape import MAX_DEPTH
+
+if TYPE_CHECKING:
+    from learngene.recipe.loading import Recipe
+
+    SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
 app = typer.Typer(
     name="learngene",
@@ -30,13 +36,38 @@ Options = Annotated[
     typer.Option("--set", "-s", help="a choice of the method, for example order=front-last-mid"),
 ]
 Data = Annotated[list[str], typer.Option(help="digits, folder, tar or data set name; several are one set")]
+DataFolder = Annotated[Path | None, typer.Option("--data", help="folder of image sets that the recipe calls $DATA")]
+Depth = Annotated[int | None, typer.Option(help="layers to expand from a gene")]
+PoolPath = Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")]
+Explain = Annotated[bool, typer.Option("--explain", help="show which gene layer feeds which layer")]
+Pretrained = Annotated[bool, typer.Option(help="load a timm name's pretrained weights")]
+Processes = Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1, max=256)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+def read_recipe(kind: type[SomeRecipe], path: Path, overrides: list[str] | None, data: Path | None) -> SomeRecipe:
+    """The recipe of a command, which must be of the command's kind."""
+    from learngene.recipe.loading import load_recipe
+
+    return require_kind(kind, load_recipe(path, overrides or [], data), path)
+
+
+def require_kind(kind: type[SomeRecipe], recipe: Recipe, where: Path | str) -> SomeRecipe:
+    """Raises ``RecipeError`` if a recipe is for another command."""
+    if not isinstance(recipe, kind):
+        raise RecipeError(f"{where}: a {recipe.kind} recipe; run it with `learngene {recipe.kind}`")
+    return recipe
+
+
 def say(text: str) -> None:
-    """Prints what a training command has to say, once however many processes it runs in."""
+    """Prints a line once, however many processes a training command runs in."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
+
+
+def suggest(*words: object) -> None:
+    """Says which command usually comes next."""
+    say(f"next: learngene {shlex.join(map(str, words))}")
 
 
 def amount(text: str | None) -> float | None:

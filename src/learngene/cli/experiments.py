@@ -1,4 +1,4 @@
-"""Commands that compare: the demo, comparisons, published claims, the report and pictures."""
+"""Commands that compare: the demo, comparisons, published claims and their report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from learngene.cli.app import Overrides, RecipeFile, app
-from learngene.system.errors import LearngeneError, RecipeError, nearest
+from learngene.cli.app import DataFolder, Overrides, Processes, RecipeFile, app, read_recipe, suggest
+from learngene.system.errors import LearngeneError, nearest
 
 DEMOS = ("genes", "pool", "lsamd", "tal")
 
@@ -47,10 +47,6 @@ def demo(
         )
 
 
-DataFolder = Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")]
-Processes = Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1, max=256)]
-
-
 @app.command()
 def compare(
     recipe: RecipeFile,
@@ -61,11 +57,8 @@ def compare(
 ) -> None:
     """Compare methods at equal terms: run what is missing, then write tables and plots."""
     from learngene.recipe.compare import CompareRecipe
-    from learngene.recipe.loading import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [], data)
-    if not isinstance(loaded, CompareRecipe):
-        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
+    loaded = read_recipe(CompareRecipe, recipe, overrides, data)
     from learngene.comparing.plots import save_plots
     from learngene.comparing.results import as_markdown, save_tables
     from learngene.comparing.run import compare as run_all
@@ -79,14 +72,14 @@ def compare(
         written = [*save_tables(found, loaded.out), *save_plots(found.rows, loaded.out / "plots")]
         for stale in set(loaded.out.glob("plots/*.png")) - set(written):
             stale.unlink()  # of other cells than the tables now show
-        print(f"{len(found.rows)} cells; written: {', '.join(str(path) for path in written)}")
-    if found.missing or found.failed or found.foreign:
-        faults = {
-            "cells have no result yet": len(found.missing),
-            "jobs failed": len(found.failed),
-            "files stand where a result belongs; move them away": len(found.foreign),
-        }
-        counts = ", ".join(f"{count} {what}" for what, count in faults.items() if count)
+        print(f"{len(found.rows)} cells; written: {', '.join(map(str, written))}")
+    faults = {
+        "cells have no result yet": found.missing,
+        "jobs failed": found.failed,
+        "files stand where a result belongs; move them away": found.foreign,
+    }
+    if any(faults.values()):
+        counts = ", ".join(f"{len(which)} {what}" for what, which in faults.items() if which)
         raise LearngeneError(f"{loaded.out}: {counts}")
 
 
@@ -99,13 +92,13 @@ def reproduce(
     processes: Processes = 1,
     cost: Annotated[bool, typer.Option("--cost", help="run nothing; say what it would take")] = False,
 ) -> None:
-    """Test a group of published claims and write its verdicts; stopped ones continue with the same command."""
+    """Test a group of published claims and write its verdicts. The same command continues a stopped run."""
     from learngene.comparing.claims.groups import comparison_of, find_group, load_claims
 
     if claims is None:
         for group in load_claims().values():
             print(f"{group.id:14s} {group.paper} {group.source}: {group.title} ({len(group.claims)} claims)")
-        print("next: learngene reproduce GROUP --scale laptop --data FOLDER")
+        suggest("reproduce", "GROUP", "--scale", "laptop", "--data", "FOLDER")
         return
     group = find_group(claims)
     recipe = comparison_of(group, scale, data, overrides or [], declared=cost or not group.needs_runs)
@@ -119,7 +112,8 @@ def reproduce(
     path, faults = run_group(group, recipe, scale, processes=processes)
     for claim in json.loads(path.read_text())["claims"]:
         print(f"{claim['outcome']:14s} {claim['text']}")
-    print(f"{path}\nnext: learngene report")
+    print(path)
+    suggest("report")
     if faults:
         raise LearngeneError("\n".join(faults))
 
@@ -145,44 +139,3 @@ def report(
     print(f"{len(verdicts)} verdict files of {len(groups)} groups: {out}, {markdown}")
     if complaints:
         raise LearngeneError("\n".join(complaints))
-
-
-@app.command()
-def picture(
-    model: Annotated[str, typer.Argument(help="descendant folder, timm name with pretrained weights, or gene file")],
-    out: Annotated[Path, typer.Option(help="PNG to write")],
-    pretrained: Annotated[bool, typer.Option(help="load a timm name's pretrained weights")] = True,
-    path: Annotated[str | None, typer.Option(help="path of a pool to highlight, such as 4+2")] = None,
-) -> None:
-    """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1).
-
-    Of a pool's gene file, draw its rows, its stitches and what its paths scored; of a search's, who took which block;
-    of a hypernetwork's, its graphs by task (TAL, Figure 5).
-    """
-    if out.suffix != ".png":
-        raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
-    if Path(model).suffix == ".safetensors":
-        from learngene.cli.pictures.pool import pool_picture
-        from learngene.cli.pictures.tasks import task_picture
-        from learngene.genes.gene_file import read_header
-        from learngene.making.search.usage_map import search_picture
-        from learngene.methods.stitching import StitchedRows
-        from learngene.methods.tal import Hypernetwork
-
-        header = read_header(model)
-        if path is not None and not isinstance(header.method, StitchedRows):
-            raise LearngeneError(f"--path {path}: {model} is of {header.method.name}, which has no paths; leave it out")
-        if "search" in header.method.origins:
-            search_picture(model, out)
-        elif isinstance(header.method, Hypernetwork):
-            task_picture(model, out)
-        else:
-            pool_picture(model, out, path)
-    elif path is not None:
-        raise LearngeneError(f"--path {path}: {model} is no gene file of a pool, which alone has paths")
-    else:
-        from learngene.cli.pictures.layers import picture as draw
-        from learngene.genes.ancestry import Ancestry
-
-        draw(Ancestry(model, pretrained=pretrained).model, out)
-    print(out)

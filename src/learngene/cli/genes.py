@@ -1,83 +1,16 @@
-"""Commands that make genes, look at them and expand them."""
+"""Commands that extract genes, look at them, plan with them and expand them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from shlex import join, quote
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from learngene.cli.app import GeneFile, Json, Options, Overrides, RecipeFile, amount, app, choices, layer_list, say
-from learngene.system.errors import LearngeneError, RecipeError
-
-
-@app.command()
-def condense(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
-) -> None:
-    """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
-    from learngene.recipe.condense import CondenseRecipe
-    from learngene.recipe.loading import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [], data)
-    if not isinstance(loaded, CondenseRecipe):
-        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.making.condense import run
-
-    done = run(loaded)
-    say(f"{done.path}: top-1 {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
-    say(f"next: learngene plan {quote(str(done.path))}")
-
-
-@app.command()
-def search(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
-    processes: Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1)] = 1,
-) -> None:
-    """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
-    from learngene.recipe.loading import load_recipe
-    from learngene.recipe.search import SearchRecipe
-
-    loaded = load_recipe(recipe, overrides or [], data)
-    if not isinstance(loaded, SearchRecipe):
-        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.making.search.make import run
-
-    done = run(loaded, processes=processes)
-    used = " ".join(f"{layer}:{count}" for layer, count in enumerate(done.record["usage"], start=1))
-    say(f"base blocks of layers, by how many of {len(done.paths)} data sets they are used: {used}")
-    say(
-        f"{done.path}: blocks {', '.join(str(layer) for layer in done.record['layers'])}; map in {loaded.out}/usage.png"
-    )
-    say(f"next: learngene plan {quote(str(done.path))}")
-
-
-@app.command()
-def tune(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
-) -> None:
-    """Run a tune recipe: a hypernetwork learns several tasks (stage 2 of TAL). Continues a stopped run."""
-    from learngene.recipe.loading import load_recipe
-    from learngene.recipe.tune import TuneRecipe
-
-    loaded = load_recipe(recipe, overrides or [], data)
-    if not isinstance(loaded, TuneRecipe):
-        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.making.hyper.make import run
-
-    done = run(loaded)
-    for entry in done.gene.metadata["tasks"]:
-        say(f"{entry['task']}: top-1 {entry['top1']:.2f} % untuned at the auxiliary shape")
-    say(f"{done.path}: mean top-1 {done.result.final.main:.2f} %, {done.result.updates} steps")
-    say(f"next: learngene plan {quote(str(done.path))}")
+from learngene.cli.app import Explain, GeneFile, Json, Options, Pretrained, amount, app, choices, layer_list, suggest
+from learngene.system.errors import LearngeneError
 
 
 @app.command()
@@ -88,7 +21,7 @@ def extract(
     data: Annotated[list[str] | None, typer.Option(help="images to rank neurons on, for weight-subcloning")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="a setting, for example last=3")] = None,
     architecture: Annotated[str | None, typer.Option(help="timm architecture of a checkpoint file")] = None,
-    pretrained: Annotated[bool, typer.Option(help="load a timm name's pretrained weights")] = True,
+    pretrained: Pretrained = True,
     dtype: Annotated[str, typer.Option(help="storage type: float32, bfloat16 or float16")] = "float32",
 ) -> None:
     """Turn a trained ViT into a gene file as it is, without training."""
@@ -104,7 +37,7 @@ def extract(
     gene.save(out, dtype=dtype)
     stored = sum(parameter.numel() for parameter in gene.parameters())
     print(f"{out}: {method}, {stored / 1e6:.3f} M parameters, {out.stat().st_size / 1e6:.2f} MB")
-    print(f"next: learngene plan {quote(str(out))}")
+    suggest("plan", out)
 
 
 @app.command()
@@ -117,7 +50,7 @@ def plan(
     device: Annotated[str, typer.Option(help="where the latency is measured: cpu or cuda")] = "cpu",
     num_classes: Annotated[int | None, typer.Option(help="classes of the task")] = None,
     img_size: Annotated[int | None, typer.Option(help="image side of the task in pixels")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="show which gene layer feeds which layer")] = False,
+    explain: Explain = False,
     options: Options = None,
     as_json: Json = False,
 ) -> None:
@@ -129,27 +62,26 @@ def plan(
     budget = Budget(amount(max_params), amount(max_macs), max_latency, batch_size, device)
     found = make_plan(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
     if as_json:
-        rows = [{**vars(c), "shape": c.shape.to_dict()} for c in found]
-        print(json.dumps(rows, indent=2))
-    elif not found:
+        print(json.dumps([{**vars(one), "shape": one.shape.to_dict()} for one in found], indent=2))
+        return
+    if not found:
         raise LearngeneError(f"{gene}: no shape fits this budget; the smallest is shown by `learngene plan {gene}`")
-    else:
-        header = read_header(gene)
-        for c in found:
-            time = f"  {c.latency:8.2f} ms" if c.latency is not None else ""
-            beyond = "  deeper than the auxiliary model" if c.beyond_auxiliary else ""
-            size = f"{c.params / 1e6:9.3f} M params  {c.macs / 1e9:9.4f} G macs"
-            top1 = f"  top-1 {c.top1:6.2f} %" if c.top1 is not None else ""
-            print(f"{header.method.label(header.shape, c.shape)}  {size}{time}{top1}{beyond}")
-            if explain:
-                _explain(c.layers)
-        which = header.method.flags(header.shape, found[0].shape)
-        task = {"--num-classes": num_classes, "--img-size": img_size}
-        flags = [f"{flag} {value}" for flag, value in task.items() if value is not None]
-        flags += [f"--set {quote(option)}" for option in options or []]
-        tuned = [each["task"] for each in header.metadata.get("tasks", []) if "embedding" in each]
-        flags += [f"--task {quote(tuned[0])}"] if tuned and "task" not in choices(options) else []
-        print(" ".join(["next: learngene expand", quote(str(gene)), which, *flags, "--out DIR"]))
+    header = read_header(gene)
+    for one in found:
+        time = f"  {one.latency:8.2f} ms" if one.latency is not None else ""
+        beyond = "  deeper than the auxiliary model" if one.beyond_auxiliary else ""
+        size = f"{one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs"
+        top1 = f"  top-1 {one.top1:6.2f} %" if one.top1 is not None else ""
+        print(f"{header.method.label(header.shape, one.shape)}  {size}{time}{top1}{beyond}")
+        if explain:
+            _explain(one.layers)
+    given = {"--num-classes": num_classes, "--img-size": img_size}
+    flags = [str(part) for flag, value in given.items() if value is not None for part in (flag, value)]
+    flags += [part for option in options or [] for part in ("--set", option)]
+    tasks = [each["task"] for each in header.metadata.get("tasks", []) if "embedding" in each]
+    if tasks and "task" not in choices(options):
+        flags += ["--task", tasks[0]]
+    suggest("expand", gene, *header.method.flags(header.shape, found[0].shape).split(), *flags, "--out", "DIR")
 
 
 @app.command()
@@ -172,7 +104,7 @@ def expand(
     segment: Annotated[bool, typer.Option("--segment", help="a head with --num-classes for every pixel")] = False,
     seed: Annotated[int, typer.Option(help="of whatever starts fresh", min=0, max=2**63 - 1)] = 0,
     verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
-    explain: Annotated[bool, typer.Option("--explain", help="show which gene layer feeds which layer")] = False,
+    explain: Explain = False,
     options: Options = None,
 ) -> None:
     """Make a timm model of any depth, or of a pool's path, from a gene and write it as a descendant folder."""
@@ -185,35 +117,33 @@ def expand(
 
     if segment and num_classes is None:
         raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
+    if path is not None and (depth, embed_dim, num_heads) != (None, None, None):
+        raise LearngeneError("--path says depth, width and heads; leave --depth, --embed-dim and --num-heads out")
     loaded = Learngene.load(gene, verify_content=verify)
     chosen = choices(options)
     if "task" in chosen and loaded.method.task_aware:
         if task is not None:
-            raise LearngeneError("--task: is given twice, with --set task, too; leave one out")
+            raise LearngeneError("--task: given twice, here and with --set task; leave one out")
         task = str(chosen.pop("task"))
-    given: dict[str, Any] = {}
     if task is not None:
         from learngene.making.hyper.embedding import task_of
 
-        given["task"] = task_of(loaded, task, ancestry)
-        num_classes = len(given["task"].classes) if num_classes is None else num_classes
+        chosen["task"] = task_of(loaded, task, ancestry)
+        num_classes = len(chosen["task"].classes) if num_classes is None else num_classes
     elif ancestry is not None:
-        raise LearngeneError("--ancestry: is for the images of --task; leave it out")
+        raise LearngeneError("--ancestry: only needed for the images of --task; leave it out")
     start = time.perf_counter()
     if embed_dim is not None and num_heads is None:
         num_heads = max(1, embed_dim // loaded.shape.head_dim)
-    own = loaded.shape if path is None else loaded.method.named_shape(loaded.shape, path)
-    if path is not None and (depth, embed_dim, num_heads) != (None, None, None):
-        raise LearngeneError("--path says depth, width and heads; leave --depth, --embed-dim and --num-heads out")
+    shape = loaded.shape if path is None else loaded.method.named_shape(loaded.shape, path)
     changes: dict[str, Any] = {"depth": depth, "embed_dim": embed_dim, "num_heads": num_heads}
     changes |= {"num_classes": num_classes, "img_size": img_size, "ending": ending}
-    shape = own.replace(**{key: value for key, value in changes.items() if value is not None})
+    shape = shape.replace(**{key: value for key, value in changes.items() if value is not None})
     model = loaded.expand(
         shape,
         layers=layer_list(layers) if layers else None,
         modules=modules.split(",") if modules else None,
         seed=seed,
-        **given,
         **chosen,
     )
     params = shape.params()
@@ -224,15 +154,20 @@ def expand(
         model, params = with_head(model, shape.num_classes, seed=seed), segmenter_params(shape)
     seconds = time.perf_counter() - start
     save_descendant(model, out)
-    what = f"{shape}{' for every pixel' if segment else ''}"
-    print(f"{out}: {what}, {params / 1e6:.3f} M params, expanded in {seconds:.3f} s")
+    kind = " for every pixel" if segment else ""
+    print(f"{out}: {shape}{kind}, {params / 1e6:.3f} M params, expanded in {seconds:.3f} s")
+    fresh = model.learngene["fresh"]
     if explain:
-        left_out = [_all_fresh(model, layer) for layer in range(shape.depth)]
-        texts = zip(model.learngene["layers"], left_out, strict=True)
-        _explain(["fresh" if fresh else text for text, fresh in texts])
+        tensors = [
+            {f"blocks.{layer}.{name}" for name, _ in block.named_parameters()}
+            for layer, block in enumerate(model.blocks)
+        ]
+        # Nothing feeds a layer that --layers or --modules left out.
+        texts = zip(model.learngene["layers"], tensors, strict=True)
+        _explain(["fresh" if names <= set(fresh) else text for text, names in texts])
     if segment:
         print("the head for pixels starts fresh")
-    if fresh := model.learngene["fresh"]:
+    if fresh:
         print(f"{len(fresh)} tensors start fresh, the first is {fresh[0]}")
     made = quote(str(out))
     print(f"next: learngene finetune --model {made} --data DATA --out RUN   (or: learngene eval {made} --data DATA)")
@@ -241,12 +176,6 @@ def expand(
 def _explain(layers: list[str]) -> None:
     for number, line in enumerate(layers, start=1):
         print(f"    layer {number:2d}: {line}")
-
-
-def _all_fresh(model: Any, layer: int) -> bool:
-    """Whether nothing fed a layer, because ``--layers`` or ``--modules`` left it out."""
-    names = {f"blocks.{layer}.{name}" for name, _ in model.blocks[layer].named_parameters()}
-    return names <= set(model.learngene["fresh"])
 
 
 @app.command()
@@ -268,43 +197,26 @@ def info(
     meta = header.metadata
     searched, tuned = meta.get("search", {}).get("tasks", []), meta.get("tasks", [])
     ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
+    origin = f"{ancestry.get('name')} {ancestry.get('tag', '')} sha256 {ancestry.get('sha256', '?')[:12]}"
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
         "settings": ", ".join(f"{key}={value}" for key, value in meta["settings"].items()),
         "auxiliary shape": str(header.shape),
         "stored": f"{header.stored_params / 1e6:.3f} M parameters, {header.file_bytes / 1e6:.2f} MB",
-        "ancestry": f"{ancestry['name']} {ancestry.get('tag', '')} sha256 {ancestry.get('sha256', '?')[:12]}"
-        if ancestry.get("name")
-        else "none",
+        "ancestry": origin if ancestry.get("name") else "none",
         "data": ", ".join(meta.get("data", {}).get("source", [])) or "none",
-        "classes": f"{header.shape.num_classes}",
-        **({"paths": f"{len(meta['paths'])}, see `learngene plan`"} if meta.get("paths") else {}),
-        **({"search": f"{len(searched)} data sets, see `learngene picture`"} if searched else {}),
-        **({"tasks": ", ".join(f"{each['task']} {each['top1']:.1f} %" for each in tuned)} if tuned else {}),
+        "classes": str(header.shape.num_classes),
+        "paths": f"{len(meta['paths'])}, see `learngene plan`" if meta.get("paths") else None,
+        "search": f"{len(searched)} data sets, see `learngene picture`" if searched else None,
+        "tasks": ", ".join(f"{each['task']} {each['top1']:.1f} %" for each in tuned) if tuned else None,
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",
     }
     for key, value in rows.items():
-        print(f"{key:16s} {value}")
-    print(f"next: learngene plan {quote(str(gene))} --max-params 10M")
-
-
-@app.command()
-def check(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="folder of image sets that the recipe calls $DATA")] = None,
-) -> None:
-    """Check everything about a recipe that can be known before the first step."""
-    from learngene.cli.check import check_recipe
-    from learngene.recipe.loading import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [], data)
-    for line in check_recipe(loaded):
-        print(line)
-    folder = ["--data", str(data)] if data else []
-    print(f"next: learngene {loaded.kind} {join([str(recipe), *(overrides or []), *folder])}")
+        if value is not None:
+            print(f"{key:16s} {value}")
+    suggest("plan", gene, "--max-params", "10M")
 
 
 @app.command()

@@ -1,63 +1,16 @@
-"""Commands that work on models: fine-tune, evaluate, export."""
+"""Commands that work on models: evaluate, export, draw."""
 
 from __future__ import annotations
 
 import json
 from math import isfinite
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from learngene.cli.app import Data, Json, Options, Overrides, app, choices, say
-from learngene.system.errors import LearngeneError, RecipeError
-
-
-@app.command()
-def finetune(
-    recipe: Annotated[Path | None, typer.Argument(help="recipe (.yaml); or use --model and --data")] = None,
-    overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option(help="gene file, descendant folder, or scratch")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="digits, folder, tar or data set name")] = None,
-    depth: Annotated[int | None, typer.Option(help="layers to expand from a gene")] = None,
-    path: Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")] = None,
-    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
-    preset: Annotated[str | None, typer.Option(help="training preset: deit, official or laptop")] = None,
-    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
-) -> None:
-    """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
-    from learngene.recipe.finetune import FinetuneRecipe
-    from learngene.recipe.loading import build_recipe, load_recipe
-
-    given = list(overrides or [])
-    if recipe is not None and "=" in str(recipe) and not recipe.exists():
-        recipe, given = None, [str(recipe), *given]
-    flags: dict[str, Any] = {
-        "model": model,
-        "shape.depth": depth,
-        "shape.path": path,
-        "train.epochs": epochs,
-        "train.preset": preset,
-    }
-    flags |= {"data.source": data or None, "out": str(out) if out else None}
-    given += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    if recipe is None:
-        from learngene.recipe.loading import apply_overrides
-
-        if model is None or not data:
-            raise RecipeError("finetune: give a recipe, or --model and --data")
-        loaded = build_recipe(apply_overrides({"kind": "finetune"}, given), where="flags")
-    else:
-        loaded = load_recipe(recipe, given)
-    if not isinstance(loaded, FinetuneRecipe):
-        raise RecipeError(f"{recipe}: a {loaded.kind} recipe; run it with `learngene {loaded.kind}`")
-    from learngene.making.finetune import run
-
-    done = run(loaded)
-    untuned, tuned = done.untuned, done.result.final
-    say(f"{done.path}: {tuned.label} {untuned.main:.2f} % untuned, {tuned.main:.2f} % fine-tuned")
-    say(f"next: learngene export {quote(str(done.path))} --out MODEL.onnx")
+from learngene.cli.app import Data, Depth, Json, Options, PoolPath, Pretrained, app, choices
+from learngene.system.errors import LearngeneError
 
 
 @app.command("eval")
@@ -65,8 +18,8 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="descendant folder, gene file, or timm name with pretrained weights")],
     data: Data,
     split: Annotated[str, typer.Option(help="val or train")] = "val",
-    depth: Annotated[int | None, typer.Option(help="layers to expand from a gene")] = None,
-    path: Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")] = None,
+    depth: Depth = None,
+    path: PoolPath = None,
     options: Options = None,
     root: Annotated[Path | None, typer.Option(help="where a data set given by name lies")] = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out broken images")] = False,
@@ -91,28 +44,27 @@ def evaluate(
         fields["mask_classes"] = int(mask_classes) if mask_classes.isdecimal() else mask_classes.split(",")
     section = data_section(fields)
     if Path(model).is_file() or Path(model).suffix == ".safetensors":
-        classifier: Any = Learngene.load(model).expand(path if path is not None else depth, **choices(options))
+        net: Any = Learngene.load(model).expand(path if path is not None else depth, **choices(options))
     elif depth is not None or path is not None:
         given = f"--depth {depth}" if path is None else f"--path {path}"
-        raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is none")
+        raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is not one")
     else:
-        classifier = Ancestry(model).model
-    result = score(classifier, section, split=split)
+        net = Ancestry(model).model
+    result = score(net, section, split=split)
     if not isfinite(result.loss):
-        raise LearngeneError(f"{model}: its outputs are not finite numbers, so that its scores mean nothing")
-    names = mask_names(classifier, section)
-    if as_json:
-        classes = {} if isinstance(result, Accuracy) else {"classes": names}
-        print(json.dumps({**vars(result), **classes}))
-        return
+        raise LearngeneError(f"{model}: its outputs are not finite numbers, so its scores mean nothing")
+    classes: list[tuple[str, float | None]] = []
     if isinstance(result, Accuracy):
-        found = f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
+        scores = f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
     else:
-        found = f"mean IoU {result.miou:.2f} %, pixel accuracy {result.pixel_accuracy:.2f} %"
-    print(f"{model} on {' + '.join(data)} ({split}): {found}, loss {result.loss:.4f}, {result.images} images")
-    if not isinstance(result, Accuracy):
-        for name, iou in zip(names, result.ious, strict=True):
-            print(f"    {name:24s} " + ("does not occur" if iou is None else f"IoU {iou:6.2f} %"))
+        scores = f"mean IoU {result.miou:.2f} %, pixel accuracy {result.pixel_accuracy:.2f} %"
+        classes = list(zip(mask_names(net, section), result.ious, strict=True))
+    if as_json:
+        print(json.dumps(vars(result) | ({"classes": [name for name, _ in classes]} if classes else {})))
+        return
+    print(f"{model} on {' + '.join(data)} ({split}): {scores}, loss {result.loss:.4f}, {result.images} images")
+    for name, iou in classes:
+        print(f"    {name:24s} " + ("does not occur" if iou is None else f"IoU {iou:6.2f} %"))
 
 
 @app.command()
@@ -126,3 +78,42 @@ def export(
 
     difference = export_onnx(load_descendant(descendant), out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, logits agree at batch 1 and 3 within {difference:.1g}")
+
+
+@app.command()
+def picture(
+    model: Annotated[str, typer.Argument(help="descendant folder, timm name with pretrained weights, or gene file")],
+    out: Annotated[Path, typer.Option(help="PNG to write")],
+    pretrained: Pretrained = True,
+    path: Annotated[str | None, typer.Option(help="path of a pool to highlight, such as 4+2")] = None,
+) -> None:
+    """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1).
+
+    Of a pool's gene file, draw its rows, its stitches and what its paths scored; of a search's, which blocks
+    its data sets took; of a hypernetwork's, its graphs by task (TAL, Figure 5).
+    """
+    if out.suffix != ".png":
+        raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
+    if Path(model).suffix == ".safetensors":
+        from learngene.cli.pictures.pool import pool_picture
+        from learngene.cli.pictures.tasks import task_picture
+        from learngene.genes.gene_file import read_header
+        from learngene.making.search.usage_map import search_picture
+
+        method = read_header(model).method
+        if path is not None and method.making != "pool":
+            raise LearngeneError(f"--path {path}: {model} is of {method.name}, which has no paths; leave it out")
+        if "search" in method.origins:
+            search_picture(model, out)
+        elif method.making == "hyper":
+            task_picture(model, out)
+        else:
+            pool_picture(model, out, path)
+    elif path is not None:
+        raise LearngeneError(f"--path {path}: only the gene file of a pool has paths, and {model} is not one")
+    else:
+        from learngene.cli.pictures.layers import layer_picture
+        from learngene.genes.ancestry import Ancestry
+
+        layer_picture(Ancestry(model, pretrained=pretrained).model, out)
+    print(out)

@@ -1,0 +1,123 @@
+"""Commands that check a recipe, or run it: condense, search, tune, fine-tune."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from learngene.cli.app import (
+    DataFolder,
+    Depth,
+    Overrides,
+    PoolPath,
+    Processes,
+    RecipeFile,
+    app,
+    read_recipe,
+    require_kind,
+    say,
+    suggest,
+)
+from learngene.system.errors import RecipeError
+
+
+@app.command()
+def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
+    """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
+    from learngene.recipe.condense import CondenseRecipe
+
+    loaded = read_recipe(CondenseRecipe, recipe, overrides, data)
+    from learngene.making.condense import run
+
+    done = run(loaded)
+    say(f"{done.path}: top-1 {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
+    suggest("plan", done.path)
+
+
+@app.command()
+def search(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None, processes: Processes = 1) -> None:
+    """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
+    from learngene.recipe.search import SearchRecipe
+
+    loaded = read_recipe(SearchRecipe, recipe, overrides, data)
+    from learngene.making.search.make import run
+
+    done = run(loaded, processes=processes)
+    used = " ".join(f"{layer}:{count}" for layer, count in enumerate(done.record["usage"], start=1))
+    say(f"base blocks of layers, by how many of {len(done.paths)} data sets they are used: {used}")
+    say(f"{done.path}: blocks {', '.join(map(str, done.record['layers']))}; map in {loaded.out}/usage.png")
+    suggest("plan", done.path)
+
+
+@app.command()
+def tune(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
+    """Run a tune recipe: a hypernetwork learns several tasks (stage 2 of TAL). Continues a stopped run."""
+    from learngene.recipe.tune import TuneRecipe
+
+    loaded = read_recipe(TuneRecipe, recipe, overrides, data)
+    from learngene.making.hyper.make import run
+
+    done = run(loaded)
+    for entry in done.gene.metadata["tasks"]:
+        say(f"{entry['task']}: top-1 {entry['top1']:.2f} % untuned at the auxiliary shape")
+    say(f"{done.path}: mean top-1 {done.result.final.main:.2f} %, {done.result.updates} steps")
+    suggest("plan", done.path)
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[Path | None, typer.Argument(help="recipe (.yaml); or use --model and --data")] = None,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="gene file, descendant folder, or scratch")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="digits, folder, tar or data set name")] = None,
+    depth: Depth = None,
+    path: PoolPath = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
+    preset: Annotated[str | None, typer.Option(help="training preset: deit, official or laptop")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
+) -> None:
+    """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
+    from learngene.recipe.finetune import FinetuneRecipe
+    from learngene.recipe.loading import apply_overrides, build_recipe
+
+    given = list(overrides or [])
+    if recipe is not None and "=" in str(recipe) and not recipe.exists():
+        recipe, given = None, [str(recipe), *given]
+    flags: dict[str, Any] = {
+        "model": model,
+        "shape.depth": depth,
+        "shape.path": path,
+        "train.epochs": epochs,
+        "train.preset": preset,
+        "data.source": data or None,
+        "out": str(out) if out else None,
+    }
+    given += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    if recipe is not None:
+        loaded = read_recipe(FinetuneRecipe, recipe, given, None)
+    elif model is None or not data:
+        raise RecipeError("finetune: give a recipe, or --model and --data")
+    else:
+        fields = apply_overrides({"kind": "finetune"}, given)
+        loaded = require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
+    from learngene.making.finetune import run
+
+    done = run(loaded)
+    untuned, tuned = done.untuned, done.result.final
+    say(f"{done.path}: {tuned.label} {untuned.main:.2f} % untuned, {tuned.main:.2f} % fine-tuned")
+    suggest("export", done.path, "--out", "MODEL.onnx")
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
+    """Check everything about a recipe that can be known before the first step."""
+    from learngene.cli.check import check_recipe
+    from learngene.recipe.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], data)
+    for line in check_recipe(loaded):
+        print(line)
+    suggest(loaded.kind, recipe, *(overrides or []), *(["--data", data] if data else []))
