@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from learngene import save_descendant, scratch
 from learngene.making.search.super_net import SuperNet, routed
-from learngene.recipe.sections import Routing, Train
+from learngene.recipe.search import Routing
+from learngene.recipe.sections import Train
 from learngene.training.optimizer import make_optimizer
 from learngene.vits.shape import ViTShape
 

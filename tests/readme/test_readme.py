@@ -189,7 +189,8 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_the_methods_page_lists_every_setting_of_a_pool() -> None:
-    from learngene.recipe.sections import Distill, PoolSpec
+    from learngene.recipe.pool import PoolSpec
+    from learngene.recipe.sections import Distill
 
     text = (ROOT / "docs" / "methods.md").read_text()
     assert [name for name in PoolSpec.model_fields if f"`{name}`" not in text] == []

@@ -17,7 +17,8 @@ from learngene.making.pool.distil import RowDistillation, row_objective
 from learngene.making.pool.features import feature_widths, refuse_unreadable, watched
 from learngene.making.pool.make import path_stage
 from learngene.making.pool.rows import distilled_blocks
-from learngene.recipe.sections import DataSpec, Distill, PoolSpec, Train
+from learngene.recipe.pool import PoolSpec
+from learngene.recipe.sections import DataSpec, Distill, Train
 from learngene.system.errors import LearngeneError
 from learngene.training.loop import train
 from learngene.training.losses import guided_loss

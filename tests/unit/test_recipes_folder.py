@@ -17,8 +17,7 @@ from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.hyper import Guidance
 from learngene.recipe.loading import load_recipe
-from learngene.recipe.search import SearchRecipe
-from learngene.recipe.sections import Selection
+from learngene.recipe.search import SearchRecipe, Selection
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import RecipeError
 from learngene.vits.shape import ViTShape

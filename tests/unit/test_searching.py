@@ -19,7 +19,8 @@ from learngene.making.search.paths import TaskPath, layer_usage, read_path
 from learngene.making.search.select import above, selected, soft_usage, usage
 from learngene.making.search.usage_map import usage_picture
 from learngene.recipe.loading import apply_overrides
-from learngene.recipe.sections import Routing, Selection, Train
+from learngene.recipe.search import Routing, Selection
+from learngene.recipe.sections import Train
 from learngene.system.errors import LearngeneError, RecipeError
 from pico import CLI, FAST, condense_fields, make_images
 from searches import path_of, search_fields, search_recipe

@@ -23,7 +23,7 @@ from learngene.comparing.run import compare, prepare
 from learngene.data.images import open_split
 from learngene.making.finetune import run, starting_model
 from learngene.methods.stitching import StitchedRows
-from learngene.recipe.content_hash import content, later_defaults
+from learngene.recipe.content_hash import hashed_content, later_defaults
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import merge
@@ -356,8 +356,8 @@ def test_condensing_and_ranking_need_classes_of_images(
 
 
 def test_new_entries_at_their_defaults_change_no_key_and_no_run(masked: Path, tmp_path: Path) -> None:
-    assert not {"mask_classes", "ignore_index"} & content(masked_data(masked)).keys()
-    assert content(masked_data(masked, ignore_index=11))["ignore_index"] == 11
+    assert not {"mask_classes", "ignore_index"} & hashed_content(masked_data(masked)).keys()
+    assert hashed_content(masked_data(masked, ignore_index=11))["ignore_index"] == 11
     made = recipe("scratch", masked, tmp_path / "run", shape=pico_shape().to_dict())
     assert later_defaults(made) >= {"data.mask_classes", "data.ignore_index"}
     run(made, show=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learngene.making.pool.distil import RowDistillation
 from learngene.making.pool.stitches import least_squares_stitches, transformation_stitches
-from learngene.recipe.sections import PoolSpec
+from learngene.recipe.pool import PoolSpec
 from learngene.system.errors import LearngeneError
 from pico import batch
 from pools import by_hand, pool, rows_of, vit

@@ -9,7 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from learngene.making.search.super_net import DatasetAdapter, RoutedBlock, SuperNet, routed
-from learngene.recipe.sections import Routing, Train
+from learngene.recipe.search import Routing
+from learngene.recipe.sections import Train
 from learngene.training.optimizer import make_optimizer
 from learngene.vits.shape import ViTShape
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from learngene.comparing.genes import gene_job
 from learngene.comparing.jobs import Cell, Comparison, GeneJob
 from learngene.methods import method
-from learngene.recipe.compare import HOME, CompareRecipe, ContenderSpec
-from learngene.recipe.content_hash import content as content_of
-from learngene.recipe.content_hash import hashed
+from learngene.recipe.compare import SOURCE, CompareRecipe, ContenderSpec
+from learngene.recipe.content_hash import short_hash
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
@@ -74,7 +73,7 @@ def lay_out(
 
 def _possible(out: Comparison, spec: ContenderSpec, shape_name: str, gene: GeneJob) -> bool:
     try:
-        gene.method.refuse(gene.shape, _shape(out, shape_name, HOME), **spec.options)
+        gene.method.refuse(gene.shape, _shape(out, shape_name, SOURCE), **spec.options)
     except ShapeError:
         return False
     return True
@@ -108,9 +107,9 @@ def _cell(
     content = [
         [spec.method, spec.settings, spec.options, spec.layers, spec.modules],
         gene.path.name.rpartition("-")[2] if gene else None,
-        [shape.to_dict(), seed, content_of(data), content_of(train) if train else None],
+        [shape.to_dict(), seed, data, train],
     ]
-    key = hashed(content)
+    key = short_hash(content)
     widths = [part.embed_dim for part in shape.parts] if isinstance(shape, StitchedShape) else [shape.embed_dim]
     width = f"d{shape.depth}w{'-'.join(str(each) for each in widths)}"
     path = recipe.out / "cells" / f"{spec.method}-{width}-{data_name(data)}-e{epochs}-s{seed}-{key}.json"

@@ -16,7 +16,7 @@ from typing import Any
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob, SearchJob
 from learngene.methods.stitching import rows_of
 from learngene.methods.tal import hypernetwork_of
-from learngene.recipe.compare import HOME
+from learngene.recipe.compare import SOURCE
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.hyper import Hyper
 from learngene.recipe.sections import Train
@@ -69,7 +69,7 @@ def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int])
     return Cost(
         tune=images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.macs if cell.train else 0,
         gene=gene_macs(gene, train_images) if gene else 0,
-        ancestry=sum(ancestry_macs(each, train_images[HOME]) for each in origins),
+        ancestry=sum(ancestry_macs(each, train_images[SOURCE]) for each in origins),
         gene_shared_by=_descendants(users) if gene else 1,
         ancestry_shared_by=_descendants(mine),
     )
@@ -105,7 +105,7 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
         macs = [rows.shape_of(gene.shape, path).macs() for path in rows.paths(gene.shape)]
         guide = teacher if recipe.pool and recipe.pool.guide != "none" else 0
         train, per_image = path_train, TRAINING * sum(macs) // len(macs) + guide
-    return cost + images_seen(train, train_images[HOME]) * per_image
+    return cost + images_seen(train, train_images[SOURCE]) * per_image
 
 
 def _predicted_macs(gene: GeneJob, hyper: Hyper) -> int:
@@ -126,7 +126,7 @@ def part_macs(part: RowJob | SearchJob | GeneJob, train_images: Mapping[str, int
         return images_seen(part.recipe.train, train_images[part.task]) * TRAINING * ancestry_forward_macs(part.ancestry)
     labels = part.recipe.pool is not None and part.recipe.pool.points == [0]
     teacher = 0 if labels or part.ancestry is None else ancestry_forward_macs(part.ancestry)
-    return images_seen(part.recipe.train, train_images[HOME]) * (TRAINING * part.recipe.shape.macs() + teacher)
+    return images_seen(part.recipe.train, train_images[SOURCE]) * (TRAINING * part.recipe.shape.macs() + teacher)
 
 
 def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:

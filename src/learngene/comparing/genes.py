@@ -10,10 +10,9 @@ from learngene.making.pool.rows import row_recipe
 from learngene.methods import method
 from learngene.methods.stitching import StitchedRows
 from learngene.methods.tal import Hypernetwork
-from learngene.recipe.compare import HOME, ContenderSpec, ModelSpec, SearchSpec, Stage2Spec
+from learngene.recipe.compare import SOURCE, ContenderSpec, ModelSpec, SearchSpec, Stage2Spec
 from learngene.recipe.condense import CondenseRecipe
-from learngene.recipe.content_hash import FREE_TO_CHANGE, hashed
-from learngene.recipe.content_hash import content as content_of
+from learngene.recipe.content_hash import FREE_TO_CHANGE, hashed_content, short_hash
 from learngene.recipe.hyper import Stage1Hyper, stage1_hyper
 from learngene.recipe.loading import build_recipe
 from learngene.recipe.one_line_faults import validated
@@ -29,10 +28,10 @@ def _ancestry(out: Comparison, name: str, seed: int) -> AncestryJob:
     if label not in out.ancestries:
         shape = None
         if spec.shape is not None:
-            shape = ViTShape.from_dict({**recipe.shape, **spec.shape, "num_classes": out.num_classes[HOME]})
+            shape = ViTShape.from_dict({**recipe.shape, **spec.shape, "num_classes": out.num_classes[SOURCE]})
         train = recipe.train("condense", spec.train, {"seed": seed} if spec.per_seed else {})
-        content = [_identity(spec), shape.to_dict() if shape else None, content_of(train), content_of(recipe.data)]
-        folder = recipe.store / f"ancestry-{label}-{hashed(content)}"
+        content = [_identity(spec), shape.to_dict() if shape else None, train, recipe.data]
+        folder = recipe.store / f"ancestry-{label}-{short_hash(content)}"
         out.ancestries[label] = AncestryJob(label, spec, shape, train, recipe.data, folder)
     return out.ancestries[label]
 
@@ -52,7 +51,7 @@ def gene_job(out: Comparison, name: str, spec: ContenderSpec, shape_name: str, t
     ancestry = _ancestry(out, spec.ancestry, seed) if spec.ancestry else None
     if not kind.origins:
         return None
-    fields = {**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[HOME]}
+    fields = {**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[SOURCE]}
     if spec.each:
         fields |= recipe.shapes[shape_name]
     if spec.search is not None:
@@ -63,7 +62,7 @@ def gene_job(out: Comparison, name: str, spec: ContenderSpec, shape_name: str, t
     if not spec.trained:
         assert ancestry is not None
         shape = ancestry.shape or out.loaded.get(ancestry.name) or ViTShape.from_dict(fields)
-        key = hashed([spec.method, spec.settings, ancestry.folder.name])
+        key = short_hash([spec.method, spec.settings, ancestry.folder.name])
         path = recipe.store / f"{spec.method}-{key}.safetensors"
         return GeneJob(spec.method, kind, shape, ancestry, None, recipe.data, path)
     return _condensed_gene(out, name, spec, ViTShape.from_dict(fields), ancestry, seed)
@@ -101,12 +100,12 @@ def _condensed_gene(
     guided = condense.hyper is not None and condense.hyper.guidance.alpha > 0
     needs_teacher = isinstance(kind, StitchedRows) or condense.distill.alpha > 0 or guided
     teacher = ancestry.folder.name if ancestry and needs_teacher else None
-    content = [spec.method, spec.settings, shape.to_dict(), content_of(recipe.data), content_of(train)]
+    content = [spec.method, spec.settings, shape.to_dict(), recipe.data, train]
     if condense.pool:
-        content += [content_of(condense.pool.model_copy(update={"kept": None})), [job.folder.name for job in anchors]]
+        content += [condense.pool.model_copy(update={"kept": None}), [job.folder.name for job in anchors]]
     if condense.hyper:
-        content.append(content_of(condense.hyper))
-    label = f"{spec.method}-d{shape.depth}-s{seed}-{hashed([*content, content_of(condense.distill), teacher])}"
+        content.append(condense.hyper)
+    label = f"{spec.method}-d{shape.depth}-s{seed}-{short_hash([*content, condense.distill, teacher])}"
     condense = condense.model_copy(update={"out": recipe.store / label})
     if teacher is None:
         condense, ancestry = condense.model_copy(update={"ancestry": None}), None
@@ -135,12 +134,12 @@ def _searched_gene(
     built = build_recipe(given, where=f"contenders.{name}.search")
     assert isinstance(built, SearchRecipe)
     parts = [built.task(task) for task in tasks]
-    key = hashed([sorted(part.out.name for part in parts), content_of(search.select), built.tau, search.stem])
+    key = short_hash([sorted(part.out.name for part in parts), search.select, built.tau, search.stem])
     label = f"{spec.method}-s{seed}-{key}"
     built = built.model_copy(update={"out": recipe.store / label})
     shape = ancestry.shape or out.loaded.get(ancestry.name)
     if shape is None:
-        shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[HOME]})
+        shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[SOURCE]})
     searches = tuple(
         SearchJob(f"{task} seed {seed}", built, task, ancestry, part) for task, part in zip(tasks, parts, strict=True)
     )
@@ -165,7 +164,7 @@ def _tuned_gene(
     recipe, kind = out.recipe, method(spec.method, spec.settings)
     assert isinstance(kind, Hypernetwork)
     tasks = [task] if stage2.each else recipe.tuned(stage2)
-    shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[HOME]})
+    shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[SOURCE]})
     stage1 = None if stage2.fresh else _condensed_gene(out, name, spec, shape, ancestry, seed)
     train = recipe.train("condense", spec.train, stage2.train, {"seed": seed})
     hyper = {key: value for key, value in (spec.hyper or {}).items() if key != "guidance"}
@@ -183,12 +182,12 @@ def _tuned_gene(
     if embedding is not None:
         given["ancestry"] = embedding.source()
     built = validated(TuneRecipe, given, f"contenders.{name}.stage2")
-    described = {each: [content_of(spec.data), spec.augment] for each, spec in built.tasks.items()}
+    described = {each: [spec.data, spec.augment] for each, spec in built.tasks.items()}
     start = stage1.path.name if stage1 else [spec.method, spec.settings, shape.to_dict()]
-    content = [start, described, stage2.temperature, stage2.freeze_encoder, content_of(built.hyper), content_of(train)]
+    content = [start, described, stage2.temperature, stage2.freeze_encoder, built.hyper, train]
     if stage2.task_layers is not None:
         content.append(stage2.task_layers)
-    key = hashed([*content, embedding.folder.name if embedding else None])
+    key = short_hash([*content, embedding.folder.name if embedding else None])
     where = f"-{task}" if stage2.each else ""
     label = f"{spec.method}-tuned{where}-s{seed}-{key}"
     built = built.model_copy(update={"out": recipe.store / label})
@@ -207,7 +206,7 @@ def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: Stitched
 
 def _identity(spec: ModelSpec) -> dict[str, Any]:
     """What an entry says about its model; its training is hashed as a whole."""
-    values = content_of(spec)
+    values = hashed_content(spec)
     values.pop("per_seed")  # the seed is part of how it is trained
     values["train"] = {name: value for name, value in spec.train.items() if name not in FREE_TO_CHANGE}
     if spec.source and ":" not in spec.source:  # a path; timm has names with a colon, and then with a slash

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from learngene.making.search.paths import NAME as PATH_FILE
 from learngene.methods import Method
-from learngene.recipe.compare import HOME, CompareRecipe, ContenderSpec, ModelSpec
+from learngene.recipe.compare import SOURCE, CompareRecipe, ContenderSpec, ModelSpec
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.recipe.sections import AncestrySpec, DataSpec, Train
@@ -278,4 +278,4 @@ class Comparison:
 
     def task_data(self, task: str) -> DataSpec:
         """The data section of a task."""
-        return self.recipe.data if task == HOME else self.recipe.tasks[task]
+        return self.recipe.data if task == SOURCE else self.recipe.tasks[task]

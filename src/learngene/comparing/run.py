@@ -34,7 +34,7 @@ from learngene.making.search.make import keep_selected, search_task
 from learngene.making.search.make import prepare as prepare_search
 from learngene.methods import default_settings
 from learngene.methods.tal.task_embedding import TaskEmbedding
-from learngene.recipe.compare import HOME, CompareRecipe
+from learngene.recipe.compare import SOURCE, CompareRecipe
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import DataSpec
@@ -60,7 +60,7 @@ class Opened:
 
     def __getitem__(self, task: str) -> Images:
         if task not in self.sets:
-            self.sets[task] = open_data(self.recipe.data if task == HOME else self.recipe.tasks[task])
+            self.sets[task] = open_data(self.recipe.data if task == SOURCE else self.recipe.tasks[task])
         return self.sets[task]
 
 
@@ -78,7 +78,7 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     for task in recipe.needed():
         try:
             train = opened[task][0]
-            if task == HOME:
+            if task == SOURCE:
                 refuse_masks(train, "the home task, on which genes are condensed,")
             _refuse_other_size(task, train, recipe)
         except LearngeneError as error:
@@ -89,7 +89,7 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     classes = {task: len(images[0].class_names) for task, images in opened.sets.items()}
     masked = {task for task, images in opened.sets.items() if images[0].segmentation}
     comparison = lay_out(recipe, classes, sizes, _loaded_shapes(recipe), masked)
-    home = opened[HOME][0]
+    home = opened[SOURCE][0]
     for ancestry in comparison.ancestries.values():
         if ancestry.spec.architecture:
             where = f"ancestries.{ancestry.name}.architecture"
@@ -246,9 +246,9 @@ def _title(job: Job) -> str:
 
 def _do(job: Job, recipe: CompareRecipe, opened: Opened) -> str:
     if isinstance(job, AncestryJob):
-        return _train_ancestry(job, opened[HOME])
+        return _train_ancestry(job, opened[SOURCE])
     if isinstance(job, RowJob):
-        return _distil_row(job, opened[HOME])
+        return _distil_row(job, opened[SOURCE])
     if isinstance(job, SearchJob):
         return _search(job, opened)
     if isinstance(job, GeneJob):
@@ -298,7 +298,7 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: Opened) -> str:
         return f"mean top-1 {tuned.result.final.main:.2f} %"
     if job.recipe is not None:
         _refuse_failed(job.recipe.out)
-        done = run_condense(job.recipe, images=opened[HOME], keep=True, show=False)
+        done = run_condense(job.recipe, images=opened[SOURCE], keep=True, show=False)
         return f"top-1 {done.result.final.main:.2f} %"
     assert job.ancestry is not None
     data = recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None

@@ -9,26 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.methods import method
-from learngene.methods.stitching import StitchedRows
-from learngene.methods.tal import Hypernetwork
 from learngene.recipe.one_line_faults import validated
-from learngene.recipe.sections import (
-    DataSpec,
-    Positive,
-    Routing,
-    Section,
-    Seed,
-    Selection,
-    ShapeChanges,
-    Train,
-    merge,
-    without_removed,
-)
+from learngene.recipe.search import Routing, Selection
+from learngene.recipe.sections import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, without_removed
 from learngene.system.errors import RecipeError, ShapeError, nearest
 from learngene.vits.stitched_shape import shape_from
 
-HOME = "home"
-"""The task on which genes are condensed and ancestries trained; every comparison has it."""
+SOURCE = "home"
+"""Name of the task on which genes are condensed and ancestries trained; every comparison has it."""
 
 
 class ModelSpec(Section):
@@ -97,11 +85,11 @@ class ContenderSpec(Section):
         kind = method(self.method, self.settings)
         if self.each and "condense" not in kind.origins:
             raise RecipeError(f"each: a gene per shape needs a method that is trained, which {self.method} is not")
-        if (self.anchors or self.pool is not None) and not isinstance(kind, StitchedRows):
+        if (self.anchors or self.pool is not None) and kind.making != "pool":
             raise RecipeError(
                 f"{'anchors' if self.anchors else 'pool'}: method {self.method} has no rows; leave it out"
             )
-        if not isinstance(kind, Hypernetwork) and (self.hyper is not None or self.stage2 is not None):
+        if kind.making != "hyper" and (self.hyper is not None or self.stage2 is not None):
             raise RecipeError(
                 f"{'hyper' if self.stage2 is None else 'stage2'}: method {self.method} is no hypernetwork; leave it out"
             )
@@ -119,7 +107,7 @@ class ContenderSpec(Section):
     def task_aware(self) -> bool:
         """Whether its hypernetwork is tuned with task layers."""
         asked = self.stage2.task_layers if self.stage2 else None
-        return asked if asked is not None else getattr(method(self.method, self.settings), "task_aware", False)
+        return asked if asked is not None else method(self.method, self.settings).task_aware
 
     @property
     def trained(self) -> bool:
@@ -196,8 +184,8 @@ class CompareRecipe(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> CompareRecipe:
-        if HOME in self.tasks:
-            raise RecipeError(f"tasks: '{HOME}' is the task of `data`; give this one another name")
+        if SOURCE in self.tasks:
+            raise RecipeError(f"tasks: '{SOURCE}' is the task of `data`; give this one another name")
         self._refuse_alike_tasks()
         self.train("condense")
         self.train("tune")
@@ -221,7 +209,7 @@ class CompareRecipe(Section):
         for field in ("tasks", "shapes", "contenders", "budgets"):
             for name in getattr(self.run, field) or ():
                 _refuse_undefined(
-                    f"run.{field}", name, {HOME, *self.tasks} if field == "tasks" else getattr(self, field)
+                    f"run.{field}", name, {SOURCE, *self.tasks} if field == "tasks" else getattr(self, field)
                 )
         for name, contender in self.contenders.items():
             for field, names in (("ancestry", [contender.ancestry]), ("anchors", contender.anchors)):
@@ -230,11 +218,11 @@ class CompareRecipe(Section):
                         _refuse_undefined(f"contenders.{name}.{field}", other, self.ancestries)
             if contender.stage2:
                 for task in [*(contender.stage2.tasks or ()), *contender.stage2.augment]:
-                    _refuse_undefined(f"contenders.{name}.stage2", task, {HOME, *self.tasks})
+                    _refuse_undefined(f"contenders.{name}.stage2", task, {SOURCE, *self.tasks})
                 if not self.tasks and contender.stage2.tasks is None and not contender.stage2.each:
                     raise RecipeError(f"contenders.{name}.stage2: needs tasks to tune on, and none are defined")
             for task in [*(spec.tasks or ()), *spec.rates] if (spec := contender.search) else ():
-                _refuse_undefined(f"contenders.{name}.search", task, {HOME, *self.tasks})
+                _refuse_undefined(f"contenders.{name}.search", task, {SOURCE, *self.tasks})
             if contender.search and not self.tasks:
                 raise RecipeError(f"contenders.{name}.search: needs tasks to search on, and none are defined")
         for name, budget in self.budgets.items():
@@ -245,7 +233,7 @@ class CompareRecipe(Section):
     def _refuse_alike_tasks(self) -> None:
         """Results are known by the file names of their images, so two sets must not have the same."""
         seen: dict[tuple[str, ...], tuple[str, list[str]]] = {}
-        for task, data in {HOME: self.data, **self.tasks}.items():
+        for task, data in {SOURCE: self.data, **self.tasks}.items():
             names = tuple(Path(source).name for source in data.sources)
             other, sources = seen.setdefault(names, (task, data.sources))
             if sources != data.sources:
@@ -269,7 +257,7 @@ class CompareRecipe(Section):
 
     def chosen(self, field: Literal["tasks", "shapes", "contenders", "budgets"]) -> list[str]:
         """The names of one kind that are run, in the recipe's order."""
-        known = [HOME, *self.tasks] if field == "tasks" else list(getattr(self, field))
+        known = [SOURCE, *self.tasks] if field == "tasks" else list(getattr(self, field))
         return list(getattr(self.run, field) or known)
 
     def searched(self, search: SearchSpec) -> list[str]:
@@ -286,7 +274,7 @@ class CompareRecipe(Section):
         parts = [task for search in searches if search for task in self.searched(search)]
         stages = [spec.stage2 for name in self.chosen("contenders") if (spec := self.contenders[name]).stage2]
         parts += [task for stage in stages if stage and not stage.each for task in self.tuned(stage)]
-        return list(dict.fromkeys([HOME, *self.chosen("tasks"), *parts]))
+        return list(dict.fromkeys([SOURCE, *self.chosen("tasks"), *parts]))
 
 
 def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -> Any:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from learngene.methods import method
-from learngene.methods.stitching import StitchedRows
-from learngene.methods.tal import Hypernetwork
+from learngene.methods.stitching import StitchedRows, rows_of
+from learngene.methods.tal import hypernetwork_of
 from learngene.recipe.hyper import Stage1Hyper, stage1_hyper
 from learngene.recipe.one_line_faults import validated
-from learngene.recipe.sections import AncestrySpec, AuxiliaryShape, DataSpec, Distill, PoolSpec, Section, Train, merge
+from learngene.recipe.pool import PoolSpec
+from learngene.recipe.sections import AncestrySpec, AuxiliaryShape, DataSpec, Distill, Section, Train, merge
 from learngene.system.errors import RecipeError
 
 ROW_FIELDS = ("points", "terms", "transform_bias", "learn_equal_width", "rows", "kept")
@@ -44,9 +45,9 @@ class CondenseRecipe(Section):
             return given
         kind, given = method(given["method"]), dict(given)
         given.setdefault("distill", {"preset": kind.distillation})
-        if isinstance(kind, StitchedRows) and given.get("pool") is None:
+        if kind.making == "pool" and given.get("pool") is None:
             given["pool"] = {}
-        if isinstance(kind, Hypernetwork):
+        if kind.making == "hyper":
             given["hyper"] = stage1_hyper(given.get("hyper"), task_aware=kind.task_aware)
         return given
 
@@ -56,12 +57,12 @@ class CondenseRecipe(Section):
         if "condense" not in kind.origins:
             raise RecipeError(f"method {self.method} is not trained: {kind.made_by}")
         kind.refuse_auxiliary(self.shape)
-        if self.hyper is not None and not isinstance(kind, Hypernetwork):
+        if self.hyper is not None and kind.making != "hyper":
             raise RecipeError(f"hyper: method {self.method} is no hypernetwork; leave it out")
-        if isinstance(kind, StitchedRows):
-            self._pool_fits(kind)
-        elif isinstance(kind, Hypernetwork):
-            kind.refuse_trained(self.shape)
+        if kind.making == "pool":
+            self._pool_fits(rows_of(kind))
+        elif kind.making == "hyper":
+            hypernetwork_of(kind).refuse_trained(self.shape)
             self._hyper_fits()
         elif self.pool is not None or self.anchors:
             raise RecipeError(f"{'pool' if self.pool else 'anchors'}: method {self.method} has no rows; leave it out")

@@ -27,13 +27,17 @@ ADDED_LATER = frozenset(
 left out of the hash: otherwise every result that is there already would be computed, and named, anew."""
 
 
-def hashed(content: Any) -> str:
-    """A short hash of plain values."""
-    text = json.dumps(content, sort_keys=True, default=list)
+def short_hash(content: Any) -> str:
+    """A short hash of plain values and sections, of which only ``hashed_content`` counts."""
+    text = json.dumps(content, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
-def content(section: Section) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
+    return hashed_content(value) if isinstance(value, Section) else list(value)
+
+
+def hashed_content(section: Section) -> dict[str, Any]:
     """What a section says about results: not where files lie, nor how many processes read them."""
     values: dict[str, Any] = section.model_dump(mode="json")
     for name in FREE_TO_CHANGE:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.methods.lsamd import LSAMD
-from learngene.recipe.content_hash import content, hashed
+from learngene.recipe.content_hash import short_hash
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import (
     AncestrySpec,
     DataSpec,
-    Routing,
+    Positive,
     Section,
-    Selection,
     Train,
     merge,
     without_removed,
@@ -27,6 +26,88 @@ NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 """Of task names, which become names of folders."""
 LONGEST_NAME = 100
 """Characters of a task name; file systems take 255, to which seed and hash are added."""
+
+
+class Routing(Section):
+    """How a super ancestry net decides between base and specific blocks, and how that decision learns (LSAMD)."""
+
+    presets: ClassVar = {
+        "stable": {},
+        "paper": {"noise": "gaussian"},
+    }
+    preset: str | None = Field(
+        None,
+        description="stable (the defaults: blocks found agree best over seeds, docs/lsamd.md) or paper (with noise)",
+    )
+    route: Literal["batch", "img"] = Field(
+        "batch", description="batch: the majority decides for all (the paper's choice); img: every sample for itself"
+    )
+    gate: Literal["straight-through", "two-branch", "scale"] = Field(
+        "straight-through",
+        description="how adapters learn from a hard choice, on which the paper is silent: straight-through (its value "
+        "is the chosen block's output), two-branch (runs the other block, too, and learns from the difference), scale "
+        "(multiplies by the probability, as Mod-Squad does with parts of blocks; shrinks what a frozen net passes on)",
+    )
+    compared: float = Field(
+        1.0, gt=0, le=1, description="two-branch: share of a batch's images on which the other block runs, too"
+    )
+    noise: Literal["gaussian", "literal", "none"] = Field(
+        "none",
+        description="gaussian: random while training, as the gates that the paper takes its own from; literal: as "
+        "equation 1 is printed; none: the blocks found agree better over seeds, but two-branch gates need noise",
+    )
+    descriptor: Literal["mean", "cls", "vote"] = Field(
+        "mean", description="what an adapter sees of a sample: mean of its tokens, class token, or every token's vote"
+    )
+    prefer_base: float = Field(
+        0.0, ge=0, description="weight in the loss of the mean probability of specific blocks; the paper has none"
+    )
+
+    @model_validator(mode="after")
+    def _compared_by_its_gate(self) -> Routing:
+        if self.compared != 1 and self.gate != "two-branch":
+            raise RecipeError(f"compared means nothing for gate {self.gate}; leave it out, or use gate: two-branch")
+        return self
+
+
+class Selection(Section):
+    """Which base blocks become the learngene, by how much the data sets use them (LSAMD, equation 3)."""
+
+    presets: ClassVar = {
+        "stable": {},
+        "paper": {"rule": "threshold"},
+    }
+    preset: str | None = Field(None, description="stable (the defaults) or paper (threshold)")
+    rule: Literal["threshold", "top_k"] = Field(
+        "top_k", description="threshold: the paper's, by choices; top_k: by probabilities, and never empty"
+    )
+    tau: int | None = Field(
+        None, ge=0, description="threshold: used by more than so many data sets; half of them by default, as the paper"
+    )
+    k: Positive | None = Field(None, description="top_k: so many blocks; 5 by default, as many as the paper finds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_of_its_value(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("tau") is not None and "rule" not in given:
+            return {"rule": "threshold", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Selection:
+        unused = "k" if self.rule == "threshold" else "tau"
+        if getattr(self, unused) is not None:
+            raise RecipeError(f"{unused} means nothing for rule {self.rule}; leave it out")
+        return self
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks rule top_k keeps."""
+        return self.k or BLOCKS
+
+
+BLOCKS = 5
+"""Of the paper's learngene."""
 
 
 class SearchTask(Section):
@@ -108,8 +189,8 @@ class SearchRecipe(Section):
         ancestry = self.ancestry.model_dump(mode="json")
         ancestry["source"] = "/".join(Path(self.ancestry.source).parts[-2:])  # wherever the folder lies
         # With one seed for all, every data set would draw the same noise, and paths would agree because of it.
-        seed = int(hashed([train.seed, name]), 16)
-        key = hashed([ancestry, content(task.data), content(train), content(self.routing), name])
+        seed = int(short_hash([train.seed, name]), 16)
+        key = short_hash([ancestry, task.data, train, self.routing, name])
         out = (self.kept or self.out) / f"{name}-s{train.seed}-{key}"
         train = train.model_copy(update={"seed": seed})
         return TaskSearch(task=name, ancestry=self.ancestry, data=task.data, train=train, routing=self.routing, out=out)

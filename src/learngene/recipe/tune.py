@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from learngene.methods import method
-from learngene.methods.tal import Hypernetwork
 from learngene.recipe.hyper import Hyper
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import AncestrySpec, AuxiliaryShape, DataSpec, Section, Train, merge, without_removed
@@ -56,7 +55,7 @@ class TuneRecipe(Section):
             raise RecipeError("gene is missing: name the file of stage 1, or give method and shape for a fresh one")
         else:
             kind = method(self.method, self.settings)
-            if not isinstance(kind, Hypernetwork):
+            if kind.making != "hyper":
                 raise RecipeError(f"method {self.method} is no hypernetwork; use tal, logah or ghn3")
             kind.refuse_auxiliary(self.shape)
             if self.task_layers is not None:

@@ -14,7 +14,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from learngene.data.images import ImageSet
-from learngene.recipe.sections import Distill, PoolSpec
+from learngene.recipe.pool import PoolSpec
+from learngene.recipe.sections import Distill
 
 Logits = Float[Tensor, "batch classes"]
 Scalar = Float[Tensor, ""]

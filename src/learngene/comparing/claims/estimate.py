@@ -5,7 +5,7 @@ from __future__ import annotations
 from learngene.comparing.cells import lay_out
 from learngene.comparing.claims.groups import ClaimGroup
 from learngene.comparing.cost import ancestry_macs, cost_of, gene_macs, part_macs
-from learngene.recipe.compare import HOME, CompareRecipe
+from learngene.recipe.compare import SOURCE, CompareRecipe
 from learngene.system.errors import LearngeneError
 
 
@@ -24,7 +24,7 @@ def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
     # A row, a super net or a stage 1 is trained once, whatever the number of genes that share it.
     genes += sum(part_macs(part, images) for part in {part.path: part for part in parts}.values())
     genes -= sum(part_macs(part, images) for part in parts)
-    ancestries = sum(ancestry_macs(ancestry, images[HOME]) for ancestry in comparison.ancestries.values())
+    ancestries = sum(ancestry_macs(ancestry, images[SOURCE]) for ancestry in comparison.ancestries.values())
     tuning = sum(cost_of(cell, comparison, images).tune for cell in comparison.cells)
     counts = f"{len(comparison.ancestries)} ancestries, {len(comparison.genes)} genes, {len(comparison.cells)} cells"
     each = {"ancestries": ancestries, "genes": genes, "tuning": tuning}

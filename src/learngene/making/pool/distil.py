@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from learngene.genes.ancestry import Ancestry
 from learngene.making.pool.features import Features, watched
-from learngene.recipe.sections import Distill, PoolSpec
+from learngene.recipe.pool import PoolSpec
+from learngene.recipe.sections import Distill
 from learngene.training.losses import classification_loss, distillation_loss
 from learngene.training.stage import Objective
 

@@ -35,7 +35,7 @@ from learngene.methods.base import gene_name
 from learngene.methods.stitching import StitchedRows
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import dump_recipe
-from learngene.recipe.sections import PoolSpec
+from learngene.recipe.pool import PoolSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_unwritable, write_file
 from learngene.training.loop import make_accelerator

@@ -8,8 +8,8 @@ from typing import Any
 from learngene.methods import method as find_method
 from learngene.methods.stitching import StitchedRows
 from learngene.recipe.condense import CondenseRecipe
-from learngene.recipe.content_hash import content, hashed
-from learngene.recipe.sections import PoolSpec
+from learngene.recipe.content_hash import short_hash
+from learngene.recipe.pool import PoolSpec
 from learngene.system.errors import LearngeneError
 from learngene.vits.shape import ViTShape
 
@@ -83,12 +83,12 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
     )
     train, ancestry = recipe.row_train(), recipe.ancestry
     # Mean and std are the ancestry's, which a recipe may say or leave open.
-    data = content(recipe.data.model_copy(update={"mean": None, "std": None}))
-    parts: list[Any] = [row.to_dict(), content(reduced), content(train), data, content(recipe.distill)]
+    data = recipe.data.model_copy(update={"mean": None, "std": None})
+    parts: list[Any] = [row.to_dict(), reduced, train, data, recipe.distill]
     if ancestry is not None:
         source = "/".join(Path(ancestry.source).parts[-2:])
         parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])
-    out = (pool.kept or recipe.out) / f"row-w{row.embed_dim}d{row.depth}-s{train.seed}-{hashed(parts)}"
+    out = (pool.kept or recipe.out) / f"row-w{row.embed_dim}d{row.depth}-s{train.seed}-{short_hash(parts)}"
     changes = {
         "dtype": "float32",  # of the gene file, which is nothing to a row
         "shape": row,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from learngene.making.search.paths import TaskPath
-from learngene.recipe.sections import Selection
+from learngene.recipe.search import Selection
 from learngene.system.errors import LearngeneError
 
 

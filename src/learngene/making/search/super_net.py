@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from learngene.recipe.sections import Routing
+from learngene.recipe.search import Routing
 
 Tokens = Float[Tensor, "batch tokens width"]
 
