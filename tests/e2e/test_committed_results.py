@@ -1,0 +1,82 @@
+"""The committed results are still found: keys of cells and genes are what they were, and rows give the same verdicts."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from comparisons import contents
+from learngene.comparing.cells import lay_out
+from learngene.comparing.claims.groups import comparison_of, load_claims
+from learngene.comparing.claims.reproduce import judged, table
+from learngene.comparing.results import collect
+from pico import CLI
+
+RESULTS = Path(__file__).parents[2] / "results" / "laptop"
+GROUPS = {name: group for name, group in load_claims().items() if group.needs_runs}
+
+
+def decided(rows: list[dict[str, Any]], claims: list[dict[str, Any]]) -> Any:
+    """What a group's results decide: its table, and every claim's figures and outcome."""
+    verdicts = [[claim[name] for name in ("text", "verdicts", "outcome")] for claim in claims]
+    return json.loads(json.dumps([rows, verdicts]))
+
+
+def committed(path: Path) -> Any:
+    verdict = json.loads(path.read_text())
+    return decided(verdict["table"], verdict["claims"])
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_cell_of_a_group_is_there_and_gives_the_committed_verdict(name: str) -> None:
+    recipe = comparison_of(GROUPS[name], "laptop", overrides=[f"out={RESULTS}"], declared=True)
+    assert recipe.sizes
+    images = {task: size.images for task, size in recipe.sizes.items()}
+    classes = {task: size.classes for task, size in recipe.sizes.items()}
+    masked = [task for task, size in recipe.sizes.items() if size.masks]
+    found = collect(lay_out(recipe, classes, images, masked=masked), images)
+    assert ([cell.path.name for cell in found.missing], found.failed, found.foreign) == ([], {}, [])
+    claims = [judged(claim, found.rows, "laptop") for claim in GROUPS[name].claims]
+    assert decided(table(found.rows), claims) == committed(RESULTS / "claims" / f"{name}.json")
+
+
+def test_a_study_is_resumed_and_runs_nothing(cli: CLI, tmp_path: Path) -> None:
+    """Its data set is scikit-learn's digits, so that the whole command can run."""
+    study = RESULTS / "tal-study"
+    shutil.copytree(study / "cells", tmp_path / "cells")
+    before = contents(tmp_path / "cells")
+    done = cli("compare", "recipes/laptop/compare/tal-study.yaml", f"out={tmp_path}", f"store={tmp_path / 'store'}")
+    assert (done.code, done.err) == (0, "")
+    assert contents(tmp_path / "cells") == before
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    for name in ("results.csv", "results.md"):
+        assert (tmp_path / name).read_bytes() == (study / name).read_bytes()
+
+
+def test_a_group_is_resumed_and_runs_nothing(cli: CLI, tmp_path: Path) -> None:
+    """With stand-ins for the images, as many as there were."""
+    name, image = "tleg.fig1", io.BytesIO()
+    Image.new("L", (1, 1)).save(image, "PNG")
+    with tarfile.open(tmp_path / "fashion-mnist-28px.tar", "w") as tar:
+        for split, count in (("train", 5000), ("val", 10)):
+            for index in range(count):
+                entry = tarfile.TarInfo(f"{split}/{index % 10}/{index}.png")
+                entry.size = len(image.getvalue())
+                tar.addfile(entry, io.BytesIO(image.getvalue()))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cells").symlink_to(RESULTS / "cells")
+    places = (f"out={tmp_path / 'out'}", f"store={tmp_path / 'store'}")
+    before = {path.name for path in (RESULTS / "cells").iterdir()}
+    done = cli("reproduce", name, *places, "--data", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert {path.name for path in (RESULTS / "cells").iterdir()} == before
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    again, then = (folder / "claims" / f"{name}.json" for folder in (tmp_path / "out", RESULTS))
+    assert committed(again) == committed(then)
