@@ -1,4 +1,4 @@
-"""The committed results are still found: keys of cells and genes are what they were, and rows give the same verdicts."""
+"""The committed results are still found: keys are what they were, and their rows give the committed verdicts."""
 
 from __future__ import annotations
 
