@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from learngene.system.errors import LearngeneError
 
@@ -80,29 +78,33 @@ def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> No
         shutil.rmtree(old, ignore_errors=True)
 
 
-def take_lock(path: Path) -> IO[str] | None:
-    """Takes the lock that a file stands for, which the operating system gives back even if the process dies.
+def take_lock(path: Path) -> contextlib.ExitStack | None:
+    """Takes the lock that a file stands for, without waiting; the operating system frees it even if the process dies.
+
+    The empty file stays. Only who holds the lock may delete it: filelock locks no file that has lost its name.
 
     Args:
         path: The file; made if it is missing, together with its folder.
 
     Returns:
-        The open file, which holds the lock until it is closed, or None if another process holds it.
+        What holds the lock until it is closed, or None if another process holds it.
 
     Raises:
         LearngeneError: If it cannot be made.
     """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
     except OSError as error:
         raise LearngeneError(f"cannot write {path.parent}: {_reason(error)}; choose another folder") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    held = contextlib.ExitStack()
+    held.callback(lock.release)
+    return held
 
 
 def refuse_foreign(path: Path, marker: str) -> None:

@@ -6,11 +6,12 @@ No random generator is stored, because none carries over: every random number of
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
@@ -76,7 +77,7 @@ class RunFolder:
             LearngeneError: If the path exists and is not a run folder, or holds a run of another kind or recipe.
         """
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: contextlib.ExitStack | None = None
         refuse_foreign(path, MARKER)
         refuse_other_kind(path, recipe)
         self._recipe = dump_recipe(recipe)
@@ -102,7 +103,8 @@ class RunFolder:
     def release(self) -> None:
         """Lets another run use the folder."""
         if self._lock is not None:
-            (self.path / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows deletes no open file; there filelock does it itself
+                (self.path / LOCK).unlink()
             self._lock.close()
             self._lock = None
 
