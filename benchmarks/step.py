@@ -17,7 +17,7 @@ from torch import nn
 from learngene.genes.gene import Learngene
 from learngene.making.finetune import scratch
 from learngene.methods import method
-from learngene.vits.fresh_weights import fresh
+from learngene.vits.fresh_weights import init_value
 from learngene.vits.multiplexed_attention import MultiplexedAttention
 from learngene.vits.shape import ViTShape
 
@@ -61,7 +61,7 @@ def relative() -> nn.Module:
     model = SHAPE.skeleton(attn_layer=Relative)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
-    model.load_state_dict({name: fresh(name, shapes, generator) for name in shapes}, assign=True)
+    model.load_state_dict({name: init_value(name, shapes, generator) for name in shapes}, assign=True)
     return model.requires_grad_(True)
 
 

@@ -17,7 +17,7 @@ from learngene.genes.gene import Learngene
 from learngene.methods import KINDS, METHODS, method
 from learngene.methods.base import Method
 from learngene.system.errors import LearngeneError, ShapeError
-from learngene.vits.fresh_weights import fresh
+from learngene.vits.fresh_weights import init_value
 from learngene.vits.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape, random_tensors
 
@@ -81,7 +81,7 @@ def test_scratch_is_what_the_library_starts_from(changes: dict[str, Any]) -> Non
     shape = pico_shape(**changes)
     model, library = pico_gene("scratch").expand(shape, seed=5), scratch(shape, 5).state_dict()
     generator, sizes = torch.Generator().manual_seed(5), shape.all_params()
-    expected = {name: fresh(name, sizes, generator) for name in sizes}
+    expected = {name: init_value(name, sizes, generator) for name in sizes}
     assert model.learngene["fresh"] == list(shape.all_params())
     assert model.learngene["layers"] == ["fresh"] * shape.depth
     assert model.state_dict().keys() == expected.keys() == library.keys()

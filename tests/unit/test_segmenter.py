@@ -32,7 +32,7 @@ from learngene.training.losses import segmentation_loss
 from learngene.training.scores import SegmentationScore, score_from, task_score
 from learngene.training.stage import set_drop_path
 from learngene.vits.segmenter import Segmenter
-from learngene.vits.segmenter_sizes import SegmentationHead, segmenter_macs, segmenter_params
+from learngene.vits.segmenter_sizes import head_params, segmenter_macs, segmenter_params
 from learngene.vits.speed import multiply_adds
 from learngene.vits.stitched_shape import Shape
 from masked import IGNORED, LIGHT, make_masked, masked_data
@@ -133,7 +133,7 @@ def test_a_segmenter_is_what_timm_and_training_expect() -> None:
     assert scale[id(model.backbone.pos_embed)] == 0.5**5
     model.reset_classifier(6)
     assert model.get_classifier().out_channels == model.num_classes == 6
-    assert SegmentationHead(16, 6).params() == sum(value.numel() for value in model.head.parameters())
+    assert head_params(16, 6) == sum(value.numel() for value in model.head.parameters())
     for wrong in ({"num_classes": 0}, {"num_classes": 3, "global_pool": "avg"}):
         with pytest.raises(LearngeneError, match="a segmentation head has one class or more"):
             model.reset_classifier(**wrong)

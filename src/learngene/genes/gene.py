@@ -31,7 +31,7 @@ from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.system.files import write_file
 from learngene.vits.descendant_folder import vit_cfg
-from learngene.vits.fresh_weights import fresh
+from learngene.vits.fresh_weights import init_value
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -280,7 +280,7 @@ class Learngene(nn.Module):
                 whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
                 state[name] = value if whole else value.clone()
             else:
-                state[name] = fresh(name, expected, generator)
+                state[name] = init_value(name, expected, generator)
                 new.append(name)
         model = shape.skeleton()
         model.load_state_dict(state, strict=True, assign=True)

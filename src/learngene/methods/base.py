@@ -127,9 +127,9 @@ class Method(ABC):
 
     def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
         """The start value of one of the gene's tensors before condensing: timm's by default."""
-        from learngene.vits.fresh_weights import fresh
+        from learngene.vits.fresh_weights import init_value
 
-        return fresh(name, shapes, generator)
+        return init_value(name, shapes, generator)
 
     def fixed(self, name: str) -> bool:
         """Whether a tensor of the gene is never trained."""

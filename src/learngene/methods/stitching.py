@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import Making, Method, gene_name
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
-from learngene.vits.segment import Segment
+from learngene.vits.segment import Segment, parse_path
 from learngene.vits.shape import ViTShape
-from learngene.vits.stitched_shape import Shape, StitchedShape, parse_path
+from learngene.vits.stitched_shape import Shape, StitchedShape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -116,16 +116,6 @@ def vit_cfg(shape: Shape, tag: str, preprocessing: Mapping[str, Any]) -> dict[st
 def _keep_preprocessing(config: Path, cfg: Mapping[str, Any]) -> None:
     """Restores the ancestry's preprocessing and tag, where timm writes the architecture's defaults."""
     written = json.loads(config.read_text())
-    for key in (
-        "tag",
-        "input_size",
-        "mean",
-        "std",
-        "interpolation",
-        "crop_pct",
-        "crop_mode",
-        "fixed_input_size",
-    ):
-        if key in cfg:
-            written["pretrained_cfg"][key] = cfg[key]
+    keys = ("tag", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size")
+    written["pretrained_cfg"] |= {key: cfg[key] for key in keys if key in cfg}
     config.write_text(json.dumps(written, indent=2) + "\n")

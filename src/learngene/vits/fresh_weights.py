@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def fresh(name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
+def init_value(name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
     """Draws the start value of one parameter as timm does for a Vision Transformer.
 
     Linear weights and position embeddings: normal with std 0.02, biases 0, norm weights 1,

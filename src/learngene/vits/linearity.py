@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from learngene.system.errors import LearngeneError
-from learngene.vits.shape import MODULE_PARAMS
+from learngene.vits.shape import ViTShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,20 +100,12 @@ def random_linearity(depth: int) -> float:
 
     Their first component points in any direction of the depth - 1 that centring leaves, with equal chance, and the
     line is one of these directions.
-
-    Args:
-        depth: Layers.
     """
     return 1 / (depth - 1) if depth > 1 else 0.0
 
 
 def random_limit(depth: int, share: float = 0.95) -> float:
-    """The R squared that one tensor of independent normal weights stays below with this chance.
-
-    Args:
-        depth: Layers.
-        share: The chance.
-    """
+    """The R squared that one tensor of independent normal weights stays below with the chance ``share``."""
     from scipy.stats import beta
 
     if depth < 3:
@@ -142,10 +134,8 @@ def _names(state: Mapping[str, Tensor], depth: int) -> list[str]:
         if other != shapes[0]:
             name = next(name for name in {**shapes[0], **other} if shapes[0].get(name) != other.get(name))
             raise LearngeneError(f"the layers are not alike: '{name}' of layer {i + 1} is not as in layer 1")
-    plain = ["norm1", "attn", "norm2", "mlp"]  # as in a layer, where MODULE_PARAMS is by module
-    known = [name for module in MODULE_PARAMS.values() for name in module]
-    order = {name: (plain.index(name.partition(".")[0]), known.index(name)) for name in known}
-    return sorted(shapes[0], key=lambda name: order.get(name, (len(plain), 0)))
+    plain = list(ViTShape().layer_params())
+    return sorted(shapes[0], key=lambda name: plain.index(name) if name in plain else len(plain))
 
 
 def _line(layers: list[Tensor]) -> LayerLine:

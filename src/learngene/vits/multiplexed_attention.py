@@ -21,8 +21,9 @@ ALPHA, BETA, GAMMA = RATIO, 2 * RATIO, 8 * RATIO
 """iRPE's piecewise function at this ratio: exact up to ALPHA patches, logarithmic to GAMMA, never beyond BETA."""
 
 PER_SIDE = int(BETA)
-BUCKETS = (2 * PER_SIDE + 1) ** 2
 """Buckets left and right of 0 on one axis."""
+BUCKETS = (2 * PER_SIDE + 1) ** 2
+"""Buckets of both axes together."""
 
 
 class MultiplexedAttention(Attention):

@@ -1,8 +1,11 @@
-"""A run of neighbouring blocks of one row, of which stitched models are put together."""
+"""Segments: runs of neighbouring blocks of one row, of which stitched models are put together."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from learngene.system.errors import ShapeError
 
@@ -31,6 +34,15 @@ class Segment:
         if not 1 <= self.first <= self.last:
             raise ShapeError(f"shape: segment {self.first}-{self.last} is empty; blocks count from 1, first to last")
 
+    @classmethod
+    def of(cls, fields: Any) -> Segment:
+        """A segment as it is, or from ``[embed_dim, num_heads, first, last]``."""
+        if isinstance(fields, Segment):
+            return fields
+        if not isinstance(fields, Sequence) or isinstance(fields, str) or len(fields) != 4:
+            raise ShapeError(f"shape: a segment is [embed_dim, num_heads, first, last], not {fields!r}")
+        return cls(*fields)
+
     @property
     def depth(self) -> int:
         """Number of its blocks."""
@@ -38,3 +50,25 @@ class Segment:
 
     def __str__(self) -> str:
         return f"{self.embed_dim}:{self.first}-{self.last}"
+
+
+def parse_path(text: Any, head_dim: int) -> tuple[Segment, ...]:
+    """Reads ``192:1-4+768:5-6``, segments joined by ``+``, each a width and its blocks counted from 1.
+
+    Args:
+        text: The path.
+        head_dim: Width of a head, from which follow the heads of every segment.
+
+    Raises:
+        ShapeError: If it is no such text.
+    """
+    segments = []
+    for piece in str(text).split("+"):
+        match = re.fullmatch(r"\s*(\d+):(\d+)(?:-(\d+))?\s*", piece, re.ASCII)
+        if match is None:
+            raise ShapeError(f"shape: path '{text}' is not of the form WIDTH:FIRST-LAST+WIDTH:FIRST-LAST")
+        width, first, last = int(match[1]), int(match[2]), int(match[3] or match[2])
+        if not width or width % head_dim:
+            raise ShapeError(f"shape: path '{text}': width {width} is no multiple of the head width {head_dim}")
+        segments.append(Segment(width, width // head_dim, first, last))
+    return tuple(segments)

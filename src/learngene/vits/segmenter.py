@@ -15,13 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import Float
-from timm.models import (
-    build_model_with_cfg,
-    create_model,
-    generate_default_cfgs,
-    get_model_args,
-    register_model,
-)
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, create_model, generate_default_cfgs, get_model_args, register_model
 from timm.models._input import update_model_input_size
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -37,10 +32,10 @@ KEEPS_POOL = ("", "avg", "token", "max", "avgmax")
 
 
 class SegmentationHead(nn.Module):
-    """Patch tokens on their grid to logits of every patch; ``segmentation.SegmentationHead`` counts it."""
+    """Patch tokens on their grid to logits of every patch; ``segmenter_sizes.py`` counts its parameters."""
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
-        """Makes the layers; ``draw`` gives them their start values.
+        """Makes the layers with PyTorch's start values.
 
         Args:
             embed_dim: Width of the tokens.
@@ -51,18 +46,21 @@ class SegmentationHead(nn.Module):
         self.norm = nn.BatchNorm2d(embed_dim)
         self.classes = nn.Conv2d(embed_dim, num_classes, 1)
 
-    def draw(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights, normal with standard deviation 0.02 as those of any new head here, and no bias."""
-        with torch.no_grad():
-            self.conv.weight.normal_(std=0.02, generator=generator)
-            self.classes.weight.normal_(std=0.02, generator=generator)
-            assert self.classes.bias is not None
-            self.classes.bias.zero_()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Start values: normal with standard deviation 0.02 as those of any new head here, and no bias."""
+        nn.init.normal_(self.conv.weight, std=0.02, generator=generator)
+        _init_classes(self.classes, generator)
 
     def forward(self, tokens: Float[Tensor, "batch width rows columns"]) -> Float[Tensor, "batch classes rows columns"]:
         """Logits of every patch."""
         out: Tensor = self.classes(F.relu(self.norm(self.conv(tokens))))
         return out
+
+
+def _init_classes(layer: nn.Conv2d, generator: torch.Generator | None = None) -> None:
+    nn.init.normal_(layer.weight, std=0.02, generator=generator)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
 
 
 class Segmenter(nn.Module):
@@ -81,12 +79,7 @@ class Segmenter(nn.Module):
     learngene: dict[str, Any]
 
     def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
-        """Puts a head, whose weights are PyTorch's, on a model.
-
-        Args:
-            backbone: A timm Vision Transformer without classifier.
-            num_classes: Classes of a pixel.
-        """
+        """Puts a head with PyTorch's start values on a timm Vision Transformer without classifier."""
         super().__init__()
         self.backbone = backbone
         self.num_classes, self.num_features = num_classes, int(backbone.num_features)
@@ -116,19 +109,12 @@ class Segmenter(nn.Module):
         return self.head.classes
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Gives the head a fresh last convolution, drawn from torch's generator.
-
-        Args:
-            num_classes: Classes of a pixel, one or more.
-            global_pool: Must be None; nothing is pooled.
-        """
+        """Gives the head a new last convolution, initialised from torch's generator; nothing can be pooled."""
         if num_classes < 1 or global_pool is not None:
             raise LearngeneError("a segmentation head has one class or more, and no pooling; take model.backbone")
         old = self.head.classes.weight
         classes = nn.Conv2d(self.num_features, num_classes, 1, device=old.device, dtype=old.dtype)
-        nn.init.normal_(classes.weight, std=0.02)
-        assert classes.bias is not None
-        nn.init.zeros_(classes.bias)
+        _init_classes(classes)
         self.head.classes, self.num_classes = classes, num_classes
 
     def no_weight_decay(self) -> set[str]:
@@ -144,11 +130,7 @@ class Segmenter(nn.Module):
         }
 
     def set_input_size(self, img_size: int) -> None:
-        """Takes images of another size; position embeddings are resampled.
-
-        Args:
-            img_size: Side in pixels.
-        """
+        """Takes images with another side in pixels; position embeddings are resampled."""
         self.backbone.set_input_size(img_size=(img_size, img_size))
         update_model_input_size(self, (img_size, img_size))
         chans = self.pretrained_cfg["input_size"][0]
@@ -212,40 +194,37 @@ def segment(
         record["fresh"] = [name for name in record.get("fresh", []) if not name.startswith("head.")]
         model.learngene = record
     out = Segmenter(model, num_classes)
-    out.head.draw(torch.Generator().manual_seed(seed))
+    out.head.init_weights(torch.Generator().manual_seed(seed))
     out.head.to(next(model.parameters()).device)
-    out.pretrained_cfg = out.default_cfg = {**cfg, **_own_cfg(), "num_classes": num_classes}
+    out.pretrained_cfg = out.default_cfg = {**cfg, **OWN_CFG, "architecture": ARCHITECTURE, "num_classes": num_classes}
     # Not "classes of images", which a classifier's names are.
     record.pop("class_names", None)
     out.learngene = {**record, "head": "segmentation", "class_names": list(class_names) if class_names else None}
     return out.eval()
 
 
-def _own_cfg() -> dict[str, Any]:
-    """What timm has to know of any segmenter, whatever its backbone."""
-    return {
-        "architecture": ARCHITECTURE,
-        "first_conv": "backbone.patch_embed.proj",
-        "classifier": "head.classes",
-        "fixed_input_size": True,
-        "crop_pct": 1.0,
-    }
-
+OWN_CFG = {
+    "first_conv": "backbone.patch_embed.proj",
+    "classifier": "head.classes",
+    "fixed_input_size": True,
+    "crop_pct": 1.0,
+}
+"""What timm has to know of any segmenter, whatever its backbone."""
 
 default_cfgs = generate_default_cfgs(
     {
         ARCHITECTURE: {
             "input_size": (3, 224, 224),
             "num_classes": 21,
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            **{key: value for key, value in _own_cfg().items() if key != "architecture"},
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            **OWN_CFG,
         }
     }
 )
 
 
-def _built(
+def _build(
     backbone: str = "vit_base_patch16_224",
     backbone_args: Mapping[str, Any] | None = None,
     num_classes: int = 21,
@@ -257,22 +236,26 @@ def _built(
     changes = {name: value for name, value in given.items() if value is not None}
     vit = create_model(backbone, pretrained=False, **{**(backbone_args or {}), **changes}, num_classes=0)
     out = Segmenter(vit, num_classes)
-    out.head.draw()
+    out.head.init_weights()
     return out
 
 
-def _filtered(state: dict[str, Tensor], model: Segmenter) -> dict[str, Tensor]:
+def _filter_state(state: dict[str, Tensor], model: Segmenter) -> dict[str, Tensor]:
     """Lets timm resample the backbone's position embeddings for another image size."""
-    inner = "backbone."
-    own = {name.removeprefix(inner): value for name, value in state.items() if name.startswith(inner)}
-    out = {name: value for name, value in state.items() if not name.startswith(inner)}
-    return out | {f"{inner}{name}": value for name, value in checkpoint_filter_fn(own, model.backbone).items()}
+    head = {name: value for name, value in state.items() if not name.startswith("backbone.")}
+    backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name not in head}
+    return head | {f"backbone.{name}": value for name, value in checkpoint_filter_fn(backbone, model.backbone).items()}
 
 
 @register_model
 def learngene_segmenter(pretrained: bool = False, **kwargs: Any) -> Segmenter:
     """A Vision Transformer that gives every pixel a class; ``backbone`` and ``backbone_args`` say which."""
     model: Segmenter = build_model_with_cfg(
-        _built, ARCHITECTURE, pretrained, pretrained_filter_fn=_filtered, kwargs_filter=("global_pool",), **kwargs
+        _build,
+        ARCHITECTURE,
+        pretrained,
+        pretrained_filter_fn=_filter_state,
+        kwargs_filter=("global_pool",),
+        **kwargs,
     )
     return model

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Ending = Literal["aligned", "official"]
 Modules = Literal["msa", "mlp", "ln"]
+Sizes = dict[str, tuple[int, ...]]
+"""Shapes of parameters by name, in timm's order."""
 
 MODULE_PARAMS: dict[str, tuple[str, ...]] = {
     "msa": ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias"),
@@ -37,13 +39,79 @@ NAMED: dict[str, dict[str, int]] = {
 """Named widths. ``sws_official_aux_small`` has the 12 heads of the released SWS code, where the paper's
 DeiT-S has 6; a gene made with it only expands into shapes with 12 heads."""
 
-
 MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
 """Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
 
 
+class ShapeBase:
+    """What plain and stitched shapes have in common; both are frozen dataclasses with the fields named here."""
+
+    __slots__: ClassVar[tuple[str, ...]] = ()
+    mlp_ratio: float
+    patch_size: int
+    img_size: int
+    in_chans: int
+    num_classes: int
+    class_token: bool
+    ending: Ending
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, in the order of the class."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again."""
+        refuse_unknown(changes, self.__slots__, "shape")
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that pass through the layers, the class token included."""
+        return self.grid_size**2 + int(self.class_token)
+
+    def stem_params(self) -> Sizes:
+        """Parameters of the ordinary parts before the layers: class token, positions, patch projection."""
+        raise NotImplementedError
+
+    def all_params(self) -> Sizes:
+        """Every parameter of the model."""
+        raise NotImplementedError
+
+    def params(self) -> int:
+        """Number of parameters; equals the built model's count exactly."""
+        return sum(math.prod(size) for size in self.all_params().values())
+
+    def params_without_positions(self) -> int:
+        """``params`` without class token and position embedding, as LSAMD's Table 2 and SN-Net's code count."""
+        stem = self.stem_params()
+        return self.params() - sum(math.prod(stem[name]) for name in ("cls_token", "pos_embed") if name in stem)
+
+    def timm_kwargs(self) -> dict[str, Any]:
+        """Arguments for the timm model, JSON-serialisable so that timm can store them."""
+        return {
+            "img_size": self.img_size,
+            "patch_size": self.patch_size,
+            "in_chans": self.in_chans,
+            "num_classes": self.num_classes,
+            "mlp_ratio": self.mlp_ratio,
+            "class_token": self.class_token,
+            "global_pool": "token" if self.class_token else "avg",
+            "fc_norm": self.ending == "official",
+        }
+
+    def _text(self) -> str:
+        """What ``str`` says besides the layers."""
+        token = ", class token" if self.class_token else ""
+        return f"patch {self.patch_size}, {self.img_size} px, {self.num_classes} classes{token}"
+
+
 @dataclass(frozen=True, slots=True)
-class ViTShape:
+class ViTShape(ShapeBase):
     """The size of one plain Vision Transformer, in timm's terms.
 
     Attributes:
@@ -75,6 +143,9 @@ class ViTShape:
     num_classes: int = 1000
     class_token: bool = False
     ending: Ending = "aligned"
+
+    architecture: ClassVar[str] = "vit_base_patch16_224"
+    """Timm's name of the model; one stands for every size, through timm's ``model_args``."""
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans"):
@@ -117,15 +188,7 @@ class ViTShape:
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> ViTShape:
-        """Returns a shape by name, with ``changes`` applied.
-
-        Args:
-            name: One of the names in ``NAMED``.
-            **changes: Fields that differ from the named shape.
-
-        Raises:
-            ShapeError: If the name is unknown.
-        """
+        """The shape of a name in ``NAMED``, with ``changes`` of its fields; ``ShapeError`` if there is none."""
         if name not in NAMED:
             raise ShapeError(f"shape: unknown name '{name}'{nearest(name, NAMED)}")
         return cls.from_dict({**NAMED[name], **changes})
@@ -145,15 +208,6 @@ class ViTShape:
         refuse_unknown(fields, [*cls.__slots__, "named"], "shape")
         return cls(**fields)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, in the order of the class."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def replace(self, **changes: Any) -> ViTShape:
-        """A copy with some fields changed, validated again."""
-        refuse_unknown(changes, self.__slots__, "shape")
-        return dataclasses.replace(self, **changes)
-
     # -- derived sizes -------------------------------------------------------------------------------
 
     @property
@@ -167,28 +221,13 @@ class ViTShape:
         return int(self.embed_dim * self.mlp_ratio)
 
     @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image."""
-        return self.img_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that pass through the layers, the class token included."""
-        return self.grid_size**2 + int(self.class_token)
-
-    @property
     def path(self) -> str:
         """The shape as a path of a pool: one segment with all its blocks, such as ``192:1-6``."""
         return f"{self.embed_dim}:1-{self.depth}"
 
-    @property
-    def architecture(self) -> str:
-        """Timm's name of the model; one stands for every size, through timm's ``model_args``."""
-        return "vit_base_patch16_224"
-
     # -- parameters ----------------------------------------------------------------------------------
 
-    def layer_params(self) -> dict[str, tuple[int, ...]]:
+    def layer_params(self) -> Sizes:
         """Name and shape of every parameter of one layer, in timm's order."""
         width, hidden = self.embed_dim, self.hidden_dim
         return {
@@ -211,39 +250,31 @@ class ViTShape:
         """Timm's name of the final norm: it depends on whether it comes before or after the pooling."""
         return "fc_norm" if self.ending == "official" else "norm"
 
-    def stem_params(self) -> dict[str, tuple[int, ...]]:
+    def stem_params(self) -> Sizes:
         """Name and shape of the ordinary parts before the layers: class token, positions, patch projection."""
         width = self.embed_dim
-        stem: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)} if self.class_token else {}
+        stem: Sizes = {"cls_token": (1, 1, width)} if self.class_token else {}
         stem["pos_embed"] = (1, self.num_tokens, width)
         stem["patch_embed.proj.weight"] = (width, self.in_chans, self.patch_size, self.patch_size)
         stem["patch_embed.proj.bias"] = (width,)
         return stem
 
-    def norm_params(self) -> dict[str, tuple[int, ...]]:
+    def norm_params(self) -> Sizes:
         """Name and shape of the final norm's parameters."""
         return {f"{self.norm_name}.weight": (self.embed_dim,), f"{self.norm_name}.bias": (self.embed_dim,)}
 
-    def head_params(self) -> dict[str, tuple[int, ...]]:
+    def head_params(self) -> Sizes:
         """Name and shape of the linear head's parameters; empty without classes."""
         if not self.num_classes:
             return {}
         return {"head.weight": (self.num_classes, self.embed_dim), "head.bias": (self.num_classes,)}
 
-    def all_params(self) -> dict[str, tuple[int, ...]]:
+    def all_params(self) -> Sizes:
         """Name and shape of every parameter of the model, under timm's names and in timm's order."""
         params = self.stem_params()
         for i in range(self.depth):
             params |= {f"blocks.{i}.{name}": shape for name, shape in self.layer_params().items()}
         return params | self.norm_params() | self.head_params()
-
-    def params(self) -> int:
-        """Number of parameters; equals the built model's count exactly."""
-        return sum(math.prod(shape) for shape in self.all_params().values())
-
-    def params_without_positions(self) -> int:
-        """``params`` without class token and position embedding, as LSAMD's Table 2 counts."""
-        return self.params() - (self.num_tokens + int(self.class_token)) * self.embed_dim
 
     # -- multiply-adds -------------------------------------------------------------------------------
 
@@ -290,25 +321,13 @@ class ViTShape:
 
     def timm_kwargs(self) -> dict[str, Any]:
         """Arguments for timm's ``VisionTransformer``, JSON-serialisable so that timm can store them."""
-        return {
-            "img_size": self.img_size,
-            "patch_size": self.patch_size,
-            "in_chans": self.in_chans,
-            "num_classes": self.num_classes,
-            "embed_dim": self.embed_dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
-            "class_token": self.class_token,
-            "global_pool": "token" if self.class_token else "avg",
-            "fc_norm": self.ending == "official",
-        }
+        size = {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
+        return ShapeBase.timm_kwargs(self) | size
 
     def skeleton(self, **parts: Any) -> VisionTransformer:
         """The timm model of this shape on the meta device: structure without memory or initialisation.
 
-        Args:
-            **parts: Modules that replace timm's own, for example ``attn_layer``.
+        Modules in ``parts`` replace timm's own, for example ``attn_layer``.
         """
         import torch
         from timm.models.vision_transformer import VisionTransformer
@@ -323,8 +342,4 @@ class ViTShape:
                 return VisionTransformer(**arguments, **parts)
 
     def __str__(self) -> str:
-        token = ", class token" if self.class_token else ""
-        return (
-            f"{self.depth} layers x {self.embed_dim} ({self.num_heads} heads), patch {self.patch_size}, "
-            f"{self.img_size} px, {self.num_classes} classes{token}"
-        )
+        return f"{self.depth} layers x {self.embed_dim} ({self.num_heads} heads), {self._text()}"

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.system.errors import ShapeError, refuse_unknown
-from learngene.vits.segment import Segment
-from learngene.vits.shape import Ending, ViTShape
+from learngene.vits.segment import Segment, parse_path
+from learngene.vits.shape import Ending, ShapeBase, Sizes, ViTShape
 
 if TYPE_CHECKING:
     from learngene.vits.stitched_vit import StitchedViT
 
 
 @dataclass(frozen=True, slots=True)
-class StitchedShape:
+class StitchedShape(ShapeBase):
     """The size of a Vision Transformer of several widths, in timm's terms.
 
     Attributes:
@@ -45,8 +43,11 @@ class StitchedShape:
     ending: Ending = "aligned"
     final_norm: bool = True
 
+    architecture: ClassVar[str] = "learngene_stitched_vit"
+    """Timm's name of the model; ``import learngene`` makes it known to timm."""
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "segments", tuple(_segment(each) for each in self.segments))
+        object.__setattr__(self, "segments", tuple(Segment.of(each) for each in self.segments))
         if len(self.segments) < 2:
             raise ShapeError("shape: a stitched shape has two segments or more; one alone is a plain ViTShape")
         if not isinstance(self.final_norm, bool):
@@ -59,8 +60,7 @@ class StitchedShape:
     @classmethod
     def of(cls, base: ViTShape, segments: Sequence[Segment], *, final_norm: bool = True) -> StitchedShape:
         """A stitched shape with everything but width, depth and heads from a plain one."""
-        common = {name: getattr(base, name) for name in COMMON}
-        return cls(tuple(segments), final_norm=final_norm, **common)
+        return cls(tuple(segments), final_norm=final_norm, **_common(base))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> StitchedShape:
@@ -70,21 +70,14 @@ class StitchedShape:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in the order of the class."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return fields | {"segments": [list(dataclasses.astuple(segment)) for segment in self.segments]}
-
-    def replace(self, **changes: Any) -> StitchedShape:
-        """A copy with some fields changed, validated again."""
-        refuse_unknown(changes, self.__slots__, "shape")
-        return dataclasses.replace(self, **changes)
+        return ShapeBase.to_dict(self) | {"segments": [list(dataclasses.astuple(segment)) for segment in self.segments]}
 
     # -- derived sizes -------------------------------------------------------------------------------
 
     def part(self, index: int) -> ViTShape:
         """One segment as a plain ViT of its own: its blocks, and the stem and head that its row has."""
         segment = self.segments[index]
-        common = {name: getattr(self, name) for name in COMMON}
-        return ViTShape(segment.embed_dim, segment.depth, segment.num_heads, **common)
+        return ViTShape(segment.embed_dim, segment.depth, segment.num_heads, **_common(self))
 
     @property
     def parts(self) -> list[ViTShape]:
@@ -111,36 +104,21 @@ class StitchedShape:
         """Heads of the last segment."""
         return self.segments[-1].num_heads
 
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image."""
-        return self.part(0).grid_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that pass through the layers, the class token included."""
-        return self.part(0).num_tokens
-
-    @property
-    def architecture(self) -> str:
-        """Timm's name of the model; ``import learngene`` makes it known to timm."""
-        return "learngene_stitched_vit"
-
     # -- parameters ----------------------------------------------------------------------------------
 
-    def stem_params(self) -> dict[str, tuple[int, ...]]:
+    def stem_params(self) -> Sizes:
         """Name and shape of the parts before the layers, at the first segment's width."""
         return self.part(0).stem_params()
 
-    def norm_params(self) -> dict[str, tuple[int, ...]]:
+    def norm_params(self) -> Sizes:
         """Name and shape of the final norm's parameters, at the last segment's width."""
         return self.part(-1).norm_params() if self.final_norm else {}
 
-    def head_params(self) -> dict[str, tuple[int, ...]]:
+    def head_params(self) -> Sizes:
         """Name and shape of the linear head's parameters; empty without classes."""
         return self.part(-1).head_params()
 
-    def all_params(self) -> dict[str, tuple[int, ...]]:
+    def all_params(self) -> Sizes:
         """Name and shape of every parameter of the model, under its names and in its order."""
         params = self.stem_params()
         blocks = itertools.count()
@@ -152,17 +130,12 @@ class StitchedShape:
                     params[f"blocks.{i}.stitch.bias"] = (part.embed_dim,)
         return params | self.norm_params() | self.head_params()
 
-    def params(self) -> int:
-        """Number of parameters; equals the built model's count exactly."""
-        return sum(math.prod(shape) for shape in self.all_params().values())
-
     def params_snnet(self) -> int:
         """``params`` as SN-Net's code counts a stitched path: without class token and position embedding.
 
         Learngene Pool's Tables 1, 2 and 5 print this number, and for whole rows the count of everything.
         """
-        names = [name for name in self.stem_params() if name in ("cls_token", "pos_embed")]
-        return self.params() - sum(math.prod(self.stem_params()[name]) for name in names)
+        return self.params_without_positions()
 
     # -- multiply-adds -------------------------------------------------------------------------------
 
@@ -182,18 +155,8 @@ class StitchedShape:
 
     def timm_kwargs(self) -> dict[str, Any]:
         """Arguments for ``StitchedViT``, JSON-serialisable so that timm can store them."""
-        return {
-            "segments": self.to_dict()["segments"],
-            "img_size": self.img_size,
-            "patch_size": self.patch_size,
-            "in_chans": self.in_chans,
-            "num_classes": self.num_classes,
-            "mlp_ratio": self.mlp_ratio,
-            "class_token": self.class_token,
-            "global_pool": "token" if self.class_token else "avg",
-            "fc_norm": self.ending == "official",
-            "final_norm": self.final_norm,
-        }
+        segments = self.to_dict()["segments"]
+        return ShapeBase.timm_kwargs(self) | {"segments": segments, "final_norm": self.final_norm}
 
     def skeleton(self) -> StitchedViT:
         """The model on the meta device: structure without memory or initialisation."""
@@ -204,16 +167,15 @@ class StitchedShape:
             return StitchedViT(**self.timm_kwargs(), weight_init="skip", device="meta")
 
     def __str__(self) -> str:
-        token = ", class token" if self.class_token else ""
+        heads = "+".join(str(segment.num_heads) for segment in self.segments)
         norm = "" if self.final_norm else ", no final norm"
-        return (
-            f"{self.depth} layers {self.path} ({'+'.join(str(s.num_heads) for s in self.segments)} heads), "
-            f"patch {self.patch_size}, {self.img_size} px, {self.num_classes} classes{token}{norm}"
-        )
+        return f"{self.depth} layers {self.path} ({heads} heads), {self._text()}{norm}"
 
 
-COMMON = tuple(name for name in StitchedShape.__slots__ if name not in ("segments", "final_norm"))
-"""The fields that a stitched shape shares with a plain one."""
+def _common(shape: Shape) -> dict[str, Any]:
+    """The fields that stitched and plain shapes share."""
+    return {name: getattr(shape, name) for name in ViTShape.__slots__ if name in StitchedShape.__slots__}
+
 
 Shape = ViTShape | StitchedShape
 """Whatever a gene can be expanded into."""
@@ -245,33 +207,3 @@ def shape_from(fields: str | Mapping[str, Any] | Shape) -> Shape:
     base = ViTShape.from_dict({name: value for name, value in fields.items() if name not in PATH_FIELDS})
     segments = parse_path(fields["path"], base.head_dim)
     return StitchedShape.of(base, segments, final_norm=fields.get("final_norm", True))
-
-
-def parse_path(text: Any, head_dim: int) -> tuple[Segment, ...]:
-    """Reads ``192:1-4+768:5-6``.
-
-    Args:
-        text: Segments joined by ``+``, each a width and its blocks counted from 1.
-        head_dim: Width of a head, from which follow the heads of every segment.
-
-    Raises:
-        ShapeError: If it is no such text.
-    """
-    segments = []
-    for piece in str(text).split("+"):
-        match = re.fullmatch(r"\s*(\d+):(\d+)(?:-(\d+))?\s*", piece, re.ASCII)
-        if match is None:
-            raise ShapeError(f"shape: path '{text}' is not of the form WIDTH:FIRST-LAST+WIDTH:FIRST-LAST")
-        width, first, last = int(match[1]), int(match[2]), int(match[3] or match[2])
-        if not width or width % head_dim:
-            raise ShapeError(f"shape: path '{text}': width {width} is no multiple of the head width {head_dim}")
-        segments.append(Segment(width, width // head_dim, first, last))
-    return tuple(segments)
-
-
-def _segment(given: Any) -> Segment:
-    if isinstance(given, Segment):
-        return given
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 4:
-        raise ShapeError(f"shape: a segment is [embed_dim, num_heads, first, last], not {given!r}")
-    return Segment(*given)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from learngene.vits.segment import Segment
 
 __all__ = ["StitchedViT"]
-
 
 BLOCK_ARGUMENTS = {
     name: name.removesuffix("_rate")
@@ -32,13 +32,7 @@ class StitchedBlock(Block):
     """A block that is entered from another width: a linear layer on every token, then timm's block."""
 
     def __init__(self, entered_from: int, dim: int, **block: Any) -> None:
-        """Makes the stitch layer and the block.
-
-        Args:
-            entered_from: Width of the tokens that come in.
-            dim: Width of the block.
-            **block: Arguments of timm's ``Block``.
-        """
+        """Makes the stitch layer, from width ``entered_from`` to ``dim``, and timm's ``Block`` with its arguments."""
         super().__init__(dim=dim, **block)
         self.stitch = nn.Linear(entered_from, dim, device=block.get("device"))
 
@@ -77,7 +71,7 @@ class StitchedViT(VisionTransformer):
             **vit: Other arguments of timm's ``VisionTransformer`` that do not concern width, depth and heads. Of those
                 that concern blocks, ``BLOCK_ARGUMENTS`` and ``drop_path_rate`` reach all segments.
         """
-        parts = [each if isinstance(each, Segment) else Segment(*each) for each in segments]
+        parts = [Segment.of(each) for each in segments]
         first, last = parts[0], parts[-1]
         size = {"embed_dim": first.embed_dim, "depth": first.depth, "num_heads": first.num_heads}
         inside = {theirs: vit[ours] for ours, theirs in BLOCK_ARGUMENTS.items() if ours in vit}
@@ -117,8 +111,8 @@ default_cfgs = generate_default_cfgs(
             "input_size": (3, 224, 224),
             "num_classes": 1000,
             "fixed_input_size": True,
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
