@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from learngene import scratch
-from learngene.cli.pictures.layers import picture
+from learngene.cli.pictures.layers import layer_picture
 from learngene.system.errors import LearngeneError
-from learngene.vits import linearity
+from learngene.vits import linearity as analysis
 from learngene.vits.shape import MODULE_PARAMS
 from pico import pico_gene, pico_shape
 
@@ -28,10 +28,10 @@ def random_state(depth: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def test_the_projection_is_that_of_a_singular_value_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linearity, "CHUNK", 100)  # several pieces even of small tensors
+    monkeypatch.setattr(analysis, "CHUNK", 100)  # several pieces even of small tensors
     model = pico_gene("sws", {"stages": [1, 2, 2]}).expand(pico_shape(depth=7))
-    state, depth = linearity.layer_state(model)
-    lines = linearity.layer_lines(state, depth)
+    state, depth = analysis.layer_state(model)
+    lines = analysis.layer_lines(state, depth)
     assert set(lines) == PLAIN
     for name, line in lines.items():
         values = np.stack([state[f"blocks.{i}.{name}"].double().numpy().ravel() for i in range(depth)])
@@ -46,40 +46,40 @@ def test_the_projection_is_that_of_a_singular_value_decomposition(monkeypatch: p
 
 @pytest.mark.parametrize("depth", [3, 4, 9])
 def test_the_layers_of_an_expanded_tleg_gene_lie_on_lines(depth: int) -> None:
-    state, layers = linearity.layer_state(pico_gene("tleg").expand(pico_shape(depth=depth)))
+    state, layers = analysis.layer_state(pico_gene("tleg").expand(pico_shape(depth=depth)))
     assert layers == depth
-    for line in linearity.layer_lines(state, depth).values():
+    for line in analysis.layer_lines(state, depth).values():
         assert line.r_squared == pytest.approx(1, abs=1e-9)
         assert line.explained == pytest.approx(1, abs=1e-9)
         assert list(line.values) == sorted(line.values)
-    assert linearity.linearity(state, depth) == pytest.approx(1, abs=1e-9)
+    assert analysis.linearity(state, depth) == pytest.approx(1, abs=1e-9)
 
 
 def test_values_rise_even_if_the_weights_fall() -> None:
     state = {f"blocks.{i}.mlp.fc1.weight": torch.full((2, 2), -float(i)) for i in range(4)}
-    (line,) = linearity.layer_lines(state, 4).values()
+    (line,) = analysis.layer_lines(state, 4).values()
     assert line.values == pytest.approx([-3, -1, 1, 3])
 
 
 def test_layers_that_are_equal_have_no_line() -> None:
     model = scratch(pico_shape(depth=5), 0)
-    lines = linearity.layer_lines(*linearity.layer_state(model))
+    lines = analysis.layer_lines(*analysis.layer_state(model))
     assert math.isnan(lines["norm1.weight"].r_squared)
     assert lines["norm1.weight"].values == (0.0,) * 5
     tied = {f"blocks.{i}.mlp.fc1.weight": torch.full((2, 2), 0.1) for i in range(3)}
-    assert linearity.linearity(tied, 3) == 0
-    assert linearity.linearity({"blocks.0.mlp.fc1.weight": torch.ones(2, 2)}, 1) == 0
+    assert analysis.linearity(tied, 3) == 0
+    assert analysis.linearity({"blocks.0.mlp.fc1.weight": torch.ones(2, 2)}, 1) == 0
 
 
 @pytest.mark.parametrize("depth", [2, 4, 12])
 def test_random_weights_fit_a_line_as_often_as_is_said(depth: int) -> None:
-    found = np.array([linearity.linearity(random_state(depth, seed), depth) for seed in range(300)])
-    assert found.mean() == pytest.approx(linearity.random_linearity(depth), abs=0.05)
-    assert (found <= linearity.random_limit(depth) + 1e-9).mean() == pytest.approx(1 if depth == 2 else 0.95, abs=0.04)
+    found = np.array([analysis.linearity(random_state(depth, seed), depth) for seed in range(300)])
+    assert found.mean() == pytest.approx(analysis.random_linearity(depth), abs=0.05)
+    assert (found <= analysis.random_limit(depth) + 1e-9).mean() == pytest.approx(1 if depth == 2 else 0.95, abs=0.04)
 
 
 def test_the_picture_is_a_whole_file(tmp_path: Path) -> None:
-    picture(scratch(pico_shape(depth=5), 0), tmp_path / "lines.png")
+    layer_picture(scratch(pico_shape(depth=5), 0), tmp_path / "lines.png")
     with Image.open(tmp_path / "lines.png") as image:
         assert image.format == "PNG"
         assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 10
@@ -87,12 +87,12 @@ def test_the_picture_is_a_whole_file(tmp_path: Path) -> None:
 
 def test_models_without_layers_that_are_alike_are_refused() -> None:
     with pytest.raises(LearngeneError, match=r"^ResNet has no 'blocks'; give a Vision Transformer of timm$"):
-        linearity.layer_state(timm.create_model("resnet10t", num_classes=3))
+        analysis.layer_state(timm.create_model("resnet10t", num_classes=3))
     model = scratch(pico_shape(depth=3), 0)
     model.blocks[1] = scratch(pico_shape(depth=1, mlp_ratio=3.0), 0).blocks[0]
     with pytest.raises(LearngeneError, match=r"^the layers are not alike: 'mlp.fc1.weight' of layer 2 is not as in"):
-        linearity.layer_state(model)
+        analysis.layer_state(model)
     with pytest.raises(LearngeneError, match=r"^no tensors with names such as"):
-        linearity.layer_lines({"stem.weight": torch.ones(2)}, 2)
+        analysis.layer_lines({"stem.weight": torch.ones(2)}, 2)
     with pytest.raises(LearngeneError, match=r"^the layers have none of attn.qkv.weight"):
-        linearity.linearity({f"blocks.{i}.conv.weight": torch.ones(2) * i for i in range(3)}, 3)
+        analysis.linearity({f"blocks.{i}.conv.weight": torch.ones(2) * i for i in range(3)}, 3)
