@@ -14,7 +14,7 @@ from bench import finish, paired_rounds, ratio, target
 
 from learngene.comparing.jobs import Cell
 from learngene.comparing.run import compare, prepare
-from learngene.data.images import open_data
+from learngene.data.splits import open_splits
 from learngene.making.finetune import evaluate, scratch, train_model
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.finetune import FinetuneRecipe
@@ -51,7 +51,7 @@ def by_hand() -> float:
     with tempfile.TemporaryDirectory() as folder:
         cells = prepare(recipe(folder))[0].cells
         start = time.perf_counter()
-        images = open_data(cells[0].data)
+        images = open_splits(cells[0].data)
         for cell in cells:
             run(cell, images, Path(folder))
         return time.perf_counter() - start

@@ -21,7 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from learngene.data.images import open_data
+from learngene.data.splits import open_splits
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.genes.plan import Budget, plan
@@ -187,7 +187,7 @@ def write_record(out: Path, kind: str, seed: int, start: float, content: Mapping
     result: dict[str, Any] = {
         "kind": kind,
         "seed": seed,
-        "data": {"source": "digits", "fingerprint": open_data(DataSpec(**DATA))[0].fingerprint()},
+        "data": {"source": "digits", "fingerprint": open_splits(DataSpec(**DATA))[0].fingerprint()},
         **content,
         "environment": environment(),
         "seconds": round(time.perf_counter() - start, 1),

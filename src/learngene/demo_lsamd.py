@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from learngene.data.images import ImageSet, open_data
+from learngene.data.images import ImageSet
+from learngene.data.splits import open_splits
 from learngene.demo import DATA, MARKER, claim_folder, print_written, score_table, workers, write_record
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
@@ -136,7 +137,7 @@ def write_sets(folder: Path) -> None:
     Args:
         folder: Where; every set gets a folder of its own.
     """
-    splits = dict(zip(("train", "val"), open_data(DataSpec(**DATA)), strict=True))
+    splits = dict(zip(("train", "val"), open_splits(DataSpec(**DATA)), strict=True))
     for number, name in enumerate(SETS):
         if not (folder / name / MARKER).exists():
             write_folder(folder / name, MARKER, _Writer(splits, name, number))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from learngene.data.images import ImageSet, open_data
+from learngene.data.images import ImageSet
+from learngene.data.splits import open_splits
 from learngene.demo import DATA, MARKER, claim_folder, print_written, score_table, workers, write_record
 from learngene.demo_lsamd import digit_pixels, save_pixels
 from learngene.genes.ancestry import Ancestry
@@ -161,7 +162,7 @@ def write_task_sets(folder: Path) -> None:
     Args:
         folder: Where; every set gets a folder of its own.
     """
-    splits = dict(zip(("train", "val"), open_data(DataSpec(**DATA)), strict=True))
+    splits = dict(zip(("train", "val"), open_splits(DataSpec(**DATA)), strict=True))
     for number, name in enumerate((*TASKS, *UNSEEN)):
         if not (folder / name / MARKER).exists():
             write_folder(folder / name, MARKER, _Writer(splits, name, number))

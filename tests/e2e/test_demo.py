@@ -18,7 +18,7 @@ from PIL import Image
 
 import learngene
 from learngene import demo, demo_lsamd, demo_pool, demo_tal
-from learngene.data.images import open_data
+from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
 from learngene.report import SERIES
 from pico import CLI
@@ -189,7 +189,7 @@ def test_the_demo_of_hypernetworks_predicts_for_every_task(
 
 
 def test_tasks_of_equal_class_counts_differ_in_their_images() -> None:
-    _, digits = open_data(DataSpec(**demo.DATA))
+    _, digits = open_splits(DataSpec(**demo.DATA))
     side = demo_tal.SHAPE.img_size
     pixels, seen = demo_lsamd.digit_pixels(digits, 0, side), {}
     for task in (*demo_tal.TASKS, *demo_tal.UNSEEN):
@@ -226,7 +226,7 @@ def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -> No
 
 
 def test_a_canvas_has_a_mask_of_its_digits() -> None:
-    digits, _ = open_data(DataSpec(**demo.DATA))
+    digits, _ = open_splits(DataSpec(**demo.DATA))
     image, mask = demo_lsamd.canvas(digits, np.random.default_rng(0))
     assert image.shape == mask.shape == (demo_lsamd.CANVAS_SIDE, demo_lsamd.CANVAS_SIDE)
     assert set(np.unique(mask)) <= {0, 1, 2}

@@ -13,16 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learngene.data.batches import (
-    TrainBatches,
-    accumulation,
-    default_crop,
-    epoch_order,
-    eval_loader,
-    micro_batch,
-    seeded,
-)
+from learngene.data.batches import TrainBatches, crop_pct, epoch_order, eval_loader, micro_batch, seeded
 from learngene.data.images import open_split
+from learngene.data.splits import accumulation
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError
 from pico import FAST, MIXED
@@ -285,7 +278,8 @@ def test_evaluation_sees_every_image_once_in_order(images: Path, processes: int)
 
 
 def test_small_images_are_not_cropped_in_evaluation() -> None:
-    assert (default_crop(32), default_crop(64), default_crop(224)) == (1.0, 1.0, 0.875)
+    crops = [crop_pct(DataSpec(source="digits"), size) for size in (32, 64, 224)]
+    assert crops == [1.0, 1.0, 0.875]
 
 
 def test_seeding_a_block_leaves_no_trace() -> None:

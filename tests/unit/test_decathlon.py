@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import learngene as lg
-from learngene.data.images import ImageSet, open_data, open_split
+from learngene.data.images import ImageSet, open_split
+from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError
 from pico import CLI, COLOURS, FAST, finetune_fields, pico_shape
@@ -75,7 +76,7 @@ def decathlon(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_classes_are_in_the_order_of_their_categories(decathlon: Path) -> None:
-    train, val = open_data(spec(decathlon))
+    train, val = open_splits(spec(decathlon))
     assert train.class_names == val.class_names == list(CLASSES)
     assert train.labels == [0] * 8 + [1] * 8 + [2] * 8
     assert val.labels == [0] * 4 + [1] * 4 + [2] * 4
@@ -130,7 +131,7 @@ def test_the_fuller_of_two_folders_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["vgg-flowers", "imagenet12"])
 def test_any_of_the_ten_sets_is_read(dataset: str, tmp_path: Path) -> None:
-    train, val = open_data(spec(make_decathlon(tmp_path, dataset=dataset), dataset))
+    train, val = open_splits(spec(make_decathlon(tmp_path, dataset=dataset), dataset))
     assert (len(train), len(val), train.where) == (24, 12, f"data decathlon/{dataset}")
 
 
@@ -144,7 +145,7 @@ def test_a_category_without_images_is_a_class(tmp_path: Path) -> None:
     root = make_decathlon(tmp_path)
     for split in SPLITS:
         rewrite(lambda content: content["categories"].append({"id": FIRST - 1, "name": 7}), split)(root)
-    train, _ = open_data(spec(root))
+    train, _ = open_splits(spec(root))
     assert train.class_names == ["7", *CLASSES]
     assert set(train.labels) == {1, 2, 3}
 
@@ -153,7 +154,7 @@ def test_categories_of_one_name_stay_apart(tmp_path: Path) -> None:
     root = make_decathlon(tmp_path)
     for split in SPLITS:
         rewrite(lambda content: [entry.update(name="crane") for entry in content["categories"][:2]], split)(root)
-    train, _ = open_data(spec(root))
+    train, _ = open_splits(spec(root))
     assert train.class_names == [f"crane ({FIRST})", "blue", f"crane ({FIRST + 2})"]
 
 
@@ -345,7 +346,7 @@ def test_a_damaged_decathlon_is_refused(change: Callable[[Path], object], messag
     root = make_decathlon(tmp_path)
     change(root)
     with pytest.raises(DataError, match=message) as error:
-        open_data(spec(root))
+        open_splits(spec(root))
     assert len(str(error.value).splitlines()) == 1
     assert str(error.value).startswith("data decathlon/aircraft: ")
 

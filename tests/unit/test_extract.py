@@ -257,10 +257,11 @@ def test_watching_leaves_no_trace() -> None:
 def test_a_subcloned_gene_ranks_on_the_normalised_training_images(ancestry_folder: Path, images: Path) -> None:
     from learngene.data.batches import eval_loader
     from learngene.data.images import open_split
-    from learngene.making.finetune import data_section, fill_preprocessing
+    from learngene.data.preprocessing import fill_preprocessing
+    from learngene.making.finetune import data_section
 
     ancestry = Ancestry(ancestry_folder)
-    spec = fill_preprocessing(data_section({"source": str(images), "workers": 0}), ancestry.model)
+    spec = fill_preprocessing(data_section({"source": str(images), "workers": 0}), ancestry.model.pretrained_cfg)
     loader = eval_loader(open_split(spec, "train"), spec, img_size=8, in_chans=3)
     everything = torch.cat([pictures for pictures, _ in loader])
     assert len(everything) == 24

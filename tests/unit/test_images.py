@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learngene.data.images import ImageSet, open_data, open_split
+from learngene.data.images import ImageSet, open_split
+from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError
 from pico import COLOURS, make_images
@@ -39,7 +40,7 @@ def packed(path: Path, folder: Path, mode: str, prefix: str = "") -> Path:
 
 
 def test_a_folder_is_read_with_sorted_classes(images: Path) -> None:
-    train, val = open_data(spec(images))
+    train, val = open_splits(spec(images))
     assert (len(train), len(val)) == (24, 12)
     assert train.class_names == val.class_names == NAMES
     assert Counter(train.labels) == {0: 8, 1: 8, 2: 8}
@@ -61,7 +62,7 @@ def test_a_tar_is_read_as_the_folder_it_holds(name: str, mode: str, images: Path
 def test_several_sources_are_one_set(tmp_path: Path) -> None:
     one = make_images(tmp_path / "one", train=3, val=2)
     other = packed(tmp_path / "two.tar", make_images(tmp_path / "two", train=4, val=1), "w")
-    train, val = open_data(spec(one, other))
+    train, val = open_splits(spec(one, other))
     assert (len(train), len(val)) == (3 * 7, 3 * 3)
     assert Counter(train.labels) == {0: 7, 1: 7, 2: 7}
     assert sorted(pixels(train)) == sorted(
@@ -108,7 +109,7 @@ def test_files_that_are_no_images_are_ignored(tmp_path: Path) -> None:
 
 
 def test_digits_are_built_in() -> None:
-    train, val = open_data(spec("digits"))
+    train, val = open_splits(spec("digits"))
     assert (len(train), len(val)) == (1352, 445)
     assert train.class_names == [str(digit) for digit in range(10)]
     assert not set(train.names) & set(val.names)
@@ -279,7 +280,7 @@ def test_data_that_cannot_be_used_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message) as error:
-        open_data(spec(make(tmp_path)))
+        open_splits(spec(make(tmp_path)))
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -17,7 +17,7 @@ import learngene
 import learngene.making.pool.make as pooling_run
 from learngene import Ancestry, ElasticViT, condense, evaluate, finetune
 from learngene.data.batches import eval_loader
-from learngene.data.images import open_data
+from learngene.data.splits import open_splits
 from learngene.genes.gene import Learngene
 from learngene.making.pool.rows import row_recipe
 from learngene.making.pool.stitches import least_squares_stitches
@@ -409,7 +409,7 @@ def test_an_snnet_starts_with_least_squares_on_training_images(images: Path) -> 
     gene = snnet(images, models, pool={"tune": None})
     again = Learngene(gene.method, gene.shape, {key: value.detach().clone() for key, value in gene.tensors().items()})
     data = DataSpec(source=str(images), workers=0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    loader = eval_loader(open_data(data)[0], data, img_size=8, in_chans=3)
+    loader = eval_loader(open_splits(data)[0], data, img_size=8, in_chans=3)
     least_squares_stitches(again, [pixels for pixels, _ in loader], print)
     for key, value in gene.tensors().items():
         torch.testing.assert_close(value, again.tensors()[key], rtol=1e-3, atol=1e-4)

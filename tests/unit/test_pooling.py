@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor, nn
 
 from learngene import Ancestry, ElasticViT
-from learngene.data.images import open_data
+from learngene.data.splits import open_splits
 from learngene.making.pool.distil import RowDistillation, row_objective
 from learngene.making.pool.features import feature_widths, refuse_unreadable, watched
 from learngene.making.pool.make import path_stage
@@ -264,7 +264,7 @@ def sampled(stage: Stage, images: Path, steps: list[Any], **train_fields: Any) -
 
     stage.objective = noting
     data = DataSpec(source=str(images), workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)
-    train(stage, *open_data(data), data, Train(**{**FAST, **train_fields}), show=False)
+    train(stage, *open_splits(data), data, Train(**{**FAST, **train_fields}), show=False)
 
 
 def test_every_path_is_drawn_with_the_same_probability() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from learngene.data.batches import TrainBatches, eval_loader
-from learngene.data.images import open_data, open_split
+from learngene.data.images import open_split
+from learngene.data.splits import open_splits
 from learngene.demo import DATA
 from learngene.making.finetune import data_section
 from learngene.recipe.sections import Augment, DataSpec, Train
@@ -32,7 +33,7 @@ def masked(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_images_with_their_masks(layout: str, tmp_path: Path) -> None:
-    train, val = open_data(masked_data(LAYOUTS[layout](tmp_path / "set")))
+    train, val = open_splits(masked_data(LAYOUTS[layout](tmp_path / "set")))
     assert (len(train), len(val)) == (12, 4)
     assert train.segmentation
     assert train.ignore_index == IGNORED
@@ -180,7 +181,7 @@ def test_masks_that_cannot_be_used_are_refused(
 ) -> None:
     spoil(masked)
     with pytest.raises(DataError, match=message) as error:
-        open_data(masked_data(masked, **fields))
+        open_splits(masked_data(masked, **fields))
     assert "\n" not in str(error.value)
 
 
@@ -188,7 +189,7 @@ def test_voc_lists_that_name_what_is_not_there_are_refused(tmp_path: Path) -> No
     root = LAYOUTS["voc"](tmp_path / "voc")
     (root / "VOCdevkit/VOC2012/SegmentationClass/train_03.png").unlink()
     with pytest.raises(DataError, match=r"train.txt names train_03, but there is no mask SegmentationClass/train_03"):
-        open_data(masked_data(root))
+        open_splits(masked_data(root))
     with pytest.raises(DataError, match=r"no split 'test'; found: train, val"):
         open_split(masked_data(root, val_split="test", mask_classes=3), "val")
 
@@ -198,9 +199,9 @@ def test_sources_of_different_kinds_and_needless_classes_are_refused(
 ) -> None:
     for other, kind in ((images, "class folders"), (LAYOUTS["voc"](tmp_path / "v"), "VOC folders")):
         with pytest.raises(DataError, match=f"has image and mask folders and .* has {kind}; the sources of one set"):
-            open_data(DataSpec(source=[str(masked), str(other)]))
+            open_splits(DataSpec(source=[str(masked), str(other)]))
     with pytest.raises(DataError, match=r"has a class per image and no masks; leave data.mask_classes out"):
-        open_data(masked_data(images, mask_classes=3))
+        open_splits(masked_data(images, mask_classes=3))
     for wrong in (1, 257, ["a"], ["a", "b", "a"]):
         with pytest.raises(LearngeneError, match="mask_classes"):
             data_section({"source": str(masked), "mask_classes": wrong})
@@ -229,7 +230,7 @@ def test_values_that_do_not_occur_are_no_fault_where_they_are_ignored_or_the_cla
 
 def test_broken_pairs_can_be_left_out(masked: Path) -> None:
     (masked / "masks/train/05.png").write_bytes(b"\x89PNG\r\n\x1a\n no")
-    train, _ = open_data(masked_data(masked, skip_corrupt=True))
+    train, _ = open_splits(masked_data(masked, skip_corrupt=True))
     assert train.corrupt == ["images/train/05.png"]
     assert np.array_equal(train.mask(5, (12, 8)), pair(6, "train")[1])
 

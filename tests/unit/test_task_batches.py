@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from learngene.data.batches import TrainBatches
-from learngene.data.images import open_data
+from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec, Train
 from learngene.training.task_batches import TaskBatches, TaskFeed, TaskImages, joined, sampling_shares
 from pico import FAST, MIXED, make_images
@@ -47,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def task_images(folders: dict[str, Path], **train: Any) -> dict[str, TaskImages]:
     specs = {name: DataSpec(source=str(folder), **NORMAL) for name, folder in folders.items()}
-    return {name: TaskImages(open_data(spec), spec, Train(**{**FAST, **train})) for name, spec in specs.items()}
+    return {name: TaskImages(open_splits(spec), spec, Train(**{**FAST, **train})) for name, spec in specs.items()}
 
 
 def task_batches(folders: dict[str, Path], temperature: float = 2.0, **train: Any) -> TaskBatches:
@@ -240,15 +240,16 @@ def test_the_feed_knows_whose_turn_it_is(folders: dict[str, Path]) -> None:
 
 
 def test_joined_images_tell_tasks_apart(folders: dict[str, Path]) -> None:
-    sets = {name: task.images[0] for name, task in task_images(folders).items()}
-    both = joined(sets)
+    sets = {name: task.images for name, task in task_images(folders).items()}
+    both, val = joined(sets)
     assert len(both) == 82
+    assert val.class_names == both.class_names
     assert both.class_names == ["colours/blue", "colours/green", "colours/red", "pair/a", "pair/b",
                                 *(f"many/{name}" for name in "pqrs")]  # fmt: skip
     assert Counter(both.labels) == {0: 8, 1: 8, 2: 8, 3: 5, 4: 5, 5: 12, 6: 12, 7: 12, 8: 12}
     assert both.names[24].startswith("pair/")
-    assert both.image(24, "RGB").tobytes() == sets["pair"].image(0, "RGB").tobytes()
-    assert both.image(81, "RGB").tobytes() == sets["many"].image(47, "RGB").tobytes()
-    other = joined({"pair": sets["pair"], "colours": sets["colours"], "many": sets["many"]})
+    assert both.image(24, "RGB").tobytes() == sets["pair"].train.image(0, "RGB").tobytes()
+    assert both.image(81, "RGB").tobytes() == sets["many"].train.image(47, "RGB").tobytes()
+    other, _ = joined({"pair": sets["pair"], "colours": sets["colours"], "many": sets["many"]})
     assert both.fingerprint() != other.fingerprint()
-    assert both.fingerprint() == joined(sets).fingerprint()
+    assert both.fingerprint() == joined(sets).train.fingerprint()

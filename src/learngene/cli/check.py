@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-from learngene.data.batches import accumulation, refuse_too_few
-from learngene.data.images import ImageSet, open_data
-from learngene.data.mask_transforms import refuse_unaligned
+from learngene.data.images import ImageSet
+from learngene.data.splits import Splits, accumulation, open_splits
 from learngene.making.pool.rows import stage_recipes
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.condense import CondenseRecipe
@@ -45,21 +44,19 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     if isinstance(recipe, TuneRecipe):
         yield from _check_tune(recipe)
         return
-    train, val = open_data(recipe.data)
+    splits = train, val = open_splits(recipe.data)
     kind = " of pixels" if train.segmentation else ""
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes{kind}"
     if train.corrupt or val.corrupt:
         yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
     for name, spec in _trained(recipe):
-        refuse_too_few(train, spec)
-        refuse_unaligned(train, spec.augment)
-        accumulation(spec, processes=1)
+        open_splits(recipe.data, spec, opened=splits)
         refuse_unknown_optimizer(spec)
         updates = len(train) // spec.batch_size * spec.epochs
         yield f"{name}: {spec.epochs} epochs, {updates} steps of {spec.batch_size} images"
     resolved: Recipe
     if isinstance(recipe, CondenseRecipe):
-        resolved = yield from _check_condense(recipe, (train, val))
+        resolved = yield from _check_condense(recipe, splits)
     else:
         resolved = yield from _check_finetune(recipe, train)
     for stage in _stages(resolved):
@@ -143,7 +140,7 @@ def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
     yield _check_folder(recipe)
 
 
-def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -> Generator[str, None, CondenseRecipe]:
+def _check_condense(recipe: CondenseRecipe, images: Splits) -> Generator[str, None, CondenseRecipe]:
     from learngene.genes.gene_file import refuse_foreign_gene
     from learngene.making.condense import gene_path, prepare
 
@@ -159,7 +156,8 @@ def _check_condense(recipe: CondenseRecipe, images: tuple[ImageSet, ImageSet]) -
 
 
 def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, None, FinetuneRecipe]:
-    from learngene.making.finetune import fill_preprocessing, starting_model
+    from learngene.data.preprocessing import fill_preprocessing
+    from learngene.making.finetune import starting_model
     from learngene.vits.descendant_folder import PROVENANCE
 
     model = starting_model(recipe, images)
@@ -168,7 +166,7 @@ def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, 
     refuse_foreign(recipe.out / "descendant", PROVENANCE)
     refuse_full_disk(recipe.out, run_bytes(model))
     set_drop_path(model, recipe.train.drop_path)
-    return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, model)})
+    return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, model.pretrained_cfg)})
 
 
 def _check_folder(recipe: CondenseRecipe | FinetuneRecipe | TuneRecipe) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from learngene.comparing.cost import cost_of
 from learngene.comparing.jobs import Cell, Comparison
-from learngene.recipe.sections import default_crop
+from learngene.data.preprocessing import crop_pct
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_file
 
@@ -213,7 +213,7 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         depth=cell.shape.depth,
         embed_dim=cell.shape.embed_dim,
         img_size=cell.shape.img_size,
-        crop_pct=1.0 if cell.masked else cell.data.crop_pct or default_crop(cell.shape.img_size),
+        crop_pct=1.0 if cell.masked else crop_pct(cell.data, cell.shape.img_size),
         interpolation=cell.data.interpolation,
         params=content["params"],
         macs=content["macs"],

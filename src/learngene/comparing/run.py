@@ -16,9 +16,8 @@ import torch
 from learngene.comparing.cells import lay_out
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob, needs
 from learngene.comparing.results import Results, collect, write_cell
-from learngene.data.batches import refuse_too_few
-from learngene.data.images import ImageSet, open_data, refuse_masks
-from learngene.data.mask_transforms import refuse_unaligned
+from learngene.data.images import ImageSet
+from learngene.data.splits import Splits, open_splits, refuse_unfit
 from learngene.genes.ancestry import Ancestry, refuse_unknown_architecture, timm_model
 from learngene.genes.gene import Learngene, kept_parameters
 from learngene.making.condense import prepare as prepare_gene
@@ -48,19 +47,19 @@ from learngene.vits.descendant_folder import TimmModel
 from learngene.vits.linearity import layer_state, linearity
 from learngene.vits.shape import ViTShape
 
-Images = tuple[ImageSet, ImageSet]
-
 
 @dataclass
 class Opened:
     """The images of every task of a comparison, opened once per process."""
 
     recipe: CompareRecipe
-    sets: dict[str, Images] = field(default_factory=dict)
+    sets: dict[str, Splits] = field(default_factory=dict)
 
-    def __getitem__(self, task: str) -> Images:
+    def __getitem__(self, task: str) -> Splits:
         if task not in self.sets:
-            self.sets[task] = open_data(self.recipe.data if task == SOURCE else self.recipe.tasks[task])
+            source = task == SOURCE
+            needed = "the home task, on which genes are condensed," if source else None
+            self.sets[task] = open_splits(self.recipe.data if source else self.recipe.tasks[task], labels_for=needed)
         return self.sets[task]
 
 
@@ -77,38 +76,35 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     faults: dict[str, None] = {}
     for task in recipe.needed():
         try:
-            train = opened[task][0]
-            if task == SOURCE:
-                refuse_masks(train, "the home task, on which genes are condensed,")
-            _refuse_other_size(task, train, recipe)
+            _refuse_other_size(task, opened[task].train, recipe)
         except LearngeneError as error:
             faults[f"task {task}: {error}"] = None
     if faults:
         raise LearngeneError("\n".join(faults))
-    sizes = {task: len(images[0]) for task, images in opened.sets.items()}
-    classes = {task: len(images[0].class_names) for task, images in opened.sets.items()}
-    masked = {task for task, images in opened.sets.items() if images[0].segmentation}
+    sizes = {task: len(images.train) for task, images in opened.sets.items()}
+    classes = {task: len(images.train.class_names) for task, images in opened.sets.items()}
+    masked = {task for task, images in opened.sets.items() if images.train.segmentation}
     comparison = lay_out(recipe, classes, sizes, _loaded_shapes(recipe), masked)
-    home = opened[SOURCE][0]
+    home = opened[SOURCE].train
     for ancestry in comparison.ancestries.values():
         if ancestry.spec.architecture:
             where = f"ancestries.{ancestry.name}.architecture"
             _note(faults, where, refuse_unknown_architecture, ancestry.spec.architecture)
         if ancestry.spec.source is None:
-            _note(faults, f"ancestry {ancestry.name}", refuse_too_few, home, ancestry.train)
+            _note(faults, f"ancestry {ancestry.name}", refuse_unfit, home, ancestry.train)
     for gene in comparison.genes:
         if gene.recipe is None:
             _note(faults, f"gene {gene.name}", gene.method.refuse_auxiliary, gene.shape)
         elif isinstance(gene.recipe, TuneRecipe):
             for task in gene.recipe.tasks:
                 where = f"gene {gene.name} on {task}"
-                _note(faults, where, refuse_too_few, opened[task][0], gene.recipe.task_train(task))
-                _note(faults, where, refuse_masks, opened[task][0], "tuning a hypernetwork")
+                train = gene.recipe.task_train(task)
+                _note(faults, where, refuse_unfit, opened[task].train, train, "tuning a hypernetwork")
         elif isinstance(gene.recipe, SearchRecipe):
             for part in gene.searches:
-                _note(faults, f"search {part.name}", refuse_too_few, opened[part.task][0], part.recipe.train)
+                _note(faults, f"search {part.name}", refuse_unfit, opened[part.task].train, part.recipe.train)
         else:
-            _note(faults, f"gene {gene.name}", refuse_too_few, home, gene.recipe.train)
+            _note(faults, f"gene {gene.name}", refuse_unfit, home, gene.recipe.train)
         taken = gene.recipe is None or gene.searches
         if taken and gene.ancestry and not gene.ancestry.spec.source and gene.ancestry.shape is None:
             faults[f"{gene.name}: layers can only be taken from a plain ViT, and {gene.ancestry.name} is trained as "
@@ -117,8 +113,7 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
         _note(faults, f"{cell.contender} at {cell.shape_name}", _refuse_impossible, cell)
         if cell.train is not None:
             where = f"{cell.contender} on {cell.task}"
-            _note(faults, where, refuse_too_few, opened[cell.task][0], cell.train)
-            _note(faults, where, refuse_unaligned, opened[cell.task][0], cell.train.augment)
+            _note(faults, where, refuse_unfit, opened[cell.task].train, cell.train)
     if faults:
         raise LearngeneError("\n".join(faults))
     return comparison, sizes, opened
@@ -256,7 +251,7 @@ def _do(job: Job, recipe: CompareRecipe, opened: Opened) -> str:
     return _measure(job, recipe, opened[job.task])
 
 
-def _train_ancestry(job: AncestryJob, images: Images) -> str:
+def _train_ancestry(job: AncestryJob, images: Splits) -> str:
     spec = job.spec
     if job.shape is not None:
         model = scratch(job.shape, job.train.seed)
@@ -269,7 +264,7 @@ def _train_ancestry(job: AncestryJob, images: Images) -> str:
     return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.main:.2f} %"
 
 
-def _distil_row(job: RowJob, images: Images) -> str:
+def _distil_row(job: RowJob, images: Splits) -> str:
     _refuse_failed(job.path)
     prepared = prepare_gene(job.pool, images=images)
     row = distil_row(prepared.recipe, job.index, prepared.ancestry, images, keep=True, show=False)
@@ -318,7 +313,7 @@ def _refuse_failed(folder: Path) -> None:
         raise LearngeneError(f"{error} (delete {folder} to try again)")
 
 
-def _measure(cell: Cell, recipe: CompareRecipe, images: Images) -> str:
+def _measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
     """Makes the descendant, scores it, tunes it and writes the result."""
     start = time.perf_counter()
     if cell.gene is None:
@@ -404,7 +399,7 @@ def _gene_record(gene: Learngene) -> dict[str, Any]:
     }
 
 
-def _data_record(data: DataSpec, images: Images) -> dict[str, Any]:
+def _data_record(data: DataSpec, images: Splits) -> dict[str, Any]:
     return {
         "source": [Path(source).name for source in data.sources],
         "train_images": len(images[0]),

@@ -10,23 +10,22 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, Num
-from PIL.Image import Image
 from timm.data import Mixup, create_transform
-from timm.data.auto_augment import posterize as timm_posterize
 from timm.data.mixup import mixup_target
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from learngene.data.images import ImageSet
-from learngene.data.mask_transforms import MaskTransform, refuse_unaligned
-from learngene.recipe.sections import Augment, DataSpec, Train, default_crop
-from learngene.system.errors import DataError
+from learngene.data.mask_transforms import MaskTransform
+from learngene.data.preprocessing import crop_pct
+from learngene.data.splits import accumulation, refuse_channels, refuse_unfit
+from learngene.data.transforms import train_transform
+from learngene.recipe.sections import Augment, DataSpec, Train
 
 KEEP_BYTES = 256 << 20
 """Most memory for prepared images that are the same in every epoch."""
@@ -90,43 +89,6 @@ def micro_batch(positions: np.ndarray, cell: int, cells: int) -> np.ndarray:
     front = positions[cell * half : (cell + 1) * half]
     back = positions[::-1][cell * half : (cell + 1) * half][::-1]
     return np.concatenate([front, back])
-
-
-def refuse_too_few(images: ImageSet, train: Train) -> None:
-    """Raises ``DataError`` if the set does not fill a single batch."""
-    if len(images) < train.batch_size:
-        raise DataError(
-            f"{images.where}: {len(images)} training images are fewer than train.batch_size {train.batch_size}; "
-            f"use {max(2, len(images) // 2 * 2)} or less"
-        )
-
-
-def refuse_channels(spec: DataSpec, in_chans: int) -> None:
-    """Raises ``DataError`` unless mean and std have one value per channel."""
-    for name in ("mean", "std"):
-        values = getattr(spec, name) or ()
-        if len(values) != in_chans:
-            raise DataError(f"data.{name} has {len(values)} values, but the images have {in_chans} channels")
-
-
-def accumulation(train: Train, processes: int) -> int:
-    """How many parts a process accumulates so that ``batch_size`` stays what the recipe says.
-
-    Raises:
-        DataError: If the batch cannot be cut evenly.
-    """
-    if train.batch_size % processes:
-        raise DataError(f"train.batch_size {train.batch_size} cannot be shared by {processes} processes evenly")
-    share = train.batch_size // processes
-    unit = 2 if train.augment.mixup or train.augment.cutmix else 1
-    for parts in range(1, share + 1):
-        size = share // parts
-        if share % parts == 0 and size % unit == 0 and size <= (train.micro_batch or share):
-            return parts
-    raise DataError(
-        f"train.micro_batch {train.micro_batch}: a process's {share} images per step cannot be cut into even parts "
-        "of that size (mixing needs pairs)"
-    )
 
 
 class _Views(Dataset[tuple[Tensor, Tensor | int]]):
@@ -200,8 +162,7 @@ class TrainBatches:
         Raises:
             DataError: If there are fewer images than one batch, or masks cannot follow the augmentation.
         """
-        refuse_too_few(images, train)
-        refuse_unaligned(images, train.augment)
+        refuse_unfit(images, train)
         refuse_channels(spec, in_chans)
         self.train, self.count, self.classes = train, len(images), len(images.class_names)
         self.rank, self.processes = rank, processes
@@ -287,46 +248,6 @@ def loaded_parts(
             step = []
 
 
-def train_transform(augment: Augment, spec: DataSpec, img_size: int) -> Any:
-    """Timm's training transform for an augmentation section."""
-    scale, ratio = (augment.scale, augment.ratio) if augment.scale else ((1.0, 1.0), (1.0, 1.0))
-    try:
-        return _create_train_transform(augment, spec, img_size, scale, ratio)
-    except (AssertionError, ValueError, KeyError) as error:
-        raise DataError(f"train.augment.rand_augment '{augment.rand_augment}': timm refuses it ({error})") from None
-
-
-def _create_train_transform(
-    augment: Augment, spec: DataSpec, img_size: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Any:
-    transform = create_transform(
-        img_size,
-        is_training=True,
-        scale=scale,
-        ratio=ratio,
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter or None,
-        auto_augment=augment.rand_augment,
-        interpolation=spec.interpolation,
-        mean=spec.mean or (),
-        std=spec.std or (),
-        re_prob=augment.erasing,
-        re_mode=augment.erasing_mode,
-        re_count=augment.erasing_count,
-    )
-    for step in transform.transforms:
-        policies = getattr(step, "ops", None) or getattr(step, "policy", [])
-        for operation in chain.from_iterable(some if isinstance(some, list) else [some] for some in policies):
-            if operation.aug_fn is timm_posterize:
-                operation.aug_fn = posterize
-    return transform
-
-
-def posterize(image: Image, bits: int, **settings: Any) -> Image:
-    """Timm's, down to no bits at all: black, as Pillow had it; since version 13 it refuses what timm asks of it."""
-    return timm_posterize(image, bits, **settings) if bits else image.point(lambda _: 0)
-
-
 def eval_loader(
     images: ImageSet,
     spec: DataSpec,
@@ -345,7 +266,7 @@ def eval_loader(
         else create_transform(
             img_size,
             interpolation=spec.interpolation,
-            crop_pct=spec.crop_pct or default_crop(img_size),
+            crop_pct=crop_pct(spec, img_size),
             mean=spec.mean or (),
             std=spec.std or (),
         )

@@ -201,39 +201,6 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
     return images
 
 
-def open_data(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
-    """Opens both splits and checks that they have the same classes.
-
-    Raises:
-        DataError: As ``open_split``, or if the classes differ.
-    """
-    train = open_split(spec, "train")
-    val = open_split(spec, "val", train.class_names if train.segmentation else None)
-    if train.class_names != val.class_names:
-        only = sorted(set(train.class_names) ^ set(val.class_names))
-        if not only:
-            raise DataError(f"{train.where}: the splits have the same classes, but in another order")
-        raise DataError(
-            f"{train.where}: the splits have different classes ({len(train.class_names)} and "
-            f"{len(val.class_names)}); '{only[0]}' is in one of them only"
-        )
-    return train, val
-
-
-def refuse_masks(images: ImageSet, what: str) -> None:
-    """Raises ``DataError`` if images have masks where a class per image is needed.
-
-    Args:
-        images: The images.
-        what: Who needs it.
-    """
-    if images.segmentation:
-        raise DataError(
-            f"{images.where}: has masks, but {what} needs images with a class each (SPLIT/CLASS/IMAGE); masks are for "
-            "finetune, eval and the tasks of a comparison"
-        )
-
-
 # -- the kinds of data --------------------------------------------------------------------------------
 
 

@@ -12,21 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from learngene.data.images import ImageSet
 from learngene.recipe.sections import Augment, DataSpec
-from learngene.system.errors import DataError
-
-NEEDS_LABELS = ("mixup", "cutmix", "erasing", "rand_augment", "smoothing")
-"""Augmentations of timm's that know nothing of masks."""
-
-
-def refuse_unaligned(images: ImageSet, augment: Augment) -> None:
-    """Raises ``DataError`` if images with masks shall be augmented in a way that masks cannot follow."""
-    if images.segmentation and (on := [name for name in NEEDS_LABELS if getattr(augment, name)]):
-        raise DataError(
-            f"{images.where}: masks cannot follow train.augment.{on[0]}={getattr(augment, on[0])}; "
-            "use train.augment.preset=light (crop and flip)"
-        )
 
 
 class _Crop(v2.RandomResizedCrop):

@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from learngene.data.images import ImageSet, open_data, refuse_masks
+from learngene.data.images import ImageSet
+from learngene.data.preprocessing import fill_preprocessing, preprocessing_record
+from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
@@ -25,7 +27,7 @@ from learngene.methods.tal import Hypernetwork
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.hyper import Stage1Hyper
 from learngene.recipe.loading import build_recipe
-from learngene.recipe.sections import Distill, default_crop
+from learngene.recipe.sections import Distill
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_full_disk
@@ -117,7 +119,7 @@ class Prepared:
     recipe: CondenseRecipe
     ancestry: Ancestry | None
     gene: Learngene
-    images: tuple[ImageSet, ImageSet]
+    images: Splits
     anchors: tuple[Ancestry, ...] = ()
 
 
@@ -129,7 +131,7 @@ def gene_path(recipe: CondenseRecipe) -> Path:
 def prepare(
     recipe: CondenseRecipe,
     ancestry: Ancestry | None = None,
-    images: tuple[ImageSet, ImageSet] | None = None,
+    images: Splits | None = None,
     anchors: Sequence[Ancestry] = (),
 ) -> Prepared:
     """Loads ancestry and data, builds the gene and checks that all of it fits together.
@@ -137,8 +139,7 @@ def prepare(
     Raises:
         LearngeneError: One line that says what does not fit; nothing has been written.
     """
-    images = images or open_data(recipe.data)
-    refuse_masks(images[0], "condensing")
+    images = open_splits(recipe.data, opened=images, labels_for="condensing")
     kind = find_method(recipe.method, recipe.settings)
     if recipe.ancestry:
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
@@ -155,9 +156,7 @@ def prepare(
     if not recipe.ancestry and not anchors:
         _refuse_other_size(recipe, images[0])
         given = vit_cfg(recipe.shape, "", {})
-    normalisation = {key: getattr(recipe.data, key) or tuple(given[key]) for key in ("mean", "std")}
-    data = recipe.data.model_copy(update=normalisation)
-    recipe = recipe.model_copy(update={"data": data})
+    recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
     gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
     if isinstance(gene.method, StitchedRows):
         refuse_sources(recipe, PoolSource(ancestry, anchors))
@@ -191,7 +190,7 @@ def run(
     *,
     ancestry: Ancestry | None = None,
     anchors: Sequence[Ancestry] = (),
-    images: tuple[ImageSet, ImageSet] | None = None,
+    images: Splits | None = None,
     keep: bool = True,
     show: bool = True,
 ) -> CondenseResult:
@@ -252,12 +251,7 @@ def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
     return {
         "ancestry": prepared.ancestry.identity if prepared.ancestry else {},
         **({"anchors": [anchor.identity for anchor in prepared.anchors]} if prepared.anchors else {}),
-        "preprocessing": {
-            "mean": list(recipe.data.mean or ()),
-            "std": list(recipe.data.std or ()),
-            "interpolation": recipe.data.interpolation,
-            "crop_pct": recipe.data.crop_pct or default_crop(recipe.shape.img_size),
-        },
+        "preprocessing": preprocessing_record(recipe.data, recipe.shape.img_size),
         "classes": train_images.class_names,
         "data": {
             "source": [Path(source).name for source in recipe.data.sources],

@@ -12,10 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
-from learngene.data.images import ImageSet, open_split, refuse_masks
+from learngene.data.images import ImageSet, open_split
+from learngene.data.preprocessing import PREPROCESSING, fill_preprocessing
+from learngene.data.splits import refuse_unfit
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
-from learngene.making.finetune import data_section, fill_preprocessing
+from learngene.making.finetune import data_section
 from learngene.methods import METHODS, Method
 from learngene.methods import method as find_method
 from learngene.system.environment import environment
@@ -59,7 +61,7 @@ def extract(
     tensors = {name: value.clone() for name, value in kind.extract(state, shape, activity).items()}
     metadata: dict[str, Any] = {
         "ancestry": teacher.identity,
-        "preprocessing": {key: teacher.preprocessing[key] for key in ("mean", "std", "interpolation", "crop_pct")},
+        "preprocessing": {key: teacher.preprocessing[key] for key in PREPROCESSING},
         "versions": environment()["versions"],
     }
     if images is not None and data is not None:
@@ -158,14 +160,14 @@ def _ratio(hidden: int, width: int) -> float:
 def _few(data: str | list[str] | Mapping[str, Any]) -> ImageSet:
     """Every n-th training image, so that all classes of an ordered set are seen."""
     images = open_split(data_section(data), "train")
-    refuse_masks(images, "ranking neurons")
+    refuse_unfit(images, labels_for="ranking neurons")
     return images.picked(range(0, len(images), math.ceil(len(images) / ACTIVITY_IMAGES)))
 
 
 def _activity(
     ancestry: Ancestry, shape: ViTShape, data: str | list[str] | Mapping[str, Any], images: ImageSet
 ) -> dict[str, Tensor]:
-    spec = fill_preprocessing(data_section(data), ancestry.model)
+    spec = fill_preprocessing(data_section(data), ancestry.model.pretrained_cfg)
     loader = eval_loader(images, spec, img_size=shape.img_size, in_chans=shape.in_chans)
     return mean_activity(ancestry.model, (batch for batch, _ in loader))
 

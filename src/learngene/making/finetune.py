@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
-from learngene.data.images import ImageSet, open_data, open_split
+from learngene.data.images import ImageSet, open_split
+from learngene.data.preprocessing import crop_pct, fill_preprocessing
+from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import made_of, timm_model
 from learngene.genes.gene import Learngene
 from learngene.methods import method as find_method
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.loading import build_recipe
-from learngene.recipe.sections import DataSpec, default_crop
+from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk
 from learngene.training.loop import make_accelerator
@@ -69,7 +71,7 @@ def finetune(
         fields["out"] = str(out)
     recipe = build_recipe(fields)
     assert isinstance(recipe, FinetuneRecipe)
-    return train_model(model, recipe, open_data(recipe.data), keep=out is not None, show=show)
+    return train_model(model, recipe, open_splits(recipe.data), keep=out is not None, show=show)
 
 
 @dataclass
@@ -88,7 +90,7 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> FinetuneResult:
     Raises:
         LearngeneError: If anything does not fit or cannot be written.
     """
-    images = open_data(recipe.data)
+    images = open_splits(recipe.data)
     model = starting_model(recipe, images[0])
     path = recipe.out / "descendant"
     refuse_foreign(path, PROVENANCE)
@@ -199,12 +201,10 @@ def scratch(shape: Shape, seed: int = 0, class_names: list[str] | None = None) -
     return Learngene(find_method("scratch"), own).expand(shape, seed=seed, class_names=class_names)
 
 
-def train_model(
-    model: TimmModel, recipe: FinetuneRecipe, images: tuple[ImageSet, ImageSet], *, keep: bool, show: bool
-) -> TrainResult:
+def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, keep: bool, show: bool) -> TrainResult:
     """Trains a model on opened data and writes the descendant folder if ``keep``."""
     _refuse_classes(model, images[0])
-    data = fill_preprocessing(recipe.data, model)
+    data = fill_preprocessing(recipe.data, model.pretrained_cfg)
     recipe = recipe.model_copy(update={"data": data})
     chans, size = input_size(model, data)
     set_drop_path(model, recipe.train.drop_path)
@@ -217,7 +217,7 @@ def train_model(
     stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, made_of=made)
     result = run_stage(stage, recipe, images, keep=keep, show=show)
     set_drop_path(model, 0.0)
-    crop = 1.0 if images[0].segmentation else data.crop_pct or default_crop(size)
+    crop = 1.0 if images[0].segmentation else crop_pct(data, size)
     _record_preprocessing(model, data, size, chans, crop)
     model.learngene = {
         **getattr(model, "learngene", {}),
@@ -257,7 +257,7 @@ def evaluate(
     images = images or open_split(spec, split, _mask_classes(model))
     _refuse_classes(model, images)
     chans, size = input_size(model, spec)
-    loader = eval_loader(images, fill_preprocessing(spec, model), img_size=size, in_chans=chans)
+    loader = eval_loader(images, fill_preprocessing(spec, model.pretrained_cfg), img_size=size, in_chans=chans)
     device = make_accelerator().device
     score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
     model.to("cpu")
@@ -270,12 +270,6 @@ def data_section(data: str | list[str] | Mapping[str, Any]) -> DataSpec:
     recipe = build_recipe({"kind": "finetune", "model": "in memory", "data": fields})
     assert isinstance(recipe, FinetuneRecipe)
     return recipe.data
-
-
-def fill_preprocessing(data: DataSpec, model: TimmModel) -> DataSpec:
-    """The data section with mean and std taken from the model where it leaves them open."""
-    cfg = model.pretrained_cfg
-    return data.model_copy(update={key: getattr(data, key) or tuple(cfg[key]) for key in ("mean", "std")})
 
 
 def input_size(model: TimmModel, data: DataSpec) -> tuple[int, int]:

@@ -130,15 +130,6 @@ class DataSpec(Section):
         return [self.source] if isinstance(self.source, str) else list(self.source)
 
 
-SMALL_IMAGE = 64
-"""Side in pixels up to which evaluation does not crop."""
-
-
-def default_crop(img_size: int) -> float:
-    """The share of the image that evaluation looks at: DeiT's 0.875, but all of a small image, which has no border."""
-    return 1.0 if img_size <= SMALL_IMAGE else 0.875
-
-
 _UNMIXED: dict[str, Any] = {
     "color_jitter": 0.0,
     "rand_augment": None,

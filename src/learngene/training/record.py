@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from learngene.data.images import ImageSet
+from learngene.data.splits import Splits
 from learngene.recipe.loading import TrainingRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import TrainingDivergedError
@@ -21,9 +21,7 @@ NAME = "result.json"
 
 
 @contextlib.contextmanager
-def recorded(
-    folder: Path | None, recipe: TrainingRecipe, images: tuple[ImageSet, ImageSet]
-) -> Iterator[list[TrainResult]]:
+def recorded(folder: Path | None, recipe: TrainingRecipe, images: Splits) -> Iterator[list[TrainResult]]:
     """Writes ``result.json`` when the block has put its result into the list, or when the training diverged.
 
     Args:
@@ -77,7 +75,7 @@ def _succeeded(path: Path) -> bool:
 
 def _record(
     recipe: TrainingRecipe,
-    images: tuple[ImageSet, ImageSet],
+    images: Splits,
     result: TrainResult | None,
     error: str | None,
 ) -> dict[str, Any]:

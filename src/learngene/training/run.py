@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from learngene.data.images import ImageSet
+from learngene.data.splits import Splits
 from learngene.recipe.loading import TrainingRecipe
 from learngene.training.loop import make_accelerator, train
 from learngene.training.record import read_result, recorded
@@ -17,7 +17,7 @@ from learngene.training.stage import Stage, TrainResult
 def run_stage(
     stage: Stage,
     recipe: TrainingRecipe,
-    images: tuple[ImageSet, ImageSet],
+    images: Splits,
     *,
     keep: bool,
     show: bool,

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from learngene.data.batches import Part, TrainBatches, eval_loader, loaded_parts
 from learngene.data.images import ImageSet
+from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Train
 from learngene.training.scores import Accuracy, MeanTaskScore, accuracy
 
@@ -30,7 +31,7 @@ class TaskImages:
         train: The run's settings with the task's own augmentation.
     """
 
-    images: tuple[ImageSet, ImageSet]
+    images: Splits
     data: DataSpec
     train: Train
 
@@ -188,8 +189,15 @@ class TaskFeed:
         return MeanTaskScore.of(scores)
 
 
-def joined(sets: Mapping[str, ImageSet]) -> ImageSet:
-    """All tasks' images as one set, for records and fingerprints; its classes are told apart by the task's name."""
+def joined(tasks: Mapping[str, Splits]) -> Splits:
+    """All tasks' images as one data set, for records and fingerprints; a task's name stands before each class."""
+    return Splits(
+        _joined({name: splits.train for name, splits in tasks.items()}),
+        _joined({name: splits.val for name, splits in tasks.items()}),
+    )
+
+
+def _joined(sets: Mapping[str, ImageSet]) -> ImageSet:
     names: list[str] = []
     labels: list[int] = []
     classes: list[str] = []

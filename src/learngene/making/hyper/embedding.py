@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from learngene.data.batches import eval_loader, refuse_channels
+from learngene.data.batches import eval_loader
 from learngene.data.images import ImageSet, open_split
+from learngene.data.preprocessing import PREPROCESSING
+from learngene.data.splits import refuse_channels
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.methods.tal.task_embedding import TaskEmbedding
@@ -100,8 +102,8 @@ def embedding_of(ancestry: Ancestry, images: ImageSet, name: str, spec: DataSpec
         raise LearngeneError(f"{images.where}: a task embedding is of images with a class each, not of masks")
     given = ancestry.preprocessing
     chans, size, _ = given["input_size"]
-    keys = ("mean", "std", "interpolation", "crop_pct")
-    spec = spec.model_copy(update={key: tuple(v) if isinstance(v := given[key], list) else v for key in keys})
+    own = {key: given[key] for key in PREPROCESSING}
+    spec = spec.model_copy(update=own | {"mean": tuple(own["mean"]), "std": tuple(own["std"])})
     refuse_channels(spec, chans)
     device = make_accelerator().device
     ancestry.to(device)
@@ -118,5 +120,5 @@ def embedding_of(ancestry: Ancestry, images: ImageSet, name: str, spec: DataSpec
         data=images.fingerprint(),
         images=count,
         classes=tuple(images.class_names),
-        preprocessing={key: given[key] for key in (*keys, "input_size")},
+        preprocessing=own | {"input_size": given["input_size"]},
     )

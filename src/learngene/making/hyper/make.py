@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learngene.data.batches import accumulation, refuse_channels, refuse_too_few
-from learngene.data.images import ImageSet, open_data, refuse_masks
+from learngene.data.preprocessing import fill_preprocessing, preprocessing_record
+from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
@@ -24,7 +24,6 @@ from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.hyper import Guidance, Stage1Hyper
 from learngene.recipe.loading import build_recipe
-from learngene.recipe.sections import default_crop
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
@@ -38,14 +37,11 @@ from learngene.training.task_batches import TaskFeed, TaskImages, joined
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.shape import ViTShape
 
-Images = tuple[ImageSet, ImageSet]
-
-
 # -- stage 1 -------------------------------------------------------------------------------------------------
 
 
 def train_stage1(
-    recipe: CondenseRecipe, gene: Learngene, ancestry: Ancestry | None, images: Images, *, keep: bool, show: bool
+    recipe: CondenseRecipe, gene: Learngene, ancestry: Ancestry | None, images: Splits, *, keep: bool, show: bool
 ) -> TrainResult:
     """Stage 1: a hypernetwork learns to predict ViTs for one data set, under the ancestry's guidance.
 
@@ -217,7 +213,7 @@ def prepare(
     recipe: TuneRecipe,
     gene: Learngene | None = None,
     ancestry: Ancestry | None = None,
-    images: Mapping[str, Images] | None = None,
+    images: Mapping[str, Splits] | None = None,
 ) -> Prepared:
     """Loads gene, ancestry and data and checks that all of it fits together; nothing is computed yet.
 
@@ -243,23 +239,28 @@ def prepare(
                 f"{ancestry.identity['sha256'][:12]}, not {given[:12]}); its features mean something else"
             )
     refuse_unknown_optimizer(recipe.train)
+    # Mean and std of a task are its own, else those of stage 1, else the ancestry's.
+    given = gene.metadata.get("preprocessing") or (ancestry.preprocessing if ancestry else vit_cfg(gene.shape, "", {}))
     tasks: dict[str, TaskImages] = {}
     faults = []
     for name, task in recipe.tasks.items():
         try:
-            opened = (images or {}).get(name) or open_data(task.data)
-            refuse_masks(opened[0], "tuning a hypernetwork")
+            spec = fill_preprocessing(task.data, given)
             train = recipe.task_train(name)
-            refuse_too_few(opened[0], train)
-            accumulation(train, make_accelerator().num_processes)
+            splits = open_splits(
+                spec,
+                train,
+                opened=(images or {}).get(name),
+                labels_for="tuning a hypernetwork",
+                processes=make_accelerator().num_processes,
+                in_chans=gene.shape.in_chans,
+            )
             if task.data.img_size not in (None, gene.shape.img_size):
                 raise LearngeneError(
                     f"data.img_size {task.data.img_size} differs from the gene's {gene.shape.img_size}; leave it out"
                 )
-            spec = task.data.model_copy(update=_normalisation(gene, ancestry, task.data))
-            refuse_channels(spec, gene.shape.in_chans)
-            method.refuse(gene.shape, gene.shape.replace(num_classes=len(opened[0].class_names)))
-            tasks[name] = TaskImages(opened, spec, train)
+            method.refuse(gene.shape, gene.shape.replace(num_classes=len(splits.train.class_names)))
+            tasks[name] = TaskImages(splits, spec, train)
         except LearngeneError as error:
             faults.append(f"task {name}: {error}")
     if faults:
@@ -304,18 +305,12 @@ def with_task_layers(gene: Learngene, task_dim: int) -> Learngene:
     return Learngene(kind, gene.shape, tensors, metadata=gene.metadata)
 
 
-def _normalisation(gene: Learngene, ancestry: Ancestry | None, data: Any) -> dict[str, Any]:
-    """Mean and std of a task: its own, else those of stage 1, else the ancestry's."""
-    given = gene.metadata.get("preprocessing") or (ancestry.preprocessing if ancestry else vit_cfg(gene.shape, "", {}))
-    return {key: getattr(data, key) or tuple(given[key]) for key in ("mean", "std")}
-
-
 def run(
     recipe: TuneRecipe,
     *,
     gene: Learngene | None = None,
     ancestry: Ancestry | None = None,
-    images: Mapping[str, Images] | None = None,
+    images: Mapping[str, Splits] | None = None,
     keep: bool = True,
     show: bool = True,
 ) -> TuneResult:
@@ -340,8 +335,7 @@ def run(
         RunFolder(recipe.out, recipe)  # refuses another run's folder before the ancestry looks at all images
     embeddings = embed_tasks(prepared)
     stage = tuning_stage(prepared, embeddings)
-    sets = {name: task.images for name, task in prepared.tasks.items()}
-    both = joined({n: s[0] for n, s in sets.items()}), joined({n: s[1] for n, s in sets.items()})
+    both = joined({name: task.images for name, task in prepared.tasks.items()})
     result = run_stage(stage, recipe, both, keep=keep, show=show)
     tuned = prepared.gene
     tuned.metadata = provenance(prepared, embeddings, result)
@@ -405,26 +399,17 @@ def provenance(prepared: Prepared, embeddings: Mapping[str, TaskEmbedding], resu
             "task": name,
             "source": [Path(source).name for source in recipe.tasks[name].data.sources],
             "classes": task.images[0].class_names,
-            "mean": list(task.data.mean or ()),
-            "std": list(task.data.std or ()),
-            "interpolation": task.data.interpolation,
-            "crop_pct": task.data.crop_pct or default_crop(gene.shape.img_size),
+            **preprocessing_record(task.data, gene.shape.img_size),
             "top1": round(scores["tasks"][name], 4),
         }
         if name in embeddings:
             entry["embedding"] = embeddings[name].to_dict()
         tasks.append(entry)
-    preprocessing = {
-        "mean": list(first.data.mean or ()),
-        "std": list(first.data.std or ()),
-        "interpolation": first.data.interpolation,
-        "crop_pct": first.data.crop_pct or default_crop(gene.shape.img_size),
-    }
     earlier = gene.metadata.get("training")
     return {
         **{key: value for key, value in gene.metadata.items() if key != "accuracy"},
         "ancestry": prepared.ancestry.identity if prepared.ancestry else gene.metadata.get("ancestry", {}),
-        "preprocessing": gene.metadata.get("preprocessing") or preprocessing,
+        "preprocessing": gene.metadata.get("preprocessing") or preprocessing_record(first.data, gene.shape.img_size),
         "tasks": tasks,
         "accuracy": {key: round(scores[key], 4) for key in ("top1", "top5", "loss")},
         "training": {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
 from learngene.data.images import ImageSet
+from learngene.data.splits import Splits
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
@@ -46,7 +47,6 @@ from learngene.training.scores import Accuracy, accuracies
 from learngene.training.stage import Objective, Stage, TrainResult, set_drop_path
 from learngene.vits.stitched_shape import Shape, StitchedShape
 
-Images = tuple[ImageSet, ImageSet]
 LS_BATCH = 10
 """Images whose features are in memory at once while stitch layers are fitted."""
 
@@ -69,7 +69,7 @@ class _Row:
 
 
 def make_pool(
-    recipe: CondenseRecipe, source: PoolSource, gene: Learngene, images: Images, *, keep: bool, show: bool
+    recipe: CondenseRecipe, source: PoolSource, gene: Learngene, images: Splits, *, keep: bool, show: bool
 ) -> tuple[TrainResult, list[dict[str, Any]]]:
     """Fills a pool's gene, or continues where a stopped run left it.
 
@@ -153,7 +153,7 @@ def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
 
 
 def distil_row(
-    recipe: CondenseRecipe, index: int, ancestry: Ancestry | None, images: Images, *, keep: bool, show: bool
+    recipe: CondenseRecipe, index: int, ancestry: Ancestry | None, images: Splits, *, keep: bool, show: bool
 ) -> _Row:
     """Trains one row as an auxiliary model (equations 3 to 8), or finds it trained.
 

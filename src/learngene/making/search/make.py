@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learngene.data.batches import accumulation, eval_loader, refuse_channels, refuse_too_few, train_transform
-from learngene.data.images import ImageSet, open_data
-from learngene.data.mask_transforms import refuse_unaligned
+from learngene.data.batches import eval_loader
+from learngene.data.preprocessing import fill_preprocessing
+from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
 from learngene.making.extract import extract, plain_shape
-from learngene.making.finetune import fill_preprocessing, fresh_head
+from learngene.making.finetune import fresh_head
 from learngene.making.search.paths import TaskPath, damaged, layer_usage, read_path
 from learngene.making.search.select import selected, soft_usage, usage
 from learngene.making.search.super_net import SuperNet, routed
@@ -39,7 +39,6 @@ from learngene.training.run_folder import MARKER, refuse_other_kind
 from learngene.training.stage import Stage
 from learngene.vits.shape import ViTShape
 
-Images = tuple[ImageSet, ImageSet]
 RECORD = "search.json"
 
 
@@ -76,14 +75,14 @@ class Prepared:
     recipe: SearchRecipe
     ancestry: Ancestry
     shape: ViTShape
-    images: dict[str, Images] = field(default_factory=dict)
+    images: dict[str, Splits] = field(default_factory=dict)
     specs: dict[str, TaskSearch] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
 
     def resolved(self, name: str) -> TaskSearch:
         """How a data set is searched, with the ancestry's mean and std where its section leaves them open."""
         spec = self.specs[name]
-        return spec.model_copy(update={"data": fill_preprocessing(spec.data, self.ancestry.model)})
+        return spec.model_copy(update={"data": fill_preprocessing(spec.data, self.ancestry.model.pretrained_cfg)})
 
 
 def search(
@@ -158,7 +157,7 @@ def gene_path(recipe: SearchRecipe) -> Path:
 
 
 def prepare(
-    recipe: SearchRecipe, ancestry: Ancestry | None = None, images: Mapping[str, Images] | None = None
+    recipe: SearchRecipe, ancestry: Ancestry | None = None, images: Mapping[str, Splits] | None = None
 ) -> Prepared:
     """Loads the ancestry, opens all data sets and checks that each can be searched.
 
@@ -168,22 +167,19 @@ def prepare(
     ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
     out = Prepared(recipe, ancestry, plain_shape(ancestry), dict(images or {}))
     faults = []
-    for name, task in recipe.tasks.items():
+    for name in recipe.tasks:
         try:
-            if name not in out.images:
-                out.images[name] = open_data(task.data)
             spec = out.specs[name] = recipe.task(name)
+            out.images[name] = open_splits(
+                out.resolved(name).data,
+                spec.train,
+                opened=out.images.get(name),
+                processes=make_accelerator().num_processes,
+                in_chans=out.shape.in_chans,
+            )
             out.data[name] = "-".join(split.fingerprint() for split in out.images[name])
-            train, size = out.images[name][0], spec.data.img_size or out.shape.img_size
-            refuse_too_few(train, spec.train)
-            refuse_unaligned(train, spec.train.augment)
             refuse_unknown_optimizer(spec.train)
-            accumulation(spec.train, make_accelerator().num_processes)
-            filled = fill_preprocessing(spec.data, ancestry.model)
-            refuse_channels(filled, out.shape.in_chans)
-            out.shape.replace(img_size=size)
-            if not train.segmentation:
-                train_transform(spec.train.augment, filled, size)
+            out.shape.replace(img_size=spec.data.img_size or out.shape.img_size)
         except LearngeneError as error:
             faults.append(f"task {name}: {error}")
     if faults:
@@ -200,7 +196,7 @@ def run(
     recipe: SearchRecipe,
     *,
     ancestry: Ancestry | None = None,
-    images: Mapping[str, Images] | None = None,
+    images: Mapping[str, Splits] | None = None,
     processes: int = 1,
     keep: bool = True,
     show: bool = True,
@@ -408,7 +404,7 @@ def _finish(path: TaskPath, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def super_stage(prepared: Prepared, spec: TaskSearch, images: Images) -> Stage:
+def super_stage(prepared: Prepared, spec: TaskSearch, images: Splits) -> Stage:
     """What is trained for one data set: its specific blocks and adapters, its final norm and its head."""
     size = spec.data.img_size or prepared.shape.img_size
     model = fresh_head(routed(prepared.ancestry.model, spec.routing, size), images[0], spec.train.seed)

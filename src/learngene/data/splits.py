@@ -1,0 +1,117 @@
+"""The one door to the images of a run: both splits of a data set, refused where the run could not use them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from learngene.data.images import ImageSet, open_split
+from learngene.data.transforms import train_transform
+from learngene.recipe.sections import DataSpec, Train
+from learngene.system.errors import DataError
+
+NEEDS_LABELS = ("mixup", "cutmix", "erasing", "rand_augment", "smoothing")
+"""Augmentations of timm's that know nothing of masks."""
+
+
+class Splits(NamedTuple):
+    """The images of a data set."""
+
+    train: ImageSet
+    val: ImageSet
+
+
+def open_splits(
+    section: DataSpec,
+    train: Train | None = None,
+    *,
+    opened: Splits | None = None,
+    labels_for: str | None = None,
+    processes: int = 1,
+    in_chans: int | None = None,
+) -> Splits:
+    """Opens both splits of a data set and checks whatever a run needs of them.
+
+    Args:
+        section: The data section; with mean and std filled in if ``in_chans`` is given.
+        train: How the images will be trained on, if that is to be checked.
+        opened: The splits, if they are open already; they are checked all the same.
+        labels_for: Who needs a class per image, so that masks are refused; None takes both.
+        processes: That share each batch.
+        in_chans: Channels that the model takes, if they are to be checked.
+
+    Raises:
+        DataError: As ``open_split``; if the classes of the splits differ; for the first thing that does not fit.
+    """
+    splits = opened or _opened(section)
+    refuse_unfit(splits.train, train, labels_for)
+    if train is not None:
+        accumulation(train, processes)
+    if in_chans is not None:
+        refuse_channels(section, in_chans)
+    if train is not None and not splits.train.segmentation:
+        train_transform(train.augment, section, section.img_size or 224)  # timm refuses what it cannot read
+    return splits
+
+
+def _opened(section: DataSpec) -> Splits:
+    train = open_split(section, "train")
+    val = open_split(section, "val", train.class_names if train.segmentation else None)
+    if train.class_names != val.class_names:
+        only = sorted(set(train.class_names) ^ set(val.class_names))
+        if not only:
+            raise DataError(f"{train.where}: the splits have the same classes, but in another order")
+        raise DataError(
+            f"{train.where}: the splits have different classes ({len(train.class_names)} and "
+            f"{len(val.class_names)}); '{only[0]}' is in one of them only"
+        )
+    return Splits(train, val)
+
+
+def refuse_unfit(images: ImageSet, train: Train | None = None, labels_for: str | None = None) -> None:
+    """Raises ``DataError`` if images have masks where ``labels_for`` needs labels, or cannot be trained on so."""
+    if labels_for is not None and images.segmentation:
+        raise DataError(
+            f"{images.where}: has masks, but {labels_for} needs images with a class each (SPLIT/CLASS/IMAGE); masks "
+            "are for finetune, eval and the tasks of a comparison"
+        )
+    if train is None:
+        return
+    if len(images) < train.batch_size:
+        raise DataError(
+            f"{images.where}: {len(images)} training images are fewer than train.batch_size {train.batch_size}; "
+            f"use {max(2, len(images) // 2 * 2)} or less"
+        )
+    on = [name for name in NEEDS_LABELS if getattr(train.augment, name)]
+    if images.segmentation and on:
+        raise DataError(
+            f"{images.where}: masks cannot follow train.augment.{on[0]}={getattr(train.augment, on[0])}; "
+            "use train.augment.preset=light (crop and flip)"
+        )
+
+
+def refuse_channels(section: DataSpec, in_chans: int) -> None:
+    """Raises ``DataError`` unless mean and std have one value per channel."""
+    for name in ("mean", "std"):
+        values = getattr(section, name) or ()
+        if len(values) != in_chans:
+            raise DataError(f"data.{name} has {len(values)} values, but the images have {in_chans} channels")
+
+
+def accumulation(train: Train, processes: int) -> int:
+    """How many parts a process accumulates so that ``batch_size`` stays what the recipe says.
+
+    Raises:
+        DataError: If the batch cannot be cut evenly.
+    """
+    if train.batch_size % processes:
+        raise DataError(f"train.batch_size {train.batch_size} cannot be shared by {processes} processes evenly")
+    share = train.batch_size // processes
+    unit = 2 if train.augment.mixup or train.augment.cutmix else 1
+    for parts in range(1, share + 1):
+        size = share // parts
+        if share % parts == 0 and size % unit == 0 and size <= (train.micro_batch or share):
+            return parts
+    raise DataError(
+        f"train.micro_batch {train.micro_batch}: a process's {share} images per step cannot be cut into even parts "
+        "of that size (mixing needs pairs)"
+    )
