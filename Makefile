@@ -6,18 +6,23 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lint bench format requirements clean
+.PHONY: demo test test-all lint bench format requirements clean
 
 demo: $(STAMP)
 	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
 
 test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/deptry src
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
