@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import learngene.training.loop
 from comparisons import compare_fields, recipe_of, results
 from learngene import Ancestry, evaluate, export_onnx, finetune, load_descendant, save_descendant, scratch, segment
-from learngene.comparing.results import as_csv, as_markdown
 from learngene.comparing.run import compare, prepare
+from learngene.comparing.tables import as_csv, as_markdown
 from learngene.data.images import open_split
 from learngene.making.finetune import run, starting_model
 from learngene.methods.stitching import StitchedRows

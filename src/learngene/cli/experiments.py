@@ -60,9 +60,9 @@ def compare(
 
     loaded = read_recipe(CompareRecipe, recipe, overrides, data)
     from learngene.comparing.plots import save_plots
-    from learngene.comparing.results import as_markdown, save_tables
     from learngene.comparing.run import compare as run_all
     from learngene.comparing.run import read_results
+    from learngene.comparing.tables import as_markdown, save_tables
 
     found = read_results(loaded) if collect else run_all(loaded, processes=processes)
     for line in [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]:
@@ -126,7 +126,9 @@ def report(
 ) -> None:
     """Build the HTML page and the Markdown ledger of all verdicts."""
     from learngene.comparing.claims.groups import load_claims
-    from learngene.comparing.claims.page import ledger_markdown, ledger_page, read_verdicts
+    from learngene.comparing.claims.ledger import ledger_markdown
+    from learngene.comparing.claims.page import ledger_page
+    from learngene.comparing.claims.verdict_file import read_verdicts
     from learngene.system.files import write_file
 
     if not results.is_dir():

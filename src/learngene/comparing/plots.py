@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learngene.comparing.results import ResultRow, group, mean_and_spread
+from learngene.comparing.results import ResultRow
+from learngene.comparing.tables import group, mean_and_deviation
 from learngene.system.errors import LearngeneError
 from learngene.system.png import save_png
 
@@ -212,7 +213,7 @@ def total_costs(rows: Sequence[ResultRow], task: str, budget: str) -> dict[str, 
             if needed.get(gene, 0) % users == 0:
                 total += gene
             needed[gene] = needed.get(gene, 0) + 1
-            total += mean_and_spread(row.tune_macs for row in size)[0]
+            total += mean_and_deviation(row.tune_macs for row in size)[0]
             out[contender].append(total)
     return out
 
@@ -305,7 +306,7 @@ def _scores(row: ResultRow) -> dict[int, float]:
 def _line(points: Iterable[tuple[float, list[float]]]) -> Line:
     line = Line([], [], [])
     for x, values in points:
-        mean, spread = mean_and_spread(values)
+        mean, spread = mean_and_deviation(values)
         line.x.append(x)
         line.mean.append(mean)
         line.spread.append(spread)

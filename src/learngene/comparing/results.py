@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from learngene.comparing.cost import cost_of
@@ -246,81 +244,3 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         choices=tuple(int(share >= 0.5) for task in searched for share in task["share"]),
         masks=cell.masked,
     )
-
-
-def group(rows: Iterable[ResultRow], *fields: str) -> dict[tuple[Any, ...], list[ResultRow]]:
-    """Rows by the values of some fields, in their order."""
-    out: dict[tuple[Any, ...], list[ResultRow]] = {}
-    for row in rows:
-        out.setdefault(tuple(getattr(row, field) for field in fields), []).append(row)
-    return out
-
-
-def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds; no spread from a single value."""
-    numbers = list(values)
-    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else math.nan
-
-
-def save_tables(collected: Results, folder: Path) -> list[Path]:
-    """Writes ``results.csv`` (one line per cell) and ``results.md`` (mean and spread over seeds)."""
-    csv, markdown = folder / "results.csv", folder / "results.md"
-    write_file(csv, lambda temporary: temporary.write_text(as_csv(collected.rows)))
-    write_file(markdown, lambda temporary: temporary.write_text(as_markdown(collected.rows)))
-    return [csv, markdown]
-
-
-def as_csv(rows: Iterable[ResultRow]) -> str:
-    """The columns of timm's results files (``param_count`` in millions, percentages with three digits), then ours."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    preparation = ["img_size", "crop_pct", "interpolation"]
-    own = [name for name in ResultRow.__dataclass_fields__ if name not in (*preparation, "curve", "choices")]
-    writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *preparation, *own, "curve"])
-    for row in rows:
-        values = asdict(row)
-        model = f"{row.contender}_d{row.depth}_w{row.embed_dim}"
-        scores = [row.last_top1, 100 - row.last_top1, *(() if row.masks else (row.last_top5, 100 - row.last_top5))]
-        shown = [f"{score:.3f}" for score in scores]
-        timm = [model, *shown, *[""] * (4 - len(shown)), f"{row.params / 1e6:.3f}"]
-        timm += [str(values[name]) for name in preparation]
-        curve = " ".join(f"{value:.2f}" for value in row.curve)
-        writer.writerow([*timm, *(_short(values[name]) for name in own), curve])
-    return text.getvalue()
-
-
-def as_markdown(rows: Iterable[ResultRow]) -> str:
-    """A table of means over seeds, with the standard deviation where there is more than one."""
-    headings = [
-        "task", "budget", "shape", "contender", "params (M)", "stored (M)", "untuned top-1", "after 1 epoch",
-        "last top-1", "last top-5", "last loss", "epochs", "total cost (T multiply-adds)", "seconds", "seeds",
-    ]  # fmt: skip
-    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
-    for (task, budget, shape, contender), some in group(rows, "task", "budget", "shape", "contender").items():
-        one = some[0]
-        name = f"{task} ({one.metric})" if one.masks else task
-        cells = [name, budget, shape, contender, f"{one.params / 1e6:.3f}", f"{one.stored_params / 1e6:.3f}"]
-        cells += [spread(row.untuned_top1 for row in some)]
-        cells += [spread(row.first_top1 for row in some) if one.epochs else "-"]
-        cells += [spread(row.last_top1 for row in some), "-" if one.masks else spread(row.last_top5 for row in some)]
-        cells += [spread((row.last_loss for row in some), 3), str(one.epochs)]
-        cells += [
-            f"{one.total_macs / 1e12:.3g}",
-            f"{statistics.fmean(row.seconds for row in some):.1f}",
-            str(len(some)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: Iterable[float], digits: int = 2) -> str:
-    """``mean ± standard deviation`` as text."""
-    mean, deviation = mean_and_spread(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value

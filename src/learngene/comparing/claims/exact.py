@@ -15,25 +15,19 @@ from learngene.methods.tal.ranges import sizes_of
 from learngene.methods.tal.sizes import LARGEST
 from learngene.vits.shape import ViTShape
 
-Outcome = tuple[bool, str]
-"""Whether the claim is true, and the figures that say so."""
-
 TI, S, B = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
 DEIT_B = ViTShape.named(B, class_token=True)
 
 
-def order_identity() -> Outcome:
+def order_identity() -> tuple[bool, str]:
     """SWS Table 4: at depths 10 and 11 both cyclic orders lay out the stages alike, at 7, 8, 9 and 12 they do not."""
-    sws = SWS()
-    same = [
-        depth
-        for depth in (7, 8, 9, 10, 11, 12)
-        if sws.stage_of_layer(depth, "front-mid-last") == sws.stage_of_layer(depth, "front-last-mid")
-    ]
+    orders = ("front-mid-last", "front-last-mid")
+    stages = {depth: [SWS().stage_of_layer(depth, order) for order in orders] for depth in range(7, 13)}
+    same = [depth for depth, (one, other) in stages.items() if one == other]
     return same == [10, 11], f"of depths 7 to 12, the orders agree at {', '.join(map(str, same))}"
 
 
-def sws_storage() -> Outcome:
+def sws_storage() -> tuple[bool, str]:
     """SWS Table 2: 37.0 M parameters are stored instead of 759.3 M for ten models, about 20 times fewer."""
     gene = _stored("sws", ViTShape.named(B, depth=16))
     singly = sum(ViTShape.named(B, depth=depth).params() for depth in range(6, 16))
@@ -41,7 +35,7 @@ def sws_storage() -> Outcome:
     return round(gene / 1e6, 1) == 37.0 and round(singly / 1e6, 1) == 759.3, figures
 
 
-def tleg_storage() -> Outcome:
+def tleg_storage() -> tuple[bool, str]:
     """TLEG Table 3: about 19 times fewer parameters stored than for five pretrained models of 4 to 12 layers."""
     shapes = [ViTShape.named(B, depth=depth, num_classes=0) for depth in (4, 6, 8, 10, 12)]
     # What is transferred: layers, patch projection and position embedding; the heads are new.
@@ -52,7 +46,7 @@ def tleg_storage() -> Outcome:
     return round(singly / gene) == 19, figures
 
 
-def tleg_fixed_set() -> Outcome:
+def tleg_fixed_set() -> tuple[bool, str]:
     """TLEG Figure 4: the genes of Des-Ti/S/B hold 2.9 times fewer parameters than 6-layer models of these widths."""
     genes = models = 0
     for name in (TI, S, B):
@@ -64,26 +58,26 @@ def tleg_fixed_set() -> Outcome:
     return round(models / genes, 1) == 2.9, figures
 
 
-def tleg_costs() -> Outcome:
+def tleg_costs() -> tuple[bool, str]:
     """TLEG, main results: training costs are halved, in epochs, for ten Des-S and for ten Des-B."""
     small, base = (10 * 100) / (150 + 9 * 35 + 45), (10 * 100) / (100 + 10 * 40)
     return round(small) == 2 and round(base) == 2, f"{small:.2f} times for Des-S, {base:.2f} times for Des-B"
 
 
-def sws_costs() -> Outcome:
+def sws_costs() -> tuple[bool, str]:
     """SWS, section 4.2: 6.6 times less training in all for ten Des-B than from scratch, counted with 5 epochs each."""
     five, ten = 10 * 100 / (100 + 10 * 5), 10 * 100 / (100 + 10 * 10)
     figures = f"{five:.2f} times with the 5 epochs of the sum, {ten:.2f} times with the 10 epochs of the set-up"
     return five >= 6.6, figures
 
 
-def sws_costs_over_tleg() -> Outcome:
+def sws_costs_over_tleg() -> tuple[bool, str]:
     """SWS, section 4.2: 2.5 times less training in all for ten Des-B than TLEG, counted with 10 epochs each."""
     ratio = (100 + 10 * 40) / (100 + 10 * 10)
     return ratio == 2.5, f"{ratio:.2f} times"
 
 
-def pool_storage() -> Outcome:
+def pool_storage() -> tuple[bool, str]:
     """Learngene Pool, main results: pools of 12 and 18 instances store 59.6 % and 40.1 % less than SN-Net's 118.4 M."""
     sn_net = _stored("sn-net", DEIT_B, rows=(192, 384, 768))
     pools = [_stored("pool", DEIT_B.replace(depth=depth)) for depth in (6, 9)]
@@ -93,7 +87,7 @@ def pool_storage() -> Outcome:
     return exact and saved == [59.6, 40.1], f"{sizes}, against {sn_net / 1e6:.2f} M"
 
 
-def pool_smallest() -> Outcome:
+def pool_smallest() -> tuple[bool, str]:
     """Learngene Pool, introduction: the smallest models have 3.05 M and 4.38 M parameters, SN-Net's has 5.7 M."""
     narrow = DEIT_B.replace(embed_dim=192, num_heads=3)
     small, large, theirs = (narrow.replace(depth=depth).params() / 1e6 for depth in (6, 9, 12))
@@ -101,18 +95,15 @@ def pool_smallest() -> Outcome:
     return (round(small, 2), round(large, 2), round(theirs, 1)) == (3.05, 4.38, 5.7), figures
 
 
-def pool_costs() -> Outcome:
+def pool_costs() -> tuple[bool, str]:
     """Learngene Pool, main results: 150 + 200 + 50 epochs against 150 for each of 18 and of 27 paths."""
-    ratios, paths = [], []
-    for depth in (6, 9):
-        auxiliary, kind = DEIT_B.replace(depth=depth), Pool()
-        paths.append(len(kind.paths(auxiliary)))
-        ratios.append(150 * paths[-1] / (150 + 200 + 50))
+    paths = [len(Pool().paths(DEIT_B.replace(depth=depth))) for depth in (6, 9)]
+    ratios = [150 * count / (150 + 200 + 50) for count in paths]
     figures = f"{ratios[0]:.2f} times for {paths[0]} paths, {ratios[1]:.3f} times for {paths[1]}"
     return paths == [18, 27] and ratios[0] == 6.75 and round(ratios[1], 1) == 10.1, figures
 
 
-def lsamd_storage() -> Outcome:
+def lsamd_storage() -> tuple[bool, str]:
     """LSAMD, costs: 36.11 M parameters are stored instead of 787.03 M for models of 5 to 15 layers, 95.41 % less."""
     shape, count = DEIT_B.replace(num_classes=100), len(LSAMD().layers)
     gene = shape.replace(depth=count).params_without_positions()
@@ -122,39 +113,35 @@ def lsamd_storage() -> Outcome:
     return (round(gene / 1e6, 2), round(singly / 1e6, 2), round(saved, 2)) == (36.11, 787.03, 95.41), figures
 
 
-def lsamd_costs() -> Outcome:
+def lsamd_costs() -> tuple[bool, str]:
     """LSAMD, costs: 1.36 times less training for five models, 50 x 10 + 50 x 5 epochs against 150 x 5."""
-    theirs, pretrained = 50 * 10 + 50 * 5, 150 * 5
-    six = pretrained / (50 * 6 + 50 * 5)
-    figures = (
-        f"{pretrained} epochs against {theirs}, {pretrained / theirs:.2f} times; "
-        f"{six:.2f} times if six data sets were searched instead of ten"
-    )
+    theirs, pretrained, six = 50 * 10 + 50 * 5, 150 * 5, 50 * 6 + 50 * 5
+    figures = f"{pretrained} epochs against {theirs}, {pretrained / theirs:.2f} times; "
+    figures += f"{pretrained / six:.2f} times if six data sets were searched instead of ten"
     return round(pretrained / theirs, 2) == 1.36, figures
 
 
-def tal_sizes() -> Outcome:
+def tal_sizes() -> tuple[bool, str]:
     """TAL: LoGAH-small has 21.40 M parameters, and 22.39 M with task layers for a ViT-B's 768 features."""
-    shape = DEIT_B.replace(class_token=True)
-    counts = [_stored(name, shape) - LARGEST for name in ("logah", "tal")]  # less the row that is never trained
+    counts = [_stored(name, DEIT_B) - LARGEST for name in ("logah", "tal")]  # less the row that is never trained
     figures = " and ".join(f"{count / 1e6:.2f} M" for count in counts)
     return [round(count / 1e6, 2) for count in counts] == [21.40, 22.39], figures
 
 
-def tal_all_sizes() -> Outcome:
+def tal_all_sizes() -> tuple[bool, str]:
     """TAL, section 4: 3-Ti to 12-S come from one hypernetwork that was trained on none of them."""
-    kind, base = TAL(), DEIT_B.replace(class_token=True)
+    kind = TAL()
     trained = set(sizes_of(kind.architectures))
     wanted = [(depth, width, heads) for width, heads in ((192, 3), (384, 6)) for depth in (3, 6, 12)]
     for depth, width, heads in wanted:
-        kind.refuse(base, base.replace(depth=depth, embed_dim=width, num_heads=heads))
+        kind.refuse(DEIT_B, DEIT_B.replace(depth=depth, embed_dim=width, num_heads=heads))
     seen = [size for size in wanted if size in trained]
     figures = f"{len(trained)} sizes are trained, {len(seen)} of the six descendants among them"
     named = " and ".join(f"{depth} layers of width {width}" for depth, width, _ in seen)
     return not seen, figures + (f": {named}" if seen else "")
 
 
-def tal_equal_counts() -> Outcome:
+def tal_equal_counts() -> tuple[bool, str]:
     """A hypernetwork without task layers sees of a task only its number of classes, to the nearest that it knows."""
     import torch
 
@@ -176,23 +163,11 @@ def _stored(name: str, shape: ViTShape, **settings: Any) -> int:
     return sum(math.prod(size) for size in method(name, settings).gene_tensors(shape).values())
 
 
-STRUCTURAL: dict[str, Callable[[], Outcome]] = {
+EXACT_TESTS: dict[str, Callable[[], tuple[bool, str]]] = {
     test.__name__: test
     for test in (
-        order_identity,
-        sws_storage,
-        tleg_storage,
-        tleg_fixed_set,
-        tleg_costs,
-        sws_costs,
-        sws_costs_over_tleg,
-        pool_storage,
-        pool_smallest,
-        pool_costs,
-        lsamd_storage,
-        lsamd_costs,
-        tal_sizes,
-        tal_all_sizes,
-        tal_equal_counts,
+        order_identity, sws_storage, tleg_storage, tleg_fixed_set, tleg_costs, sws_costs, sws_costs_over_tleg,
+        pool_storage, pool_smallest, pool_costs, lsamd_storage, lsamd_costs, tal_sizes, tal_all_sizes, tal_equal_counts,
     )
-}
+}  # fmt: skip
+"""By name; each says whether its claim is true, and the figures that say so."""

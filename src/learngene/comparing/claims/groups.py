@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from learngene.comparing.claims.exact import STRUCTURAL
+from learngene.comparing.claims.exact import EXACT_TESTS
 from learngene.comparing.results import ResultRow
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.loading import apply_overrides, load_yaml, read_fields, with_data
@@ -63,8 +63,8 @@ class Statistic(Section):
     each: bool = Field(False, description="a comparison for every shape by itself, all of which must hold")
     agreement: bool = Field(False, description="Cohen's kappa of the paths that the two sides' searches found, instead")
     relative: bool = Field(False, description="the difference as a share of what is subtracted")
-    at_least: float | None = Field(None, description="the claim holds if the number is surely no less")
-    at_most: float | None = Field(None, description="the claim holds if the number is surely no more")
+    at_least: float | None = Field(None, description="the claim holds if the number is certainly no less")
+    at_most: float | None = Field(None, description="the claim holds if the number is certainly no more")
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Statistic:
@@ -77,56 +77,45 @@ class Statistic(Section):
             raise RecipeError("statistic: agreement is between two sides; give minus")
         return self
 
+    @property
+    def limit(self) -> float:
+        """The threshold."""
+        return next(limit for limit in (self.at_least, self.at_most) if limit is not None)
+
 
 class Claim(Section):
-    """One sentence that can be true or false.
-
-    Attributes:
-        text: The claim.
-        printed: The paper's figures behind it.
-        statistic: How it is tested on results.
-        exact: How it is tested without any: the name of a structural test.
-        finding: What was found out about a claim that does not hold, or about its test, by scale.
-    """
+    """One sentence that can be true or false, tested on results by a statistic or without any by an exact test."""
 
     text: str
-    printed: str = ""
+    printed: str = Field("", description="the paper's figures behind it")
     statistic: Statistic | None = None
-    exact: str | None = None
-    finding: dict[Literal["laptop", "gpu", "paper"], str] = {}  # noqa: RUF012 - pydantic copies it
+    exact: str | None = Field(None, description="name of an exact test")
+    finding: dict[Literal["laptop", "gpu", "paper"], str] = Field(
+        {}, description="what was found out about a claim that does not hold, or about its test, by scale"
+    )
 
     @model_validator(mode="after")
     def _one_test(self) -> Claim:
         if (self.statistic is None) == (self.exact is None):
             raise RecipeError("claim: give statistic or exact")
-        if self.exact is not None and self.exact not in STRUCTURAL:
-            raise RecipeError(f"claim: unknown exact test '{self.exact}'{nearest(self.exact, STRUCTURAL)}")
+        if self.exact is not None and self.exact not in EXACT_TESTS:
+            raise RecipeError(f"claim: unknown exact test '{self.exact}'{nearest(self.exact, EXACT_TESTS)}")
         return self
 
 
 class ClaimGroup(Section):
-    """A table or figure of a paper with its claims.
+    """A table or figure of a paper with its claims."""
 
-    Attributes:
-        id: ``paper.table``, as on the command line.
-        paper: One of ``PAPERS``.
-        protocol: The recipe in ``recipes/SCALE/compare`` that its comparison starts from.
-        source: Table or figure.
-        title: What it is about.
-        run: What is run at every scale; names of the scale's protocol.
-        contenders: Contenders that only this group has.
-        scales: What differs at a scale: fields of a comparison.
-        claims: The claims.
-    """
-
-    id: str
-    paper: str
-    source: str
+    id: str = Field(description="PAPER.TABLE, as on the command line")
+    paper: str = Field(description="one of PAPERS")
+    source: str = Field(description="table or figure")
     title: str
-    protocol: str = "protocol"
-    run: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
-    contenders: dict[str, Any] = {}  # noqa: RUF012
-    scales: dict[Literal["laptop", "gpu", "paper"], dict[str, Any]] = {}  # noqa: RUF012
+    protocol: str = Field("protocol", description="recipe in recipes/SCALE/compare that the comparison starts from")
+    run: dict[str, Any] = Field({}, description="what is run at every scale; names of the scale's protocol")
+    contenders: dict[str, Any] = Field({}, description="contenders that only this group has")
+    scales: dict[Literal["laptop", "gpu", "paper"], dict[str, Any]] = Field(
+        {}, description="what differs at a scale: fields of a comparison"
+    )
     claims: list[Claim] = Field(min_length=1)
 
     @property
@@ -135,14 +124,13 @@ class ClaimGroup(Section):
         return any(claim.statistic for claim in self.claims)
 
 
-def claims_folder() -> Path:
-    """Where the claims lie: ``claims`` in the working folder or beside the sources."""
-    return find_folder("claims")
-
-
 def load_claims(folder: Path | None = None) -> dict[str, ClaimGroup]:
-    """All groups of claims by id, paper by paper in the order of the papers."""
-    folder = folder or claims_folder()
+    """All groups of claims by id, paper by paper in the order of the papers.
+
+    Args:
+        folder: ``claims`` in the working folder or beside the sources by default.
+    """
+    folder = folder or find_folder("claims")
     groups: dict[str, ClaimGroup] = {}
     for path in sorted(folder.glob("*/*.yaml")):
         try:
@@ -159,7 +147,11 @@ def load_claims(folder: Path | None = None) -> dict[str, ClaimGroup]:
         groups[group.id] = group
     if not groups:
         raise LearngeneError(f"{folder}: holds no claims (claims/PAPER/GROUP.yaml)")
-    return dict(sorted(groups.items(), key=lambda item: (paper_order(item[1].paper), _figures_first(item[0]))))
+
+    def order(group: ClaimGroup) -> tuple[Any, ...]:
+        return *paper_order(group.paper), not group.id.partition(".")[2].startswith("fig"), group.id
+
+    return {group.id: group for group in sorted(groups.values(), key=order)}
 
 
 def paper_order(paper: str) -> tuple[int, str]:
@@ -167,13 +159,9 @@ def paper_order(paper: str) -> tuple[int, str]:
     return (PAPERS.index(paper) if paper in PAPERS else len(PAPERS)), paper
 
 
-def find_group(name: str, folder: Path | None = None) -> ClaimGroup:
-    """One group by its id.
-
-    Raises:
-        LearngeneError: If there is none; the message names the nearest.
-    """
-    groups = load_claims(folder)
+def find_group(name: str) -> ClaimGroup:
+    """One group by its id; ``LearngeneError`` with the nearest id if there is none."""
+    groups = load_claims()
     if name not in groups:
         raise LearngeneError(f"no claims '{name}'{nearest(name, groups)}")
     return groups[name]
@@ -200,7 +188,3 @@ def comparison_of(
     given = merge({"run": group.run, "contenders": group.contenders}, group.scales.get(scale, {}))  # type: ignore[call-overload]
     fields = with_data(apply_overrides(merge(protocol, given), overrides), Path() if declared else data)
     return validated(CompareRecipe, fields, f"{group.id} at {scale} scale")
-
-
-def _figures_first(name: str) -> tuple[bool, str]:
-    return not name.partition(".")[2].startswith("fig"), name

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from learngene.comparing.claims.groups import Filter, Statistic
 from learngene.comparing.results import ResultRow
@@ -26,9 +27,8 @@ FEWEST_SEEDS = 3
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What was found of one statistic.
+class Verdict(BaseModel):
+    """What one comparison of a claim came to.
 
     Attributes:
         outcome: By the rule.
@@ -40,13 +40,15 @@ class Verdict:
         reason: Why it is inconclusive, if it is.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     outcome: Outcome
-    against: str
-    values: tuple[float, ...]
-    mean: float | None
-    low: float | None
-    high: float | None
-    reason: str = ""
+    against: str = ""
+    values: tuple[float, ...] = ()
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = ""
 
 
 def judge(statistic: Statistic, rows: Sequence[ResultRow]) -> list[Verdict]:
@@ -75,25 +77,22 @@ def overall(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 def _judge(statistic: Statistic, other: Filter | None, rows: Sequence[ResultRow]) -> Verdict:
-    against = _in_words(other) if other else ""
-    values, reason = _values(statistic, other, rows)
+    values, reason = _per_seed(statistic, other, rows)
     if not reason and len(values) < FEWEST_SEEDS:
         reason = f"fewer than {FEWEST_SEEDS} seeds: {len(values)}"
+    verdict = Verdict(outcome="inconclusive", against=_in_words(other) if other else "", values=values, reason=reason)
     if reason:
-        return Verdict("inconclusive", against, tuple(values), None, None, None, reason)
+        return verdict
     mean, half = statistics.fmean(values), half_width(values)
-    low, high = mean - half, mean + half
-    if half == 0 and mean not in (statistic.at_least, statistic.at_most):
-        reason = "nothing depends on the seed: seen once"
-        return Verdict("inconclusive", against, tuple(values), mean, low, high, reason)
-    if statistic.at_least is not None:
-        holds, fails = low >= statistic.at_least, high < statistic.at_least
-    else:
-        assert statistic.at_most is not None
-        holds, fails = high <= statistic.at_most, low > statistic.at_most
+    low, high, limit = mean - half, mean + half, statistic.limit
+    holds, fails = (high <= limit, low > limit) if statistic.at_least is None else (low >= limit, high < limit)
     outcome: Outcome = "holds" if holds else "does not hold" if fails else "inconclusive"
-    reason = "" if holds or fails else "the threshold lies within the interval"
-    return Verdict(outcome, against, tuple(values), mean, low, high, reason)
+    if half == 0 and mean != limit:
+        outcome, reason = "inconclusive", "nothing depends on the seed: seen once"
+    elif outcome == "inconclusive":
+        reason = "the threshold lies within the interval"
+    found = {"outcome": outcome, "mean": mean, "low": low, "high": high, "reason": reason}
+    return verdict.model_copy(update=found)
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -104,18 +103,18 @@ def half_width(values: Sequence[float]) -> float:
     return float(t.ppf(CONFIDENCE, len(values) - 1)) * deviation / len(values) ** 0.5
 
 
-def _values(statistic: Statistic, other: Filter | None, rows: Sequence[ResultRow]) -> tuple[list[float], str]:
+def _per_seed(statistic: Statistic, other: Filter | None, rows: Sequence[ResultRow]) -> tuple[tuple[float, ...], str]:
     """The statistic per seed, and what is missing if something is."""
-    out: list[float] = []
+    out: tuple[float, ...] = ()
     first: list[tuple[str, ...]] | None = None
     for seed in sorted({row.seed for row in rows}):
         mine = [row for row in rows if row.seed == seed and statistic.of.keeps(row)]
         theirs = [row for row in rows if row.seed == seed and other is not None and other.keeps(row)]
-        places = _places(mine, statistic.of, other)
-        first = places if first is None else first
-        if other is not None and (not mine or _places(theirs, other, statistic.of) != places):
+        cells = _compared_cells(mine, statistic.of, other)
+        first = cells if first is None else first
+        if other is not None and (not mine or _compared_cells(theirs, other, statistic.of) != cells):
             return out, f"seed {seed}: {len(mine)} results of one side, {len(theirs)} of the other, not the same cells"
-        if not mine or places != first:
+        if not mine or cells != first:
             return out, f"seed {seed}: {len(mine)} results, not those of the first seed"
         try:
             value = _agreement(mine, theirs) if statistic.agreement else _summary(statistic, mine)
@@ -127,12 +126,12 @@ def _values(statistic: Statistic, other: Filter | None, rows: Sequence[ResultRow
             return out, f"seed {seed}: the statistic is not defined ({why})"
         if not math.isfinite(value):
             return out, f"seed {seed}: a result is not a number"
-        out.append(value)
+        out += (value,)
     return out, "" if out else "no results"
 
 
-def _places(rows: Sequence[ResultRow], own: Filter, other: Filter | None) -> list[tuple[str, ...]]:
-    """Where a side's cells stand, in what the two sides do not differ in on purpose."""
+def _compared_cells(rows: Sequence[ResultRow], own: Filter, other: Filter | None) -> list[tuple[str, ...]]:
+    """The cells of a side, by what the two sides do not differ in on purpose."""
     fields = [name for name in ("shape", "task", "budget") if _alike(own, other, name)]
     return sorted(tuple(str(getattr(row, name)) for name in fields) for row in rows)
 
