@@ -15,7 +15,8 @@ from PIL import Image
 from comparisons import contents
 from learngene.comparing.cells import lay_out
 from learngene.comparing.claims.groups import comparison_of, load_claims
-from learngene.comparing.claims.reproduce import judged, table
+from learngene.comparing.claims.reproduce import table
+from learngene.comparing.claims.verdict_file import judge_claim
 from learngene.comparing.results import collect
 from pico import CLI
 
@@ -43,7 +44,7 @@ def test_every_cell_of_a_group_is_there_and_gives_the_committed_verdict(name: st
     masked = [task for task, size in recipe.sizes.items() if size.masks]
     found = collect(lay_out(recipe, classes, images, masked=masked), images)
     assert ([cell.path.name for cell in found.missing], found.failed, found.foreign) == ([], {}, [])
-    claims = [judged(claim, found.rows, "laptop") for claim in GROUPS[name].claims]
+    claims = [judge_claim(claim, found.rows, "laptop").model_dump(mode="json") for claim in GROUPS[name].claims]
     assert decided(table(found.rows), claims) == committed(RESULTS / "claims" / f"{name}.json")
 
 

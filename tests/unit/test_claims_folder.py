@@ -19,17 +19,17 @@ from learngene.comparing.claims.groups import (
     SCALES,
     ClaimGroup,
     Filter,
-    claims_folder,
     comparison_of,
     find_group,
     load_claims,
 )
-from learngene.comparing.claims.page import VerdictFile
 from learngene.comparing.claims.reproduce import reproduce
+from learngene.comparing.claims.verdict_file import VerdictFile
 from learngene.comparing.jobs import Cell, Comparison
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import merge
 from learngene.system.errors import LearngeneError
+from learngene.system.files import find_folder
 from pico import CLI
 
 GROUPS = load_claims()
@@ -61,7 +61,7 @@ def kept(cells: list[Cell], some: Filter) -> list[Cell]:
 
 
 def test_ids_are_paths_and_every_file_is_read() -> None:
-    paths = [path.relative_to(claims_folder()).with_suffix("") for path in claims_folder().rglob("*.yaml")]
+    paths = [path.relative_to(find_folder("claims")).with_suffix("") for path in find_folder("claims").rglob("*.yaml")]
     assert sorted(".".join(path.parts) for path in paths) == sorted(GROUPS)
     assert all(group.id == name for name, group in GROUPS.items())
     assert all(PREFIXES[group.paper] == name.partition(".")[0] for name, group in GROUPS.items())

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from learngene.comparing.claims import page
 from learngene.comparing.claims.groups import ClaimGroup
+from learngene.comparing.claims.ledger import figures, ledger_markdown, rule
+from learngene.comparing.claims.page import ledger_page
+from learngene.comparing.claims.verdict import Verdict
+from learngene.comparing.claims.verdict_file import VerdictFile, read_verdicts
 
 STATISTIC = {"metric": "last_top1", "of": {"contender": "sws"}, "minus": [{"contender": "scratch"}], "at_least": 2.0}
 FOUND = {"outcome": "holds", "against": "scratch", "values": [11.0, 12.3, 13.6], "mean": 12.3, "low": 10.1,
@@ -59,9 +62,13 @@ class Outline(HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
 
-def html_of(tmp_path: Path, *verdicts: dict[str, Any], **options: Any) -> Outline:
-    page.ledger_page(verdicts, tmp_path / "ledger.html", **options)
-    return Outline((tmp_path / "ledger.html").read_text())
+def html_of(folder: Path, *verdicts: dict[str, Any], groups: Any = {}, complaints: Any = ()) -> Outline:  # noqa: B006
+    ledger_page(map(VerdictFile.model_validate, verdicts), folder / "ledger.html", groups, complaints)
+    return Outline((folder / "ledger.html").read_text())
+
+
+def markdown_of(*verdicts: dict[str, Any], groups: Any = {}) -> str:  # noqa: B006
+    return ledger_markdown(map(VerdictFile.model_validate, verdicts), groups)
 
 
 def cells(markdown: str, text: str) -> list[str]:
@@ -81,28 +88,25 @@ def test_damaged_and_foreign_files_are_named_and_skipped(tmp_path: Path) -> None
         write(tmp_path, verdict(), "g.json"): "is of the same claims at the same scale; skipped",
         write(tmp_path, verdict(table=5), "h.json"): "'table'",
     }
-    found, complaints = page.read_verdicts(tmp_path)
-    assert [entry["file"] for entry in found] == [good]
-    assert len(complaints) == len(skipped)
+    found, complaints = read_verdicts(tmp_path)
+    assert [file.file for file in found] == [good]
     for (path, reason), line in zip(skipped.items(), complaints, strict=True):
         assert line.startswith(f"{path}: ")
         assert reason in line
         assert "\n" not in line
-    assert str(tmp_path / "laptop/claims/b.json") in html_of(tmp_path, *found, complaints=complaints).text
+    assert str(tmp_path / "laptop/claims/b.json") in html_of(tmp_path, complaints=complaints).text
 
 
 def test_other_scales_are_read_beside_each_other(tmp_path: Path) -> None:
     write(tmp_path, verdict())
     write(tmp_path, verdict([{**CLAIM, "outcome": "does not hold"}], scale="gpu"), scale="gpu")
-    found, complaints = page.read_verdicts(tmp_path)
+    found, complaints = read_verdicts(tmp_path)
     assert complaints == []
-    text = page.ledger_markdown(found)
-    *_, laptop, gpu, paper = cells(text, "SWS beats scratch")
-    assert (laptop, gpu, paper) == (
+    assert cells(ledger_markdown(found, {}), "SWS beats scratch")[3:] == [
         "**holds**<br>+12.3 [10.1, 14.5], needed ≥ 2",
         "**does not hold**<br>+12.3 [10.1, 14.5], needed ≥ 2",
         "not run",
-    )
+    ]
 
 
 @pytest.mark.parametrize(
@@ -117,25 +121,23 @@ def test_other_scales_are_read_beside_each_other(tmp_path: Path) -> None:
     ],
 )
 def test_figures(numbers: tuple[float | None, ...], statistic: dict[str, Any], text: str) -> None:
-    found = page.Found(outcome="holds", **dict(zip(("mean", "low", "high"), numbers, strict=True)))
-    assert page.figures(found, statistic) == text
+    found = Verdict(outcome="holds", **dict(zip(("mean", "low", "high"), numbers, strict=True)))
+    assert figures(found, statistic) == text
 
 
 def test_the_rule_is_told_in_words() -> None:
-    assert page.rule(STATISTIC) == "last top-1 of sws, less that of scratch: at least 2"
+    assert rule(STATISTIC) == "last top-1 of sws, less that of scratch: at least 2"
     shapes = ["d4", "d5", "d6", "d7", "d8"]
     slope = {"metric": "untuned_loss", "of": {"contender": "sws", "shape": shapes}, "slope": True, "at_most": -0.5}
-    assert page.rule(slope) == "slope over depth of untuned loss of sws d4–d8 (5): at most −0.5"
+    assert rule(slope) == "slope over depth of untuned loss of sws d4–d8 (5): at most −0.5"
     relative = {**STATISTIC, "minus": [{"contender": "a"}, {"contender": ["b", "c"]}], "relative": True}
-    assert page.rule(relative).endswith(
-        "less that of a and that of b/c, as a share of what is subtracted: at least 200 %"
-    )
+    assert rule(relative).endswith("less that of a and that of b/c, as a share of what is subtracted: at least 200 %")
 
 
 def test_several_comparisons_exact_tests_and_reasons() -> None:
     both = {**CLAIM, "verdicts": [FOUND, {**FOUND, "against": "he", "mean": None, "reason": "2 seeds, fewer than 3"}]}
     exact = {"text": "Five fit", "outcome": "holds", "exact": "order_identity", "figures": "10 and 11"}
-    text = page.ledger_markdown([verdict([both, exact])])
+    text = markdown_of(verdict([both, exact]))
     measured = cells(text, "SWS beats scratch")[3]
     assert measured.endswith("against scratch: +12.3 [10.1, 14.5], needed ≥ 2<br>against he: (2 seeds, fewer than 3)")
     assert cells(text, "Five fit")[3] == "**holds**<br>10 and 11"
@@ -143,12 +145,11 @@ def test_several_comparisons_exact_tests_and_reasons() -> None:
 
 def test_markdown_keeps_its_columns_whatever_the_text_says() -> None:
     claim = {**CLAIM, "text": "a | b\nand <c>", "finding": "took | longer\nthan <b>thought</b>"}
-    text = page.ledger_markdown([verdict([claim])], {"tleg.x": group("Another", "tleg.x")})
+    text = markdown_of(verdict([claim]), groups={"tleg.x": group("Another", "tleg.x")})
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 2
     for table in tables:
-        widths = {line.replace("\\|", "").count("|") for line in table}
-        assert len(widths) == 1
+        assert len({line.replace("\\|", "").count("|") for line in table}) == 1
         assert set(table[1]) == {"|", "-"}
     assert cells(text, "a \\| b")[1] == "a / b<br>and &lt;c>"
     assert "**Table 1: Depths**" in text
@@ -157,7 +158,7 @@ def test_markdown_keeps_its_columns_whatever_the_text_says() -> None:
 
 def test_groups_that_were_not_run_are_shown_and_counted(tmp_path: Path) -> None:
     groups = {"sws.table1": group(), "sws.table2": group("Another claim", "sws.table2")}
-    text = page.ledger_markdown([verdict()], groups)
+    text = markdown_of(verdict(), groups=groups)
     assert cells(text, "Another claim")[3:] == ["not run"] * 3
     assert cells(text, "laptop | 1") == ["laptop", "1", "0", "0", "1"]
     assert cells(text, "gpu | 0") == ["gpu", "0", "0", "0", "2"]
@@ -167,9 +168,9 @@ def test_groups_that_were_not_run_are_shown_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_changed_since_is_told(tmp_path: Path) -> None:
-    assert "older rule" not in page.ledger_markdown([verdict()], {"sws.table1": group()})
+    assert "older rule" not in markdown_of(verdict(), groups={"sws.table1": group()})
     changed = {"sws.table1": group(at_least=3.0)}
-    assert "**holds** (by an older rule)" in page.ledger_markdown([verdict()], changed)
+    assert "**holds** (by an older rule)" in markdown_of(verdict(), groups=changed)
     assert "by an older rule" in html_of(tmp_path, verdict(), groups=changed).text
 
 
@@ -191,7 +192,8 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(plot.read_bytes())
     (plot.parent / "text.png").write_text("no picture")
     write(tmp_path, verdict(plots=["sws.table1/plot.png", "../../secret.png", "sws.table1/text.png", "gone.png"]))
-    outline = html_of(tmp_path, *page.read_verdicts(tmp_path)[0])
+    ledger_page(read_verdicts(tmp_path)[0], tmp_path / "ledger.html", {})
+    outline = Outline((tmp_path / "ledger.html").read_text())
     (image,) = [attributes for tag, attributes in outline.tags if tag == "img"]
     source = image["src"] or ""
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == plot.read_bytes()
@@ -199,7 +201,6 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert all((a.get("href") or "#").startswith("#") for _, a in outline.tags)
     for name in ("../../secret.png", "sws.table1/text.png", "gone.png"):
         assert f"{name} is not there, or is no PNG file" in outline.text
-    assert "prefers-color-scheme: dark" in (tmp_path / "ledger.html").read_text()
 
 
 def test_the_page_shows_verdict_figures_and_results(tmp_path: Path) -> None:
@@ -211,6 +212,6 @@ def test_the_page_shows_verdict_figures_and_results(tmp_path: Path) -> None:
 
 
 def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
-    assert page.read_verdicts(tmp_path / "none") == ([], [])
+    assert read_verdicts(tmp_path / "none") == ([], [])
     assert "Ledger of claims" in html_of(tmp_path).text
-    assert cells(page.ledger_markdown([]), "laptop") == ["laptop", "0", "0", "0", "0"]
+    assert cells(markdown_of(), "laptop") == ["laptop", "0", "0", "0", "0"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from learngene.comparing.claims.exact import STRUCTURAL
+from learngene.comparing.claims.exact import EXACT_TESTS
 from learngene.comparing.claims.groups import Statistic
 from learngene.comparing.claims.verdict import Verdict, half_width, judge, overall
 from learngene.comparing.results import ResultRow
@@ -301,7 +301,7 @@ def head(width: int) -> int:
 
 
 def test_every_exact_test_is_tested_here() -> None:
-    assert set(STRUCTURAL) == {
+    assert set(EXACT_TESTS) == {
         "order_identity", "sws_storage", "tleg_storage", "tleg_fixed_set", "tleg_costs", "sws_costs",
         "sws_costs_over_tleg", "pool_storage", "pool_smallest", "pool_costs", "lsamd_storage", "lsamd_costs",
         "tal_sizes", "tal_all_sizes", "tal_equal_counts",
@@ -312,30 +312,30 @@ def test_sws_storage() -> None:
     gene = 5 * layer(768) + stem(768) + head(768)
     singly = sum(depth * layer(768) + stem(768) + head(768) for depth in range(6, 16))
     assert (f"{gene / 1e6:.1f}", f"{singly / 1e6:.1f}") == ("37.0", "759.3")  # as printed
-    assert STRUCTURAL["sws_storage"]() == (True, "37.0 M for the gene, 759.3 M for ten models, 20.5 times")
+    assert EXACT_TESTS["sws_storage"]() == (True, "37.0 M for the gene, 759.3 M for ten models, 20.5 times")
 
 
 def test_tleg_storage() -> None:
     gene, singly = 2 * layer(768) + stem(768), sum(depth * layer(768) + stem(768) for depth in (4, 6, 8, 10, 12))
     figures = f"{gene / 1e6:.1f} M for the gene, {singly / 1e6:.1f} M for five models, {singly / gene:.1f} times"
     assert 18.5 <= singly / gene < 19.5
-    assert STRUCTURAL["tleg_storage"]() == (True, figures)
+    assert EXACT_TESTS["tleg_storage"]() == (True, figures)
 
 
 def test_tleg_fixed_set() -> None:
     genes, models = (sum(layers * layer(d) + stem(d) for d in WIDTHS.values()) for layers in (2, 6))
     figures = f"{genes / 1e6:.1f} M against {models / 1e6:.1f} M, {models / genes:.1f} times"
     assert 2.85 <= models / genes < 2.95
-    assert STRUCTURAL["tleg_fixed_set"]() == (True, figures)
+    assert EXACT_TESTS["tleg_fixed_set"]() == (True, figures)
 
 
 def test_costs_in_epochs() -> None:
-    assert STRUCTURAL["tleg_costs"]() == (True, "1.96 times for Des-S, 2.00 times for Des-B")
+    assert EXACT_TESTS["tleg_costs"]() == (True, "1.96 times for Des-S, 2.00 times for Des-B")
     assert (pytest.approx(1.96, abs=5e-3), 2) == (1000 / (150 + 9 * 35 + 45), 1000 / 500)
-    true, figures = STRUCTURAL["sws_costs"]()
+    true, figures = EXACT_TESTS["sws_costs"]()
     assert (true, 1000 / 150 >= 6.6) == (True, True)
     assert figures == "6.67 times with the 5 epochs of the sum, 5.00 times with the 10 epochs of the set-up"
-    assert STRUCTURAL["sws_costs_over_tleg"]() == (500 / 200 == 2.5, "2.50 times")
+    assert EXACT_TESTS["sws_costs_over_tleg"]() == (500 / 200 == 2.5, "2.50 times")
 
 
 def test_a_pools_storage_and_costs() -> None:
@@ -346,13 +346,13 @@ def test_a_pools_storage_and_costs() -> None:
     sn_net = sum(whole(d, 12) for d in WIDTHS.values()) + 11 * ((192 + 1) * 384 + (384 + 1) * 768)
     assert [f"{count / 1e6:.2f}" for count in (*pools, sn_net)] == ["47.83", "70.87", "118.40"]
     assert [f"{1 - pool / sn_net:.1%}" for pool in pools] == ["59.6%", "40.1%"]
-    true, figures = STRUCTURAL["pool_storage"]()
+    true, figures = EXACT_TESTS["pool_storage"]()
     assert (true, figures) == (True, "47.83 M (59.6 % less) and 70.87 M (40.1 % less), against 118.40 M")
     smallest = [f"{whole(192, depth) / 1e6:.2f}" for depth in (6, 9, 12)]
     assert smallest == ["3.05", "4.38", "5.72"]
-    assert STRUCTURAL["pool_smallest"]() == (True, "3.05 M and 4.38 M, against 5.7 M")
+    assert EXACT_TESTS["pool_smallest"]() == (True, "3.05 M and 4.38 M, against 5.7 M")
     assert (6.75, 10.125) == (18 * 150 / 400, 27 * 150 / 400)
-    assert STRUCTURAL["pool_costs"]() == (True, "6.75 times for 18 paths, 10.125 times for 27")
+    assert EXACT_TESTS["pool_costs"]() == (True, "6.75 times for 18 paths, 10.125 times for 27")
 
 
 def test_lsamds_storage_and_costs() -> None:
@@ -361,9 +361,9 @@ def test_lsamds_storage_and_costs() -> None:
 
     gene, singly = whole(5), sum(whole(depth) for depth in range(5, 16))
     assert (f"{gene / 1e6:.2f}", f"{singly / 1e6:.2f}", f"{1 - gene / singly:.2%}") == ("36.11", "787.03", "95.41%")
-    assert STRUCTURAL["lsamd_storage"]() == (True, "36.11 M for the gene, 787.03 M for eleven models, 95.41 % less")
+    assert EXACT_TESTS["lsamd_storage"]() == (True, "36.11 M for the gene, 787.03 M for eleven models, 95.41 % less")
     assert (50 * 10 + 50 * 5, f"{750 / (50 * 6 + 50 * 5):.2f}") == (150 * 5, "1.36")
-    true, figures = STRUCTURAL["lsamd_costs"]()
+    true, figures = EXACT_TESTS["lsamd_costs"]()
     assert not true
     assert figures == "750 epochs against 750, 1.00 times; 1.36 times if six data sets were searched instead of ten"
 
@@ -375,11 +375,11 @@ def test_both_orders_lay_out_alike_where_the_extra_layers_are_the_same_stages() 
     front_mid_last, front_last_mid = [0, 1, 2, 3, 4], [0, 4, 1, 3, 2]
     alike = [d for d in range(7, 13) if extra(d, front_mid_last) == extra(d, front_last_mid)]
     assert alike == [10, 11]
-    assert STRUCTURAL["order_identity"]() == (True, "of depths 7 to 12, the orders agree at 10, 11")
+    assert EXACT_TESTS["order_identity"]() == (True, "of depths 7 to 12, the orders agree at 10, 11")
 
 
 def test_tal_sizes() -> None:
-    assert STRUCTURAL["tal_sizes"]() == (True, "21.40 M and 22.39 M")
+    assert EXACT_TESTS["tal_sizes"]() == (True, "21.40 M and 22.39 M")
 
 
 def test_tal_all_sizes() -> None:
@@ -389,13 +389,13 @@ def test_tal_all_sizes() -> None:
     }
     bands = ((1, range(384, 513, 32)), (2, range(256, 385, 32)), (4, range(128, 257, 32)))
     count = sum(depths * sum(heads[width] for width in widths) for depths, widths in bands)
-    holds, figures = STRUCTURAL["tal_all_sizes"]()
+    holds, figures = EXACT_TESTS["tal_all_sizes"]()
     assert figures.startswith(f"{count} sizes are trained, ")
     assert not holds
     assert figures.endswith("2 of the six descendants among them: 6 layers of width 192 and 3 layers of width 384")
 
 
 def test_tal_equal_counts() -> None:
-    holds, figures = STRUCTURAL["tal_equal_counts"]()
+    holds, figures = EXACT_TESTS["tal_equal_counts"]()
     assert holds
     assert figures.endswith("the same body and the same first 100 rows of the head")
