@@ -191,7 +191,7 @@ def switches(genes: dict[str, Learngene]) -> Part:
         kind, shape = elastic.gene.method, elastic.gene.shape
         paths = kind.paths(shape)
         cases[f"{name}, switch by shape"] = switch(elastic, list(elastic.views()))
-        cases[f"{name}, switch by full name"] = switch(elastic, [kind.name_of(shape, path) for path in paths])
+        cases[f"{name}, switch by full name"] = switch(elastic, [path.path for path in paths])
         cases[f"{name}, switch by counts"] = switch(elastic, [kind.counts(path) for path in paths])
         cases[f"{name}, switch by budget"] = switch(
             elastic, [Budget(max_params=each.params()) for each in elastic.views()]

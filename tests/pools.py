@@ -48,8 +48,7 @@ def shapes(gene: Learngene) -> list[Shape]:
 
 def full_names(gene: Learngene) -> list[str]:
     """The name of every path, such as ``16:1-2+32:3-3``."""
-    kind = rows_of(gene)
-    return [kind.name_of(gene.shape, path) for path in kind.paths(gene.shape)]
+    return [path.path for path in rows_of(gene).paths(gene.shape)]
 
 
 def vit(seed: int, **changes: Any) -> Any:

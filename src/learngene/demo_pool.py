@@ -80,17 +80,16 @@ def run_pool_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     for text, name in picks.items():
         console.print(f"   {text}: {name}, top-1 {scores['pool'][name]:.1f} %")
     kind = Pool(rows=ROWS)
-    shapes = {path: kind.shape_of(WIDE, path) for path in kind.paths(WIDE)}
     rows = [
         {
             "blocks": kind.counts(path),
-            "path": shape.path,
-            "params": shape.params(),
-            "macs": shape.macs(),
-            "pool": scores["pool"][shape.path],
-            "sn_net": scores["sn-net"][shape.path],
+            "path": path.path,
+            "params": path.params(),
+            "macs": path.macs(),
+            "pool": scores["pool"][path.path],
+            "sn_net": scores["sn-net"][path.path],
         }
-        for path, shape in sorted(shapes.items(), key=lambda item: item[1].params())
+        for path in sorted(kind.paths(WIDE), key=lambda path: path.params())
     ]
     content: dict[str, Any] = {
         "ancestry": {**ancestry.identity, "depth": ANCESTRY_DEPTH, "top1": teacher},

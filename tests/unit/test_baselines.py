@@ -183,8 +183,8 @@ def test_vanilla_lg_carries_stem_and_norm_only_if_asked(stem: bool) -> None:
     [
         ({}, 2, "depth 2 has no room for the 3 layers of this gene"),
         ({"last": 5}, 4, "the ancestry has 4 layers, fewer than last=5"),
-        ({"last": 0}, 4, "last must be a positive number of layers, not 0"),
-        ({"last": True}, 4, "last must be a positive number of layers, not True"),
+        ({"last": 0}, 4, "last must be a positive integer, not 0"),
+        ({"last": True}, 4, "last must be a positive integer, not True"),
         ({"stem": "yes"}, 4, "stem must be true or false, not 'yes'"),
     ],
     ids=str,

@@ -181,8 +181,7 @@ def test_gradients_reach_exactly_what_is_on_the_path(name: str, settings: dict[s
     elastic = ElasticViT(gene)
     kind = rows_of(gene)
     reached: set[str] = set()
-    for path in kind.paths(gene.shape):
-        shape = kind.shape_of(gene.shape, path)
+    for shape in kind.paths(gene.shape):
         elastic.zero_grad(set_to_none=True)
         elastic.set_path(shape)
         elastic(batch(gene.shape)).square().sum().backward()
@@ -190,16 +189,18 @@ def test_gradients_reach_exactly_what_is_on_the_path(name: str, settings: dict[s
         assert found == {key for key, value in gene.tensors().items() if value.grad is not None}
         rows = kind.row_shapes(gene.shape)
         norm = shape.norm_params()
-        expected = {f"row{path[0].row}.{key}" for key in rows[0].stem_params()}
-        expected |= {f"row{path[-1].row}.{key}" for key in ("head.weight", "head.bias")}
-        expected |= {f"row{path[-1].row}.norm.{key.rpartition('.')[2]}" for key in norm}
-        for stop in path:
-            expected |= {f"row{stop.row}.blocks.{block}.{key}" for block in range(stop.first, stop.last + 1)
+        segments = [(kind.row_of(each), each.first - 1, each.last - 1) for each in shape.segments]
+        first, last = segments[0][0], segments[-1][0]
+        expected = {f"row{first}.{key}" for key in rows[0].stem_params()}
+        expected |= {f"row{last}.{key}" for key in ("head.weight", "head.bias")}
+        expected |= {f"row{last}.norm.{key.rpartition('.')[2]}" for key in norm}
+        for row, begin, end in segments:
+            expected |= {f"row{row}.blocks.{block}.{key}" for block in range(begin, end + 1)
                          for key in gene.shape.layer_params()}  # fmt: skip
-        for a, b in pairwise(path):
-            layer = kind.stitches(gene.shape, a.row, b.row)[a.last, b.first]
-            expected |= {f"stitch.{a.row}.{b.row}.{layer}.{part}" for part in ("weight", "bias")}
-        assert found == expected, path
+        for (row, _, out), (entered, into, _) in pairwise(segments):
+            layer = kind.stitches(gene.shape, row, entered)[out, into]
+            expected |= {f"stitch.{row}.{entered}.{layer}.{part}" for part in ("weight", "bias")}
+        assert found == expected, shape.path
         reached |= found
     assert reached == gene.tensors().keys()
 

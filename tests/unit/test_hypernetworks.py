@@ -18,7 +18,7 @@ from learngene import Budget, ViTShape, plan, save_descendant
 from learngene.genes.gene import Learngene
 from learngene.making.hyper.meta import MetaBatch
 from learngene.methods import method
-from learngene.methods.tal.ranges import RANGES, draw, limits, sizes_of
+from learngene.methods.tal.ranges import RANGES, limits, sample_size, sizes_of
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.hyper import Hyper
 from learngene.system.errors import LearngeneError, ShapeError
@@ -237,7 +237,7 @@ def published(name: str, depth: int) -> range:
 @pytest.mark.parametrize("name", RANGES)
 def test_drawn_sizes_are_those_of_the_generators(name: str) -> None:
     source = random.Random(0)
-    drawn = [draw(name, source) for _ in range(6000)]
+    drawn = [sample_size(name, source) for _ in range(6000)]
     deepest = 9 if name.startswith("vits-1k") else 12
     assert {depth for depth, _, _ in drawn} == set(range(3, deepest + 1))
     for depth, width, heads in drawn:
@@ -255,7 +255,7 @@ def test_drawn_sizes_are_those_of_the_generators(name: str) -> None:
 
 def test_a_list_of_sizes_is_drawn_evenly() -> None:
     source = random.Random(0)
-    drawn = [draw(((2, 16, 2), (3, 24, 3)), source) for _ in range(400)]
+    drawn = [sample_size(((2, 16, 2), (3, 24, 3)), source) for _ in range(400)]
     assert set(drawn) == {(2, 16, 2), (3, 24, 3)}
     assert 150 < drawn.count((2, 16, 2)) < 250
     assert limits(((2, 16, 2), (3, 24, 3))) == ((2, 3), (16, 24))
@@ -378,8 +378,8 @@ def test_factors_that_are_too_small_are_refused(name: str, changes: dict[str, An
         ("logah", {"layout": "offical"}, "unknown layout 'offical'; did you mean 'official'"),
         ("logah", {"task_dim": 768}, "logah: has no task layers; leave task_dim out, or use method tal"),
         ("ghn3", {"task_dim": 4}, "ghn3: has no task layers"),
-        ("tal", {"task_dim": 0}, "tal: task_dim must be the ancestry's feature width, not 0"),
-        ("tal", {"task_dim": None}, "tal: task_dim must be the ancestry's feature width, not None"),
+        ("tal", {"task_dim": 0}, "tal: task_dim must be a positive integer, not 0"),
+        ("tal", {"task_dim": None}, "tal: task_dim must be a positive integer, not None"),
         ("tal", {"architectures": "vits-2k"}, "architectures: unknown range 'vits-2k'; did you mean 'vits-1k"),
         ("tal", {"architectures": []}, "architectures: must be one of vits-1k, .*or a list"),
         ("tal", {"architectures": 7}, "architectures: must be one of"),

@@ -42,7 +42,7 @@ def test_a_pool_says_what_every_path_scores(images: Path, tmp_path: Path) -> Non
     gene = made(tmp_path / "pool", images, ancestry, train=FAST)
     paths = gene.metadata["paths"]
     kind = rows_of(gene)
-    assert [path["path"] for path in paths] == [kind.name_of(gene.shape, path) for path in kind.paths(gene.shape)]
+    assert [path["path"] for path in paths] == [path.path for path in kind.paths(gene.shape)]
     assert [path["blocks"] for path in paths] == ["3+0", "0+3", "1+3", "1+2", "2+3", "2+2", "2+1", "3+2", "3+1"]
     data = {"source": str(images), "workers": 0}
     for path in paths:

@@ -285,7 +285,7 @@ WRONG_VALUES = {
     "shape.depth=5": "stages 2,2 add up to 4 layers, but the auxiliary shape has depth 5",
     "shape=deit_huge": "unknown name 'deit_huge'",
     "shape=3": "shape: must be a name or a mapping of fields, not 3",
-    "settings.stages=[2, x]": "stages must be a list of positive layer counts",
+    "settings.stages=[2, x]": "stages must be a list of positive integers",
     "settings=3": "settings",
 }
 

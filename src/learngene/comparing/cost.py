@@ -102,7 +102,7 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
         path_train, rows = recipe.path_train(), rows_of(gene.method)
         if path_train is None:
             return cost
-        macs = [rows.shape_of(gene.shape, path).macs() for path in rows.paths(gene.shape)]
+        macs = [path.macs() for path in rows.paths(gene.shape)]
         guide = teacher if recipe.pool and recipe.pool.guide != "none" else 0
         train, per_image = path_train, TRAINING * sum(macs) // len(macs) + guide
     return cost + images_seen(train, train_images[SOURCE]) * per_image

@@ -47,8 +47,7 @@ class ElasticViT(nn.Module):
             )
         # A plain dictionary: were the views submodules, every shared parameter would be listed again.
         self._views: dict[Shape, nn.Module] = {}
-        for path in method.paths(auxiliary):
-            shape = method.shape_of(auxiliary, path)
+        for shape in method.paths(auxiliary):
             view = shape.skeleton()
             view.load_state_dict(self.gene.weights(shape), strict=True, assign=True)
             self._views[shape] = view

@@ -68,7 +68,7 @@ def method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
 
 def default_settings(kind: type[Method] | Method) -> dict[str, Any]:
     """The settings of a method class with their defaults, or those of a method object."""
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)
     if isinstance(kind, type):
         return {field.name: field.default for field in fields}
     return {field.name: getattr(kind, field.name) for field in fields}

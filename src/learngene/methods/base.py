@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from learngene.system.errors import ShapeError, refuse_unknown
+from learngene.system.errors import ShapeError, nearest, refuse_unknown
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -24,11 +26,13 @@ Making = Literal["stage", "pool", "hyper"]
 Part = Literal["stem", "norm", "head"]
 
 
+@dataclass(frozen=True)
 class Method(ABC):
     """A way to make the weights of any shape from a few tensors. Its fields are its settings, fixed in a gene.
 
     A method is a small frozen dataclass with no tensors of its own: it names the tensors that a gene of a given
-    auxiliary shape holds, and how the weights of any other shape follow from them.
+    auxiliary shape holds, and how the weights of any other shape follow from them. Settings of the types ``bool``,
+    ``int`` and ``tuple[int, ...]`` are checked here, others by their method.
 
     Attributes:
         name: What recipes and the command line call it.
@@ -41,6 +45,8 @@ class Method(ABC):
             shape, ``pool`` rows first and then paths, ``hyper`` a hypernetwork on many shapes.
         task_aware: Whether its weights depend on a task's embedding.
         distillation: The preset of ``sections.Distill`` that condensing takes by default.
+        kept_fields: What every shape that is made shares with the auxiliary shape.
+        makes_paths: Whether it makes stitched shapes, too.
     """
 
     name: ClassVar[str]
@@ -51,6 +57,28 @@ class Method(ABC):
     making: ClassVar[Making] = "stage"
     task_aware: ClassVar[bool] = False
     distillation: ClassVar[str] = "none"
+    kept_fields: ClassVar[tuple[str, ...]] = (
+        "embed_dim",
+        "num_heads",
+        "mlp_ratio",
+        "patch_size",
+        "in_chans",
+        "class_token",
+    )
+    makes_paths: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, where = getattr(self, field.name), f"{self.name}: {field.name} must be"
+            if field.type in ("bool", bool) and not isinstance(value, bool):
+                raise ShapeError(f"{where} true or false, not {value!r}")
+            if field.type in ("int", int) and not is_count(value, field.metadata.get("minimum", 1)):
+                raise ShapeError(f"{where} a positive integer, not {value!r}")
+            if field.type in ("tuple[int, ...]", tuple[int, ...]):
+                if not isinstance(value, list | tuple) or not value or not all(map(is_count, value)):
+                    example = f" such as {list(field.default)}" if isinstance(field.default, tuple) else ""
+                    raise ShapeError(f"{where} a list of positive integers{example}, not {value!r}")
+                object.__setattr__(self, field.name, tuple(value))
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -72,9 +100,17 @@ class Method(ABC):
         """Raises ``ShapeError`` if no gene can have this auxiliary shape."""
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
-        """Raises ``ShapeError`` if a gene with this auxiliary shape cannot make ``shape``, or an option is wrong."""
+        """Raises ``ShapeError`` if a gene with this auxiliary shape cannot make ``shape``, or an option is wrong.
+
+        By default depth, classes, image size and ending may differ; heads are never reinterpreted.
+        """
         refuse_unknown(options, self.options, f"{self.name}: expansion options")
-        require_same_width(auxiliary, shape)
+        if not self.makes_paths:
+            require_plain(shape)
+        for field in self.kept_fields:
+            have, want = getattr(auxiliary, field), getattr(shape, field)
+            if have != want:
+                raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
 
     def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
         """Every (embed_dim, num_heads) that can be made, for ``plan``; most methods keep their own."""
@@ -92,7 +128,7 @@ class Method(ABC):
 
     def beyond(self, auxiliary: ViTShape, shape: Shape) -> bool:
         """Whether ``plan`` shall say that a shape is deeper than what the gene was condensed at."""
-        return isinstance(shape, ViTShape) and shape.depth > auxiliary.depth
+        return len(shape.segments) == 1 and shape.depth > auxiliary.depth
 
     def label(self, auxiliary: ViTShape, shape: Shape) -> str:
         """What ``plan`` calls a shape, in columns."""
@@ -112,9 +148,14 @@ class Method(ABC):
         """
         raise ShapeError(f"{self.name}: has no paths, and so no '{name}'; give a depth")
 
-    @abstractmethod
+    def layer_names(self, auxiliary: ViTShape) -> list[str]:
+        """The whole layers that the gene holds; by default all of the auxiliary model's."""
+        return [f"layer{i}" for i in range(auxiliary.depth)]
+
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the tensors the gene holds for its layers; the ordinary parts are not listed."""
+        """Name and shape of the tensors of the gene's layers; the ordinary parts are not listed."""
+        sizes = auxiliary.layer_params()
+        return {f"{layer}.{name}": size for layer in self.layer_names(auxiliary) for name, size in sizes.items()}
 
     def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a gene, in the order of the model."""
@@ -186,24 +227,12 @@ class Method(ABC):
         return out
 
 
-def require_same_width(auxiliary: ViTShape, shape: Shape) -> None:
-    """Raises ``ShapeError`` unless ``shape`` differs from the auxiliary shape only in what needs no new layers.
-
-    Depth, classes, image size and ending may differ; heads are never reinterpreted.
-    """
-    shape = plain(shape)
-    for field in ("embed_dim", "num_heads", "mlp_ratio", "patch_size", "in_chans", "class_token"):
-        have, want = getattr(auxiliary, field), getattr(shape, field)
-        if have != want:
-            raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
-
-
 def gene_name(name: str) -> str:
     """What a gene calls a parameter: its final norm is ``norm``, wherever the shape's ending puts it."""
     return f"norm.{name.removeprefix('fc_norm.')}" if name.startswith("fc_norm.") else name
 
 
-def plain(shape: Shape) -> ViTShape:
+def require_plain(shape: Shape) -> ViTShape:
     """The shape, if it is a plain ViT's; most genes make no other.
 
     Raises:
@@ -212,3 +241,14 @@ def plain(shape: Shape) -> ViTShape:
     if not isinstance(shape, ViTShape):
         raise ShapeError(f"shape: this gene makes plain ViTs of one width, not a path such as {shape.path}")
     return shape
+
+
+def require_choice(where: str, what: str, given: object, known: Collection[str]) -> None:
+    """Raises ``ShapeError`` unless a setting or an option is one of the known words."""
+    if not isinstance(given, str) or given not in known:
+        raise ShapeError(f"{where}: unknown {what} '{given}'{nearest(str(given), known)}")
+
+
+def is_count(value: object, minimum: int = 1) -> bool:
+    """Whether it is a whole number of at least ``minimum``; truth values are no numbers."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

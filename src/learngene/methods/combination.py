@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from learngene.methods.base import Method, gene_name
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -54,19 +55,44 @@ class LayerCombination(Method):
         return out
 
 
-def copies(sources: Sequence[str | None]) -> list[LayerTerms]:
-    """Every layer a copy of the named one; None leaves a layer fresh."""
-    return [whole_layer((source, Fraction(1))) if source else whole_layer() for source in sources]
+class LayerCopies(LayerCombination):
+    """A method whose layers are copies of the gene's."""
+
+    @abstractmethod
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> Sequence[str | None]:
+        """The layer of the gene that every layer of ``shape`` copies; None leaves it fresh."""
+
+    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+        """Every layer a copy."""
+        sources = self.sources(auxiliary, shape, **options)
+        return [whole_layer((source, Fraction(1))) if source else whole_layer() for source in sources]
 
 
-def layer_tensors(names: Sequence[str], auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the tensors of whole layers called ``names``."""
-    return {f"{layer}.{name}": size for layer in names for name, size in auxiliary.layer_params().items()}
+def shares(total: int, order: Sequence[int]) -> dict[int, int]:
+    """How many of ``total`` layers every stage gets: equally many, and the first of the order get what is left over."""
+    each, rest = divmod(total, len(order))
+    return {stage: each + (stage in order[:rest]) for stage in sorted(order)}
 
 
-def every_layer(auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the tensors of a whole model's layers, called ``layer0`` and so on."""
-    return layer_tensors([f"layer{i}" for i in range(auxiliary.depth)], auxiliary)
+def permutation(what: str, given: Any, numbers: range, named: str = "stages") -> list[int]:
+    """The order of a list, or of text such as ``2,0,1``.
+
+    Args:
+        what: What is ordered, for the message.
+        given: The order.
+        numbers: What it must consist of.
+        named: What the numbers stand for.
+
+    Raises:
+        ShapeError: If it is not every number once.
+    """
+    if isinstance(given, str):
+        listed: list[Any] = [int(part) if part.strip().isdecimal() else part for part in given.split(",")]
+    else:
+        listed = list(given) if isinstance(given, list | tuple) else [given]
+    if not all(type(number) is int for number in listed) or sorted(listed) != list(numbers):
+        raise ShapeError(f"{what} {given} must name each of the {named} {numbers[0]} to {numbers[-1]} once")
+    return listed
 
 
 def whole_layer(*terms: tuple[str, Fraction]) -> LayerTerms:

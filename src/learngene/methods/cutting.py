@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import gene_name, plain
+from learngene.methods.base import Method, Origin, gene_name, require_plain
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
-
-def refuse_larger(name: str, auxiliary: ViTShape, shape: Shape) -> None:
-    """Raises ``ShapeError`` unless every size is at most the larger model's, and the images are cut the same way."""
-    plain(shape)
-    for field in ("patch_size", "in_chans", "class_token"):
-        have, want = getattr(auxiliary, field), getattr(shape, field)
-        if have != want:
-            raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
-    for field in ("depth", "embed_dim", "hidden_dim"):
-        have, want = getattr(auxiliary, field), getattr(shape, field)
-        if want > have:
-            raise ShapeError(f"{name}: {field} {want} is beyond the ancestry's {have}; it can only be cut, not grown")
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def narrower_widths(auxiliary: ViTShape) -> list[tuple[int, int]]:
-    """Width and heads of every narrower ViT with heads of the same size, the ancestry's own first."""
-    return [(heads * auxiliary.head_dim, heads) for heads in range(auxiliary.num_heads, 0, -1)]
+class Cutting(Method):
+    """A method whose gene is the larger model, and whose descendants are cut out of it, tensor by tensor."""
 
+    origins: ClassVar[tuple[Origin, ...]] = ("extract",)
+    kept_fields: ClassVar[tuple[str, ...]] = ("patch_size", "in_chans", "class_token")
+    narrowed: ClassVar[str]
+    """How ``describe`` puts it, with the kept width and the larger one."""
 
-def wanted(
-    parts: Collection[str], auxiliary: ViTShape, shape: ViTShape
-) -> Iterator[tuple[str, tuple[int, ...], int | None, str]]:
-    """Every tensor of the smaller model that comes from the larger one; the head only for the same number of classes.
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
+        """Nothing can be cut that the larger model does not have."""
+        super().refuse(auxiliary, shape, **options)
+        for field in ("depth", "embed_dim", "hidden_dim"):
+            have, want = getattr(auxiliary, field), getattr(shape, field)
+            if want > have:
+                raise ShapeError(
+                    f"{self.name}: {field} {want} is beyond the ancestry's {have}; it can only be cut, not grown"
+                )
 
-    Yields:
-        Its name, its size on the auxiliary grid, its layer (None outside the layers), and its name in the layer or,
-        outside, in the gene.
-    """
-    for name, size in shape.replace(img_size=auxiliary.img_size).all_params().items():
-        if name.startswith("blocks."):
-            layer, _, rest = name.removeprefix("blocks.").partition(".")
-            yield name, size, int(layer), rest
-        elif not name.startswith("head.") or ("head" in parts and shape.num_classes == auxiliary.num_classes):
-            yield name, size, None, gene_name(name)
+    def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
+        """Width and heads of every narrower ViT with heads of the same size, the ancestry's own first."""
+        return [(heads * auxiliary.head_dim, heads) for heads in range(auxiliary.num_heads, 0, -1)]
+
+    def source_layers(self, auxiliary: ViTShape, shape: Shape) -> list[int]:
+        """The layer of the larger model that every layer is cut out of: the first ones by default."""
+        return list(range(shape.depth))
+
+    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
+        """The layers, and how many entries of the width are kept."""
+        whole = shape.embed_dim == auxiliary.embed_dim
+        width = "" if whole else ", " + self.narrowed.format(shape.embed_dim, auxiliary.embed_dim)
+        return [f"layer{i}{width}" for i in self.source_layers(auxiliary, shape)]
+
+    def weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
+    ) -> dict[str, Tensor]:
+        """Every tensor of the smaller model, cut out of its counterpart; the head only for as many classes."""
+        shape, layers, out = require_plain(shape), self.source_layers(auxiliary, shape), {}
+        for name, size in shape.replace(img_size=auxiliary.img_size).all_params().items():
+            if name.startswith("blocks."):
+                layer, _, part = name.removeprefix("blocks.").partition(".")
+                source = f"layer{layers[int(layer)]}.{part}"
+            elif name.startswith("head.") and ("head" not in self.parts or shape.num_classes != auxiliary.num_classes):
+                continue
+            else:
+                source = part = gene_name(name)
+            out[name] = self.cut(tensors[source], size, part, auxiliary, shape, **options)
+        return out
+
+    @abstractmethod
+    def cut(
+        self, value: Tensor, size: tuple[int, ...], name: str, auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> Tensor:
+        """One tensor of a ViT of ``shape``.
+
+        Args:
+            value: Its counterpart in the larger model.
+            size: What to cut it to.
+            name: Within its layer, such as ``attn.qkv.weight``, or in the gene if it belongs to none.
+            auxiliary: The larger model's shape.
+            shape: The smaller model's.
+            **options: Those of the expansion.
+        """

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.methods.base import Origin, Part
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
-from learngene.system.errors import ShapeError, nearest
+from learngene.methods.base import Origin, Part, require_choice
+from learngene.methods.combination import LayerCopies, permutation, shares
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -26,7 +26,7 @@ Priority = str | int | Sequence[int]
 
 
 @dataclass(frozen=True)
-class LSAMD(LayerCombination):
+class LSAMD(LayerCopies):
     """Selected blocks of the ancestry.
 
     Attributes:
@@ -45,9 +45,10 @@ class LSAMD(LayerCombination):
     origins: ClassVar[tuple[Origin, ...]] = ("extract", "search")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _checked(self.layers))
-        if not isinstance(self.stem, bool):
-            raise ShapeError(f"lsamd: stem must be true or false, not {self.stem!r}")
+        super().__post_init__()
+        if list(self.layers) != (right := sorted(set(self.layers))):
+            fault = "twice" if len(right) < len(self.layers) else "out of order"
+            raise ShapeError(f"lsamd: layers {list(self.layers)} name a block {fault}; write {right}")
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -76,13 +77,13 @@ class LSAMD(LayerCombination):
         super().refuse(auxiliary, shape, **options)
         self.block_of_layer(shape.depth, **options)
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+    def layer_names(self, auxiliary: ViTShape) -> list[str]:
         """The blocks, under their numbers in the ancestry, counted from 0."""
-        return layer_tensors([f"layer{block - 1}" for block in self.layers], auxiliary)
+        return [f"layer{block - 1}" for block in self.layers]
 
-    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """Every layer is a copy of a block."""
-        return copies([f"layer{block - 1}" for block in self.block_of_layer(shape.depth, **options)])
+        return [f"layer{block - 1}" for block in self.block_of_layer(shape.depth, **options)]
 
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The block of every layer, counted from 1 as in the settings."""
@@ -114,8 +115,7 @@ class LSAMD(LayerCombination):
         Raises:
             ShapeError: If there are fewer layers than blocks, or an option has no meaning.
         """
-        if not isinstance(expansion, str) or expansion not in EXPANSIONS:
-            raise ShapeError(f"lsamd: unknown expansion '{expansion}'{nearest(str(expansion), EXPANSIONS)}")
+        require_choice(self.name, "expansion", expansion, EXPANSIONS)
         order, stages = self.order(priority), self.stages()
         extra = depth - len(self.layers)
         if extra < 0:
@@ -123,9 +123,7 @@ class LSAMD(LayerCombination):
                 f"lsamd: depth {depth} is below the {len(self.layers)} blocks of this gene; "
                 f"the smallest depth is {len(self.layers)}"
             )
-        more = [0] * len(stages)
-        for k in range(extra):
-            more[order[k % len(order)] - 1] += 1
+        more = shares(extra, order).values()
         return [block for stage, count in zip(stages, more, strict=True) for block in _grown(stage, count, expansion)]
 
     def order(self, priority: Priority) -> list[int]:
@@ -146,30 +144,7 @@ class LSAMD(LayerCombination):
                     )
             named = [stage for word in (*words, *DEFAULT_PRIORITY.split("-")) for stage in places[word]]
             return list(dict.fromkeys(named))
-        try:
-            listed: Any = [int(part) for part in priority.split(",")] if isinstance(priority, str) else priority
-        except ValueError:
-            listed = None
-        listed = [listed] if isinstance(listed, int) else listed
-        proper = isinstance(listed, list | tuple) and all(type(stage) is int for stage in listed)
-        if not proper or sorted(listed) != list(range(1, count + 1)):
-            raise ShapeError(f"lsamd: priority {priority} must name each of the stages 1 to {count} once")
-        return list(listed)
-
-
-def _checked(layers: Any) -> tuple[int, ...]:
-    """The blocks as a tuple, or a refusal."""
-    if not isinstance(layers, list | tuple) or not all(type(block) is int for block in layers):
-        raise ShapeError(f"lsamd: layers must be a list of block numbers such as [1, 4, 5], not {layers!r}")
-    if not layers:
-        raise ShapeError("lsamd: layers is empty; name at least one block of the ancestry")
-    if min(layers) < 1:
-        raise ShapeError(f"lsamd: layers count from 1, so there is no block {min(layers)}")
-    if list(layers) != sorted(set(layers)):
-        fault = "twice" if len(set(layers)) < len(layers) else "out of order"
-        right = ", ".join(map(str, sorted(set(layers))))
-        raise ShapeError(f"lsamd: layers {list(layers)} name a block {fault}; write [{right}]")
-    return tuple(layers)
+        return permutation("lsamd: priority", priority, range(1, count + 1))
 
 
 def _grown(stage: Sequence[int], extra: int, expansion: str) -> list[int]:

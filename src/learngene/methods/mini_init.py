@@ -42,10 +42,6 @@ class MiniInit(LayerCombination):
     title: ClassVar[str] = "Mini-Init (MiniViT weight multiplexing)"
     paper: ClassVar[str] = "Zhang et al., CVPR 2022"
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.blocks, int) or isinstance(self.blocks, bool) or self.blocks < 1:
-            raise ShapeError(f"mini-init: blocks must be a positive number, not {self.blocks!r}")
-
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """Every block is used equally often, and positions are relative in a square grid without class token."""
         if auxiliary.depth % self.blocks:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.methods.base import Origin
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
-from learngene.system.errors import ShapeError, nearest
+from learngene.methods.base import Origin, require_choice
+from learngene.methods.combination import LayerCopies
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -20,7 +20,7 @@ PLACES = ("first", "last", "middle")
 
 
 @dataclass(frozen=True)
-class PreFin(LayerCombination):
+class PreFin(LayerCopies):
     """An ordinary model, kept whole."""
 
     name: ClassVar[str] = "pre-fin"
@@ -37,26 +37,22 @@ class PreFin(LayerCombination):
         """Another depth is refused unless ``place`` says how to make it."""
         super().refuse(auxiliary, shape, **options)
         place = options.get("place")
-        if place is not None and place not in PLACES:
-            raise ShapeError(f"{self.name}: unknown place '{place}'{nearest(str(place), PLACES)}")
-        if place is None and shape.depth != auxiliary.depth:
+        if place is not None:
+            require_choice(self.name, "place", place, PLACES)
+        elif shape.depth != auxiliary.depth:
             raise ShapeError(
                 f"{self.name}: this model has {auxiliary.depth} layers, not {shape.depth}; "
                 "the option place (first, last or middle) says which of them to keep or to fill"
             )
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """All layers."""
-        return every_layer(auxiliary)
-
-    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str | None]:
         """The first, last or middle layers, cut from the model or placed into a deeper one."""
         have, want = auxiliary.depth, shape.depth
         spare = abs(want - have)
         start = {"first": 0, "last": spare, "middle": spare // 2}[options.get("place", "first")]
         if want <= have:
-            return copies([f"layer{i}" for i in range(start, start + want)])
-        return copies([f"layer{i - start}" if start <= i < start + have else None for i in range(want)])
+            return [f"layer{i}" for i in range(start, start + want)]
+        return [f"layer{i - start}" if start <= i < start + have else None for i in range(want)]
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
+from learngene.methods.combination import LayerCopies
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
 
 @dataclass(frozen=True)
-class ShareInit(LayerCombination):
-    """A model whose layers are one is trained on labels; every layer of a descendant is a copy of it."""
+class ShareInit(LayerCopies):
+    """A model with one layer, applied again and again, is trained on labels; a descendant's layers are copies of it."""
 
     name: ClassVar[str] = "share-init"
     title: ClassVar[str] = "Share-Init (ALBERT-style sharing)"
     paper: ClassVar[str] = "Lan et al., ICLR 2020"
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+    def layer_names(self, auxiliary: ViTShape) -> list[str]:
         """The one layer."""
-        return layer_tensors(["shared"], auxiliary)
+        return ["shared"]
 
-    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The same layer everywhere."""
-        return copies(["shared"] * shape.depth)
+        return ["shared"] * shape.depth

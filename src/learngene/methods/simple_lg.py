@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from learngene.methods.base import Origin
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, every_layer
-from learngene.methods.sws import SWS
+from learngene.methods.combination import LayerCopies, shares
+from learngene.methods.sws import SWS, Order, stage_order
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
 
 @dataclass(frozen=True)
-class SimpleLG(LayerCombination):
+class SimpleLG(LayerCopies):
     """An M-layer model (5 in the paper) trained on labels; each of its layers then serves as a stage of SWS."""
 
     name: ClassVar[str] = "simple-lg"
@@ -33,18 +33,12 @@ class SimpleLG(LayerCombination):
         super().refuse(auxiliary, shape, **options)
         if shape.depth < auxiliary.depth:
             raise ShapeError(f"simple-lg: depth {shape.depth} is below the {auxiliary.depth} layers of this gene")
-        try:
-            self._as_stages(auxiliary).stage_of_layer(shape.depth, **options)
-        except ShapeError as error:
-            raise ShapeError(str(error).replace("sws:", "simple-lg:").replace("stages", "layers")) from None
+        self._order(auxiliary, **options)
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """All its layers."""
-        return every_layer(auxiliary)
-
-    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The cyclic assignment of SWS with every layer a stage."""
-        return copies([f"layer{m}" for m in self._as_stages(auxiliary).stage_of_layer(shape.depth, **options)])
+        repeats = shares(shape.depth, self._order(auxiliary, **options))
+        return [f"layer{layer}" for layer, times in repeats.items() for _ in range(times)]
 
-    def _as_stages(self, auxiliary: ViTShape) -> SWS:
-        return SWS(stages=(1,) * auxiliary.depth)
+    def _order(self, auxiliary: ViTShape, order: Order | None = None) -> list[int]:
+        return stage_order(self.name, order, auxiliary.depth, "layers")

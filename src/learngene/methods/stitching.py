@@ -10,36 +10,26 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Making, Method, gene_name
-from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.methods.base import Making, Method, gene_name, is_count, require_choice
+from learngene.system.errors import ShapeError, refuse_unknown
 from learngene.vits.segment import Segment, parse_path
-from learngene.vits.shape import ViTShape
+from learngene.vits.shape import MAX_DEPTH, ViTShape
 from learngene.vits.stitched_shape import Shape, StitchedShape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DIRECTIONS = ("up", "down")
-Row = int | tuple[int, int, int]
+RowSize = int | tuple[int, int, int]
 """A width, or (embed_dim, depth, num_heads)."""
 
 LISTED = 3
 """Paths that an error names as the nearest."""
 
-
-@dataclass(frozen=True)
-class Stop:
-    """One row's part of a path: its blocks ``first`` to ``last``, both included, counted from 0."""
-
-    row: int
-    first: int
-    last: int
-
-
-Path = tuple[Stop, ...]
+Segments = tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
@@ -55,31 +45,26 @@ class StitchedRows(Method):
         final_norm: Apply the final norm on stitched paths, as whole rows do. SN-Net's code leaves it out there.
     """
 
-    rows: tuple[Row, ...] = (192, 768)
+    rows: tuple[RowSize, ...] = (192, 768)
     direction: str = "up"
     nearest: bool = True
     max_stitches: int = 1
     final_norm: bool = True
 
     making: ClassVar[Making] = "pool"
+    kept_fields: ClassVar[tuple[str, ...]] = ("mlp_ratio", "patch_size", "in_chans", "class_token")
+    makes_paths: ClassVar[bool] = True
     equal_depth: ClassVar[bool]
     """Whether all rows must have as many blocks."""
     stitch_init: ClassVar[str]
     """How stitch layers start by default: ``tm`` or ``ls``, see ``sections.PoolSpec``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.rows, Sequence) or isinstance(self.rows, str) or len(self.rows) < 2:
             raise ShapeError(f"{self.name}: rows must be a list of two widths or more, not {self.rows!r}")
-        object.__setattr__(self, "rows", tuple(_row(self.name, row) for row in self.rows))
-        if self.direction not in DIRECTIONS:
-            raise ShapeError(
-                f"{self.name}: unknown direction '{self.direction}'{nearest(str(self.direction), DIRECTIONS)}"
-            )
-        for field in ("nearest", "final_norm"):
-            if not isinstance(getattr(self, field), bool):
-                raise ShapeError(f"{self.name}: {field} must be true or false, not {getattr(self, field)!r}")
-        if not isinstance(self.max_stitches, int) or isinstance(self.max_stitches, bool) or self.max_stitches < 1:
-            raise ShapeError(f"{self.name}: max_stitches must be 1 or more, not {self.max_stitches!r}")
+        object.__setattr__(self, "rows", tuple(_row_size(self.name, row) for row in self.rows))
+        require_choice(self.name, "direction", self.direction, DIRECTIONS)
 
     # -- rows ----------------------------------------------------------------------------------------
 
@@ -164,87 +149,58 @@ class StitchedRows(Method):
             for layer in sorted(set(self.stitches(auxiliary, a, b).values()))
         }
 
-    # -- paths ---------------------------------------------------------------------------------------
+    # -- paths: each is a shape, a plain one for a whole row and otherwise a stitched one -------------------------
 
-    def paths(self, auxiliary: ViTShape) -> list[Path]:
+    def paths(self, auxiliary: ViTShape) -> list[Shape]:
         """All paths: whole rows, then those with one stitch, then those with two, and so on."""
-        return list(_paths(self, auxiliary))
+        return list(_paths(self, auxiliary).values())
 
-    def _listed(self, auxiliary: ViTShape) -> list[Path]:
-        depths = [row.depth for row in self.row_shapes(auxiliary)]
-        paths: list[Path] = [(Stop(row, 0, depth - 1),) for row, depth in enumerate(depths)]
-        open_paths: list[Path] = list(paths)
+    def _list_paths(self, auxiliary: ViTShape) -> Iterator[Segments]:
+        """The segments of all paths, without the shapes that ``paths`` makes of them."""
+        rows = [row.segments[0] for row in self.row_shapes(auxiliary)]
+        paths: list[Segments] = [(row,) for row in rows]
+        yield from paths
         for _ in range(self.max_stitches):
-            open_paths = [longer for path in open_paths for longer in self._continued(auxiliary, path, depths)]
-            paths += open_paths
-        return paths
+            paths = [longer for path in paths for longer in self._continued(auxiliary, path, rows)]
+            yield from paths
 
-    def _continued(self, auxiliary: ViTShape, path: Path, depths: list[int]) -> Iterator[Path]:
+    def _continued(self, auxiliary: ViTShape, path: Segments, rows: Sequence[Segment]) -> Iterator[Segments]:
         """Every path that leaves the last row of this one for another row."""
-        *before, stop = path
+        *before, last = path
         for source, target in self.row_pairs():
-            if source == stop.row:
+            if rows[source].embed_dim == last.embed_dim:
                 for i, j in self.stitches(auxiliary, source, target):
-                    if i >= stop.first:
-                        yield (*before, Stop(source, stop.first, i), Stop(target, j, depths[target] - 1))
-
-    def shape_of(self, auxiliary: ViTShape, path: Path, base: Shape | None = None) -> Shape:
-        """The shape of a path: a plain one for a whole row, otherwise a stitched one.
-
-        Args:
-            auxiliary: The auxiliary shape.
-            path: One of ``paths``.
-            base: What classes and image size are taken from; the auxiliary shape by default.
-        """
-        rows = self.row_shapes(auxiliary)
-        base = base or auxiliary
-        task = {name: getattr(base, name) for name in ("num_classes", "img_size", "ending")}
-        if len(path) == 1:
-            return rows[path[0].row].replace(**task)
-        segments = [
-            Segment(rows[stop.row].embed_dim, rows[stop.row].num_heads, stop.first + 1, stop.last + 1) for stop in path
-        ]
-        return StitchedShape.of(auxiliary.replace(**task), segments, final_norm=self.final_norm)
+                    if i + 1 >= last.first:
+                        left, entered = replace(last, last=i + 1), replace(rows[target], first=j + 1)
+                        yield (*before, left, entered)
 
     def shapes(self, auxiliary: ViTShape, base: ViTShape) -> Iterator[Shape]:
-        """The shape of every path."""
+        """The shape of every path for another task."""
         for path in self.paths(auxiliary):
-            yield self.shape_of(auxiliary, path, base)
+            yield path.replace(num_classes=base.num_classes, img_size=base.img_size, ending=base.ending)
 
-    def path_of(self, auxiliary: ViTShape, shape: Shape) -> Path:
-        """The path that a shape is.
+    def row_of(self, segment: Segment) -> int:
+        """The row of a segment; rows differ in width."""
+        widths = [row if isinstance(row, int) else row[0] for row in self.rows]
+        return widths.index(segment.embed_dim)
 
-        Raises:
-            ShapeError: If the pool has no such path; the message names the nearest legal ones.
-        """
-        if isinstance(shape, StitchedShape):
-            if shape.final_norm != self.final_norm:
-                raise ShapeError(
-                    f"{self.name}: stitched paths of this gene have {'a' if self.final_norm else 'no'} final norm; "
-                    f"use final_norm={self.final_norm}"
-                )
-            return self._path_of_segments(auxiliary, shape.segments)
-        return self._path_of_segments(auxiliary, (Segment(shape.embed_dim, shape.num_heads, 1, shape.depth),))
-
-    def _path_of_segments(self, auxiliary: ViTShape, segments: Sequence[Segment]) -> Path:
-        rows = {row.embed_dim: (index, row) for index, row in enumerate(self.row_shapes(auxiliary))}
+    def _refuse_segments(self, auxiliary: ViTShape, segments: Segments) -> None:
+        """Raises ``ShapeError`` if they are no path of the pool; the message names the nearest ones."""
+        heads = {row.embed_dim: row.num_heads for row in self.row_shapes(auxiliary)}
         for segment in segments:
-            if segment.embed_dim not in rows:
-                known = ", ".join(str(width) for width in rows)
+            if segment.embed_dim not in heads:
+                known = ", ".join(str(width) for width in heads)
                 raise ShapeError(f"{self.name}: no row has width {segment.embed_dim}; rows have {known}")
-            own = rows[segment.embed_dim][1].num_heads
-            if segment.num_heads != own:
+            if segment.num_heads != (own := heads[segment.embed_dim]):
                 raise ShapeError(
                     f"{self.name}: row {segment.embed_dim} has {own} heads, not {segment.num_heads}; "
                     "heads are never reinterpreted"
                 )
-        path = tuple(Stop(rows[each.embed_dim][0], each.first - 1, each.last - 1) for each in segments)
-        if path not in (legal := self.paths(auxiliary)):
-            raise self._no_path("+".join(str(segment) for segment in segments), path, auxiliary, legal)
-        return path
+        if segments not in _paths(self, auxiliary):
+            raise self._no_path("+".join(map(str, segments)), segments, auxiliary)
 
     def named_shape(self, auxiliary: ViTShape, name: str) -> Shape:
-        """The shape of a path by its name.
+        """The path of a name.
 
         Args:
             auxiliary: The auxiliary shape.
@@ -253,70 +209,61 @@ class StitchedRows(Method):
         Raises:
             ShapeError: If no path is called so, or several are.
         """
-        rows, legal = self.row_shapes(auxiliary), self.paths(auxiliary)
-        counts = name.replace(" ", "").split("+")
+        rows, paths = self.row_shapes(auxiliary), self.paths(auxiliary)
         if ":" in name:
-            path = self._path_of_segments(auxiliary, parse_path(name, auxiliary.head_dim))
-            return self.shape_of(auxiliary, path)
+            segments = parse_path(name, auxiliary.head_dim)
+            self._refuse_segments(auxiliary, segments)
+            return _paths(self, auxiliary)[segments]
+        counts = name.replace(" ", "").split("+")
         if len(counts) != len(rows) or not all(count.isascii() and count.isdigit() for count in counts):
             widths = " + ".join(str(row.embed_dim) for row in rows)
             raise ShapeError(
                 f"{self.name}: path '{name}' is neither of the form 192:1-4+768:5-6 nor a number of blocks of each row "
-                f"({widths}), such as {self.counts(legal[-1])}"
+                f"({widths}), such as {self.counts(paths[-1])}"
             )
         wanted = "+".join(str(int(count)) for count in counts)
-        found = [path for path in legal if self.counts(path) == wanted]
+        found = [path for path in paths if self.counts(path) == wanted]
         if not found:
-            stops = tuple(Stop(row, 0, int(count) - 1) for row, count in enumerate(counts) if int(count))
-            raise self._no_path(name, stops, auxiliary, legal)
+            taken = zip(rows, map(int, counts), strict=True)
+            segments = tuple(replace(row.segments[0], last=count) for row, count in taken if count)
+            raise self._no_path(name, segments, auxiliary)
         if len(found) > 1:
-            names = " or ".join(self.name_of(auxiliary, path) for path in found)
+            names = " or ".join(path.path for path in found)
             raise ShapeError(f"{self.name}: {len(found)} paths have {wanted} blocks; use {names}")
-        return self.shape_of(auxiliary, found[0])
+        return found[0]
 
-    def counts(self, path: Path) -> str:
+    def counts(self, path: Shape) -> str:
         """The papers' name of a path: how many blocks it takes of every row, such as ``4+2``."""
-        taken = {stop.row: stop.last - stop.first + 1 for stop in path}
+        taken = {self.row_of(segment): segment.depth for segment in path.segments}
         return "+".join(str(taken.get(row, 0)) for row in range(len(self.rows)))
 
     def label(self, auxiliary: ViTShape, shape: Shape) -> str:
         """Both names of a path, in columns."""
-        return f"{self.counts(self.path_of(auxiliary, shape)):8s} {shape.path:24s}"
+        return f"{self.counts(shape):8s} {shape.path:24s}"
 
     def flags(self, auxiliary: ViTShape, shape: Shape) -> str:
         """A path says depth, width and heads."""
         return f"--path {shape.path}"
 
-    def name_of(self, auxiliary: ViTShape, path: Path) -> str:
-        """A path's full name, ``192:1-4+768:5-6``."""
-        return self.shape_of(auxiliary, path).path
-
-    def _no_path(self, name: str, wanted: Path, auxiliary: ViTShape, legal: list[Path]) -> ShapeError:
-        def distance(path: Path) -> int:
-            """Blocks that only one of the two paths has."""
-            stops = [{stop.row: (stop.first, stop.last) for stop in each} for each in (path, wanted)]
-            apart = 0
-            for row in range(len(self.rows)):
-                (a, b), (c, d) = (each.get(row, (0, -1)) for each in stops)
-                apart += (b - a + 1) + (d - c + 1) - 2 * max(0, min(b, d) - max(a, c) + 1)
-            return apart
-
-        close = sorted(legal, key=distance)[:LISTED]
-        listed = ", ".join(f"{self.counts(path)} ({self.name_of(auxiliary, path)})" for path in close)
+    def _no_path(self, name: str, segments: Segments, auxiliary: ViTShape) -> ShapeError:
+        wanted, paths = _blocks(segments), self.paths(auxiliary)
+        close = sorted(paths, key=lambda path: len(_blocks(path.segments) ^ wanted))[:LISTED]
+        listed = ", ".join(f"{self.counts(path)} ({path.path})" for path in close)
         return ShapeError(
-            f"{self.name}: the pool has no path {name}; the nearest of its {len(legal)} paths are {listed}"
+            f"{self.name}: the pool has no path {name}; the nearest of its {len(paths)} paths are {listed}"
         )
 
     # -- what every method says ----------------------------------------------------------------------
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Only the pool's paths can be made, for any classes and image size."""
-        refuse_unknown(options, self.options, f"{self.name}: expansion options")
-        for field in ("mlp_ratio", "patch_size", "in_chans", "class_token"):
-            have, want = getattr(auxiliary, field), getattr(shape, field)
-            if have != want:
-                raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
-        self.path_of(auxiliary, shape)
+        super().refuse(auxiliary, shape, **options)
+        if isinstance(shape, StitchedShape) and shape.final_norm != self.final_norm:
+            raise ShapeError(
+                f"{self.name}: stitched paths of this gene have {'a' if self.final_norm else 'no'} final norm; "
+                f"use final_norm={self.final_norm}"
+            )
+        self._refuse_segments(auxiliary, shape.segments)
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """The blocks of every row, ``rowR.blocks.I...``, and the stitch layers."""
@@ -340,54 +287,64 @@ class StitchedRows(Method):
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """One line per block: ``row0 block 4``, or ``stitch.0.1.3, row1 block 5`` behind a stitch."""
         lines = []
-        for stop, stitch in self._stops(auxiliary, shape):
-            for block in range(stop.first, stop.last + 1):
-                entered = f"{stitch}, " if stitch and block == stop.first else ""
-                lines.append(f"{entered}row{stop.row} block {block + 1}")
+        for segment, stitch in self._entered(auxiliary, shape):
+            for block in range(segment.first, segment.last + 1):
+                entered = f"{stitch}, " if stitch and block == segment.first else ""
+                lines.append(f"{entered}row{self.row_of(segment)} block {block}")
         return lines
 
     def weights(
         self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """The first row's stem, the path's blocks and stitches, the last row's norm, and its head for its own task."""
-        stops = self._stops(auxiliary, shape)
-        first, last = f"row{stops[0][0].row}.", f"row{stops[-1][0].row}."
+        first, last = (f"row{self.row_of(shape.segments[end])}." for end in (0, -1))
         out = {name: tensors[first + name] for name in shape.stem_params()}
-        position = itertools.count()
-        block_params = tuple(auxiliary.layer_params())
-        for stop, stitch in stops:
-            for block, i in zip(range(stop.first, stop.last + 1), position, strict=False):
-                out |= {f"blocks.{i}.{name}": tensors[f"row{stop.row}.blocks.{block}.{name}"] for name in block_params}
-                if stitch and block == stop.first:
-                    out |= {f"blocks.{i}.stitch.{kind}": tensors[f"{stitch}.{kind}"] for kind in ("weight", "bias")}
+        position, names = itertools.count(), tuple(auxiliary.layer_params())
+        for segment, stitch in self._entered(auxiliary, shape):
+            for block in range(segment.first, segment.last + 1):
+                source, target = f"row{self.row_of(segment)}.blocks.{block - 1}", f"blocks.{next(position)}"
+                out |= {f"{target}.{name}": tensors[f"{source}.{name}"] for name in names}
+                if stitch and block == segment.first:
+                    out |= {f"{target}.stitch.{kind}": tensors[f"{stitch}.{kind}"] for kind in ("weight", "bias")}
         out |= {name: tensors[last + gene_name(name)] for name in shape.norm_params()}
         if shape.num_classes == auxiliary.num_classes:
             out |= {name: tensors[last + name] for name in shape.head_params()}
         return out
 
-    def _stops(self, auxiliary: ViTShape, shape: Shape) -> list[tuple[Stop, str]]:
-        """The path's stops, each with the stitch layer that leads into it (none into the first)."""
-        path = self.path_of(auxiliary, shape)
-        entered = [""]
-        for a, b in itertools.pairwise(path):
-            layer = self.stitches(auxiliary, a.row, b.row)[a.last, b.first]
-            entered.append(f"stitch.{a.row}.{b.row}.{layer}")
-        return list(zip(path, entered, strict=True))
+    def _entered(self, auxiliary: ViTShape, shape: Shape) -> Iterator[tuple[Segment, str]]:
+        """The path's segments, each with the stitch layer that leads into it (none into the first)."""
+        yield shape.segments[0], ""
+        for a, b in itertools.pairwise(shape.segments):
+            rows = self.row_of(a), self.row_of(b)
+            yield b, "stitch.{}.{}.{}".format(*rows, self.stitches(auxiliary, *rows)[a.last - 1, b.first - 1])
 
 
 @functools.lru_cache(maxsize=64)
-def _paths(method: StitchedRows, auxiliary: ViTShape) -> tuple[Path, ...]:
-    """The paths of a pool, which are asked for whenever one of them is named or made."""
-    return tuple(method._listed(auxiliary))
+def _paths(method: StitchedRows, auxiliary: ViTShape) -> dict[Segments, Shape]:
+    """The paths of a pool by their segments; they are asked for whenever one of them is named or made."""
+    rows = {row.segments: row for row in method.row_shapes(auxiliary)}
+    return {
+        path: rows.get(path) or StitchedShape.of(auxiliary, path, final_norm=method.final_norm)
+        for path in method._list_paths(auxiliary)
+    }
 
 
-def _row(name: str, given: Any) -> Row:
+def _blocks(segments: Segments) -> set[tuple[int, int]]:
+    """Width and number of every block, as far as rows can be deep."""
+    return {
+        (segment.embed_dim, block)
+        for segment in segments
+        for block in range(segment.first, min(segment.last, MAX_DEPTH) + 1)
+    }
+
+
+def _row_size(name: str, given: Any) -> RowSize:
     if isinstance(given, Mapping):
         refuse_unknown(given, ("embed_dim", "depth", "num_heads"), f"{name}: a row")
         given = [given.get(key) for key in ("embed_dim", "depth", "num_heads")]
     numbers = [given] if isinstance(given, int) else given
-    whole = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) in (1, 3)
-    if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+    listed = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) in (1, 3)
+    if not listed or not all(map(is_count, numbers)):
         raise ShapeError(
             f"{name}: a row is a width or [embed_dim, depth, num_heads], all positive integers, not {given!r}"
         )

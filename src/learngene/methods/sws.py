@@ -11,17 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
-from learngene.system.errors import ShapeError, nearest
+from learngene.methods.base import require_choice
+from learngene.methods.combination import LayerCopies, permutation, shares
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
 Order = str | Sequence[int]
-NAMED_ORDERS = ("front-mid-last", "front-last-mid")
+ORDERS = ("front-mid-last", "front-last-mid")
+ASSIGNMENTS = ("cyclic", "random", "as-trained")
 
 
 @dataclass(frozen=True)
-class SWS(LayerCombination):
+class SWS(LayerCopies):
     """Stages of one shared layer each.
 
     Attributes:
@@ -35,14 +37,6 @@ class SWS(LayerCombination):
     title: ClassVar[str] = "Stage-wise Weight Sharing"
     paper: ClassVar[str] = "Xia et al., IJCAI 2024"
     distillation: ClassVar[str] = "sws-official"
-
-    def __post_init__(self) -> None:
-        listed = isinstance(self.stages, Sequence) and not isinstance(self.stages, str)
-        if not listed or not all(isinstance(n, int) and n >= 1 for n in self.stages):
-            raise ShapeError(f"sws: stages must be a list of positive layer counts, not {self.stages!r}")
-        if not self.stages:
-            raise ShapeError("sws: stages is empty; name the number of layers of at least one stage")
-        object.__setattr__(self, "stages", tuple(self.stages))
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -66,9 +60,13 @@ class SWS(LayerCombination):
         super().refuse(auxiliary, shape, **options)
         self.stage_of_layer(shape.depth, **options)
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+    def layer_names(self, auxiliary: ViTShape) -> list[str]:
         """One layer per stage."""
-        return layer_tensors([f"stage{m}" for m in range(len(self.stages))], auxiliary)
+        return [f"stage{m}" for m in range(len(self.stages))]
+
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
+        """Equation 1: every layer is its stage's layer."""
+        return [f"stage{m}" for m in self.stage_of_layer(shape.depth, **options)]
 
     # -- section 3.3: initialisation strategy and order ------------------------------------------------
 
@@ -94,15 +92,14 @@ class SWS(LayerCombination):
             )
         if assign is None:
             assign = "as-trained" if order is None and depth == sum(self.stages) else "cyclic"
+        require_choice(self.name, "assignment", assign, ASSIGNMENTS)
         if assign == "as-trained":
             if depth != sum(self.stages):
                 raise ShapeError(f"sws: 'as-trained' needs the auxiliary depth {sum(self.stages)}, not {depth}")
             repeats = list(self.stages)
-        elif assign == "cyclic":
-            # Every stage gets floor(d / M) layers; the extra ones go to the first stages of the order (Table 4).
-            first = self.order(order)[: depth % count]
-            repeats = [depth // count + (m in first) for m in range(count)]
-        elif assign == "random":
+        elif assign == "cyclic":  # Table 4
+            repeats = list(shares(depth, self.order(order)).values())
+        else:
             if not isinstance(assign_seed, int):
                 raise ShapeError(f"sws: assign_seed must be an integer, not {assign_seed!r}")
             # Not in the authors' code. Table 4's random row stays far above chance, so the stages cannot be shuffled:
@@ -111,30 +108,27 @@ class SWS(LayerCombination):
             repeats = [1] * count
             for _ in range(depth - count):
                 repeats[draw.randrange(count)] += 1
-        else:
-            known = ["cyclic", "random", "as-trained"]
-            raise ShapeError(f"sws: unknown assignment '{assign}'{nearest(str(assign), known)}")
         return [m for m, times in enumerate(repeats) for _ in range(times)]
 
     def order(self, order: Order | None) -> list[int]:
         """All stages in the order of a name or of a list, checked to be a permutation."""
-        count = len(self.stages)
-        if order is None or order == "front-mid-last":
-            return list(range(count))
-        if order == "front-last-mid":
-            # From the ends inward: 0, M-1, 1, M-2, ...; the paper shows it for M = 3 (Figure 3c).
-            return [m // 2 if m % 2 == 0 else count - 1 - m // 2 for m in range(count)]
-        if isinstance(order, str):
-            try:
-                stages = [int(part) for part in order.split(",")]
-            except ValueError:
-                raise ShapeError(f"sws: unknown order '{order}'{nearest(order, NAMED_ORDERS)}") from None
-        else:
-            stages = list(order) if isinstance(order, (list, tuple)) else []
-        if len(stages) != count or any(m not in stages for m in range(count)):
-            raise ShapeError(f"sws: order {order} must name each of the stages 0 to {count - 1} once")
-        return stages
+        return stage_order(self.name, order, len(self.stages))
 
-    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
-        """Equation 1: every layer is its stage's layer."""
-        return copies([f"stage{m}" for m in self.stage_of_layer(shape.depth, **options)])
+
+def stage_order(method: str, order: Order | None, count: int, stages: str = "stages") -> list[int]:
+    """Which of ``count`` stages get one layer more first.
+
+    Args:
+        method: Whose order it is, for the message.
+        order: A name, a list of all stages, or None for ``front-mid-last``.
+        count: The number of stages.
+        stages: What the message calls them.
+    """
+    if order is None or order == "front-mid-last":
+        return list(range(count))
+    if order == "front-last-mid":
+        # From the ends inward: 0, M-1, 1, M-2, ...; the paper shows it for M = 3 (Figure 3c).
+        return [m // 2 if m % 2 == 0 else count - 1 - m // 2 for m in range(count)]
+    if isinstance(order, str) and not order[:1].isdecimal():
+        require_choice(method, "order", order, ORDERS)
+    return permutation(f"{method}: order", order, range(count), stages)

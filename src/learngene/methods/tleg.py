@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from learngene.methods.base import require_choice
 from learngene.methods.combination import LayerCombination, LayerTerms
-from learngene.system.errors import ShapeError, nearest
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -45,16 +46,14 @@ class TLEG(LayerCombination):
     distillation: ClassVar[str] = "tleg-official"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.modules, Sequence):
             raise ShapeError(f"tleg: modules must be a list of msa, mlp, ln, not {self.modules!r}")
         modules = (self.modules,) if isinstance(self.modules, str) else tuple(self.modules)
         for module in modules:
-            if module not in tuple(MODULE_PARAMS):
-                raise ShapeError(f"tleg: unknown module '{module}' in modules{nearest(str(module), MODULE_PARAMS)}")
+            require_choice(self.name, "module", module, MODULE_PARAMS)
         if not modules:
             raise ShapeError("tleg: modules is empty; name at least one of msa, mlp, ln")
-        if not isinstance(self.first_layer, int) or isinstance(self.first_layer, bool) or self.first_layer < 1:
-            raise ShapeError(f"tleg: first_layer counts from 1, not {self.first_layer!r}")
         object.__setattr__(self, "modules", tuple(m for m in MODULE_PARAMS if m in modules))
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:

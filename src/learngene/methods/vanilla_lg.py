@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from learngene.methods.base import Origin, Part
-from learngene.methods.combination import LayerCombination, LayerTerms, copies, layer_tensors
+from learngene.methods.combination import LayerCopies
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
 
 @dataclass(frozen=True)
-class VanillaLG(LayerCombination):
+class VanillaLG(LayerCopies):
     """The last layers of a trained ViT.
 
     Attributes:
@@ -33,12 +33,6 @@ class VanillaLG(LayerCombination):
     title: ClassVar[str] = "Vanilla-LG (He-LG): last layers of the ancestry"
     paper: ClassVar[str] = "Wang et al., AAAI 2022"
     origins: ClassVar[tuple[Origin, ...]] = ("extract",)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.last, int) or isinstance(self.last, bool) or self.last < 1:
-            raise ShapeError(f"vanilla-lg: last must be a positive number of layers, not {self.last!r}")
-        if not isinstance(self.stem, bool):
-            raise ShapeError(f"vanilla-lg: stem must be true or false, not {self.stem!r}")
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -56,13 +50,10 @@ class VanillaLG(LayerCombination):
         if shape.depth < self.last:
             raise ShapeError(f"vanilla-lg: depth {shape.depth} has no room for the {self.last} layers of this gene")
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+    def layer_names(self, auxiliary: ViTShape) -> list[str]:
         """The last layers, under their numbers in the ancestry."""
-        return layer_tensors(self._sources(auxiliary), auxiliary)
+        return super().layer_names(auxiliary)[-self.last :]
 
-    def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str | None]:
         """Random layers, then the ancestry's last."""
-        return copies([*[None] * (shape.depth - self.last), *self._sources(auxiliary)])
-
-    def _sources(self, auxiliary: ViTShape) -> list[str]:
-        return [f"layer{i}" for i in range(auxiliary.depth - self.last, auxiliary.depth)]
+        return [*[None] * (shape.depth - self.last), *self.layer_names(auxiliary)]

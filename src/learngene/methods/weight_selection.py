@@ -6,15 +6,15 @@ The gene is the larger model itself, so that every size up to its own can be mad
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Method, Origin, Part, plain
-from learngene.methods.combination import every_layer
-from learngene.methods.cutting import narrower_widths, refuse_larger, wanted
-from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.methods.base import Part, require_choice, require_plain
+from learngene.methods.cutting import Cutting
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -25,7 +25,7 @@ RULES = ("official", "aligned")
 
 
 @dataclass(frozen=True)
-class WeightSelection(Method):
+class WeightSelection(Cutting):
     """First layers, evenly spaced entries.
 
     Attributes:
@@ -38,11 +38,7 @@ class WeightSelection(Method):
     name: ClassVar[str] = "weight-selection"
     title: ClassVar[str] = "Weight selection (IMwLM)"
     paper: ClassVar[str] = "Xu et al., ICLR 2024"
-    origins: ClassVar[tuple[Origin, ...]] = ("extract",)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.head, bool):
-            raise ShapeError(f"weight-selection: head must be true or false, not {self.head!r}")
+    narrowed: ClassVar[str] = "{} of {} wide"
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -58,43 +54,22 @@ class WeightSelection(Method):
         }
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
-        """Nothing can be selected that the larger model does not have."""
-        refuse_unknown(options, self.options, f"{self.name}: expansion options")
-        rule = options.get("rule", "official")
-        if rule not in RULES:
-            raise ShapeError(f"{self.name}: unknown rule '{rule}'{nearest(str(rule), RULES)}")
-        shape = plain(shape)
-        refuse_larger(self.name, auxiliary, shape)
+        """The aligned rule needs at most as many heads, of at most the same width."""
+        super().refuse(auxiliary, shape, **options)
+        rule, shape = options.get("rule", "official"), require_plain(shape)
+        require_choice(self.name, "rule", rule, RULES)
         if rule == "aligned" and (shape.num_heads > auxiliary.num_heads or shape.head_dim > auxiliary.head_dim):
             raise ShapeError(
                 f"{self.name}: {shape.num_heads} heads of {shape.head_dim} do not fit into the ancestry's "
                 f"{auxiliary.num_heads} heads of {auxiliary.head_dim}; use fewer or narrower heads, or rule=official"
             )
 
-    def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
-        """Whole heads fewer."""
-        return narrower_widths(auxiliary)
-
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """All layers of the larger model."""
-        return every_layer(auxiliary)
-
-    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
-        """For example ``layer0, 384 of 768 wide``."""
-        width = "" if shape.embed_dim == auxiliary.embed_dim else f", {shape.embed_dim} of {auxiliary.embed_dim} wide"
-        return [f"layer{i}{width}" for i in range(shape.depth)]
-
-    def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
-    ) -> dict[str, Tensor]:
-        """Layer i from layer i, every tensor cut down dimension by dimension."""
-        shape = plain(shape)
-        rows = _rows(auxiliary, shape) if options.get("rule") == "aligned" else {}
-        out = {}
-        for name, size, layer, rest in wanted(self.parts, auxiliary, shape):
-            source = rest if layer is None else f"layer{layer}.{rest}"
-            out[name] = _select(tensors[source], size, {} if layer is None else rows.get(rest, {}))
-        return out
+    def cut(
+        self, value: Tensor, size: tuple[int, ...], name: str, auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> Tensor:
+        """Evenly spaced entries, dimension by dimension."""
+        chosen = _aligned(auxiliary, shape).get(name, {}) if options.get("rule") == "aligned" else {}
+        return _select(value, size, chosen)
 
 
 def spaced(larger: int, smaller: int) -> list[int]:
@@ -112,7 +87,8 @@ def spaced(larger: int, smaller: int) -> list[int]:
     return [round(Fraction(k * (larger - 1), smaller - 1)) for k in range(smaller)]
 
 
-def _rows(auxiliary: ViTShape, shape: ViTShape) -> dict[str, dict[int, list[int]]]:
+@functools.lru_cache(maxsize=16)
+def _aligned(auxiliary: ViTShape, shape: ViTShape) -> dict[str, dict[int, list[int]]]:
     """The aligned rule's entries of the dimensions that consist of heads, by tensor and dimension."""
     within = spaced(auxiliary.head_dim, shape.head_dim)
     inside = [h * auxiliary.head_dim + k for h in spaced(auxiliary.num_heads, shape.num_heads) for k in within]

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Method, Origin, plain
-from learngene.methods.combination import every_layer
-from learngene.methods.cutting import narrower_widths, refuse_larger, wanted
-from learngene.system.errors import ShapeError, refuse_unknown
+from learngene.methods.base import require_plain
+from learngene.methods.cutting import Cutting
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WeightSubcloning(Method):
+class WeightSubcloning(Cutting):
     """The larger model, most active neurons first."""
 
     name: ClassVar[str] = "weight-subcloning"
     title: ClassVar[str] = "Weight subcloning"
     paper: ClassVar[str] = "Samragh et al., 2023"
-    origins: ClassVar[tuple[Origin, ...]] = ("extract",)
     needs_data: ClassVar[bool] = True
+    narrowed: ClassVar[str] = "the {} most active of {}"
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -43,25 +42,16 @@ class WeightSubcloning(Method):
         }
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
-        """Whole heads, and nothing that the larger model does not have."""
-        refuse_unknown(options, self.options, f"{self.name}: expansion options")
+        """Whole heads only."""
+        super().refuse(auxiliary, shape, **options)
         if not isinstance(options.get("rescale", True), bool):
             raise ShapeError(f"{self.name}: rescale must be true or false, not {options['rescale']!r}")
-        shape = plain(shape)
-        refuse_larger(self.name, auxiliary, shape)
+        shape = require_plain(shape)
         if shape.head_dim != auxiliary.head_dim:
             raise ShapeError(
                 f"{self.name}: heads are kept whole, so embed_dim / num_heads must be {auxiliary.head_dim}, "
                 f"not {shape.head_dim}"
             )
-
-    def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
-        """Whole heads fewer."""
-        return narrower_widths(auxiliary)
-
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """All layers of the larger model."""
-        return every_layer(auxiliary)
 
     def source_layers(self, auxiliary: ViTShape, shape: Shape) -> list[int]:
         """The first half of the layers from the front, the rest from the back: the middle ones go."""
@@ -69,35 +59,17 @@ class WeightSubcloning(Method):
         back = shape.depth - front
         return [*range(front), *range(auxiliary.depth - back, auxiliary.depth)]
 
-    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
-        """For example ``layer0, the 384 most active of 768``."""
-        whole = shape.embed_dim == auxiliary.embed_dim
-        width = "" if whole else f", the {shape.embed_dim} most active of {auxiliary.embed_dim}"
-        return [f"layer{i}{width}" for i in self.source_layers(auxiliary, shape)]
-
-    def weights(
-        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
-    ) -> dict[str, Tensor]:
+    def cut(
+        self, value: Tensor, size: tuple[int, ...], name: str, auxiliary: ViTShape, shape: ViTShape, **options: Any
+    ) -> Tensor:
         """The front of every dimension; q, k and v each have a front of their own."""
-        shape = plain(shape)
-        layers = self.source_layers(auxiliary, shape)
-        before, after = auxiliary.layer_params(), shape.layer_params()
-        out = {}
-        for name, size, layer, rest in wanted(self.parts, auxiliary, shape):
-            value = tensors[rest if layer is None else f"layer{layers[layer]}.{rest}"]
-            if rest.startswith("attn.qkv."):
-                value = value.unflatten(0, (3, -1))[:, : shape.embed_dim]
-                out[name] = value.flatten(0, 1) if value.ndim == 2 else value[..., : size[1]].flatten(0, 1)
-            else:
-                out[name] = value[tuple(slice(n) for n in size)]
-            if layer is None:
-                narrowed = (auxiliary.embed_dim, shape.embed_dim) if name == "head.weight" else (1, 1)
-            else:
-                narrowed = (before[rest][1], after[rest][1]) if len(before[rest]) == 2 else (1, 1)
-            # Inferred: a sum over fewer inputs of like spread is smaller by the root of their ratio.
-            if narrowed[0] != narrowed[1] and options.get("rescale", True):
-                out[name] = out[name] * math.sqrt(narrowed[0] / narrowed[1])
-        return out
+        if name.startswith("attn.qkv."):
+            value = value.unflatten(0, (3, -1))[:, : shape.embed_dim].flatten(0, 1)
+        # Inferred: a sum over fewer inputs of like spread is smaller by the root of their ratio.
+        scaled = options.get("rescale", True) and len(size) == 2
+        scale = math.sqrt(value.shape[1] / size[1]) if scaled else 1.0
+        value = value[tuple(slice(n) for n in size)]
+        return value if scale == 1 else value * scale
 
     def extract(
         self, state: Mapping[str, Tensor], ancestry: ViTShape, activity: Mapping[str, Tensor] | None = None

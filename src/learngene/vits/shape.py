@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.vits.segment import Segment
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -221,9 +222,14 @@ class ViTShape(ShapeBase):
         return int(self.embed_dim * self.mlp_ratio)
 
     @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The shape as a path of a pool: one segment with all its blocks."""
+        return (Segment(self.embed_dim, self.num_heads, 1, self.depth),)
+
+    @property
     def path(self) -> str:
-        """The shape as a path of a pool: one segment with all its blocks, such as ``192:1-6``."""
-        return f"{self.embed_dim}:1-{self.depth}"
+        """The segment as text, such as ``192:1-6``."""
+        return str(self.segments[0])
 
     # -- parameters ----------------------------------------------------------------------------------
 

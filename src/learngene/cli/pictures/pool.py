@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learngene.genes.gene_file import read_header
-from learngene.methods.stitching import Path as Route
 from learngene.methods.stitching import StitchedRows, rows_of
 from learngene.system.errors import LearngeneError
 from learngene.system.png import save_png
 from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,10 +58,9 @@ def pool_picture(gene: str | Path, out: Path, path: str | None = None) -> None:
         )
     pool, auxiliary = rows_of(header.method), header.shape
     paths = pool.paths(auxiliary)
-    chosen = _example(pool, auxiliary) if path is None else pool.path_of(auxiliary, pool.named_shape(auxiliary, path))
-    shapes = {each: pool.shape_of(auxiliary, each) for each in paths}
+    chosen = _example(pool, auxiliary) if path is None else pool.named_shape(auxiliary, path)
     scores = {each["path"]: float(each["top1"]) for each in header.metadata.get("paths", [])}
-    measured = {each: (one.params(), scores[one.path]) for each, one in shapes.items() if one.path in scores}
+    measured = {each: (each.params(), scores[each.path]) for each in paths if each.path in scores}
 
     rows = _Rows(pool.row_shapes(auxiliary))
     drawing, high = max((rows.length + LEFT + RIGHT) * INCH, MIN_WIDTH), rows.height * INCH
@@ -72,26 +71,26 @@ def pool_picture(gene: str | Path, out: Path, path: str | None = None) -> None:
     left = figure.add_axes((0, low / height, drawing / width, high / height))
     rows.draw(left)
     rows.draw_stitches(left, pool, auxiliary)
-    rows.draw_path(left, chosen)
+    rows.draw_path(left, pool, chosen)
     if measured:
         place = (drawing + 0.65) / width, 0.55 / height, (PLOT - 0.8) / width, (height - TITLE - 0.6) / height
         _draw_scores(figure.add_axes(place), pool, measured, chosen)
     title = f"{pool.title}: {len(paths)} paths through {len(rows.shapes)} rows, {_size(header.stored_params)} stored"
     figure.text(MARGIN / width, 1 - 0.12 / height, title, fontsize=11, va="top")
     scored = f", top-1 {measured[chosen][1]:.1f} %" if chosen in measured else ""
-    full = pool.name_of(auxiliary, chosen).replace("+", " + ")
-    caption = f"blue: path {pool.counts(chosen)} ({full}), {_size(shapes[chosen].params())}{scored}"
+    full = chosen.path.replace("+", " + ")
+    caption = f"blue: path {pool.counts(chosen)} ({full}), {_size(chosen.params())}{scored}"
     caption += "\nneighbouring lines of one colour share a stitch layer"
     figure.text(MARGIN / width, (low + 0.1) / height, caption, fontsize=9, color="#333333", linespacing=1.4)
     save_png(figure, out)
 
 
-def _example(pool: StitchedRows, auxiliary: ViTShape) -> Route:
+def _example(pool: StitchedRows, auxiliary: ViTShape) -> Shape:
     """A path through most rows, about as deep as the auxiliary shape, with an equal share of every row."""
 
-    def rank(path: Route) -> tuple[int, int, int]:
-        counts = [stop.last - stop.first + 1 for stop in path]
-        return -len(path), abs(sum(counts) - auxiliary.depth), max(counts) - min(counts)
+    def rank(path: Shape) -> tuple[int, int, int]:
+        counts = [segment.depth for segment in path.segments]
+        return -len(counts), abs(path.depth - auxiliary.depth), max(counts) - min(counts)
 
     return min(pool.paths(auxiliary), key=rank)
 
@@ -159,23 +158,25 @@ class _Rows:
                 color, line = LAYERS[layer % len(LAYERS)], (0, (4, 2)) if far else "-"
                 axis.plot([x0, x1], [y0, y1], color=color, ls=line, lw=1.0 if far else 1.5, zorder=1, alpha=0.9)
 
-    def draw_path(self, axis: Axes, path: Route) -> None:
+    def draw_path(self, axis: Axes, pool: StitchedRows, path: Shape) -> None:
         """The highlighted path from stem to head."""
         arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": CHOSEN, "lw": 2.6, "shrinkA": 0, "shrinkB": 0}
         arrow["mutation_scale"] = 13
-        for stop in path:
-            begin = -ENDS if stop is path[0] else self.x(stop.row, stop.first)
-            end = self.length + ENDS if stop is path[-1] else self.x(stop.row, stop.last)
-            axis.plot([begin, end], [stop.row * PITCH] * 2, color=CHOSEN, lw=2.6, zorder=2.5, solid_capstyle="butt")
-            for block in range(stop.first, stop.last + 1):
-                self._block(axis, stop.row, block, CHOSEN, CHOSEN, "white")
-        for a, b in itertools.pairwise(path):
-            begins, ends = self.stitch(a.row, b.row, a.last, b.first)
+        segments = [(pool.row_of(each), each.first - 1, each.last - 1) for each in path.segments]
+        first, last = segments[0][0], segments[-1][0]
+        for row, begin, end in segments:
+            start = -ENDS if row == first else self.x(row, begin)
+            stop = self.length + ENDS if row == last else self.x(row, end)
+            axis.plot([start, stop], [row * PITCH] * 2, color=CHOSEN, lw=2.6, zorder=2.5, solid_capstyle="butt")
+            for block in range(begin, end + 1):
+                self._block(axis, row, block, CHOSEN, CHOSEN, "white")
+        for (row, _, out), (entered, into, _) in itertools.pairwise(segments):
+            begins, ends = self.stitch(row, entered, out, into)
             # A white edge sets it off from the lines that it crosses.
             edge = arrow | {"color": "white", "lw": 6.0, "arrowstyle": "-"}
             axis.annotate("", ends, begins, arrowprops=edge, zorder=2)
             axis.annotate("", ends, begins, arrowprops=arrow, zorder=5)
-        self._ends(axis, path[0].row, path[-1].row, CHOSEN, CHOSEN, "white")
+        self._ends(axis, first, last, CHOSEN, CHOSEN, "white")
 
     def _block(self, axis: Axes, row: int, block: int, face: str, edge: str, text: str) -> None:
         from matplotlib.patches import FancyBboxPatch
@@ -194,7 +195,7 @@ class _Rows:
         axis.text(self.length + ENDS, last * PITCH, "head", bbox=box, **style)
 
 
-def _draw_scores(axis: Axes, pool: StitchedRows, points: dict[Route, tuple[int, float]], chosen: Route) -> None:
+def _draw_scores(axis: Axes, pool: StitchedRows, points: dict[Shape, tuple[int, float]], chosen: Shape) -> None:
     """Top-1 over parameters, one point for every path."""
     unit, name = (1e6, "M") if max(params for params, _ in points.values()) >= 1e6 else (1e3, "K")
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
@@ -202,7 +203,7 @@ def _draw_scores(axis: Axes, pool: StitchedRows, points: dict[Route, tuple[int, 
         "whole rows": ("s", {"ms": 7, "color": "#333333"}),
     }
     for label, (marker, look) in kinds.items():
-        some = [point for path, point in points.items() if (len(path) == 1) == (label == "whole rows")]
+        some = [point for path, point in points.items() if (len(path.segments) == 1) == (label == "whole rows")]
         axis.plot([params / unit for params, _ in some], [top1 for _, top1 in some], marker, label=label, **look)
     if chosen in points:
         params, top1 = points[chosen]

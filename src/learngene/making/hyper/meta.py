@@ -18,7 +18,7 @@ from learngene.genes.gene import Learngene
 from learngene.making.hyper.guidance import guidance_term, penalty
 from learngene.methods.tal.hypernetwork import Hypernetwork
 from learngene.methods.tal.predict import predict, predict_matrix
-from learngene.methods.tal.ranges import draw
+from learngene.methods.tal.ranges import sample_size
 from learngene.recipe.hyper import Guidance, Hyper
 from learngene.training.losses import classification_loss
 from learngene.training.stage import set_drop_path
@@ -100,7 +100,7 @@ class MetaBatch(nn.Module):
     def draw(self) -> None:
         """Draws the shapes of a step by torch's generator, which the loop has seeded for it."""
         source = random.Random(int(torch.randint(2**31, ())))
-        sizes = [draw(self.method.architectures, source) for _ in range(self.hyper.meta_batch)]
+        sizes = [sample_size(self.method.architectures, source) for _ in range(self.hyper.meta_batch)]
         base = self.gene.shape.replace(num_classes=self.num_classes)
         self.shapes = [base.replace(depth=d, embed_dim=w, num_heads=h) for d, w, h in sizes]
 

@@ -107,10 +107,9 @@ def make_pool(
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
         _set_drop_paths(elastic, 0.0)
     scores, method = score_paths(elastic, recipe, images[1]), _method(gene)
-    shapes = {path: method.shape_of(gene.shape, path) for path in method.paths(gene.shape)}
     return _together(results, scores[gene.shape]), [
-        {"path": shape.path, "blocks": method.counts(path), "top1": round(scores[shape].top1, 4)}
-        for path, shape in shapes.items()
+        {"path": path.path, "blocks": method.counts(path), "top1": round(scores[path].top1, 4)}
+        for path in method.paths(gene.shape)
     ]
 
 

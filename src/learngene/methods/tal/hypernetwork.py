@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Making, Method, plain
+from learngene.methods.base import Making, Method, is_count, require_choice, require_plain
 from learngene.methods.tal.ranges import Size, checked_shapes, limits, sizes_of
 from learngene.methods.tal.sizes import (
     DEGREES,
@@ -29,7 +29,7 @@ from learngene.methods.tal.sizes import (
     Layout,
     NetworkConfig,
 )
-from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.system.errors import ShapeError
 from learngene.vits.shape import MAX_DEPTH, ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -66,42 +66,34 @@ class Hypernetwork(Method):
     expansion: int | None = None
     max_shape: int | None = None
     layout: Layout = "official"
-    task_dim: int = 0
+    task_dim: int = dataclasses.field(default=0, metadata={"minimum": 0})
     attention_node: bool = False
     vocabulary: int = 1000
     architectures: str | tuple[Size, ...] = "vits-1k"
 
     decoder: ClassVar[Decoder] = "low-rank"
     making: ClassVar[Making] = "hyper"
+    kept_fields: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise ShapeError(f"{self.name}: unknown size '{self.size}'{nearest(str(self.size), SIZES)}")
+        require_choice(self.name, "size", self.size, SIZES)
         for name, value in SIZES[self.size].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         if self.max_shape is None:
             object.__setattr__(self, "max_shape", self.hid if self.decoder == "dense" else 2048)
-        for name in (*SIZES["published"], "max_shape", "vocabulary"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ShapeError(f"{self.name}: {name} must be a positive integer, not {value!r}")
-        if (self.encoder_layers or 0) > MAX_DEPTH:
+        for name in (*SIZES["published"], "max_shape"):
+            if not is_count(getattr(self, name)):
+                raise ShapeError(f"{self.name}: {name} must be a positive integer, not {getattr(self, name)!r}")
+        super().__post_init__()
+        if self.config.encoder_layers > MAX_DEPTH:
             raise ShapeError(f"{self.name}: encoder_layers {self.encoder_layers} is more than {MAX_DEPTH}")
-        if not isinstance(self.attention_node, bool):
-            raise ShapeError(f"{self.name}: attention_node must be true or false, not {self.attention_node!r}")
         hid, heads = self.config.hid, self.config.encoder_heads
         if hid % 4 or hid % heads:
             raise ShapeError(f"{self.name}: hid {hid} must be divisible by 4 and by encoder_heads {heads}")
-        if self.layout not in ("official", "transposed"):
-            raise ShapeError(
-                f"{self.name}: unknown layout '{self.layout}'{nearest(str(self.layout), ['official', 'transposed'])}"
-            )
+        require_choice(self.name, "layout", self.layout, ("official", "transposed"))
         object.__setattr__(self, "architectures", checked_shapes(self.architectures))
-        self._refuse_task_dim()
-
-    def _refuse_task_dim(self) -> None:
-        if self.task_dim != 0:
+        if self.task_dim and not self.task_aware:
             raise ShapeError(f"{self.name}: has no task layers; leave task_dim out, or use method tal")
 
     @functools.cached_property
@@ -195,8 +187,8 @@ class Hypernetwork(Method):
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Any plain ViT with a class token can be made whose widest weight the decoder can express."""
-        refuse_unknown(options, self.options, f"{self.name}: expansion options")
-        self._refuse_shape(plain(shape))
+        super().refuse(auxiliary, shape, **options)
+        self._refuse_shape(require_plain(shape))
 
     def _refuse_shape(self, shape: ViTShape) -> None:
         if not shape.class_token:
@@ -227,7 +219,7 @@ class Hypernetwork(Method):
 
     def cautions(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """A shape outside what the hypernetwork was trained for can be predicted, but nobody has seen how well."""
-        shape = plain(shape)
+        shape = require_plain(shape)
         depths, widths = limits(self.architectures)
         out = []
         for what, value, (low, high) in (("depth", shape.depth, depths), ("embed_dim", shape.embed_dim, widths)):
@@ -257,11 +249,11 @@ class Hypernetwork(Method):
 
     def label(self, auxiliary: ViTShape, shape: Shape) -> str:
         """Depth, width and heads, all of which differ."""
-        return f"depth {shape.depth:3d}  width {shape.embed_dim:4d}  heads {plain(shape).num_heads:2d}"
+        return f"depth {shape.depth:3d}  width {shape.embed_dim:4d}  heads {require_plain(shape).num_heads:2d}"
 
     def flags(self, auxiliary: ViTShape, shape: Shape) -> str:
         """Depth, width and heads."""
-        return f"--depth {shape.depth} --embed-dim {shape.embed_dim} --num-heads {plain(shape).num_heads}"
+        return f"--depth {shape.depth} --embed-dim {shape.embed_dim} --num-heads {require_plain(shape).num_heads}"
 
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """Every layer is predicted."""
@@ -274,7 +266,7 @@ class Hypernetwork(Method):
         from learngene.methods.tal.predict import predict
 
         task = options.get("task")
-        return predict(self.config, tensors, [plain(shape)], None if task is None else task[None])[0]
+        return predict(self.config, tensors, [require_plain(shape)], None if task is None else task[None])[0]
 
 
 def _linear(name: str, wide_in: int, wide_out: int) -> dict[str, tuple[int, ...]]:
@@ -337,10 +329,6 @@ class TAL(Hypernetwork):
     title: ClassVar[str] = "Task-Aware Learngene"
     paper: ClassVar[str] = "anonymous, under review"
     task_aware: ClassVar[bool] = True
-
-    def _refuse_task_dim(self) -> None:
-        if not isinstance(self.task_dim, int) or isinstance(self.task_dim, bool) or self.task_dim < 1:
-            raise ShapeError(f"tal: task_dim must be the ancestry's feature width, not {self.task_dim!r}")
 
 
 def hypernetwork_of(method: Method) -> Hypernetwork:

@@ -58,7 +58,7 @@ def sizes_of(shapes: str | tuple[Size, ...]) -> tuple[Size, ...]:
     return shapes if not isinstance(shapes, str) else tuple(size for band in RANGES[shapes] for size in band.sizes())
 
 
-def draw(shapes: str | tuple[Size, ...], source: random.Random) -> Size:
+def sample_size(shapes: str | tuple[Size, ...], source: random.Random) -> Size:
     """Draws one size: of a list evenly, of a range first the depth, then the width, then the heads, as the authors."""
     if not isinstance(shapes, str):
         return source.choice(shapes)
