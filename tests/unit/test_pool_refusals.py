@@ -35,7 +35,7 @@ LABELS = {"points": [0, 0], "stitches": "ls"}
         ({"method": "sn-net"}, "anchors: settings.rows has 2 rows, so give 2 pretrained ViTs as anchors"),
         ({"method": "sn-net", "anchors": [{"source": "a"}]}, "so give 2 pretrained ViTs as anchors"),
         ({"method": "sn-net", "anchors": [{"source": "a"}] * 2, "pool": {"stitches": "tm"}},
-         "pool.stitches: tm needs rows that were distilled here, which anchors are not; use ls"),
+         "pool.stitches: tm needs rows that were distilled here, not anchors; use ls"),
         ({"method": "tleg", "settings": {}, "pool": {}}, "pool: method tleg has no rows; leave it out"),
         ({"method": "sws", "settings": {"stages": [3]}, "anchors": [{"source": "a"}]}, "anchors: method sws has no"),
         ({"train": {**FAST, "layer_decay": 0.5}}, "layer_decay is for fine-tuning"),

@@ -22,7 +22,7 @@ from pico import FAST, make_ancestry, make_images, pico_gene
         ({"method": "logah", "settings": PICO}, "ancestry: guides nothing"),
         ({"method": "tleg", "settings": {}, "hyper": {}}, "hyper: method tleg is no hypernetwork; leave it out"),
         ({"distill": {"alpha": 0.5}}, "distill: means nothing for tal, which hyper describes; leave it out"),
-        ({"pool": {}}, "pool: means nothing for tal"),
+        ({"pool": {}}, "pool: method tal has no rows; leave it out"),
         ({"hyper": {"meta_batch": 0}}, "hyper.meta_batch"),
         ({"hyper": {"guidance": {"preset": "papers"}}}, "papers"),
         ({"hyper": {"guidance": {"alpha": 1.5}}}, "hyper.guidance.alpha"),
@@ -190,7 +190,7 @@ def test_what_a_user_types_by_mistake_is_one_line(
         (("tune", tune, "hyper=5"), "hyper"),
         (("tune", tune, 'tasks={"a\\nb": {data: {source: digits}}}'), "is no name for a task"),
         (("expand", stage1, *out, "--set", "task=5"), "--task 5: no folder or tar of images, and no task of this gene"),
-        (("expand", stage1, *out, "--set", "task=a", "--task", "b"), "--task: is given twice"),
+        (("expand", stage1, *out, "--set", "task=a", "--task", "b"), "--task: given twice"),
         (("expand", stage1, *out, "--task", tmp_path / "nix" / "nix"), "nix"),
     ):
         done = cli(*arguments)

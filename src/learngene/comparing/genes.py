@@ -118,7 +118,7 @@ def _searched_gene(
     out: Comparison, name: str, spec: ContenderSpec, search: SearchSpec, ancestry: AncestryJob, seed: int
 ) -> GeneJob:
     recipe = out.recipe
-    tasks = recipe.searched(search)
+    tasks = recipe.learned(search)
     train = recipe.train("condense", spec.train, {"seed": seed})
     rates = {task: {"lr": search.rates[task]} for task in tasks if task in search.rates}
     given: dict[str, Any] = {
@@ -163,7 +163,7 @@ def _tuned_gene(
     """A hypernetwork tuned on several tasks, or on the cell's own, behind stage 1 or fresh."""
     recipe, kind = out.recipe, method(spec.method, spec.settings)
     assert isinstance(kind, Hypernetwork)
-    tasks = [task] if stage2.each else recipe.tuned(stage2)
+    tasks = [task] if stage2.each else recipe.learned(stage2)
     shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[SOURCE]})
     stage1 = None if stage2.fresh else _condensed_gene(out, name, spec, shape, ancestry, seed)
     train = recipe.train("condense", spec.train, stage2.train, {"seed": seed})

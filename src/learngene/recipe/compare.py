@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from learngene.methods import method
+from learngene.recipe.condense import refuse_foreign_parts
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.search import Routing, Selection
-from learngene.recipe.sections import DataSpec, Positive, Section, Seed, ShapeChanges, Train, merge, without_removed
+from learngene.recipe.sections import (
+    Above0,
+    ByName,
+    DataSpec,
+    Distinct,
+    Positive,
+    Section,
+    Seed,
+    ShapeChanges,
+    Train,
+    merge,
+)
 from learngene.system.errors import RecipeError, ShapeError, nearest
 from learngene.vits.stitched_shape import shape_from
 
@@ -36,10 +48,15 @@ class ModelSpec(Section):
         return self
 
 
+LearnedTasks = Annotated[
+    list[str] | None, Field(min_length=1, description="names; by default all tasks but the home task")
+]
+
+
 class SearchSpec(Section):
     """Of a contender whose gene is searched (LSAMD): on which tasks, and how."""
 
-    tasks: list[str] | None = Field(None, min_length=1, description="names; by default all tasks but the home task")
+    tasks: LearnedTasks = None
     routing: Routing = Routing()
     select: Selection = Selection()
     stem: bool = Field(True, description="whether the gene carries patch projection, positions and final norm")
@@ -49,10 +66,10 @@ class SearchSpec(Section):
 class Stage2Spec(Section):
     """Of a contender whose hypernetwork is tuned on tasks (TAL's stage 2): on which, and how."""
 
-    tasks: list[str] | None = Field(None, min_length=1, description="names; by default all tasks but the home task")
+    tasks: LearnedTasks = None
     each: bool = Field(False, description="one hypernetwork per task of a cell, instead of one for all (LoGAH v1, v2)")
     fresh: bool = Field(False, description="without stage 1 on the home task (LoGAH v1, v3)")
-    temperature: float = Field(2.0, gt=0, description="of drawing tasks")
+    temperature: Above0 = Field(2.0, description="of drawing tasks")
     freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
     task_layers: bool | None = Field(None, description="true adds task layers to LoGAH's, false takes TAL's away")
     train: dict[str, Any] = Field({}, description="how it is tuned: what differs from the contender's `train`")
@@ -78,21 +95,14 @@ class ContenderSpec(Section):
     layers: list[Positive] | None = Field(None, description="fill only these layers, counted from 1 (TLEG Table 5)")
     modules: list[str] | None = Field(None, description="fill only these of msa, mlp, ln (TLEG Table 4)")
     tune: dict[str, Any] = Field({}, description="how its descendants are tuned: what differs from `tune`")
-    times: float = Field(1.0, gt=0, description="its epochs of tuning over those of the budget")
+    times: Above0 = Field(1.0, description="its epochs of tuning over those of the budget")
 
     @model_validator(mode="after")
     def _method_fits(self) -> ContenderSpec:
         kind = method(self.method, self.settings)
         if self.each and "condense" not in kind.origins:
             raise RecipeError(f"each: a gene per shape needs a method that is trained, which {self.method} is not")
-        if (self.anchors or self.pool is not None) and kind.making != "pool":
-            raise RecipeError(
-                f"{'anchors' if self.anchors else 'pool'}: method {self.method} has no rows; leave it out"
-            )
-        if kind.making != "hyper" and (self.hyper is not None or self.stage2 is not None):
-            raise RecipeError(
-                f"{'hyper' if self.stage2 is None else 'stage2'}: method {self.method} is no hypernetwork; leave it out"
-            )
+        refuse_foreign_parts(self, kind)
         if self.stage2 is not None and self.task_aware and self.ancestry is None:
             raise RecipeError("ancestry is missing: the task embeddings of tal are its features")
         if self.search is not None and "search" not in kind.origins:
@@ -128,17 +138,14 @@ class BudgetSpec(Section):
     tune: dict[str, Any] = Field({}, description="how descendants are tuned: what differs from `tune`")
 
 
-Names = Annotated[list[str] | None, Field(min_length=1)]
-
-
 class Run(Section):
     """Which of the named entries to run; all of them by default."""
 
-    tasks: Names = None
-    shapes: Names = None
-    contenders: Names = None
-    budgets: Names = None
-    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="every cell is run with each")
+    tasks: Distinct[str] | None = None
+    shapes: Distinct[str] | None = None
+    contenders: Distinct[str] | None = None
+    budgets: Distinct[str] | None = None
+    seeds: Distinct[Seed] = Field([0, 1, 2], description="every cell is run with each")
     skip_impossible: bool = Field(
         False, description="leave out shapes that a contender cannot make, instead of refusing the comparison"
     )
@@ -159,9 +166,7 @@ class CompareRecipe(Section):
     out: Path = Field(Path("results/compare"), description="results: one JSON per cell, tables and plots")
     store: Path = Field(Path("runs/store"), description="what is trained on the way: ancestries and genes")
     data: DataSpec = Field(description="the home task, on which genes are condensed and ancestries trained")
-    tasks: Annotated[dict[str, DataSpec], BeforeValidator(without_removed)] = Field(
-        {}, description="other tasks by name, of images with masks too; null removes one"
-    )
+    tasks: ByName[DataSpec] = Field({}, description="other tasks, of images with masks too; null removes one")
     ancestries: dict[str, ModelSpec] = Field({}, description="teachers and models to extract from, by name")
     shape: ShapeChanges = Field({}, description="what all shapes have in common")
     shapes: dict[str, ShapeChanges] = Field(description="descendants by name: what differs from `shape`")
@@ -183,51 +188,27 @@ class CompareRecipe(Section):
         return {**given, "contenders": {name: _extended(name, contenders, ()) for name in contenders}}
 
     @model_validator(mode="after")
-    def _names_exist(self) -> CompareRecipe:
+    def _parts_fit(self) -> CompareRecipe:
         if SOURCE in self.tasks:
             raise RecipeError(f"tasks: '{SOURCE}' is the task of `data`; give this one another name")
         self._refuse_alike_tasks()
-        self.train("condense")
-        self.train("tune")
-        for name, ancestry in self.ancestries.items():
-            self.train("condense", ancestry.train, where=f"ancestries.{name}.train")
-        for name, budget in self.budgets.items():
-            self.train("tune", budget.tune, where=f"budgets.{name}.tune")
+        for where, section, *changes in self._trained():
+            self.train(section, *changes, where=where)
+        shapes = {f"contenders.{name}.auxiliary": contender.auxiliary for name, contender in self.contenders.items()}
+        for where, shape in (shapes | {f"shapes.{name}": shape for name, shape in self.shapes.items()}).items():
+            try:
+                shape_from({**self.shape, **shape})
+            except ShapeError as error:
+                raise RecipeError(f"{where}: {error}") from None
+        for where, name, known in self._references():
+            if name not in known:
+                raise RecipeError(f"{where}: no '{name}' is defined{nearest(name, known)}")
         for name, contender in self.contenders.items():
-            self.train("condense", contender.train, where=f"contenders.{name}.train")
-            self.train("tune", contender.tune, where=f"contenders.{name}.tune")
-            if contender.stage2:
-                changes = (contender.train, contender.stage2.train)
-                self.train("condense", *changes, where=f"contenders.{name}.stage2.train")
-            _refuse_shape(f"contenders.{name}.auxiliary", {**self.shape, **contender.auxiliary})
-        for name, shape in self.shapes.items():
-            _refuse_shape(f"shapes.{name}", {**self.shape, **shape})
-        for field in ("tasks", "shapes", "contenders", "budgets", "seeds"):
-            names = getattr(self.run, field) or []
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise RecipeError(f"run.{field}: {twice[0]} is named twice")
-        for field in ("tasks", "shapes", "contenders", "budgets"):
-            for name in getattr(self.run, field) or ():
-                _refuse_undefined(
-                    f"run.{field}", name, {SOURCE, *self.tasks} if field == "tasks" else getattr(self, field)
-                )
-        for name, contender in self.contenders.items():
-            for field, names in (("ancestry", [contender.ancestry]), ("anchors", contender.anchors)):
-                for other in names:
-                    if other is not None:
-                        _refuse_undefined(f"contenders.{name}.{field}", other, self.ancestries)
-            if contender.stage2:
-                for task in [*(contender.stage2.tasks or ()), *contender.stage2.augment]:
-                    _refuse_undefined(f"contenders.{name}.stage2", task, {SOURCE, *self.tasks})
-                if not self.tasks and contender.stage2.tasks is None and not contender.stage2.each:
-                    raise RecipeError(f"contenders.{name}.stage2: needs tasks to tune on, and none are defined")
-            for task in [*(spec.tasks or ()), *spec.rates] if (spec := contender.search) else ():
-                _refuse_undefined(f"contenders.{name}.search", task, {SOURCE, *self.tasks})
-            if contender.search and not self.tasks:
+            stage2, search = contender.stage2, contender.search
+            if stage2 and not stage2.each and not self.learned(stage2):
+                raise RecipeError(f"contenders.{name}.stage2: needs tasks to tune on, and none are defined")
+            if search and not self.tasks:
                 raise RecipeError(f"contenders.{name}.search: needs tasks to search on, and none are defined")
-        for name, budget in self.budgets.items():
-            if budget.cost_of is not None:
-                _refuse_undefined(f"budgets.{name}.cost_of", budget.cost_of, self.contenders)
         return self
 
     def _refuse_alike_tasks(self) -> None:
@@ -241,6 +222,41 @@ class CompareRecipe(Section):
                     f"tasks.{task}: its images have the same file name as those of '{other}' ({names[0]}), by which "
                     "results are known; rename one"
                 )
+
+    def _trained(self) -> Iterator[tuple[Any, ...]]:
+        """For every train section that is made of changes: where the last changes stand, the section, all changes."""
+        yield "condense", "condense"
+        yield "tune", "tune"
+        for name, ancestry in self.ancestries.items():
+            yield f"ancestries.{name}.train", "condense", ancestry.train
+        for name, budget in self.budgets.items():
+            yield f"budgets.{name}.tune", "tune", budget.tune
+        for name, contender in self.contenders.items():
+            yield f"contenders.{name}.train", "condense", contender.train
+            yield f"contenders.{name}.tune", "tune", contender.tune
+            if contender.stage2:
+                yield f"contenders.{name}.stage2.train", "condense", contender.train, contender.stage2.train
+
+    def _references(self) -> Iterator[tuple[str, str, Collection[str]]]:
+        """Every name that refers to an entry: where it stands, the name, and those that are defined."""
+        tasks = {SOURCE, *self.tasks}
+        for field in ("tasks", "shapes", "contenders", "budgets"):
+            known = tasks if field == "tasks" else getattr(self, field)
+            yield from ((f"run.{field}", name, known) for name in getattr(self.run, field) or ())
+        for contender, spec in self.contenders.items():
+            where = f"contenders.{contender}"
+            if spec.ancestry is not None:
+                yield f"{where}.ancestry", spec.ancestry, self.ancestries
+            yield from ((f"{where}.anchors", name, self.ancestries) for name in spec.anchors)
+            if spec.stage2:
+                names = [*(spec.stage2.tasks or ()), *spec.stage2.augment]
+                yield from ((f"{where}.stage2", name, tasks) for name in names)
+            if spec.search:
+                names = [*(spec.search.tasks or ()), *spec.search.rates]
+                yield from ((f"{where}.search", name, tasks) for name in names)
+        for name, budget in self.budgets.items():
+            if budget.cost_of is not None:
+                yield f"budgets.{name}.cost_of", budget.cost_of, self.contenders
 
     def train(self, section: Literal["condense", "tune"], *changes: Mapping[str, Any], where: str = "") -> Train:
         """One of the train sections with changes applied in turn, the last of which wins.
@@ -260,21 +276,17 @@ class CompareRecipe(Section):
         known = [SOURCE, *self.tasks] if field == "tasks" else list(getattr(self, field))
         return list(getattr(self.run, field) or known)
 
-    def searched(self, search: SearchSpec) -> list[str]:
-        """The tasks on which a contender's blocks are searched."""
-        return search.tasks or list(self.tasks)
-
-    def tuned(self, stage2: Stage2Spec) -> list[str]:
-        """The tasks on which a contender's hypernetwork is tuned."""
-        return stage2.tasks or list(self.tasks)
+    def learned(self, part: SearchSpec | Stage2Spec) -> list[str]:
+        """The tasks on which a contender's blocks are searched, or its hypernetwork is tuned."""
+        return part.tasks or list(self.tasks)
 
     def needed(self) -> list[str]:
         """The tasks whose images are needed: the home task, those that are run, and those that genes learn from."""
-        searches = [spec.search for name in self.chosen("contenders") if (spec := self.contenders[name]).search]
-        parts = [task for search in searches if search for task in self.searched(search)]
-        stages = [spec.stage2 for name in self.chosen("contenders") if (spec := self.contenders[name]).stage2]
-        parts += [task for stage in stages if stage and not stage.each for task in self.tuned(stage)]
-        return list(dict.fromkeys([SOURCE, *self.chosen("tasks"), *parts]))
+        tasks = [SOURCE, *self.chosen("tasks")]
+        for spec in (self.contenders[name] for name in self.chosen("contenders")):
+            tasks += self.learned(spec.search) if spec.search else []
+            tasks += self.learned(spec.stage2) if spec.stage2 and not spec.stage2.each else []
+        return list(dict.fromkeys(tasks))
 
 
 def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -> Any:
@@ -288,15 +300,3 @@ def _extended(name: str, contenders: Mapping[str, Any], seen: tuple[str, ...]) -
         raise RecipeError(f"contenders.{name}.extends: '{other}' extends itself")
     own = {key: value for key, value in spec.items() if key != "extends"}
     return merge(_extended(other, contenders, (*seen, name)), own)
-
-
-def _refuse_shape(where: str, fields: Mapping[str, Any]) -> None:
-    try:
-        shape_from(fields)
-    except ShapeError as error:
-        raise RecipeError(f"{where}: {error}") from None
-
-
-def _refuse_undefined(where: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise RecipeError(f"{where}: no '{name}' is defined{nearest(name, known)}")

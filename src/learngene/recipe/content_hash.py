@@ -13,17 +13,12 @@ KEY_LENGTH = 10
 FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
 """Entries that do not change what is computed."""
 
-ADDED_LATER = frozenset(
-    {
-        "DataSpec.mask_classes",
-        "DataSpec.ignore_index",
-        "Schedule.kind",
-        "Schedule.power",
-        "Routing.compared",
-        "Routing.preset",
-    }
-)
-"""Section and name of entries that older results did not know. At its default such an entry changes nothing, so it is
+ADDED_LATER = {
+    "DataSpec": ("mask_classes", "ignore_index"),
+    "Schedule": ("kind", "power"),
+    "Routing": ("compared", "preset"),
+}
+"""By section, entries that older results did not know. At its default such an entry changes nothing, so it is
 left out of the hash: otherwise every result that is there already would be computed, and named, anew."""
 
 
@@ -60,6 +55,6 @@ def later_defaults(section: Section) -> set[str]:
         value = getattr(section, name)
         if isinstance(value, Section):
             out |= {f"{name}.{inner}" for inner in later_defaults(value)}
-        elif f"{type(section).__name__}.{name}" in ADDED_LATER and value == described.default:
+        elif name in ADDED_LATER.get(type(section).__name__, ()) and value == described.default:
             out.add(name)
     return out

@@ -14,14 +14,11 @@ class FinetuneRecipe(Section):
     """A gene, a descendant folder or a timm architecture to a fine-tuned descendant folder."""
 
     kind: Literal["finetune"] = "finetune"
-    model: str = Field(
-        description="gene file, descendant folder, timm model name, or scratch for random weights of `shape`"
-    )
+    model: str = Field(description="gene file, descendant folder, timm model name, or scratch, of random weights")
     model_args: dict[str, Any] = Field({}, description="arguments for timm.create_model, for example img_size")
     pretrained: bool = Field(True, description="false: a timm model starts from random weights, by train.seed")
     shape: ShapeChanges | None = Field(
-        None,
-        description="of a gene's descendant: the fields that differ from the auxiliary shape, often just depth",
+        None, description="of a gene's descendant: the fields that differ from the auxiliary shape, often just depth"
     )
     options: dict[str, Any] = Field({}, description="the method's choices at expansion, and layers and modules")
     data: DataSpec

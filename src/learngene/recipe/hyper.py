@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from learngene.recipe.sections import Fraction, Positive, Section
+from learngene.recipe.sections import Above0, AtLeast0, Fraction, Positive, Section
+from learngene.system.errors import RecipeError
 
 
 class Guidance(Section):
@@ -16,19 +17,15 @@ class Guidance(Section):
     presets: ClassVar = {
         "default": {},
         "code": {"normalise": "logits", "map": "random"},
-        "paper": {
-            "direction": "student-teacher",
-            "temperature": 1.0,
-            "tau_squared": False,
-            "features": "channel-wise",
-        },
+        "paper": {"direction": "student-teacher", "temperature": 1.0, "tau_squared": False}
+        | {"features": "channel-wise"},
         "none": {"alpha": 0.0},
     }
     preset: str | None = Field(
         None, description="default, paper (the printed equations), code (the authors'), none (labels alone: LoGAH)"
     )
     alpha: Fraction = Field(0.2, description="weight of guidance, 1 - alpha of labels; the code's, the paper is silent")
-    temperature: float = Field(3.0, gt=0, description="the code's; the paper has none")
+    temperature: Above0 = Field(3.0, description="the code's; the paper has none")
     tau_squared: bool = Field(True, description="multiply by temperature squared, as the code")
     direction: Literal["teacher-student", "student-teacher"] = Field(
         "teacher-student", description="KL(teacher || student), the code's and the usual one; the paper has the other"
@@ -52,15 +49,20 @@ class Hyper(Section):
     """How a hypernetwork is trained, in both stages."""
 
     meta_batch: Positive = Field(1, description="ViTs predicted per step, each on the same images; 1 in all commands")
-    penalty: float = Field(
-        3e-5, ge=0, description="predicted-parameter regularisation: times the sum of all tensors' norms"
-    )
+    penalty: AtLeast0 = Field(3e-5, description="weight of the sum of all predicted tensors' norms in the loss")
 
 
 class Stage1Hyper(Hyper):
     """How it is trained in stage 1, where an ancestry may guide."""
 
     guidance: Guidance = Guidance()
+
+    def refuse(self, *, ancestry: bool) -> None:
+        """Raises ``RecipeError`` if a guide is missing, or given and of no use."""
+        if self.guidance.alpha > 0 and not ancestry:
+            raise RecipeError("ancestry is missing: it guides, unless hyper.guidance.preset is none")
+        if self.guidance.alpha == 0 and ancestry:
+            raise RecipeError("ancestry: guides nothing with hyper.guidance.preset none; leave it out")
 
 
 def stage1_hyper(given: Any, *, task_aware: bool) -> Any:

@@ -8,40 +8,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, get_args
 
 import yaml
 
+from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.one_line_faults import validated
-from learngene.recipe.sections import (
-    Section,
-    merge,
-)
+from learngene.recipe.search import SearchRecipe, TaskSearch
+from learngene.recipe.sections import Section, merge
+from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import RecipeError, nearest
-
-if TYPE_CHECKING:
-    from learngene.recipe.compare import CompareRecipe
-    from learngene.recipe.search import SearchRecipe, TaskSearch
-    from learngene.recipe.tune import TuneRecipe
 
 DATA_FOLDER = "$DATA"
 """What stands in recipes for a folder of image sets that the command line gives."""
-
-
-Recipe = Union[CondenseRecipe, FinetuneRecipe, "CompareRecipe", "SearchRecipe", "TuneRecipe"]
-TrainingRecipe = Union[CondenseRecipe, FinetuneRecipe, "TaskSearch", "TuneRecipe"]
+Recipe = CondenseRecipe | FinetuneRecipe | CompareRecipe | SearchRecipe | TuneRecipe
+TrainingRecipe = CondenseRecipe | FinetuneRecipe | TaskSearch | TuneRecipe
 """One that trains one thing in one run folder."""
-
-
-def _kinds() -> dict[str, Any]:
-    from learngene.recipe.compare import CompareRecipe  # which are made of the sections above
-    from learngene.recipe.search import SearchRecipe
-    from learngene.recipe.tune import TuneRecipe
-
-    kinds = (CondenseRecipe, FinetuneRecipe, CompareRecipe, SearchRecipe, TuneRecipe)
-    return {kind.model_fields["kind"].default: kind for kind in kinds}
+KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(Recipe)}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Recipe:
@@ -91,7 +76,7 @@ def apply_overrides(fields: Mapping[str, Any], overrides: Sequence[str]) -> dict
         key, sign, value = assignment.partition("=")
         if not sign or not key:
             raise RecipeError(f"override '{assignment}' is not of the form key.sub=value")
-        nested: Any = _parse_value(value, assignment)
+        nested = _parse_value(value, assignment)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         out = merge(out, nested)
@@ -108,10 +93,10 @@ def build_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         RecipeError: One line that names the place, what is wrong, and what would be right.
     """
-    kind, kinds = fields.get("kind", "condense" if "method" in fields else "finetune"), _kinds()
-    if kind not in kinds:
-        raise RecipeError(f"{where}: unknown kind '{kind}'{nearest(str(kind), kinds)}")
-    built: Recipe = validated(kinds[kind], fields, where)
+    kind = fields.get("kind", "condense" if "method" in fields else "finetune")
+    if kind not in list(KINDS):  # a list, as what is given need not be hashable
+        raise RecipeError(f"{where}: unknown kind '{kind}'{nearest(str(kind), KINDS)}")
+    built: Recipe = validated(KINDS[kind], fields, where)
     return built
 
 
@@ -157,8 +142,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
-        raise RecipeError(f"{path}: not valid YAML: {line}") from None
+        raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
     base = fields.pop("extends", None)
@@ -174,10 +158,7 @@ def _parse_value(text: str, assignment: str) -> Any:
         raise RecipeError(f"override '{assignment}': {error}") from None
     except yaml.YAMLError:
         raise RecipeError(f"override '{assignment}': the value is not valid YAML") from None
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text; people who type a learning rate mean the number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    try:  # YAML 1.1 reads 1e-3 as text; people who type a learning rate mean the number.
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from learngene.recipe.sections import Section, SectionType
+from learngene.recipe.sections import Section
 from learngene.system.errors import LearngeneError, RecipeError
 
+SectionType = TypeVar("SectionType", bound=Section)
 MAPPING = "Input should be a mapping of keys to values"
 IN_OUR_WORDS = {"missing": "required, but missing", "dict_type": MAPPING, "model_type": MAPPING}
 """What we say for pydantic's kinds of fault, where its own text speaks of Python."""
@@ -37,12 +38,11 @@ def _told(error: ValidationError, given: Mapping[str, Any]) -> str:
     # Every alternative of a union has faults of its own: those that got furthest into what was given say most.
     same = [fault for fault in faults if fault[0][: len(first)] == first]
     place, fault = max(same, key=lambda fault: len(fault[0]))
-    texts = [_plain(other, place) for there, other in same if there == place]
-    message = " or ".join(dict.fromkeys([texts[0], *(text.removeprefix("Input should be ") for text in texts[1:])]))
-    value = f" (given: {fault['input']!r})" if isinstance(fault["input"], (str, int, float, bool)) else ""
-    if fault["type"] == "model_type" and value:
-        value += _instead(str(fault["ctx"]["class_name"]))
-    return f"{'.'.join(place)}: {message}{value}" if place else f"{message}{value}"
+    first_text, *others = [_plain(other, place) for there, other in same if there == place]
+    message = " or ".join(dict.fromkeys([first_text, *(text.removeprefix("Input should be ") for text in others)]))
+    if isinstance(fault["input"], (str, int, float, bool)):
+        message += f" (given: {fault['input']!r}){_key_that_was_meant(fault)}"
+    return ": ".join([".".join(place), message] if place else [message])
 
 
 def _place(fault: ErrorDetails, given: Any) -> list[str]:
@@ -57,14 +57,16 @@ def _place(fault: ErrorDetails, given: Any) -> list[str]:
     return out
 
 
-def _instead(section: str) -> str:
-    """Which key of a section a plain value was probably meant for."""
-    kind = next((kind for kind in Section.__subclasses__() if kind.__name__ == section), Section)
-    key = next((key for key in ("preset", "source", "data") if key in kind.model_fields), None)
-    return f"; did you mean its {key}?" if key else ""
+def _key_that_was_meant(fault: ErrorDetails) -> str:
+    """For which key of a section a plain value was probably meant, if it stands where a section belongs."""
+    for kind in Section.__subclasses__():
+        if fault["type"] == "model_type" and fault["ctx"]["class_name"] == kind.__name__:
+            keys = [key for key in ("preset", "source", "data") if key in kind.model_fields]
+            return f"; did you mean its {keys[0]}?" if keys else ""
+    return ""
 
 
-def _plain(fault: ErrorDetails, place: Sequence[str]) -> str:
+def _plain(fault: ErrorDetails, place: list[str]) -> str:
     """What pydantic says, without names of Python's and without the place, where that is said anyway."""
     if fault["type"] == "too_short" and not fault["input"]:
         return "empty; give at least one"

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from learngene.recipe.sections import Fraction, Positive, Section
+from learngene.methods.stitching import StitchedRows
+from learngene.recipe.sections import Above0, Fraction, Positive, Section
+from learngene.system.errors import RecipeError
 
 
 class PoolSpec(Section):
@@ -18,10 +20,8 @@ class PoolSpec(Section):
         description="per row, narrow to wide: blocks at which it is distilled, 1 (the last), 2 or 3 (at thirds of the "
         "depth), or 0 (labels only). By default 3, and 1 for rows as wide as the ancestry (Learngene Pool, Table 4)",
     )
-    terms: list[Literal["pred", "blk", "att"]] = Field(
-        ["pred", "blk", "att"],
-        min_length=1,
-        description="of L_dis (equation 6): predictions, block outputs, attention outputs",
+    terms: Annotated[list[Literal["pred", "blk", "att"]], Field(min_length=1)] = Field(
+        ["pred", "blk", "att"], description="of L_dis (equation 6): predictions, block outputs, attention outputs"
     )
     transform_bias: bool = Field(False, description="a bias in W and M, as the authors' code; the paper's are matrices")
     learn_equal_width: bool = Field(
@@ -41,7 +41,32 @@ class PoolSpec(Section):
         "none", description="distillation while paths are tuned; the paper finds it needless behind tm"
     )
     guide_weight: Fraction = Field(0.5, description="of the guide, the rest being labels; both authors' codes")
-    guide_temperature: float = Field(1.0, gt=0, description="of a soft guide")
-    kept: Path | None = Field(
-        None, description="where trained rows are kept, to be shared by pools; by default in the run folder"
-    )
+    guide_temperature: Above0 = Field(1.0, description="of a soft guide")
+    kept: Path | None = Field(None, description="where rows are kept, to be shared by pools; else in the run folder")
+
+    def refuse(self, kind: StitchedRows, *, ancestry: bool, anchors: int) -> None:
+        """Raises ``RecipeError`` if it says too much or too little for a method's rows.
+
+        Args:
+            kind: The method.
+            ancestry: Whether there is a teacher.
+            anchors: How many pretrained ViTs are to become rows.
+        """
+        rows = len(kind.rows)
+        if self.guide != "none" and not ancestry:
+            raise RecipeError(f"ancestry is missing: pool.guide {self.guide} needs a teacher")
+        if kind.name == "sn-net":
+            if anchors != rows:
+                raise RecipeError(f"anchors: settings.rows has {rows} rows, so give {rows} pretrained ViTs as anchors")
+            for name in ("points", "terms", "transform_bias", "learn_equal_width", "rows", "kept"):
+                if getattr(self, name) != getattr(PoolSpec(), name):
+                    raise RecipeError(f"pool.{name} means nothing for sn-net, whose rows are not trained; leave it out")
+            if self.stitches == "tm":
+                raise RecipeError("pool.stitches: tm needs rows that were distilled here, not anchors; use ls")
+            return
+        if anchors:
+            raise RecipeError("anchors: the rows of a pool are distilled from its ancestry; leave anchors out")
+        if self.points is not None and len(self.points) != rows:
+            raise RecipeError(f"pool.points: one number per row is needed, {rows} in all, not {len(self.points)}")
+        if not ancestry and (self.points is None or any(self.points)):
+            raise RecipeError("ancestry is missing: rows are distilled from it, unless pool.points are all 0")

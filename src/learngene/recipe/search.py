@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.content_hash import short_hash
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import (
     AncestrySpec,
+    AtLeast0,
+    ByName,
     DataSpec,
+    FractionAbove0,
+    GeneRun,
+    GeneType,
     Positive,
     Section,
     Train,
     merge,
-    without_removed,
 )
 from learngene.system.errors import RecipeError
 
-NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
-"""Of task names, which become names of folders."""
 LONGEST_NAME = 100
 """Characters of a task name; file systems take 255, to which seed and hash are added."""
+BLOCKS = 5
+"""Of the paper's learngene."""
 
 
 class Routing(Section):
     """How a super ancestry net decides between base and specific blocks, and how that decision learns (LSAMD)."""
 
-    presets: ClassVar = {
-        "stable": {},
-        "paper": {"noise": "gaussian"},
-    }
+    presets: ClassVar = {"stable": {}, "paper": {"noise": "gaussian"}}
     preset: str | None = Field(
         None,
-        description="stable (the defaults: blocks found agree best over seeds, docs/lsamd.md) or paper (with noise)",
+        description="stable (the defaults: blocks agree best over seeds, docs/lsamd.md) or paper (with noise)",
     )
     route: Literal["batch", "img"] = Field(
         "batch", description="batch: the majority decides for all (the paper's choice); img: every sample for itself"
@@ -48,8 +50,8 @@ class Routing(Section):
         "is the chosen block's output), two-branch (runs the other block, too, and learns from the difference), scale "
         "(multiplies by the probability, as Mod-Squad does with parts of blocks; shrinks what a frozen net passes on)",
     )
-    compared: float = Field(
-        1.0, gt=0, le=1, description="two-branch: share of a batch's images on which the other block runs, too"
+    compared: FractionAbove0 = Field(
+        1.0, description="two-branch: share of a batch's images on which the other block runs, too"
     )
     noise: Literal["gaussian", "literal", "none"] = Field(
         "none",
@@ -59,8 +61,8 @@ class Routing(Section):
     descriptor: Literal["mean", "cls", "vote"] = Field(
         "mean", description="what an adapter sees of a sample: mean of its tokens, class token, or every token's vote"
     )
-    prefer_base: float = Field(
-        0.0, ge=0, description="weight in the loss of the mean probability of specific blocks; the paper has none"
+    prefer_base: AtLeast0 = Field(
+        0.0, description="weight in the loss of the mean probability of specific blocks; the paper has none"
     )
 
     @model_validator(mode="after")
@@ -73,10 +75,7 @@ class Routing(Section):
 class Selection(Section):
     """Which base blocks become the learngene, by how much the data sets use them (LSAMD, equation 3)."""
 
-    presets: ClassVar = {
-        "stable": {},
-        "paper": {"rule": "threshold"},
-    }
+    presets: ClassVar = {"stable": {}, "paper": {"rule": "threshold"}}
     preset: str | None = Field(None, description="stable (the defaults) or paper (threshold)")
     rule: Literal["threshold", "top_k"] = Field(
         "top_k", description="threshold: the paper's, by choices; top_k: by probabilities, and never empty"
@@ -106,10 +105,6 @@ class Selection(Section):
         return self.k or BLOCKS
 
 
-BLOCKS = 5
-"""Of the paper's learngene."""
-
-
 class SearchTask(Section):
     """One data set of a search."""
 
@@ -134,23 +129,23 @@ class SearchRecipe(Section):
 
     kind: Literal["search"] = "search"
     ancestry: AncestrySpec = Field(description="a plain ViT, whose blocks are searched")
-    tasks: Annotated[dict[str, SearchTask], BeforeValidator(without_removed)] = Field(
+    tasks: ByName[SearchTask] = Field(
         description="the data sets by name; null removes one; the paper takes twelve", min_length=1
     )
     train: Train = Train()
     routing: Routing = Routing()
     select: Selection = Selection()
     stem: bool = Field(True, description="whether the gene carries patch projection, positions and final norm")
-    out: Path = Field(Path("runs/search"), description="run folder; the gene is written beside it as OUT.safetensors")
+    out: GeneRun = Path("runs/search")
     kept: Path | None = Field(
         None, description="where trained super nets are kept, to be shared by searches; by default in the run folder"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage type of the gene file")
+    dtype: GeneType = "float32"
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> SearchRecipe:
         for name in self.tasks:
-            if not name or name.startswith(".") or set(name) - set(NAME_CHARACTERS):
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
                 raise RecipeError(f"tasks: '{name}' cannot name a folder; use letters, digits, dots, - and _")
             if len(name) > LONGEST_NAME:
                 raise RecipeError(f"tasks: '{name}' is too long for a folder; use {LONGEST_NAME} characters or fewer")
@@ -158,10 +153,8 @@ class SearchRecipe(Section):
         for name, task in self.tasks.items():
             data = task.data  # Images of another size, or prepared in another way, are still the same.
             where = (*sorted(str(Path(source).resolve()) for source in data.sources), data.root, data.train_split)
-            if where in seen:
-                raise RecipeError(f"tasks: {seen[where]} and {name} are the same data; leave one out")
-            seen[where] = name
-        for name in self.tasks:
+            if (other := seen.setdefault(where, name)) != name:
+                raise RecipeError(f"tasks: {other} and {name} are the same data; leave one out")
             train = self.task(name).train
             if train.drop_path:
                 raise RecipeError(f"tasks.{name}: train.drop_path is not for super nets, whose base blocks stay; use 0")
@@ -172,10 +165,10 @@ class SearchRecipe(Section):
                 "routing: without noise a two-branch gate sees two equal blocks and never tries the specific one; use "
                 "noise: gaussian"
             )
-        if self.select.tau is not None and self.select.tau >= len(self.tasks):
+        tau, sets = self.select.tau, len(self.tasks)
+        if tau is not None and tau >= sets:
             raise RecipeError(
-                f"select.tau: no block can be used by more than {self.select.tau} of {len(self.tasks)} data sets; "
-                f"use 0 to {len(self.tasks) - 1}"
+                f"select.tau: no block can be used by more than {tau} of {sets} data sets; use 0 to {sets - 1}"
             )
         return self
 

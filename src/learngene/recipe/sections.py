@@ -1,4 +1,4 @@
-"""The sections of a recipe: data, augmentation, training, distillation, pools, searches, as pydantic models.
+"""The sections that most recipes have: ancestry, data, augmentation, training and distillation, as pydantic models.
 
 Unknown keys are errors that name the nearest right one. Every field states its unit and why its default is what it
 is. "The paper" below is TLEG and SWS alike, whose code is one DeiT fork, unless another is named.
@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from learngene.system.errors import RecipeError, nearest, refuse_unknown
 from learngene.vits.shape import ViTShape
@@ -30,12 +38,38 @@ def _shape_changes(given: Any) -> Any:
     return given
 
 
+def _distinct(names: list[T]) -> list[T]:
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"{name} is named twice")
+    return names
+
+
+def _smallest_first(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise RecipeError(f"{list(pair)} must be smallest first, then largest")
+    return pair
+
+
+def _without_removed(given: Any) -> Any:
+    return {name: entry for name, entry in given.items() if entry is not None} if isinstance(given, Mapping) else given
+
+
+T = TypeVar("T")
 ShapeChanges = Annotated[dict[str, Any], BeforeValidator(_shape_changes)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 Above0 = Annotated[float, Field(gt=0)]
+FractionAbove0 = Annotated[float, Field(gt=0, le=1)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Distinct = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
+"""One name or more, none of them twice."""
+ByName = Annotated[dict[str, T], BeforeValidator(_without_removed)]
+"""Named entries, but for those that an override or an extending recipe set to null to remove them."""
+GeneType = Annotated[Literal["float32", "bfloat16", "float16"], Field(description="storage type of the gene file")]
+GeneRun = Annotated[Path, Field(description="run folder; the gene is written beside it as OUT.safetensors")]
 
 
 class Section(BaseModel):
@@ -51,18 +85,10 @@ class Section(BaseModel):
             return given
         refuse_unknown(given, cls.model_fields)
         if name := given.get("preset"):
-            if name not in cls.presets:
+            if name not in list(cls.presets):  # a list, as what is given need not be hashable
                 raise RecipeError(f"unknown preset '{name}'{nearest(str(name), cls.presets)}")
             given = merge(cls.presets[name], given)
         return given
-
-
-SectionType = TypeVar("SectionType", bound=Section)
-
-
-def without_removed(given: Any) -> Any:
-    """Named entries, but for those that an override or an extending recipe set to null to remove them."""
-    return {name: entry for name, entry in given.items() if entry is not None} if isinstance(given, Mapping) else given
 
 
 MASK_VALUES = 256
@@ -91,19 +117,12 @@ class DataSpec(Section):
     train_split: str = "train"
     val_split: str = "val"
     download: bool = Field(False, description="let timm download a named data set")
-    img_size: Positive | None = Field(
-        None, description="side in pixels; what the model takes by default, which timm does not always record"
-    )
+    img_size: Positive | None = Field(None, description="side in pixels; by default the model's, if timm records it")
     mean: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
     std: tuple[Above0, ...] | None = Field(None, description="normalisation; the ancestry's by default")
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = Field(
-        "bicubic", description="as DeiT"
-    )
-    crop_pct: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px",
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"  # as DeiT
+    crop_pct: FractionAbove0 | None = Field(
+        None, description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px"
     )
     skip_corrupt: bool = Field(False, description="count and leave out images that cannot be decoded")
     workers: int = Field(2, ge=0, description="loader processes per training process; results do not depend on it")
@@ -130,15 +149,7 @@ class DataSpec(Section):
         return [self.source] if isinstance(self.source, str) else list(self.source)
 
 
-_UNMIXED: dict[str, Any] = {
-    "color_jitter": 0.0,
-    "rand_augment": None,
-    "erasing": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "smoothing": 0.0,
-    "repeats": 1,
-}
+_PLAIN = dict(color_jitter=0.0, rand_augment=None, erasing=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0, repeats=1)
 
 
 class Augment(Section):
@@ -146,43 +157,38 @@ class Augment(Section):
 
     presets: ClassVar = {
         "deit": {},
-        "light": _UNMIXED | {"scale": (0.6, 1.0)},
-        "none": _UNMIXED | {"scale": None, "hflip": 0.0},
+        "light": {**_PLAIN, "scale": (0.6, 1.0)},
+        "none": {**_PLAIN, "scale": None, "hflip": 0.0},
     }
     preset: str | None = Field(None, description="deit (the default), light (crop and flip), none")
-    scale: tuple[Above0, Fraction] | None = Field((0.08, 1.0), description="area of the random crop; null: no crop")
-    ratio: tuple[Above0, Above0] = Field((3 / 4, 4 / 3), description="aspect ratio of the random crop")
+    scale: Annotated[tuple[Above0, Fraction], AfterValidator(_smallest_first)] | None = Field(
+        (0.08, 1.0), description="area of the random crop; null: no crop"
+    )
+    ratio: Annotated[tuple[Above0, Above0], AfterValidator(_smallest_first)] = Field(
+        (3 / 4, 4 / 3), description="aspect ratio of the random crop"
+    )
     hflip: Fraction = 0.5
-    color_jitter: float = Field(0.4, ge=0, description="unused while rand_augment is on, as in DeiT")
+    color_jitter: AtLeast0 = Field(0.4, description="unused while rand_augment is on, as in DeiT")
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     erasing: Fraction = 0.25
     erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
     erasing_count: Positive = 1
-    mixup: float = Field(0.8, ge=0)
-    cutmix: float = Field(1.0, ge=0)
+    mixup: AtLeast0 = 0.8
+    cutmix: AtLeast0 = 1.0
     mix_prob: Fraction = 1.0
     mix_switch: Fraction = Field(0.5, description="probability of cutmix when both are on")
     smoothing: Fraction = 0.1
     repeats: Positive = Field(3, description="repeated augmentation: views of an image that follow each other")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Augment:
-        for name, pair in (("scale", self.scale), ("ratio", self.ratio)):
-            if pair is not None and pair[0] > pair[1]:
-                raise RecipeError(f"{name} {list(pair)} must be smallest first, then largest")
-        return self
-
 
 class Schedule(Section):
     """Learning rate over time: cosine or polynomial, with a linear warm-up."""
 
-    kind: Literal["cosine", "poly"] = Field(
-        "cosine", description="poly: (1 - t / T) ** power, as LSAMD and segmentation tool boxes do"
-    )
-    power: float = Field(0.9, gt=0, description="of poly; LSAMD leaves it open, 0.9 is usual in segmentation")
-    warmup_epochs: float = Field(5, ge=0, description="the paper's descendants use 0")
-    warmup_lr: float = Field(1e-6, ge=0, description="not scaled with the batch")
-    min_lr: float = Field(1e-5, ge=0, description="not scaled with the batch")
+    kind: Literal["cosine", "poly"] = Field("cosine", description="poly: (1 - t / T) ** power, as LSAMD and segmenters")
+    power: Above0 = Field(0.9, description="of poly; LSAMD leaves it open, 0.9 is usual in segmentation")
+    warmup_epochs: AtLeast0 = Field(5, description="the paper's descendants use 0")
+    warmup_lr: AtLeast0 = Field(1e-6, description="not scaled with the batch")
+    min_lr: AtLeast0 = Field(1e-5, description="not scaled with the batch")
     stepping: Literal["step", "epoch", "official"] = Field(
         "step",
         description="step: smooth; epoch: constant within an epoch; official: the authors' loop, which sets the rate "
@@ -190,26 +196,19 @@ class Schedule(Section):
     )
 
 
+_PRINTED = {"tau_squared": False, "reduction": "batch"}
+
+
 class Distill(Section):
     """Soft distillation: (1 - alpha) base + alpha KD; TLEG equations 5 and 6, SWS equations 2 to 4."""
 
     presets: ClassVar = {
-        "tleg-paper": {
-            "divergence": "student-teacher",
-            "alpha": 0.5,
-            "tau_squared": False,
-            "reduction": "batch",
-        },
-        "sws-paper": {
-            "divergence": "cross-entropy",
-            "alpha": 0.5,
-            "tau_squared": False,
-            "reduction": "batch",
-        },
         "tleg-official": {},
         "sws-official": {},
-        "pool": {"divergence": "cross-entropy", "alpha": 0.9, "tau_squared": False, "reduction": "batch"},
-        "pool-official": {"divergence": "cross-entropy", "alpha": 0.9, "tau_squared": False, "reduction": "numel"},
+        "tleg-paper": _PRINTED | {"divergence": "student-teacher", "alpha": 0.5},
+        "sws-paper": _PRINTED | {"divergence": "cross-entropy", "alpha": 0.5},
+        "pool": _PRINTED | {"divergence": "cross-entropy", "alpha": 0.9},
+        "pool-official": {"divergence": "cross-entropy", "alpha": 0.9, "tau_squared": False},
         "none": {"alpha": 0.0},
     }
     preset: str | None = Field(
@@ -219,10 +218,9 @@ class Distill(Section):
         "The papers leave alpha unstated: 0.5 for TLEG and SWS, and for the pool its code's 0.1 on labels, 0.9 here",
     )
     alpha: Fraction = Field(1.0, description="weight of distillation; the published commands use 1.0: no labels at all")
-    temperature: float = Field(1.0, gt=0)
+    temperature: Above0 = 1.0
     divergence: Literal["teacher-student", "student-teacher", "cross-entropy"] = Field(
-        "teacher-student",
-        description="KL(teacher || student) as the code, KL(student || teacher), or soft CE",
+        "teacher-student", description="KL(teacher || student) as the code, KL(student || teacher), or soft CE"
     )
     tau_squared: bool = Field(True, description="multiply by temperature squared")
     reduction: Literal["numel", "batch"] = Field(
@@ -236,14 +234,8 @@ class Train(Section):
     presets: ClassVar = {
         "deit": {},
         "official": {"schedule": {"stepping": "official"}, "precision": "fp16", "ema_decay": 0.99996},
-        "laptop": {
-            "batch_size": 64,
-            "lr": 1e-3,
-            "lr_batch": None,
-            "schedule": {"warmup_epochs": 0.5},
-            "augment": {"preset": "light"},
-            "precision": "fp32",
-        },
+        "laptop": {"batch_size": 64, "lr": 1e-3, "lr_batch": None, "precision": "fp32"}
+        | {"schedule": {"warmup_epochs": 0.5}, "augment": {"preset": "light"}},
     }
     preset: str | None = Field(
         None,
@@ -251,20 +243,16 @@ class Train(Section):
         "laptop (small batches and light augmentation for small images)",
     )
     epochs: Positive = 100
-    batch_size: Positive = Field(
-        512, description="images per optimizer step over all processes: kept whatever their number"
-    )
-    micro_batch: Positive | None = Field(
-        None, description="most images a process holds at once; smaller ones are accumulated to batch_size"
-    )
+    batch_size: Positive = Field(512, description="images per optimizer step, whatever the number of processes")
+    micro_batch: Positive | None = Field(None, description="most images a process holds at once; gradients add up")
     optimizer: str = Field("adamw", description="any timm optimizer")
-    lr: float = Field(5e-4, gt=0, description="base rate for lr_batch images per step")
+    lr: Above0 = Field(5e-4, description="base rate for lr_batch images per step")
     lr_batch: Positive | None = Field(512, description="scale the rate by batch_size / lr_batch; null: do not scale")
-    weight_decay: float = Field(0.05, ge=0, description="not applied to norms, biases, position embeddings")
+    weight_decay: AtLeast0 = Field(0.05, description="not applied to norms, biases, position embeddings")
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    layer_decay: float | None = Field(None, gt=0, le=1, description="fine-tuning: rate per layer, by timm")
-    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; the papers do not clip")
+    eps: Above0 = 1e-8
+    layer_decay: FractionAbove0 | None = Field(None, description="fine-tuning: rate per layer, by timm")
+    clip_grad: Above0 | None = Field(None, description="largest gradient norm; the papers do not clip")
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
     drop_path: Fraction = Field(0.0, description="of the last layer; TLEG's auxiliary 0, SWS's and all descendants 0.1")
@@ -282,12 +270,21 @@ class Train(Section):
             raise RecipeError("use_ema needs ema_decay, for example 0.999")
         if self.batch_size % 2 and (self.augment.mixup or self.augment.cutmix):
             raise RecipeError(f"mixup and cutmix pair images, so batch_size must be even, not {self.batch_size}")
-        if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
+        if (warmup := self.schedule.warmup_epochs) >= self.epochs and warmup > 0:
             raise RecipeError(
-                f"warmup_epochs {self.schedule.warmup_epochs:g} leave nothing of {self.epochs} epochs; "
-                "lower schedule.warmup_epochs"
+                f"warmup_epochs {warmup:g} leave nothing of {self.epochs} epochs; lower schedule.warmup_epochs"
             )
         return self
+
+
+def _refuse_layer_decay(train: Train) -> Train:
+    if train.layer_decay is not None:
+        raise RecipeError("layer_decay is for fine-tuning; a gene has no layers of its own")
+    return train
+
+
+GeneTrain = Annotated[Train, AfterValidator(_refuse_layer_decay)]
+"""How a gene is trained."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from learngene.methods import method
 from learngene.recipe.hyper import Hyper
 from learngene.recipe.one_line_faults import validated
-from learngene.recipe.sections import AncestrySpec, AuxiliaryShape, DataSpec, Section, Train, merge, without_removed
+from learngene.recipe.sections import (
+    Above0,
+    AncestrySpec,
+    AuxiliaryShape,
+    ByName,
+    DataSpec,
+    GeneRun,
+    GeneTrain,
+    GeneType,
+    Section,
+    Train,
+    merge,
+)
 from learngene.system.errors import RecipeError
 
 
@@ -30,10 +42,8 @@ class TuneRecipe(Section):
     settings: dict[str, Any] = Field({}, description="without `gene`: the method's settings")
     shape: AuxiliaryShape | None = Field(None, description="without `gene`: the auxiliary shape")
     ancestry: AncestrySpec | None = Field(None, description="whose features are the task embeddings; tal only")
-    tasks: Annotated[dict[str, TuneTask], BeforeValidator(without_removed)] = Field(
-        description="by name; null removes one; the paper takes nine", min_length=1
-    )
-    temperature: float = Field(2.0, gt=0, description="of drawing tasks: 1 by size, large values evenly; the paper's 2")
+    tasks: ByName[TuneTask] = Field(description="by name; null removes one; the paper takes nine", min_length=1)
+    temperature: Above0 = Field(2.0, description="of drawing tasks: 1 by size, large values evenly; the paper's 2")
     task_layers: bool | None = Field(
         None,
         description="true gives a gene without task layers some, which start at zero as in the authors' code; false "
@@ -41,9 +51,9 @@ class TuneRecipe(Section):
     )
     freeze_encoder: bool = Field(False, description="train the decoder and the task layers only")
     hyper: Hyper = Hyper()
-    train: Train = Train()
-    out: Path = Field(Path("runs/tuned"), description="run folder; the gene is written beside it as OUT.safetensors")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage type of the gene file")
+    train: GeneTrain = Train()
+    out: GeneRun = Path("runs/tuned")
+    dtype: GeneType = "float32"
 
     @model_validator(mode="after")
     def _fits(self) -> TuneRecipe:
@@ -59,9 +69,7 @@ class TuneRecipe(Section):
                 raise RecipeError(f"method {self.method} is no hypernetwork; use tal, logah or ghn3")
             kind.refuse_auxiliary(self.shape)
             if self.task_layers is not None:
-                raise RecipeError(
-                    "task_layers: is for a gene of stage 1; a fresh hypernetwork has what its method says"
-                )
+                raise RecipeError("task_layers: is for a gene of stage 1; a fresh network has what its method says")
             self.refuse_ancestry(kind.task_aware)
         written = self.out.with_name(f"{self.out.name}.safetensors")
         if self.gene is not None and self.gene.resolve() == written.resolve():
@@ -70,8 +78,6 @@ class TuneRecipe(Section):
             if name != name.strip() or not name or not name.isprintable():
                 raise RecipeError(f"tasks: {name!r} is no name for a task; use letters, digits and the like")
             self.task_train(name)
-        if self.train.layer_decay is not None:
-            raise RecipeError("train: layer_decay is for fine-tuning; what is tuned here has no layers of its own")
         return self
 
     def refuse_ancestry(self, task_aware: bool) -> None:

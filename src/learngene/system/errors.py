@@ -62,7 +62,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str = "") 
     known = set(known)
     for key in given:
         if key not in known:
-            raise RecipeError(f"{f'{where}: ' if where else ''}unknown key '{key}'{nearest(key, known)}")
+            raise RecipeError(f"{f'{where}: ' if where else ''}unknown key '{key}'{nearest(str(key), known)}")
 
 
 class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked for it
