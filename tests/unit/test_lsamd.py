@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 
 import learngene
 from learngene import Ancestry, Budget, extract, plan, save_descendant, scratch
@@ -87,11 +86,7 @@ def blocks(depth: int, layers: tuple[int, ...] = (1, 4, 5, 7, 8), **options: Any
 @pytest.mark.parametrize(("expansion", "row"), TABLE, ids=str)
 def test_every_depth_of_the_paper(expansion: str, row: list[int]) -> None:
     assert blocks(len(row), expansion=expansion) == row
-
-
-def test_the_table_has_all_depths_and_neighbour_is_the_default() -> None:
-    assert [len(row) for _, row in TABLE] == [*range(5, 16)] * 3
-    assert all(blocks(len(row)) == row for expansion, row in TABLE if expansion == "neighbour")
+    assert expansion != "neighbour" or blocks(len(row)) == row  # the default
 
 
 @pytest.mark.parametrize(
@@ -114,11 +109,6 @@ def test_the_table_has_all_depths_and_neighbour_is_the_default() -> None:
 )
 def test_every_priority_of_table_4(priority: Any, row: str) -> None:
     assert blocks(len(numbers(row)), priority=priority) == numbers(row)
-
-
-def test_with_one_extra_layer_per_stage_the_priority_makes_no_difference() -> None:
-    orders = ("first", "middle", "last", "middle-first-last", [1, 2, 3])
-    assert {tuple(blocks(8, priority=order)) for order in orders} == {(1, 1, 4, 5, 5, 7, 8, 8)}
 
 
 @pytest.mark.parametrize(
@@ -162,14 +152,6 @@ def test_other_numbers_of_stages(layers: tuple[int, ...], options: dict[str, Any
     assert blocks(len(numbers(row)), layers, **options) == numbers(row)
 
 
-def test_a_name_orders_all_stages() -> None:
-    four = LSAMD(layers=(1, 3, 5, 7))
-    assert four.order("last-middle-first") == four.order("last") == [4, 3, 2, 1]
-    assert four.order("first-middle-last") == [1, 3, 2, 4]
-    assert LSAMD(layers=(1, 3)).order("middle") == [2, 1]
-    assert LSAMD(layers=(1,)).order("first-last") == LSAMD(layers=(1,)).order("middle") == [1]
-
-
 # -- weights -----------------------------------------------------------------------------------------------
 
 
@@ -203,13 +185,6 @@ def test_layers_are_copies_of_the_ancestrys_blocks_and_independent(ending: str, 
     assert not torch.equal(model.blocks[0].norm1.weight, model.blocks[1].norm1.weight)
 
 
-def test_all_blocks_at_their_own_depth_are_the_ancestry_but_for_the_head() -> None:
-    teacher = scratch(pico_shape(), 3)
-    model = extract(Ancestry(teacher), method="lsamd", settings={"layers": [1, 2, 3, 4]}).expand()
-    images = batch(pico_shape())
-    assert torch.equal(model.forward_features(images), teacher.forward_features(images))
-
-
 def test_without_stem_only_layers_are_carried() -> None:
     gene = pico_gene("lsamd", {"layers": (2, 3), "stem": False})
     assert {name.partition(".")[0] for name in gene.tensors()} == {"layer1", "layer2"}
@@ -218,14 +193,6 @@ def test_without_stem_only_layers_are_carried() -> None:
     assert gene.expand(3).learngene["fresh"] == fresh
     with pytest.raises(LearngeneError, match="lsamd holds no head and no norm and no stem, so it computes nothing"):
         gene(batch(shape))
-
-
-def test_another_image_size_resamples_the_positions() -> None:
-    gene = pico_gene("lsamd", {"layers": (1, 3)}, class_token=True)
-    model = gene.expand(gene.shape.replace(img_size=16, depth=3, num_classes=7))
-    expected = resample_abs_pos_embed(gene.tensors()["pos_embed"], new_size=[4, 4], num_prefix_tokens=1)
-    assert torch.equal(model.pos_embed, expected)
-    assert model(batch(gene.shape.replace(img_size=16))).shape == (2, 7)
 
 
 def test_plan_lists_every_depth_from_the_number_of_blocks_on() -> None:

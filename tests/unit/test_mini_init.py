@@ -14,8 +14,8 @@ from learngene import Budget, ViTShape, plan
 from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.mini_init import BUCKETS
-from learngene.system.errors import LearngeneError, ShapeError
-from learngene.vits.multiplexed_attention import MultiplexedAttention, buckets
+from learngene.system.errors import LearngeneError
+from learngene.vits.multiplexed_attention import buckets
 from learngene.vits.shape import MODULE_PARAMS
 from pico import batch, pico_gene, pico_shape
 
@@ -161,43 +161,6 @@ def test_a_fresh_gene_has_gradients_everywhere_though_its_positions_start_at_zer
     assert [name for name, value in gene.tensors().items() if value.grad is None or not value.grad.any()] == []
 
 
-def test_heads_mix_as_in_a_convolution_over_them() -> None:
-    module = MultiplexedAttention(12, num_heads=3, qkv_bias=True)
-    attention, mixing = torch.randn(2, 3, 4, 4), torch.randn(3, 3)
-    expected = F.conv2d(attention, mixing[:, :, None, None])
-    torch.testing.assert_close(module.mixed(attention, mixing), expected)
-
-
-def test_without_positions_and_with_unmixed_heads_it_is_the_plain_model() -> None:
-    gene = pico_gene("mini-init", {"blocks": 2})
-    images = batch(gene.shape)
-    assert (gene(images) - gene.expand()(images)).abs().max() > 0.01
-    with torch.no_grad():
-        for name, value in gene.tensors().items():
-            if name.endswith("position"):
-                value.zero_()
-            elif "mix_" in name:
-                value.copy_(torch.eye(2))
-    torch.testing.assert_close(gene(images), gene.expand()(images), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["norm1.weight", "norm2.bias", "attn.position", "attn.mix_logits", "attn.mix_weights"])
-def test_each_use_of_a_block_has_its_own(name: str) -> None:
-    gene = pico_gene("mini-init", {"blocks": 1}, depth=2)
-    images = batch(gene.shape)
-    outputs = [gene(images)]
-    for layer in range(2):
-        tensor = gene.tensors()[f"layer{layer}.{name}"]
-        before = tensor.detach().clone()
-        with torch.no_grad():
-            tensor.add_(3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
-        outputs.append(gene(images))
-        with torch.no_grad():
-            tensor.copy_(before)
-    assert all((a - b).abs().max() > 1e-4 for a, b in ((outputs[0], outputs[1]), (outputs[0], outputs[2])))
-    assert (outputs[1] - outputs[2]).abs().max() > 1e-4
-
-
 def test_fresh_values_are_those_of_mini_deit() -> None:
     gene = Learngene(method("mini-init", {"blocks": 1}), pico_shape(embed_dim=256, num_heads=64, depth=2))
     tensors = gene.tensors()
@@ -234,26 +197,9 @@ def test_a_descendant_of_one_layer_per_block_takes_the_norms_of_the_first_use() 
             assert torch.equal(state[f"blocks.{i}.{name}"], tensors[f"layer{2 * i}.{name}"])
     assert model.learngene["layers"] == [f"msa and mlp: block{i}, ln: layer{2 * i}" for i in range(6)]
     assert model.learngene["fresh"] == []
+    assert gene.expand().learngene["layers"] == [f"msa and mlp: block{i // 2}, ln: layer{i}" for i in range(12)]
+    assert [candidate.shape.depth for candidate in plan(gene, Budget())] == [12, 6]
     assert torch.equal(state["pos_embed"], tensors["pos_embed"])
-
-
-def test_a_descendant_of_the_trained_depth_repeats_the_blocks() -> None:
-    gene = pico_gene("mini-init", {"blocks": 2})
-    model = gene.expand()
-    expected = [f"msa and mlp: block{i // 2}, ln: layer{i}" for i in range(4)]
-    assert model.learngene["layers"] == expected
-    images = batch(gene.shape)
-    assert torch.equal(model(images), gene(images, gene.shape))
-
-
-def test_plan_lists_both_depths() -> None:
-    assert [c.shape.depth for c in plan(pico_gene("mini-init", depth=12), Budget())] == [12, 6]
-
-
-@pytest.mark.parametrize("depth", [1, 3, 5, 8])
-def test_another_depth_is_refused(depth: int) -> None:
-    with pytest.raises(ShapeError, match=f"depth {depth} is neither the 2 shared blocks of this gene nor its 4 "):
-        pico_gene("mini-init", {"blocks": 2}).expand(depth)
 
 
 @pytest.mark.parametrize(
@@ -276,9 +222,14 @@ def test_wrong_settings_and_shapes_are_refused(settings: dict[str, Any], changes
 
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
-    [({"embed_dim": 8}, {}, "embed_dim 16, not 8"), ({}, {"norms": 1}, "mini-init: expansion options: unknown key")],
+    [
+        ({"embed_dim": 8}, {}, "embed_dim 16, not 8"),
+        ({"depth": 3}, {}, "depth 3 is neither the 2 shared blocks of this gene nor its 4 "),
+        ({"depth": 8}, {}, "depth 8 is neither the 2 shared blocks of this gene nor its 4 "),
+        ({}, {"norms": 1}, "mini-init: expansion options: unknown key"),
+    ],
 )
-def test_another_width_or_an_option_is_refused(changes: dict[str, Any], options: dict[str, Any], message: str) -> None:
+def test_another_shape_or_an_option_is_refused(changes: dict[str, Any], options: dict[str, Any], message: str) -> None:
     gene = pico_gene("mini-init", {"blocks": 2})
     with pytest.raises(LearngeneError, match=message):
         gene.expand(gene.shape.replace(**changes), **options)

@@ -88,13 +88,6 @@ def test_three_rows_with_all_pairs_and_triples(depth: int, number: int) -> None:
     assert kind.row_pairs() == [(0, 1), (0, 2), (1, 2)]
 
 
-def test_triples_follow_from_neighbouring_rows_alone() -> None:
-    kind = rows(**{**TRIPLES, "nearest": True})
-    middle = [path.segments[1] for path in kind.paths(wide(3)) if len(path.segments) == 3]
-    assert kind.row_pairs() == [(0, 1), (1, 2)]
-    assert {segment.embed_dim for segment in middle} == {24}
-
-
 # -- which -------------------------------------------------------------------------------------------------
 
 
@@ -173,16 +166,6 @@ def test_a_path_begins_with_its_first_rows_stem_and_ends_with_its_last_rows_head
     ]
 
 
-def test_a_path_through_three_rows_names_its_stitches() -> None:
-    kind, auxiliary = rows(**TRIPLES), wide(3)
-    shape = kind.named_shape(auxiliary, "16:1-1+24:2-2+32:3-3")
-    assert kind.describe(auxiliary, shape) == [
-        "row0 block 1",
-        "stitch.0.1.0, row1 block 2",
-        "stitch.1.2.1, row2 block 3",
-    ]
-
-
 # -- rows of unequal depth ---------------------------------------------------------------------------------
 
 
@@ -231,13 +214,6 @@ def test_a_path_through_rows_of_unequal_depth() -> None:
     assert len(kind.paths(auxiliary)) == 2 + 8
 
 
-def test_a_block_is_reused_only_where_neighbours_are_joined() -> None:
-    kind, auxiliary = rows("sn-net", rows=((16, 3, 2), (32, 6, 4))), wide(6)
-    assert (0, 4) not in kind.stitches(auxiliary, 0, 1)
-    assert (2, 1) not in kind.stitches(auxiliary, 0, 1)
-    assert kind.stitches(auxiliary, 0, 1)[2, 3] == 1
-
-
 # -- names -------------------------------------------------------------------------------------------------
 
 
@@ -248,13 +224,6 @@ def test_in_a_pool_of_two_rows_either_name_says_which_path(depth: int, direction
     for path in kind.paths(auxiliary):
         assert kind.named_shape(auxiliary, path.path) == path
         assert kind.named_shape(auxiliary, kind.counts(path)) == path
-
-
-def test_names_of_a_pool_of_three_rows() -> None:
-    kind, auxiliary = rows(**TRIPLES), wide(3)
-    found = {kind.named_shape(auxiliary, name) for name in names(kind, auxiliary)}
-    assert found == set(kind.shapes(auxiliary, auxiliary))
-    assert len(found) == 57
 
 
 def test_a_shape_by_name_is_the_papers_path() -> None:

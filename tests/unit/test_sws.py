@@ -26,19 +26,14 @@ def string(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("stages", STAGES, ids=str)
-def test_the_auxiliary_model_is_the_descendant_at_its_shape(stages: tuple[int, ...]) -> None:
+def test_the_auxiliary_model_is_the_descendant_at_its_shape_and_trains_the_whole_gene(stages: tuple[int, ...]) -> None:
     gene = pico_gene("sws", {"stages": stages})
     images = batch(gene.shape)
-    assert torch.equal(gene(images), gene.expand()(images))
+    logits = gene(images)
+    assert torch.equal(logits, gene.expand()(images))
+    logits.square().sum().backward()
+    assert [name for name, value in gene.tensors().items() if value.grad is None or not value.grad.any()] == []
     assert gene.expand().learngene["layers"] == [f"stage{m}" for m, times in enumerate(stages) for _ in range(times)]
-
-
-@pytest.mark.parametrize("stages", STAGES, ids=str)
-def test_gradients_reach_every_tensor_of_the_gene(stages: tuple[int, ...]) -> None:
-    gene = pico_gene("sws", {"stages": stages})
-    gene(batch(gene.shape)).square().sum().backward()
-    untouched = [name for name, value in gene.tensors().items() if value.grad is None or not value.grad.any()]
-    assert untouched == []
 
 
 # -- the papers' layer strings -----------------------------------------------------------------------------
@@ -71,16 +66,12 @@ FRONT_LAST_MID = {
 }
 
 
-@pytest.mark.parametrize(("depth", "expected"), FRONT_MID_LAST.items())
-def test_front_mid_last_gives_the_papers_string(depth: int, expected: str) -> None:
-    assert PAPER.stage_of_layer(depth) == string(expected)
-    assert PAPER.stage_of_layer(depth, order="front-mid-last") == string(expected)
-
-
-@pytest.mark.parametrize(("depth", "expected"), FRONT_LAST_MID.items())
-def test_front_last_mid_gives_the_papers_string(depth: int, expected: str) -> None:
-    assert PAPER.stage_of_layer(depth, order="front-last-mid") == string(expected)
-    assert PAPER.stage_of_layer(depth, order=[0, 4, 1, 3, 2]) == string(expected)
+@pytest.mark.parametrize("depth", FRONT_MID_LAST)
+def test_both_orders_give_the_papers_strings(depth: int) -> None:
+    assert PAPER.stage_of_layer(depth) == string(FRONT_MID_LAST[depth])
+    assert PAPER.stage_of_layer(depth, order="front-mid-last") == string(FRONT_MID_LAST[depth])
+    assert PAPER.stage_of_layer(depth, order="front-last-mid") == string(FRONT_LAST_MID[depth])
+    assert PAPER.stage_of_layer(depth, order=[0, 4, 1, 3, 2]) == string(FRONT_LAST_MID[depth])
 
 
 def test_both_orders_agree_exactly_where_table_4_has_equal_numbers() -> None:
@@ -96,16 +87,14 @@ def test_both_orders_agree_exactly_where_table_4_has_equal_numbers() -> None:
     assert not torch.equal(one(images), other(images))
 
 
-def test_front_last_mid_of_three_stages_is_the_papers_figure() -> None:
-    assert SWS((2, 2, 2)).order("front-last-mid") == [0, 2, 1]
-
-
 def test_depth_16_is_as_trained_unless_an_order_is_named() -> None:
     trained = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     cyclic = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     assert PAPER.stage_of_layer(16) == PAPER.stage_of_layer(16, assign="as-trained") == trained
     assert PAPER.stage_of_layer(16, assign="cyclic") == cyclic
     assert PAPER.stage_of_layer(16, order="front-mid-last") == cyclic
+    assert SWS((2, 2, 2)).order("front-last-mid") == [0, 2, 1]  # Figure 3c
+    assert len({tuple(PAPER.stage_of_layer(10, assign="random", assign_seed=seed)) for seed in range(20)}) > 10
 
 
 @given(
@@ -134,11 +123,6 @@ def test_the_random_assignment_is_seeded_sorted_and_leaves_no_stage_out(stages: 
     assert len(layers) == stages + more
 
 
-def test_random_assignments_differ_by_seed() -> None:
-    drawn = {tuple(PAPER.stage_of_layer(10, assign="random", assign_seed=seed)) for seed in range(20)}
-    assert len(drawn) > 10
-
-
 def test_the_choices_reach_the_weights() -> None:
     gene = pico_gene("sws", {"stages": (2, 1, 1)})
     model = gene.expand(5, order=[2, 0, 1])
@@ -150,15 +134,6 @@ def test_the_choices_reach_the_weights() -> None:
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{}, {"order": "front-last-mid"}, {"assign": "random"}, {"assign": "cyclic"}])
-@pytest.mark.parametrize("depth", [1, 2])
-def test_a_depth_below_the_stages_is_refused(depth: int, options: dict[str, str]) -> None:
-    with pytest.raises(
-        LearngeneError, match=f"depth {depth} is below the 3 stages of this gene; the smallest depth is 3"
-    ):
-        pico_gene("sws", {"stages": (2, 1, 1)}).expand(depth, **options)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +150,17 @@ def test_a_depth_below_the_stages_is_refused(depth: int, options: dict[str, str]
         ({"order": 3}, "must name each of the stages 0 to 2 once"),
         ({"order": [0, "one", 2]}, "must name each of the stages 0 to 2 once"),
         ({"assign": 1}, "unknown assignment"),
+        *(
+            ({"depth": 2, **more}, "depth 2 is below the 3 stages of this gene; the smallest depth is 3")
+            for more in ({}, {"order": "front-last-mid"}, {"assign": "random"}, {"assign": "cyclic"})
+        ),
     ],
     ids=str,
 )
 def test_a_wrong_choice_is_refused(options: dict[str, Any], message: str) -> None:
+    depth = (options := dict(options)).pop("depth", 5)
     with pytest.raises(LearngeneError, match=message):
-        pico_gene("sws", {"stages": (2, 1, 1)}).expand(5, **options)
+        pico_gene("sws", {"stages": (2, 1, 1)}).expand(depth, **options)
 
 
 @pytest.mark.parametrize(
@@ -194,17 +174,13 @@ def test_a_wrong_choice_is_refused(options: dict[str, Any], message: str) -> Non
         ({"stages": [1.5, 2]}, "list of positive integers"),
         ({"stages": None}, "list of positive integers"),
         ({"stage": [1]}, "unknown key 'stage'; did you mean 'stages'"),
+        ({"stages": (2, 1)}, "stages 2,1 add up to 3 layers, but the auxiliary shape has depth 4"),
     ],
     ids=str,
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(LearngeneError, match=message):
-        method("sws", settings)
-
-
-def test_stages_that_do_not_add_up_to_the_depth_are_refused() -> None:
-    with pytest.raises(LearngeneError, match="stages 2,1 add up to 3 layers, but the auxiliary shape has depth 4"):
-        Learngene(method("sws", {"stages": (2, 1)}), pico_shape(depth=4))
+        Learngene(method("sws", settings), pico_shape(depth=4))
 
 
 def test_a_gene_of_twelve_heads_does_not_make_six() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.system.errors import LearngeneError
 from learngene.vits.shape import MODULE_PARAMS
@@ -20,54 +21,14 @@ ABLATIONS = [{"modules": list(modules), "first_layer": first} for modules in SUB
 
 
 @pytest.mark.parametrize("settings", ABLATIONS, ids=str)
-def test_the_auxiliary_model_is_the_descendant_at_its_shape(settings: dict[str, Any]) -> None:
+def test_the_auxiliary_model_is_the_descendant_at_its_shape_and_trains_the_whole_gene(settings: dict[str, Any]) -> None:
     gene = pico_gene("tleg", settings)
-    images = batch(gene.shape)
-    assert torch.equal(gene(images), gene.expand(gene.shape)(images))
-    assert gene.expand(gene.shape).learngene["fresh"] == []
-
-
-@pytest.mark.parametrize("settings", ABLATIONS, ids=str)
-def test_gradients_reach_every_tensor_of_the_gene(settings: dict[str, Any]) -> None:
-    gene = pico_gene("tleg", settings)
-    gene(batch(gene.shape)).square().sum().backward()
-    untouched = [name for name, value in gene.tensors().items() if value.grad is None or not value.grad.any()]
-    assert untouched == []
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 7, 12])
-def test_the_first_layer_is_b(depth: int) -> None:
-    gene = pico_gene()
-    weights = gene.weights(pico_shape(depth=depth))
-    for name, value in weights.items():
-        if name.startswith("blocks.0."):
-            assert torch.equal(value, gene.tensors()[f"B.{name.removeprefix('blocks.0.')}"]), name
-    assert f"blocks.{depth - 1}.mlp.fc2.bias" in weights
-
-
-def test_a_has_no_gradient_in_the_first_layer() -> None:
-    gene = pico_gene()
-    weights = gene.weights(pico_shape(depth=3))
-    sources = [gene.tensors()["A.attn.qkv.weight"], gene.tensors()["B.attn.qkv.weight"]]
-    first = torch.autograd.grad(weights["blocks.0.attn.qkv.weight"].sum(), sources, allow_unused=True)
-    second = torch.autograd.grad(weights["blocks.1.attn.qkv.weight"].sum(), sources)
-    assert first[0] is None
-    assert torch.equal(first[1], torch.ones_like(sources[1]))
-    torch.testing.assert_close(second[0], torch.full_like(sources[0], 1 / 3))
-
-
-@pytest.mark.parametrize("depth", [3, 4, 9])
-def test_layers_lie_on_a_line(depth: int) -> None:
-    gene = pico_gene()
-    weights = gene.weights(pico_shape(depth=depth))
-    for name in chain.from_iterable(MODULE_PARAMS.values()):
-        layers = torch.stack([weights[f"blocks.{i}.{name}"] for i in range(depth)])
-        torch.testing.assert_close(layers.diff(dim=0, n=2), torch.zeros_like(layers[2:]), atol=1e-6, rtol=0)
-        assert layers.diff(dim=0).abs().max() > 0.01
-
-
-def test_the_description_says_the_coefficients_unreduced() -> None:
-    assert pico_gene().expand(4).learngene["layers"] == ["B", "B + 1/4 A", "B + 2/4 A", "B + 3/4 A"]
+    images, descendant = batch(gene.shape), gene.expand(gene.shape)
+    logits = gene(images)
+    assert torch.equal(logits, descendant(images))
+    assert descendant.learngene["fresh"] == []
+    logits.square().sum().backward()
+    assert [name for name, value in gene.tensors().items() if value.grad is None or not value.grad.any()] == []
 
 
 def test_partial_expansion_counts_inside_its_group() -> None:
@@ -76,6 +37,7 @@ def test_partial_expansion_counts_inside_its_group() -> None:
     assert gene.expand(6).learngene["layers"] == ["layer0", "layer1", "B", "B + 1/4 A", "B + 2/4 A", "B + 3/4 A"]
     assert gene.expand(4).learngene["layers"] == ["layer0", "layer1", "B", "B + 1/2 A"]
     assert gene.expand(3).learngene["layers"] == ["layer0", "layer1", "B"]
+    assert pico_gene().expand(4).learngene["layers"] == ["B", "B + 1/4 A", "B + 2/4 A", "B + 3/4 A"]
 
 
 def test_modules_that_are_not_expanded_start_fresh_at_another_depth() -> None:
@@ -104,10 +66,12 @@ def test_the_gene_holds_what_its_settings_say(settings: dict[str, Any]) -> None:
 
 def test_a_fresh_gene_starts_as_the_authors_auxiliary_model() -> None:
     """Weights of A and B both std 0.02, so that the layers' std grows; every layer's norm starts at 1."""
-    from learngene.genes.gene import Learngene
-
-    gene = Learngene(method("tleg"), pico_shape(embed_dim=96), seed=3)
-    tensors = gene.tensors()
+    torch.manual_seed(99)
+    tensors = Learngene(method("tleg"), pico_shape(embed_dim=96), seed=3).tensors()
+    torch.manual_seed(1)
+    again, other = (Learngene(method("tleg"), pico_shape(embed_dim=96), seed=seed).tensors() for seed in (3, 4))
+    assert all(torch.equal(value, again[name]) for name, value in tensors.items())
+    assert not torch.equal(tensors["A.mlp.fc1.weight"], other["A.mlp.fc1.weight"])
     for source in "AB":
         assert tensors[f"{source}.mlp.fc1.weight"].std().item() == pytest.approx(0.02, rel=0.05)
         assert not tensors[f"{source}.mlp.fc1.bias"].any()
@@ -115,18 +79,6 @@ def test_a_fresh_gene_starts_as_the_authors_auxiliary_model() -> None:
     assert torch.equal(tensors["B.norm1.weight"], torch.ones(96))
     assert torch.equal(tensors["A.norm1.weight"], torch.zeros(96))
     assert tensors["pos_embed"].std().item() == pytest.approx(0.02, rel=0.2)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_fresh_gene_is_a_function_of_its_seed(seed: int) -> None:
-    from learngene.genes.gene import Learngene
-
-    torch.manual_seed(99)
-    first = Learngene(method("tleg"), pico_shape(), seed=seed).tensors()
-    torch.manual_seed(1)
-    again, other = (Learngene(method("tleg"), pico_shape(), seed=s).tensors() for s in (seed, seed + 1))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["A.mlp.fc1.weight"], other["A.mlp.fc1.weight"])
 
 
 def test_the_terms_are_exact_fractions() -> None:
@@ -146,24 +98,22 @@ def test_the_terms_are_exact_fractions() -> None:
         ({"modules": 3}, "modules must be a list of msa, mlp, ln, not 3"),
         ({"modules": [["msa"]]}, "unknown module"),
         ({"first_layer": True}, "first_layer must be a positive integer, not True"),
+        ({"first_layer": 4}, "depth 4 has no second expanded layer; use depth 5 or more"),
     ],
     ids=str,
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(LearngeneError, match=message):
-        method("tleg", settings)
+        pico_gene("tleg", settings)
 
 
-def test_an_auxiliary_model_without_a_second_expanded_layer_is_refused() -> None:
-    with pytest.raises(LearngeneError, match="depth 4 has no second expanded layer; use depth 5 or more"):
-        pico_gene("tleg", {"first_layer": 4})
-
-
-def test_a_depth_without_an_expanded_layer_is_refused() -> None:
-    with pytest.raises(LearngeneError, match="depth 2 is below 3, the first linearly expanded layer"):
-        pico_gene("tleg", {"first_layer": 3}).expand(2)
-
-
-def test_tleg_has_no_choice_at_expansion() -> None:
-    with pytest.raises(LearngeneError, match="tleg: expansion options: unknown key 'order'"):
-        pico_gene().expand(3, order="front-mid-last")
+@pytest.mark.parametrize(
+    ("depth", "options", "message"),
+    [
+        (2, {}, "depth 2 is below 3, the first linearly expanded layer"),
+        (3, {"order": "front-mid-last"}, "tleg: expansion options: unknown key 'order'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(depth: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LearngeneError, match=message):
+        pico_gene("tleg", {"first_layer": 3}).expand(depth, **options)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from learngene import Budget, plan
@@ -15,7 +14,7 @@ from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.weight_selection import spaced
 from learngene.system.errors import LearngeneError, ShapeError
-from pico import batch, pico_gene, pico_shape
+from pico import pico_gene
 
 WIDTHS = (192, 384, 576, 768, 1024, 1152, 1536, 2304, 3072)
 
@@ -91,15 +90,6 @@ def test_one_dimension_is_the_published_line() -> None:
     assert ties < 200
 
 
-def test_no_entry_is_taken_twice() -> None:
-    for larger in range(1, 80):
-        for smaller in range(1, larger + 1):
-            index = spaced(larger, smaller)
-            assert len(set(index)) == smaller
-            assert sorted(index) == index
-            assert 0 <= index[0] <= index[-1] < larger
-
-
 # -- whole models ------------------------------------------------------------------------------------------
 
 SMALLER: dict[str, dict[str, Any]] = {
@@ -148,29 +138,6 @@ def test_fused_rows_drift_across_q_k_and_v() -> None:
     ]
 
 
-def test_an_integer_ratio_cuts_q_k_and_v_alike() -> None:
-    gene = counted(pico_gene("weight-selection", embed_dim=24, num_heads=6))
-    rows = gene.expand(gene.shape.replace(embed_dim=12, num_heads=3)).state_dict()["blocks.0.attn.qkv.bias"].long()
-    assert rows.tolist() == [*range(0, 24, 2), *range(24, 48, 2), *range(48, 72, 2)]
-
-
-@pytest.mark.parametrize("depth", [1, 2, 4])
-@pytest.mark.parametrize("rule", ["official", "aligned"])
-def test_the_same_width_is_the_first_layers(depth: int, rule: str) -> None:
-    gene = pico_gene("weight-selection")
-    model = gene.expand(depth, rule=rule)
-    assert model.learngene["layers"] == [f"layer{i}" for i in range(depth)]
-    for i in range(depth):
-        for name in gene.shape.layer_params():
-            assert torch.equal(model.state_dict()[f"blocks.{i}.{name}"], gene.tensors()[f"layer{i}.{name}"])
-
-
-def test_at_its_own_size_it_is_the_larger_model() -> None:
-    gene = pico_gene("weight-selection")
-    images = batch(gene.shape)
-    assert torch.equal(gene(images), gene.expand()(images))
-
-
 # -- the rule that respects heads --------------------------------------------------------------------------
 
 
@@ -193,15 +160,6 @@ def test_the_aligned_rule_by_hand() -> None:
     assert state["norm.weight"].tolist() == width
 
 
-def test_whole_heads_stay_whole_under_the_aligned_rule() -> None:
-    """Fewer heads of the same width: q, k and v of head h' are those of one head of the larger model."""
-    gene = pico_gene("weight-selection", embed_dim=16, num_heads=4)
-    narrow = gene.shape.replace(embed_dim=8, num_heads=2)
-    found = gene.expand(narrow, rule="aligned").state_dict()["blocks.0.attn.qkv.weight"].view(3, 2, 4, 8)
-    whole = gene.tensors()["layer0.attn.qkv.weight"].view(3, 4, 4, 16)
-    assert torch.equal(found, whole[:, [0, 2]][..., ::2])
-
-
 @pytest.mark.parametrize("changes", [{"embed_dim": 16, "num_heads": 4}, {"embed_dim": 6, "num_heads": 3}])
 def test_the_aligned_rule_differs_where_the_official_one_drifts(changes: dict[str, Any]) -> None:
     gene = pico_gene("weight-selection", embed_dim=24, num_heads=6)
@@ -213,30 +171,6 @@ def test_the_aligned_rule_differs_where_the_official_one_drifts(changes: dict[st
 
 
 # -- head, plan, refusals ----------------------------------------------------------------------------------
-
-
-def test_without_its_head_a_gene_holds_none() -> None:
-    kind = method("weight-selection", {"head": False})
-    assert method("weight-selection").parts == ("stem", "norm", "head")
-    assert kind.parts == ("stem", "norm")
-    assert not [name for name in kind.gene_tensors(pico_shape()) if "head" in name]
-
-
-def test_a_head_for_another_task_is_fresh_and_the_rest_is_selected() -> None:
-    gene = pico_gene("weight-selection")
-    narrow = gene.shape.replace(embed_dim=8, num_heads=1)
-    own, other = gene.expand(narrow), gene.expand(narrow, num_classes=5)
-    assert own.learngene["fresh"] == []
-    assert torch.equal(own.head.weight, gene.tensors()["head.weight"][:, ::2])
-    assert other.learngene["fresh"] == ["head.weight", "head.bias"]
-    assert torch.equal(own.blocks[1].mlp.fc2.weight, other.blocks[1].mlp.fc2.weight)
-
-
-def test_a_narrower_model_resamples_the_selected_positions() -> None:
-    gene = pico_gene("weight-selection")
-    narrow = gene.shape.replace(embed_dim=8, num_heads=1, img_size=16)
-    expected = resample_abs_pos_embed(gene.tensors()["pos_embed"][..., ::2], [4, 4], num_prefix_tokens=0)
-    assert torch.equal(gene.expand(narrow).pos_embed, expected)
 
 
 def test_plan_offers_every_depth_and_whole_heads() -> None:
