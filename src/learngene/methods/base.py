@@ -44,7 +44,7 @@ class Method(ABC):
         making: Which module of ``making`` trains its gene, if it is trained: ``stage`` in one stage at the auxiliary
             shape, ``pool`` rows first and then paths, ``hyper`` a hypernetwork on many shapes.
         task_aware: Whether its weights depend on a task's embedding.
-        distillation: The preset of ``sections.Distill`` that condensing takes by default.
+        distillation: The preset of ``recipe.sections.Distill`` that condensing takes by default.
         kept_fields: What every shape that is made shares with the auxiliary shape.
         makes_paths: Whether it makes stitched shapes, too.
     """
@@ -119,9 +119,7 @@ class Method(ABC):
     def shapes(self, auxiliary: ViTShape, base: ViTShape) -> Iterator[Shape]:
         """Every shape that ``plan`` looks at: by default all depths at all widths; not all of them can be made.
 
-        Args:
-            auxiliary: The auxiliary shape.
-            base: The same for the classes and the image size of the task.
+        ``base`` is the auxiliary shape with the classes and the image size of the task.
         """
         for depth, (width, heads) in product(range(1, max(DEEPEST, base.depth) + 1), self.widths(auxiliary)):
             yield base.replace(depth=depth, embed_dim=width, num_heads=heads)
@@ -141,11 +139,7 @@ class Method(ABC):
         return f"--depth {shape.depth}" + (width if shape.embed_dim != auxiliary.embed_dim else "")
 
     def named_shape(self, auxiliary: ViTShape, name: str) -> Shape:
-        """The shape that a name such as ``4+2`` stands for, in methods whose shapes have names.
-
-        Raises:
-            ShapeError: If there is none of that name.
-        """
+        """The shape that a name such as ``4+2`` stands for, in methods that make paths; else ``ShapeError``."""
         raise ShapeError(f"{self.name}: has no paths, and so no '{name}'; give a depth")
 
     def layer_names(self, auxiliary: ViTShape) -> list[str]:
@@ -210,10 +204,7 @@ class Method(ABC):
     ) -> dict[str, Tensor]:
         """The gene's tensors from the weights of an ancestry model, under timm's names.
 
-        Args:
-            state: The ancestry's parameters.
-            ancestry: Its shape, which becomes the gene's auxiliary shape.
-            activity: Of its neurons on data, for a method that ``needs_data``.
+        Its shape becomes the gene's auxiliary shape. A method that ``needs_data`` gets the activity of its neurons.
         """
         out = {}
         for name in self.gene_tensors(ancestry):
@@ -233,11 +224,7 @@ def gene_name(name: str) -> str:
 
 
 def require_plain(shape: Shape) -> ViTShape:
-    """The shape, if it is a plain ViT's; most genes make no other.
-
-    Raises:
-        ShapeError: If it is stitched.
-    """
+    """The shape of a plain ViT; ``ShapeError`` if it is stitched, which most genes cannot make."""
     if not isinstance(shape, ViTShape):
         raise ShapeError(f"shape: this gene makes plain ViTs of one width, not a path such as {shape.path}")
     return shape

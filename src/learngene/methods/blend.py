@@ -41,14 +41,6 @@ class _Blend(torch.autograd.Function):
 
 
 def blend(coefficients: Sequence[Sequence[float]], sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Combines the same sources with one row of coefficients per layer.
-
-    Args:
-        coefficients: One row per layer, one coefficient per source; each row uses at least two sources.
-        sources: Tensors of one shape.
-
-    Returns:
-        One new tensor per layer.
-    """
+    """Combines two or more tensors of one shape, with one row of coefficients for each new tensor."""
     out: tuple[Tensor, ...] = _Blend.apply(coefficients, *sources)
     return out

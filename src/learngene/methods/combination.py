@@ -75,17 +75,7 @@ def shares(total: int, order: Sequence[int]) -> dict[int, int]:
 
 
 def permutation(what: str, given: Any, numbers: range, named: str = "stages") -> list[int]:
-    """The order of a list, or of text such as ``2,0,1``.
-
-    Args:
-        what: What is ordered, for the message.
-        given: The order.
-        numbers: What it must consist of.
-        named: What the numbers stand for.
-
-    Raises:
-        ShapeError: If it is not every number once.
-    """
+    """The order of a list or of text such as ``2,0,1``; ``ShapeError`` if it does not name every number once."""
     if isinstance(given, str):
         listed: list[Any] = [int(part) if part.strip().isdecimal() else part for part in given.split(",")]
     else:
@@ -128,9 +118,7 @@ def combine(tensors: Mapping[str, Tensor], layers: Sequence[LayerTerms]) -> dict
 def describe(layers: Sequence[LayerTerms], denominator: int = 1) -> list[str]:
     """One readable line per layer, such as ``B + 3/12 A`` or ``msa: B + 1/6 A, mlp and ln: fresh``.
 
-    Args:
-        layers: The terms of every layer.
-        denominator: Fractions are written with it, unreduced, as the paper does.
+    Fractions are written with the denominator, unreduced, as the paper does.
     """
     lines = []
     for layer in layers:

@@ -67,13 +67,4 @@ class Cutting(Method):
     def cut(
         self, value: Tensor, size: tuple[int, ...], name: str, auxiliary: ViTShape, shape: ViTShape, **options: Any
     ) -> Tensor:
-        """One tensor of a ViT of ``shape``.
-
-        Args:
-            value: Its counterpart in the larger model.
-            size: What to cut it to.
-            name: Within its layer, such as ``attn.qkv.weight``, or in the gene if it belongs to none.
-            auxiliary: The larger model's shape.
-            shape: The smaller model's.
-            **options: Those of the expansion.
-        """
+        """One tensor of the larger model, cut to a size; its name is that within its layer, if it is in one."""

@@ -2,7 +2,7 @@
 
 Every shared block is applied several times in a row. What tells its uses apart, the weight transformations, is not
 shared: the layer norms, a relative position table and two mixings of the attention heads, see
-``models/multiplexed.py``. A plain descendant has no place for position table and mixings, so it gets the shared
+``vits/multiplexed_attention.py``. A plain descendant has no place for position table and mixings, so it gets the shared
 blocks with the norms of their first use (TLEG Table 2 stores 2.8 M for Des-Ti and 11.0 M for Des-S: the shared
 blocks with everything about them).
 """

@@ -57,7 +57,7 @@ class StitchedRows(Method):
     equal_depth: ClassVar[bool]
     """Whether all rows must have as many blocks."""
     stitch_init: ClassVar[str]
-    """How stitch layers start by default: ``tm`` or ``ls``, see ``sections.PoolSpec``."""
+    """How stitch layers start by default: ``tm`` or ``ls``, see ``recipe.sections.PoolSpec``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,11 +200,7 @@ class StitchedRows(Method):
             raise self._no_path("+".join(map(str, segments)), segments, auxiliary)
 
     def named_shape(self, auxiliary: ViTShape, name: str) -> Shape:
-        """The path of a name.
-
-        Args:
-            auxiliary: The auxiliary shape.
-            name: ``192:1-4+768:5-6``, or the papers' numbers of blocks taken from each row, such as ``4+2``.
+        """The path ``192:1-4+768:5-6``, or that of the papers' numbers of blocks from each row, such as ``4+2``.
 
         Raises:
             ShapeError: If no path is called so, or several are.

@@ -116,14 +116,7 @@ class SWS(LayerCopies):
 
 
 def stage_order(method: str, order: Order | None, count: int, stages: str = "stages") -> list[int]:
-    """Which of ``count`` stages get one layer more first.
-
-    Args:
-        method: Whose order it is, for the message.
-        order: A name, a list of all stages, or None for ``front-mid-last``.
-        count: The number of stages.
-        stages: What the message calls them.
-    """
+    """All of ``count`` stages, those first that get one layer more; None stands for ``front-mid-last``."""
     if order is None or order == "front-mid-last":
         return list(range(count))
     if order == "front-last-mid":

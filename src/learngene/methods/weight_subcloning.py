@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from learngene.methods.base import require_plain
 from learngene.methods.cutting import Cutting
 from learngene.system.errors import ShapeError
-from learngene.vits.shape import ViTShape
+from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
@@ -76,11 +76,8 @@ class WeightSubcloning(Cutting):
     ) -> dict[str, Tensor]:
         """The larger model with its neurons in order of activity; it computes what it did before.
 
-        Args:
-            state: The ancestry's parameters.
-            ancestry: Its shape.
-            activity: Mean magnitudes from ``extracting.mean_activity``: ``residual`` for the width, ``blocks.i.heads``
-                and ``blocks.i.hidden`` for the heads and the MLP of every layer.
+        The activity are mean magnitudes from ``making.extract.mean_activity``: ``residual`` for the width,
+        ``blocks.i.heads`` and ``blocks.i.hidden`` for the heads and the MLP of every layer.
         """
         import torch
 
@@ -105,7 +102,6 @@ class WeightSubcloning(Cutting):
             for module, order in rows.items():
                 out[f"layer{i}.{module}.weight"] = out[f"layer{i}.{module}.weight"][order][:, columns[module]]
                 out[f"layer{i}.{module}.bias"] = out[f"layer{i}.{module}.bias"][order]
-            for norm in ("norm1", "norm2"):
-                for kind in ("weight", "bias"):
-                    out[f"layer{i}.{norm}.{kind}"] = out[f"layer{i}.{norm}.{kind}"][width]
+            for name in MODULE_PARAMS["ln"]:
+                out[f"layer{i}.{name}"] = out[f"layer{i}.{name}"][width]
         return out

@@ -15,13 +15,7 @@ from learngene.methods.tal.sizes import KERNEL, NetworkConfig
 
 @dataclass
 class DenseDecoder:
-    """Decodes the nodes of one graph.
-
-    Attributes:
-        config: The hypernetwork's.
-        tensors: Its parameters.
-        nodes: The encoder's vectors.
-    """
+    """Decodes the nodes of one graph, the encoder's vectors, with the hypernetwork's parameters."""
 
     config: NetworkConfig
     tensors: Mapping[str, Tensor]
@@ -55,12 +49,7 @@ class DenseDecoder:
 
 
 def tiled(block: Tensor, size: Sequence[int]) -> Tensor:
-    """A block cropped where it is too large, and repeated where it is too small.
-
-    Args:
-        block: As many dimensions as ``size``.
-        size: What is wanted.
-    """
+    """A block cropped where it is larger than ``size``, and repeated where it is smaller."""
     if tuple(block.shape) == tuple(size):
         return block
     for dim, wanted in enumerate(size):

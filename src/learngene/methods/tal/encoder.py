@@ -28,16 +28,9 @@ def encode(
     graphs: Sequence[Graph],
     tasks: Float[Tensor, "graphs task_dim"] | None = None,
 ) -> Nodes:
-    """Encodes graphs together.
+    """A vector per node of graphs that are encoded together; those behind the end of a shorter graph mean nothing.
 
-    Args:
-        config: The hypernetwork's.
-        tensors: Its parameters.
-        graphs: One per ViT; shorter ones are padded.
-        tasks: The embedding of each graph's task; None leaves task layers out, as stage 1 does.
-
-    Returns:
-        A vector per node; those of padding mean nothing.
+    Without the embedding of each graph's task the task layers are left out, as in stage 1.
     """
     longest = max(len(graph.types) for graph in graphs)
     types, sizes, distances = (

@@ -27,7 +27,6 @@ class LowRankDecoder:
     """Decodes the nodes of one graph.
 
     Attributes:
-        config: The hypernetwork's.
         latents: Of every node and factor, as far as any tensor needs them.
         weight: Of the layer that expands latents, as far as any tensor needs it.
         bias: The same of its bias.
@@ -51,14 +50,7 @@ class LowRankDecoder:
         nodes: Float[Tensor, "nodes hid"],
         largest: int,
     ) -> LowRankDecoder:
-        """Computes the latents.
-
-        Args:
-            config: The hypernetwork's.
-            tensors: Its parameters.
-            nodes: The encoder's vectors.
-            largest: Most rows that a factor of any of them will be asked for.
-        """
+        """Computes the latents of the encoder's vectors, for factors of at most ``largest`` rows."""
         rank, expansion = config.rank, config.expansion
         transposed = config.layout == "transposed"
         used = rank if transposed else min(rank, -(-largest * rank // expansion))
@@ -91,13 +83,9 @@ class LowRankDecoder:
         return flat.view(len(latents), count, rank)
 
     def matrices(self, wanted: Mapping[str, tuple[Sequence[int], int, int]]) -> dict[str, Tensor]:
-        """Products A B^T of groups of equal size.
+        """Products A B^T: by name of nodes, rows and columns, one (rows, columns) matrix per node.
 
-        Args:
-            wanted: By name: nodes, rows and columns. Factors of the same height are computed together.
-
-        Returns:
-            By name, one (rows, columns) matrix per node.
+        Factors of the same height are computed together.
         """
         factors: dict[tuple[str, int], Tensor] = {}
         for height in sorted({size for _, rows, columns in wanted.values() for size in (rows, columns)}):

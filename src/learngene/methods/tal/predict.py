@@ -38,17 +38,9 @@ def predict(
     shapes: Sequence[ViTShape],
     tasks: Float[Tensor, "shapes task_dim"] | None = None,
 ) -> list[Weights]:
-    """Predicts all weights of ViTs.
+    """All weights of ViTs under timm's names, each for its task; None leaves the task layers out.
 
-    Args:
-        config: The hypernetwork's.
-        tensors: Its parameters.
-        shapes: The ViTs, whose graphs are encoded together.
-        tasks: The task embedding of each; None leaves the task layers out.
-
-    Returns:
-        For each, tensors under timm's names. The class token is zero and the position of the class token a fixed row,
-        neither of which is predicted, in the authors' code either.
+    The class token is zero and its position a fixed row: neither is predicted, in the authors' code either.
     """
     device = tensors["class_position"].device
     with torch.autocast(device.type, enabled=False):  # decoding in half precision loses the small weights

@@ -15,13 +15,7 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Band:
-    """Widths of some depths.
-
-    Attributes:
-        depths: Smallest and largest depth.
-        widths: Smallest and largest embed_dim.
-        step: Between widths.
-    """
+    """Widths of some depths: the smallest and the largest of both, and the step between widths."""
 
     depths: tuple[int, int]
     widths: tuple[int, int]
@@ -70,11 +64,7 @@ def sample_size(shapes: str | tuple[Size, ...], source: random.Random) -> Size:
 
 
 def checked_shapes(shapes: Any) -> str | tuple[Size, ...]:
-    """The setting ``architectures`` in its one form.
-
-    Raises:
-        ShapeError: If it is neither the name of a range nor a list of sizes.
-    """
+    """The setting ``architectures``; ``ShapeError`` if it is neither the name of a range nor a list of sizes."""
     if isinstance(shapes, str):
         if shapes not in RANGES:
             raise ShapeError(f"architectures: unknown range '{shapes}'{nearest(shapes, RANGES)}")
