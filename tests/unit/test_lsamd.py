@@ -13,11 +13,10 @@ import torch
 
 import learngene
 from learngene import Ancestry, Budget, extract, plan, save_descendant, scratch
-from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.loading import build_recipe
-from learngene.system.errors import LearngeneError, ShapeError
+from learngene.system.errors import LearngeneError
 from learngene.vits.shape import MODULE_PARAMS
 from pico import CLI, batch, condense_fields, make_ancestry, pico_gene, pico_shape
 
@@ -284,13 +283,6 @@ def test_wrong_options_are_refused_in_one_line(depth: int, options: dict[str, An
         with pytest.raises(LearngeneError, match=message) as caught:
             make(depth, **options)
         assert "\n" not in str(caught.value)
-
-
-def test_an_ancestry_that_is_too_shallow_is_refused(ancestry_folder: Path) -> None:
-    with pytest.raises(ShapeError, match="the ancestry has 2 blocks, so there is no block 8"):
-        extract(ancestry_folder, method="lsamd")
-    with pytest.raises(ShapeError, match="the ancestry has 7 blocks, so there is no block 8"):
-        Learngene(LSAMD(), pico_shape(depth=7))
 
 
 def test_it_is_not_condensed(images: Path, tmp_path: Path) -> None:

@@ -45,11 +45,6 @@ def irpe_product(side: int) -> Tensor:
     return index
 
 
-def test_distances_are_told_apart_up_to_three() -> None:
-    assert [irpe_index(d) for d in range(14)] == [0, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
-    assert [irpe_index(-d) for d in range(14)] == [-irpe_index(d) for d in range(14)]
-
-
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 8, 14])
 def test_buckets_are_those_of_irpe(side: int) -> None:
     assert torch.equal(buckets(side), irpe_product(side))
@@ -87,15 +82,6 @@ def test_stored_parameters_are_the_blocks_with_all_about_them(width: str, printe
     shape = ViTShape.named(width, depth=12)
     parts = ("block", "patch_embed.", ".mix_logits", ".mix_weights", "norm1.weight", "norm1.bias", "norm2.weight")
     assert round(stored(shape, *parts, "norm2.bias") / 1e6, 3) == printed
-
-
-def test_norms_and_transformations_are_per_layer_and_the_rest_per_block() -> None:
-    sizes = method("mini-init", {"blocks": 2}).layer_tensors(pico_shape())
-    expected = {f"block{m}.{name}" for m in range(2) for name in SHARED}
-    kept = (*MODULE_PARAMS["ln"], "attn.position", "attn.mix_logits", "attn.mix_weights")
-    assert sizes.keys() == expected | {f"layer{i}.{name}" for i in range(4) for name in kept}
-    assert sizes["layer3.attn.position"] == (8, 49)
-    assert sizes["layer3.attn.mix_logits"] == sizes["layer0.attn.mix_weights"] == (2, 2)
 
 
 # -- the auxiliary model -----------------------------------------------------------------------------------

@@ -104,16 +104,6 @@ def test_stitches_come_window_by_window() -> None:
     assert list(rows().stitches(wide(4), 0, 1)) == order
 
 
-@pytest.mark.parametrize("depth", [3, 6, 9])
-def test_a_path_has_as_many_blocks_as_a_row_or_up_to_two_more(depth: int) -> None:
-    kind, auxiliary = rows(), wide(depth)
-    for path in kind.paths(auxiliary)[2:]:
-        low, high = path.segments
-        assert (low.embed_dim, low.first, high.embed_dim, high.last) == (16, 1, 32, depth)
-        assert path.depth == depth + 1 + low.last - high.first
-    assert {path.depth for path in kind.paths(auxiliary)} == {depth, depth + 1, depth + 2}
-
-
 def test_all_paths_of_a_small_pool() -> None:
     kind, auxiliary = rows(), wide(3)
     assert names(kind, auxiliary) == [
@@ -198,12 +188,6 @@ def test_rows_of_unequal_depth_reach_every_block(given_: tuple[StitchedRows, ViT
     joined = [(i, j) for i in range(depths[0]) for j in range(depths[1])
               if abs(i * scale // depths[0] - j * scale // depths[1]) <= 1]  # fmt: skip
     assert set(found) == set(joined)
-
-
-def test_equal_depth_is_a_special_case() -> None:
-    written = rows("sn-net", rows=((16, 3, 2), (32, 3, 4)))
-    assert written.stitches(wide(3), 0, 1) == rows().stitches(wide(3), 0, 1)
-    assert written.paths(wide(3)) == rows().paths(wide(3))
 
 
 def test_a_path_through_rows_of_unequal_depth() -> None:
