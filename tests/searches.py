@@ -45,4 +45,5 @@ def search_recipe(fields: dict[str, Any]) -> SearchRecipe:
 
 def path_of(name: str, share: list[float], soft: list[float] | None = None) -> TaskPath:
     """A path that was found somehow."""
-    return TaskPath(name, SHA, DATA, tuple(share), tuple(soft or share), 50.0, "top-1", 1, 1.0)
+    layers: dict[str, Any] = {"share": tuple(share), "soft": tuple(soft or share)}
+    return TaskPath(task=name, ancestry=SHA, data=DATA, **layers, score=50.0, metric="top-1", epochs=1, seconds=1.0)

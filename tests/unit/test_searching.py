@@ -87,7 +87,7 @@ def test_the_default_threshold_is_half_of_the_data_sets(ancestry: Path, sets: di
 
 def test_a_path_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = path_of("a", [0.25, 1.0], [0.5, 0.75])
-    path.write(tmp_path)
+    path.write(tmp_path / "path.json")
     assert read_path(tmp_path) == path
     assert read_path(tmp_path / "none") is None
 
@@ -101,7 +101,7 @@ def test_a_path_is_read_as_it_was_written(tmp_path: Path) -> None:
     ids=str,
 )  # fmt: skip
 def test_a_damaged_path_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    path_of("a", [0.25, 1.0]).write(tmp_path)
+    path_of("a", [0.25, 1.0]).write(tmp_path / "path.json")
     file = tmp_path / "path.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(LearngeneError) as error:
@@ -406,8 +406,8 @@ def test_paths_of_another_ancestry_or_other_images_are_refused_before_training(
         ({"task": "two"}, f"{folder / 'path.json'}: damaged; delete {folder} to search this data set again"),
         ({"share": (0.5,), "soft": (0.5,)}, f"{folder / 'path.json'}: damaged; delete {folder} to search this"),
     ):
-        fields = {**vars(path_of("blocks", [0.5] * 4)), "ancestry": identity, "data": images, **change}
-        TaskPath(**fields).write(folder)
+        fields = {**path_of("blocks", [0.5] * 4).model_dump(), "ancestry": identity, "data": images, **change}
+        TaskPath(**fields).write(folder / "path.json")
         with pytest.raises(LearngeneError) as error:
             run(recipe, show=False)
         assert str(error.value).startswith(f"task blocks: {line}")

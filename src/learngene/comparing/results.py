@@ -2,60 +2,67 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from learngene.comparing.cost import cost_of
 from learngene.comparing.jobs import Cell, Comparison
 from learngene.data.preprocessing import crop_pct
-from learngene.system.errors import LearngeneError
-from learngene.system.files import write_file
-
-KIND, VERSION = "learngene cell", 1
-ENTRIES = ("params", "macs", "gene", "untuned", "epochs", "last", "steps", "error", "seconds", "environment")
-"""What a result must have to become a row."""
+from learngene.system.records import Record, RecordError
 
 
-class ForeignResultError(LearngeneError):
-    """A file stands where a result belongs, and it is damaged or not this cell's result."""
+class CellResult(Record):
+    """The result file of a cell; its entries are described in ``run.py``, which writes them."""
+
+    kind: ClassVar = "learngene cell"
+    version: ClassVar = 1
+    noun: ClassVar = "a result of a comparison"
+    indent: ClassVar = None
+
+    key: str
+    contender: str = ""
+    method: str = ""
+    shape: dict[str, Any] = Field(default_factory=dict)
+    task: str = ""
+    seed: int = 0
+    params: int
+    macs: int
+    gene: dict[str, Any] | None
+    spec: dict[str, Any] = Field(default_factory=dict)
+    layers: list[Any] = Field(default_factory=list)
+    linearity: float | None = None
+    fresh: int = 0
+    train: dict[str, Any] | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+    untuned: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    last: dict[str, Any]
+    steps: int
+    error: str | None
+    seconds: float
+    environment: dict[str, Any]
+    commit: str | None = None
 
 
-def write_cell(cell: Cell, content: Mapping[str, Any]) -> None:
-    """Writes a cell's result, unless one is there: results are never overwritten."""
-    if cell.path.exists():
-        raise ForeignResultError(f"{cell.path} exists already; it was not overwritten")
-    text = json.dumps(
-        {"kind": KIND, "version": VERSION, "key": cell.key, **content}, separators=(",", ":"), allow_nan=False
-    )
-    write_file(cell.path, lambda temporary: temporary.write_text(text + "\n"))
-
-
-def read_cell(cell: Cell) -> dict[str, Any] | None:
+def read_cell(cell: Cell) -> CellResult | None:
     """A cell's result, or None if there is none yet.
 
     Raises:
-        ForeignResultError: If the file is damaged, or holds something else.
+        RecordError: If the file is damaged, or holds something else.
     """
     if not cell.path.exists():
         return None
     try:
-        content = json.loads(cell.path.read_text())
-    except (OSError, ValueError):
-        raise ForeignResultError(f"{cell.path}: damaged, it is no JSON; skipped, and not overwritten") from None
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise ForeignResultError(f"{cell.path}: not a result of a comparison; skipped, and not overwritten")
-    if content.get("version") != VERSION or content.get("key") != cell.key:
-        raise ForeignResultError(
-            f"{cell.path}: the result of another cell or format (key {content.get('key')}, version "
-            f"{content.get('version')}); skipped, and not overwritten"
-        )
-    missing = [name for name in ENTRIES if name not in content]
-    if missing:
-        raise ForeignResultError(f"{cell.path}: has no entry '{missing[0]}'; skipped, and not overwritten")
-    return content
+        result = CellResult.read(cell.path)
+        if result.key != cell.key:
+            raise RecordError(f"{cell.path}: the result of another cell (key {result.key})")
+    except RecordError as fault:
+        raise RecordError(f"{fault}; skipped, and not overwritten") from None
+    return result
 
 
 @dataclass(frozen=True)
@@ -181,26 +188,26 @@ def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Results:
     for cell in comparison.cells:
         try:
             content = read_cell(cell)
-        except ForeignResultError as fault:
+        except RecordError as fault:
             out.foreign.append(str(fault))
             continue
         if content is None:
             out.missing.append(cell)
-        elif content["error"]:
-            out.failed[f"cell {cell}"] = content["error"]
+        elif content.error:
+            out.failed[f"cell {cell}"] = content.error
         else:
             out.rows.append(_row(cell, content, comparison, train_images))
     return out
 
 
-def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_images: Mapping[str, int]) -> ResultRow:
-    untuned, last, epochs = content["untuned"], content["last"], content["epochs"]
+def _row(cell: Cell, content: CellResult, comparison: Comparison, train_images: Mapping[str, int]) -> ResultRow:
+    untuned, last, epochs = content.untuned, content.last, content.epochs
     main = "miou" if cell.masked else "top1"
     curve = (untuned[main], *(entry[main] for entry in epochs if main in entry))
     cost = cost_of(cell, comparison, train_images)
-    gene = content.get("gene") or {}
+    gene = content.gene or {}
     searched = gene.get("search", {}).get("tasks", [])
-    environment = content["environment"]
+    environment = content.environment
     return ResultRow(
         contender=cell.contender,
         method=cell.spec.method,
@@ -213,12 +220,12 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         img_size=cell.shape.img_size,
         crop_pct=1.0 if cell.masked else crop_pct(cell.data, cell.shape.img_size),
         interpolation=cell.data.interpolation,
-        params=content["params"],
-        macs=content["macs"],
+        params=content.params,
+        macs=content.macs,
         gene=cell.gene.path.name if cell.gene else "",
         stored_params=gene.get("stored_params", 0),
         gene_top1=gene.get("top1") or 0.0,
-        linearity=content.get("linearity") or 0.0,
+        linearity=content.linearity or 0.0,
         untuned_top1=untuned[main],
         times_chance=0.0 if cell.masked else untuned[main] * max(1, cell.shape.num_classes) / 100,
         untuned_top5=0.0 if cell.masked else untuned["top5"],
@@ -229,13 +236,13 @@ def _row(cell: Cell, content: Mapping[str, Any], comparison: Comparison, train_i
         last_loss=last["loss"],
         best_top1=max(curve),
         epochs=len(epochs),
-        steps=content["steps"],
+        steps=content.steps,
         tune_macs=cost.tune,
         gene_macs=cost.gene,
         ancestry_macs=cost.ancestry,
         shared_by=cost.gene_shared_by,
         total_macs=float(cost.total),
-        seconds=content["seconds"],
+        seconds=content.seconds,
         gene_seconds=gene.get("seconds", 0.0),
         hardware=f"{environment.get('accelerator') or environment['processor']}, {environment['threads']} threads",
         curve=curve,

@@ -15,7 +15,7 @@ import torch
 
 from learngene.comparing.cells import lay_out
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob, needs
-from learngene.comparing.results import Results, collect, write_cell
+from learngene.comparing.results import CellResult, Results, collect
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits, open_splits, refuse_unfit
 from learngene.genes.ancestry import Ancestry, refuse_unknown_architecture, timm_model
@@ -359,7 +359,7 @@ def _measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
     content["seconds"] = round(time.perf_counter() - start, 3)
     content["environment"] = environment() | _accelerator()
     content["commit"] = commit()
-    write_cell(cell, content)
+    CellResult(key=cell.key, **content).write_new(cell.path)
     if content["error"]:
         raise LearngeneError(content["error"])
     tuned = score_from(content["last"]).main

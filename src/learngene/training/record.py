@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from learngene.data.splits import Splits
 from learngene.recipe.loading import TrainingRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import TrainingDivergedError
-from learngene.system.files import write_file
+from learngene.system.records import Record
 from learngene.training.scores import Accuracy, Score, score_from
 from learngene.training.stage import TrainResult
 
 NAME = "result.json"
+
+
+class RunRecord(Record):
+    """The content of ``result.json``; cost and metrics are missing if the run diverged."""
+
+    noun: ClassVar = "the record of a run"
+    indent: ClassVar = 2
+
+    recipe: dict[str, Any]
+    seed: int
+    commit: str | None
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    error: str | None
+    cost: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+
+    def content(self) -> dict[str, Any]:
+        """Without the entries that a diverged run has not."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 @contextlib.contextmanager
@@ -41,22 +60,18 @@ def recorded(folder: Path | None, recipe: TrainingRecipe, images: Splits) -> Ite
         raise
     finally:
         if folder and (results or error) and not _succeeded(folder / NAME):
-            content = json.dumps(_record(recipe, images, results[0] if results else None, error), indent=2)
-            write_file(folder / NAME, lambda temporary: temporary.write_text(content + "\n"))
+            _record(recipe, images, results[0] if results else None, error).write(folder / NAME)
 
 
 def read_result(folder: Path) -> TrainResult | None:
     """What a run folder's record says of a run that ended well; None if there is no such record."""
-    if not (folder / NAME).exists() or not _succeeded(folder / NAME):
+    if not (folder / NAME).exists():
         return None
-    record = json.loads((folder / NAME).read_text())
-    metrics, cost = record["metrics"], record["cost"]
-    return TrainResult(
-        metrics["history"],
-        score_from(metrics["final"]),
-        metrics[_best_key(score_from(metrics["final"]))],
-        **{name: cost[name] for name in ("updates", "images", "seconds")},
-    )
+    record = RunRecord.read(folder / NAME)
+    if record.error is not None or record.metrics is None or record.cost is None:
+        return None
+    final = score_from(record.metrics["final"])
+    return TrainResult(record.metrics["history"], final, record.metrics[_best_key(final)], **record.cost)
 
 
 def diverged(folder: Path) -> bool:
@@ -70,7 +85,7 @@ def _best_key(score: Score) -> str:
 
 
 def _succeeded(path: Path) -> bool:
-    return path.exists() and json.loads(path.read_text())["error"] is None
+    return path.exists() and RunRecord.read(path).error is None
 
 
 def _record(
@@ -78,8 +93,8 @@ def _record(
     images: Splits,
     result: TrainResult | None,
     error: str | None,
-) -> dict[str, Any]:
-    record: dict[str, Any] = {
+) -> RunRecord:
+    entries: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.train.seed,
         "commit": commit(),
@@ -93,7 +108,7 @@ def _record(
         "error": error,
     }
     if result:
-        record["cost"] = {"seconds": result.seconds, "updates": result.updates, "images": result.images}
+        entries["cost"] = {"seconds": result.seconds, "updates": result.updates, "images": result.images}
         best = _best_key(result.final)
-        record["metrics"] = {"final": asdict(result.final), best: result.best, "history": result.history}
-    return record
+        entries["metrics"] = {"final": asdict(result.final), best: result.best, "history": result.history}
+    return RunRecord(**entries)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field
 
 from learngene.comparing.claims.exact import EXACT_TESTS
 from learngene.comparing.claims.groups import Claim
 from learngene.comparing.claims.verdict import Outcome, Verdict, judge, overall
 from learngene.comparing.results import ResultRow
 from learngene.system.errors import LearngeneError
-from learngene.system.files import write_file
-
-KIND: Literal["learngene verdict"] = "learngene verdict"
-VERSION: Literal[1] = 1
+from learngene.system.records import Record, RecordError
 
 
 class JudgedClaim(BaseModel):
@@ -33,30 +29,27 @@ class JudgedClaim(BaseModel):
     outcome: Outcome
 
 
-class VerdictFile(BaseModel):
+class VerdictFile(Record):
     """A group of claims at a scale; ``file`` is where it lies, to which its plots are relative."""
 
-    kind: Literal["learngene verdict"] = KIND
-    version: Literal[1] = VERSION
+    kind: ClassVar = "learngene verdict"
+    version: ClassVar = 1
+    noun: ClassVar = "a verdict"
+
     id: str
     scale: Literal["laptop", "gpu", "paper"]
     paper: str
     source: str
     title: str
-    seeds: list[int] = []
-    seconds: float = 0
-    environment: dict[str, Any] = {}
+    seeds: list[int] = Field(default_factory=list)
+    seconds: int | float = 0
+    environment: dict[str, Any] = Field(default_factory=dict)
     commit: str | None = None
     run: dict[str, Any] | None = None
     claims: list[JudgedClaim]
-    table: list[dict[str, str | int | float | list[float | None] | None]] = []
-    plots: list[str] = []
-    file: Path | None = None
-
-    def write(self, path: Path) -> None:
-        """Writes the file, in place of an older verdict if there is one."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"file"}), indent=1) + "\n"
-        write_file(path, lambda temporary: temporary.write_text(text))
+    table: list[dict[str, str | int | float | list[float | None] | None]] = Field(default_factory=list)
+    plots: list[str] = Field(default_factory=list)
+    file: Path | None = Field(None, exclude=True)
 
 
 def judge_claim(claim: Claim, rows: Sequence[ResultRow], scale: str) -> JudgedClaim:
@@ -74,14 +67,11 @@ def judge_claim(claim: Claim, rows: Sequence[ResultRow], scale: str) -> JudgedCl
 
 def refuse_no_verdict(path: Path) -> None:
     """Raises ``LearngeneError`` if there is a file that is not a verdict, which must not be overwritten."""
-    if not path.exists():
-        return
     try:
-        known = json.loads(path.read_text()).get("kind") == KIND
-    except (ValueError, AttributeError, OSError):
-        known = False
-    if not known:
-        raise LearngeneError(f"{path}: damaged or not a verdict; it was not overwritten: move it away")
+        if path.exists():
+            VerdictFile.read(path)
+    except RecordError:
+        raise LearngeneError(f"{path}: damaged or not a verdict; it was not overwritten: move it away") from None
 
 
 def read_verdicts(folder: Path) -> tuple[list[VerdictFile], list[str]]:
@@ -90,19 +80,10 @@ def read_verdicts(folder: Path) -> tuple[list[VerdictFile], list[str]]:
     complaints: list[str] = []
     for path in sorted(folder.glob("**/claims/*.json")):
         try:
-            content = json.loads(path.read_text())
-            if not isinstance(content, dict) or content.get("kind") != KIND:
-                raise ValueError("not a verdict")
-            verdict = VerdictFile.model_validate({**content, "file": path})
+            verdict = VerdictFile.read(path).model_copy(update={"file": path})
             if other := verdicts.get((verdict.id, verdict.scale)):
-                raise ValueError(f"{other.file} is of the same claims at the same scale")
+                raise RecordError(f"{path}: {other.file} is of the same claims at the same scale")
             verdicts[verdict.id, verdict.scale] = verdict
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            complaints.append(f"{path}: damaged or of another version, '{where}': {first['msg'].lower()}; skipped")
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            complaints.append(f"{path}: damaged, it is no JSON; skipped")
-        except (OSError, ValueError) as error:
-            complaints.append(f"{path}: {getattr(error, 'strerror', None) or error}; skipped")
+        except RecordError as fault:
+            complaints.append(f"{fault}; skipped")
     return list(verdicts.values()), complaints

@@ -20,6 +20,7 @@ from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
 from learngene.making.extract import extract, plain_shape
 from learngene.making.finetune import fresh_head
+from learngene.making.search.paths import NAME as PATH_FILE
 from learngene.making.search.paths import TaskPath, damaged, layer_usage, read_path
 from learngene.making.search.select import selected, soft_usage, usage
 from learngene.making.search.super_net import SuperNet, routed
@@ -399,7 +400,7 @@ def search_task(prepared: Prepared, name: str, *, keep: bool, show: bool) -> Tas
 
 def _finish(path: TaskPath, folder: Path) -> None:
     """Writes the path, then drops the super net, which is twice the ancestry and has told what it knows."""
-    path.write(folder)
+    path.write(folder / PATH_FILE)
     for name in ("last.pt", "best.pt"):
         (folder / name).unlink(missing_ok=True)
 

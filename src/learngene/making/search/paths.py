@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from learngene.system.errors import LearngeneError
-from learngene.system.files import write_file
+from learngene.system.records import Record, RecordError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from learngene.making.search.super_net import SuperNet
 
-NAME, KIND, VERSION = "path.json", "learngene path", 1
-ENTRIES = ("task", "ancestry", "data", "share", "soft", "score", "metric", "epochs", "seconds")
+NAME = "path.json"
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class TaskPath:
+class TaskPath(Record):
     """What a search found out about one data set.
 
     Attributes:
@@ -36,15 +35,25 @@ class TaskPath:
         seconds: Of training.
     """
 
+    kind: ClassVar = "learngene path"
+    version: ClassVar = 1
+    noun: ClassVar = "the path of a data set"
+
     task: str
     ancestry: str
     data: str
-    share: tuple[float, ...]
-    soft: tuple[float, ...]
-    score: float
+    share: tuple[Share, ...] = Field(min_length=1)
+    soft: tuple[Share, ...]
+    score: NonNegativeFloat
     metric: str
-    epochs: int
-    seconds: float
+    epochs: NonNegativeInt
+    seconds: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _same_layers(self) -> Self:
+        if len(self.share) != len(self.soft):
+            raise ValueError("share and soft have different numbers of layers")
+        return self
 
     @property
     def uses(self) -> tuple[int, ...]:
@@ -55,11 +64,6 @@ class TaskPath:
     def base_layers(self) -> tuple[int, ...]:
         """The layers, counted from 1, where the data set takes the base block."""
         return tuple(layer for layer, used in enumerate(self.uses, start=1) if used)
-
-    def write(self, folder: Path) -> None:
-        """Puts the path into the run folder of its super net."""
-        text = json.dumps({"kind": KIND, "version": VERSION, **asdict(self)}, indent=1, allow_nan=False)
-        write_file(folder / NAME, lambda temporary: temporary.write_text(text + "\n"))
 
 
 def damaged(folder: Path) -> LearngeneError:
@@ -73,31 +77,12 @@ def read_path(folder: Path) -> TaskPath | None:
     Raises:
         LearngeneError: If the file is damaged.
     """
-    file = folder / NAME
-    if not file.exists():
+    if not (folder / NAME).exists():
         return None
     try:
-        content = json.loads(file.read_text())
-        if content["kind"] != KIND or content["version"] != VERSION:
-            raise ValueError
-        fields: dict[str, Any] = {name: content[name] for name in ENTRIES}
-        fields |= {name: tuple(float(value) for value in fields[name]) for name in ("share", "soft")}
-        _check(fields)
-    except (OSError, ValueError, KeyError, TypeError):
+        return TaskPath.read(folder / NAME)
+    except RecordError:
         raise damaged(folder) from None
-    return TaskPath(**fields)
-
-
-def _check(fields: dict[str, Any]) -> None:
-    """Raises ``ValueError`` for entries that no search writes."""
-    if len(fields["share"]) != len(fields["soft"]) or not fields["share"]:
-        raise ValueError
-    if not all(0 <= value <= 1 for name in ("share", "soft") for value in fields[name]):
-        raise ValueError
-    if not all(isinstance(fields[name], str) for name in ("task", "ancestry", "data", "metric")):
-        raise ValueError
-    if not all(isinstance(fields[name], int | float) and fields[name] >= 0 for name in ("score", "epochs", "seconds")):
-        raise ValueError
 
 
 def layer_usage(net: SuperNet, batches: Iterable[tuple[Tensor, Any]]) -> tuple[list[float], list[float]]:
