@@ -59,7 +59,7 @@ def read_cell(cell: Cell) -> CellResult | None:
     try:
         result = CellResult.read(cell.path)
         if result.key != cell.key:
-            raise RecordError(f"{cell.path}: the result of another cell (key {result.key})")
+            raise RecordError(f"{cell.path}: the result of another cell or format (key {result.key})")
     except RecordError as fault:
         raise RecordError(f"{fault}; skipped, and not overwritten") from None
     return result
