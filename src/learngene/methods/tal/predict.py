@@ -22,8 +22,11 @@ from learngene.methods.tal.sizes import KERNEL, NetworkConfig
 from learngene.vits.shape import ViTShape
 
 Weights = dict[str, Tensor]
-NORMS = ("norm1", "norm2")
 MATRICES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+LAYER_VECTORS = (
+    *("norm1.weight", "norm2.weight", "norm1.bias", "norm2.bias"),
+    *(f"{matrix}.bias" for matrix in MATRICES),
+)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -86,30 +89,24 @@ def low_rank_weights(
     position = raw["pos_embed"][0].view(grid, width, grid).permute(1, 0, 2).reshape(1, grid * grid, width)
     _add_stem(out, tensors, position, width)
 
-    def vectors(names: Sequence[str], half: int) -> dict[str, Tensor]:
-        """By name, one vector per layer; those of one size are decoded together."""
-        lengths = {name: shape.layer_params()[name][0] for name in names}
-        done: dict[str, Tensor] = {}
-        for length in sorted(set(lengths.values())):
-            same = [name for name in names if lengths[name] == length]
-            chosen = [place[f"blocks.{layer}.{name}"] for name in same for layer in range(shape.depth)]
-            values = tiled(decoder.vectors(chosen, length, half), (len(chosen), length))
-            done |= dict(zip(same, values.chunk(len(same)), strict=True))
-        return done
-
-    for name, values in vectors([f"{norm}.weight" for norm in NORMS], 0).items():
-        _add_layers(out, name, _norm_weight(values))
-    for name, values in vectors([f"{kind}.bias" for kind in (*NORMS, *MATRICES)], 1).items():
-        _add_layers(out, name, _bias(values))
-    ends = [place["patch_embed.proj.bias"], place[f"{shape.norm_name}.bias"]]
-    patch_bias, norm_bias = _bias(tiled(decoder.vectors(ends, width, 1), (2, width)))
-    out["patch_embed.proj.bias"], out[f"{shape.norm_name}.bias"] = patch_bias, norm_bias
-    scale = tiled(decoder.vectors([place[f"{shape.norm_name}.weight"]], width, 0), (1, width))
-    out[f"{shape.norm_name}.weight"] = _norm_weight(scale[0])
+    groups: dict[tuple[int, int], list[str]] = {}  # vectors of one size are decoded together
+    for name in LAYER_VECTORS:
+        groups.setdefault((_half(name), shape.layer_params()[name][0]), []).append(name)
+    for (half, length), names in sorted(groups.items()):
+        chosen = [place[f"blocks.{layer}.{name}"] for name in names for layer in range(shape.depth)]
+        values = tiled(decoder.vectors(chosen, length, half), (len(chosen), length))
+        for name, value in zip(names, values.chunk(len(names)), strict=True):
+            _add_layers(out, name, _vector(name, value))
+    ends = ["patch_embed.proj.bias", f"{shape.norm_name}.bias"]
+    for half, names in ((1, ends), (0, [f"{shape.norm_name}.weight"])):
+        values = tiled(decoder.vectors([place[name] for name in names], width, half), (len(names), width))
+        out |= {name: _vector(name, value) for name, value in zip(names, values, strict=True)}
     if shape.num_classes:
         classes = shape.num_classes
         out["head.weight"] = _matrix(raw["head"], (classes, width))[0]
-        out["head.bias"] = _bias(tiled(decoder.vectors([place["head.bias"]], classes, 1), (1, classes))[0])
+        out["head.bias"] = _vector(
+            "head.bias", tiled(decoder.vectors([place["head.bias"]], classes, 1), (1, classes))[0]
+        )
     return out
 
 
@@ -130,19 +127,15 @@ def dense_weights(
     side = min(grid, KERNEL)
     position = tiled(decoder.kernels([place["pos_embed"]], side, side)[0, :1], (1, width, grid, grid))
     _add_stem(out, tensors, position.reshape(1, grid * grid, width), width)
-    ends = {"patch_embed.proj.bias": 1, f"{shape.norm_name}.weight": 0, f"{shape.norm_name}.bias": 1}
-    halves = decoder.halves([place[name] for name in ends])
-    for (name, half), value in zip(ends.items(), halves, strict=True):
-        sized = tiled(value[half], (width,))
-        out[name] = _norm_weight(sized) if name.endswith("weight") else _bias(sized)
-    for name in (*(f"{norm}.weight" for norm in NORMS), *(f"{kind}.bias" for kind in (*NORMS, *MATRICES))):
-        half = int(name.endswith("bias"))
-        values = decoder.halves([place[f"blocks.{layer}.{name}"] for layer in range(depth)])[:, half]
-        sized = tiled(values, (depth, *shape.layer_params()[name]))
-        _add_layers(out, name, _bias(sized) if half else _norm_weight(sized))
+    ends = ("patch_embed.proj.bias", f"{shape.norm_name}.weight", f"{shape.norm_name}.bias")
+    for name, value in zip(ends, decoder.halves([place[name] for name in ends]), strict=True):
+        out[name] = _vector(name, tiled(value[_half(name)], (width,)))
+    for name in LAYER_VECTORS:
+        values = decoder.halves([place[f"blocks.{layer}.{name}"] for layer in range(depth)])[:, _half(name)]
+        _add_layers(out, name, _vector(name, tiled(values, (depth, *shape.layer_params()[name]))))
     if shape.num_classes:
         out["head.weight"] = _matrix(decoder.head(place["head.weight"])[None], (shape.num_classes, width))[0]
-        out["head.bias"] = _bias(tiled(decoder.head_bias(place["head.bias"]), (shape.num_classes,)))
+        out["head.bias"] = _vector("head.bias", tiled(decoder.head_bias(place["head.bias"]), (shape.num_classes,)))
     return out
 
 
@@ -154,12 +147,14 @@ def _matrix(raw: Tensor, size: Sequence[int]) -> Tensor:
     return tiled(raw, (len(raw), *size)) * math.sqrt(2 / math.prod(size[1:]))
 
 
-def _norm_weight(raw: Tensor) -> Tensor:
-    return 2 * torch.sigmoid(raw / 2)
+def _half(name: str) -> int:
+    """Of a decoded pair, norms' weights take the first half and all biases the second."""
+    return int(name.endswith("bias"))
 
 
-def _bias(raw: Tensor) -> Tensor:
-    return torch.tanh(0.2 * raw)
+def _vector(name: str, raw: Tensor) -> Tensor:
+    """The scale of a norm, or a bias."""
+    return torch.tanh(0.2 * raw) if name.endswith("bias") else 2 * torch.sigmoid(raw / 2)
 
 
 def _add_layers(out: Weights, name: str, values: Tensor) -> None:
