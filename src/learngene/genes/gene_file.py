@@ -19,7 +19,6 @@ from typing import Any
 import xxhash
 
 from learngene.methods import Method, method
-from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import GeneFileError, LearngeneError
 from learngene.vits.shape import ViTShape
 
@@ -220,16 +219,11 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     for key in ("ancestry", "data", "training", "accuracy", "preprocessing"):
         if not isinstance(metadata.get(key, {}), dict):
             raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
-    paths = metadata.get("paths", [])
-    if not isinstance(paths, list) or not all(
-        isinstance(each, dict) and isinstance(each.get("path"), str) and isinstance(each.get("top1"), int | float)
-        for each in paths
-    ):
-        raise GeneFileError(f"{path}: metadata entry 'paths' must be a list of objects with 'path' and 'top1'")
-    if "search" in metadata and not _is_search(metadata["search"]):
-        raise GeneFileError(f"{path}: metadata entry 'search' must be the record of a search, see docs/format.md")
-    if fault := _fault_of_tasks(metadata.get("tasks", [])):
-        raise GeneFileError(f"{path}: metadata entry 'tasks': {fault}, see docs/format.md")
+    if metadata.keys() & {"paths", "search", "tasks"}:
+        from learngene.genes.metadata_records import fault_of_records
+
+        if fault := fault_of_records(metadata):
+            raise GeneFileError(f"{path}: metadata entry {fault}")
     entries: dict[str, dict[str, type | UnionType]] = {
         "ancestry": {"name": str, "tag": str, "sha256": str},
         "data": {"source": list},
@@ -241,68 +235,6 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
             bad_list = isinstance(value, list) and not all(isinstance(item, str) for item in value)
             if value is not None and (not isinstance(value, kinds) or bad_list):
                 raise GeneFileError(f"{path}: metadata entry '{key}.{field}' has the wrong type")
-
-
-def are(values: Any, kind: type | UnionType) -> bool:
-    """Whether a value is a list of some things of a kind."""
-    return isinstance(values, list) and bool(values) and all(isinstance(value, kind) for value in values)
-
-
-def _is_search(record: Any) -> bool:
-    """Whether an entry has what a picture of a search shows, in lists of the same length."""
-    if not isinstance(record, dict) or not are(record.get("usage"), int) or not are(record.get("tasks"), dict):
-        return False
-    depth = len(record["usage"])
-    return are(record.get("layers"), int) and all(
-        isinstance(task.get("task"), str)
-        and isinstance(task.get("score"), int | float)
-        and isinstance(task.get("layers"), list)
-        and all(isinstance(layer, int) and 1 <= layer <= depth for layer in [*task["layers"], *record["layers"]])
-        and are(task.get("share"), int | float)
-        and len(task["share"]) == depth
-        for task in record["tasks"]
-    )
-
-
-def _fault_of_tasks(entries: Any) -> str | None:
-    """What is wrong with the tasks that a gene was tuned on, each of which has a name of its own."""
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return "must be a list of tuned tasks"
-    names = [entry.get("task") for entry in entries]
-    if not all(isinstance(name, str) and name.isprintable() and names.count(name) == 1 for name in names):
-        return "every task needs a printable name of its own"
-    for entry in entries:
-        embedding = entry.get("embedding", {})
-        fine = {
-            "source": are(entry.get("source"), str),
-            "classes": are(entry.get("classes"), str),
-            "mean": are(entry.get("mean"), int | float),
-            "std": are(entry.get("std"), int | float) and min(entry["std"]) > 0,
-            "top1": isinstance(entry.get("top1"), int | float) and 0 <= entry["top1"] <= 100,
-            "embedding": _is_embedding(embedding) and (not embedding or _is_of(embedding, entry)),
-        }
-        if wrong := [key for key, right in fine.items() if not right]:
-            return f"task {entry['task']}: its {wrong[0]} is missing, damaged or not its own"
-    return None
-
-
-def _is_of(embedding: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
-    """Whether an embedding is that of the task it stands with."""
-    return (embedding["name"], embedding["classes"]) == (entry["task"], entry["classes"])
-
-
-def _is_embedding(entry: Any) -> bool:
-    """Whether an entry is the embedding of a task, with the numbers of its fingerprint; an empty one is none."""
-    if not isinstance(entry, dict) or not entry:
-        return entry == {}
-    words = all(isinstance(entry.get(key), str) for key in ("name", "ancestry", "data", "fingerprint"))
-    lists = are(entry.get("vector"), int | float) and are(entry.get("classes"), str)
-    if not words or not lists or not isinstance(entry.get("preprocessing"), dict):
-        return False
-    try:
-        return isinstance(TaskEmbedding.from_dict(entry).images, int)
-    except LearngeneError:
-        return False
 
 
 def _check_tensors(header: GeneHeader) -> None:
