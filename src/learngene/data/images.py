@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from learngene.data import decathlon
+from learngene.data import decathlon, digits
 from learngene.data.image_files import ImageFile
 from learngene.data.masks import UNREADABLE, Masks, Source, open_source, split_folder
 from learngene.recipe.sections import MASK_VALUES, DataSpec
@@ -165,11 +164,11 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
         raise DataError(f"unknown split '{split}'; give train or val (data.val_split names another folder for val)")
     wanted = spec.train_split if split == "train" else spec.val_split
     where = " + ".join(spec.sources)
-    if spec.sources == ["digits"]:
+    if spec.sources == [digits.NAME]:
         images = _digits(wanted)
     elif dataset is not None:
         images = _decathlon(spec, dataset, wanted)
-    elif all(Path(source).exists() for source in spec.sources):
+    elif all(Path(source).exists() or digits.variant_of(source) for source in spec.sources):
         images = _files(spec, wanted, classes)
     else:
         missing = next(source for source in spec.sources if not Path(source).exists())
@@ -178,7 +177,8 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
         if not missing.startswith(TIMM_PREFIXES) or len(spec.sources) > 1:
             raise DataError(
                 f"data {missing}: no such folder or tar, and not a data set name; give a folder, a tar, digits, "
-                "a timm name such as torch/cifar100, or one of the Decathlon such as decathlon/aircraft"
+                f"digits/VARIANT ({', '.join(digits.NAMES)}), a timm name such as torch/cifar100, or one of the "
+                "Decathlon such as decathlon/aircraft"
             )
         images = _named(spec, missing, wanted)
     if not len(images):
@@ -204,32 +204,19 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
 # -- the kinds of data --------------------------------------------------------------------------------
 
 
-class _Digits:
-    """scikit-learn's 1,797 handwritten digits; a quarter of every class, evenly spread, is ``val``."""
+class _Pixels:
+    """Images that are numbers in memory."""
 
-    def __init__(self, indices: list[int], pixels: Any) -> None:
-        self.indices, self.pixels = indices, pixels
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
 
     def __call__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[self.indices[index]])
+        return Image.fromarray(self.pixels[index])
 
 
 def _digits(split: str) -> ImageSet:
-    from sklearn.datasets import load_digits
-
-    if split not in ("train", "val"):
-        raise DataError(f"data digits: no split '{split}'{nearest(split, ['train', 'val'])}")
-    data = load_digits()
-    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
-    seen: Counter[int] = Counter()
-    indices = []
-    for index, label in enumerate(data.target.tolist()):
-        seen[label] += 1
-        if (seen[label] % 4 == 0) == (split == "val"):
-            indices.append(index)
-    labels = [int(data.target[index]) for index in indices]
-    names = [f"digits-{index}" for index in indices]
-    return ImageSet("digits", _Digits(indices, pixels), names, labels, [str(digit) for digit in range(10)])
+    pixels, labels, names = digits.read_digits(split)
+    return ImageSet(digits.NAME, _Pixels(pixels), names, labels, [str(digit) for digit in range(10)])
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from learngene.data.digits import variant_files, variant_of
 from learngene.data.image_files import Found, ImageFile, places_of
 from learngene.recipe.sections import MASK_VALUES
 from learngene.system.errors import CorruptError, DataError, NoSplitError
@@ -181,7 +182,8 @@ def open_source(path: Path) -> Source:
     for place in VOC_PLACES:
         if all((path / place / name).is_dir() for name in ("JPEGImages", "SegmentationClass")):
             return Source(path, "VOC folders", [], path / place)
-    found = places_of(path)
+    variant = variant_of(path)
+    found = variant_files(variant) if variant else places_of(path)
     masked = {IMAGES, MASKS} <= {top for top, _, _ in found}
     return Source(path, "image and mask folders" if masked else "class folders", found)
 
