@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import timm
+from learngene.report import SERIES
 from PIL import Image
 
 import learngene
 from learngene import demo, demo_lsamd, demo_pool, demo_tal
 from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
-from learngene.report import SERIES
 from pico import CLI
 
 

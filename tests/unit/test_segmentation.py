@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learngene.demo import DATA
 from PIL import Image
 from torch import Tensor
 
 from learngene.data.batches import TrainBatches, eval_loader
 from learngene.data.images import open_split
 from learngene.data.splits import open_splits
-from learngene.demo import DATA
 from learngene.making.finetune import data_section
 from learngene.recipe.sections import Augment, DataSpec, Train
 from learngene.system.errors import DataError, LearngeneError

@@ -10,9 +10,7 @@ from typing import Annotated
 import typer
 
 from learngene.cli.app import DataFolder, Overrides, Processes, RecipeFile, app, read_recipe, suggest
-from learngene.system.errors import LearngeneError, nearest
-
-DEMOS = ("genes", "pool", "lsamd", "tal")
+from learngene.system.errors import LearngeneError
 
 
 @app.command()
@@ -25,26 +23,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="same seed, same table", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Make two genes, a pool, a searched gene or a hypernetwork of digits and compare their ViTs, in two minutes."""
-    if method == "genes":
-        from learngene.demo import run_demo
+    from learngene.comparing.demo import run_demo
 
-        run_demo(out or Path("demo-output"), seed)
-    elif method == "pool":
-        from learngene.demo_pool import run_pool_demo
-
-        run_pool_demo(out or Path("demo-output-pool"), seed)
-    elif method == "lsamd":
-        from learngene.demo_lsamd import run_lsamd_demo
-
-        run_lsamd_demo(out or Path("demo-output-lsamd"), seed)
-    elif method == "tal":
-        from learngene.demo_tal import run_tal_demo
-
-        run_tal_demo(out or Path("demo-output-tal"), seed)
-    else:
-        raise LearngeneError(
-            f"--method {method}: there are demos of genes, pool, lsamd and tal{nearest(method, DEMOS)}"
-        )
+    run_demo(method, out, seed)
 
 
 @app.command()

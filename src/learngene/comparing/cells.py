@@ -57,7 +57,8 @@ def lay_out(
                             continue
                         gene = genes.setdefault(gene.path, gene)
                     for budget in recipe.chosen("budgets"):
-                        out.cells.append(_cell(out, name, shape_name, task, budget, seed, gene, None))
+                        if task in (recipe.budgets[budget].tasks or [task]):
+                            out.cells.append(_cell(out, name, shape_name, task, budget, seed, gene, None))
     out.genes = list(genes.values())
     equal = [budget for budget in recipe.chosen("budgets") if recipe.budgets[budget].cost_of]
     if equal:

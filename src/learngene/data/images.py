@@ -15,7 +15,7 @@ from learngene.data import decathlon, digits
 from learngene.data.image_files import ImageFile
 from learngene.data.masks import UNREADABLE, Masks, Source, open_source, split_folder
 from learngene.recipe.sections import MASK_VALUES, DataSpec
-from learngene.system.errors import CorruptError, DataError, NoSplitError, nearest
+from learngene.system.errors import CorruptError, DataError, NoSplitError
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 """How the names of timm's data sets begin."""

@@ -126,6 +126,9 @@ class ContenderSpec(Section):
         return "condense" in origins and bool(self.each or self.auxiliary or "extract" not in origins)
 
 
+Names = Annotated[list[str] | None, Field(min_length=1)]
+
+
 class BudgetSpec(Section):
     """How long descendants are tuned."""
 
@@ -136,6 +139,7 @@ class BudgetSpec(Section):
         "and pretraining shared over the descendants",
     )
     tune: dict[str, Any] = Field({}, description="how descendants are tuned: what differs from `tune`")
+    tasks: Names = Field(None, description="tasks with this budget; by default all that are run")
 
 
 class Run(Section):
@@ -254,6 +258,8 @@ class CompareRecipe(Section):
             if spec.search:
                 names = [*(spec.search.tasks or ()), *spec.search.rates]
                 yield from ((f"{where}.search", name, tasks) for name in names)
+        for budget, limits in self.budgets.items():
+            yield from ((f"budgets.{budget}.tasks", name, tasks) for name in limits.tasks or ())
         for name, budget in self.budgets.items():
             if budget.cost_of is not None:
                 yield f"budgets.{name}.cost_of", budget.cost_of, self.contenders

@@ -109,7 +109,8 @@ class DataSpec(Section):
     """The images and how they enter the model."""
 
     source: str | list[str] = Field(
-        description="digits, a data set made of them such as digits/negative, a folder or tar with train/<class>/ and val/<class>/, several of them, "
+        description="digits, a data set made of them such as digits/negative, a folder or tar with train/<class>/ and "
+        "val/<class>/, several of them, "
         "images/<split>/ and masks/<split>/, a VOC folder, the name of one of timm's map-style data sets, such as "
         "torch/cifar100 or hfds/..., or of one of the Visual Domain Decathlon, such as decathlon/aircraft"
     )
