@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from learngene.data.digits import INK, VARIANTS, variant_files
 from learngene.data.images import ImageSet, open_split
 from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
@@ -287,6 +288,44 @@ def test_data_that_cannot_be_used_is_refused(
 def test_one_missing_source_of_several_is_named(images: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing: no such folder or tar"):
         open_split(spec(images, tmp_path / "missing"), "train")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_data_set_made_of_digits_is_the_same_every_time(name: str) -> None:
+    train, val = open_splits(spec(f"digits/{name}"))
+    assert (len(train), len(val)) == (768, 256)
+    first = [np.asarray(train.image(index, "L")) for index in range(0, 768, 50)]
+    variant_files.cache_clear()
+    again = open_split(spec(f"digits/{name}"), "train")
+    assert train.fingerprint() == again.fingerprint()
+    assert all((np.asarray(again.image(50 * n, "L")) == image).all() for n, image in enumerate(first))
+
+
+def test_no_two_data_sets_made_of_digits_with_as_many_classes_show_the_same_image() -> None:
+    digit, rng = np.arange(256, dtype=np.uint8).reshape(16, 16), np.random.default_rng(0)
+    seen = {(len({v.call(k) for k in range(10)}), v.show(digit, rng).tobytes()) for v in VARIANTS.values()}
+    assert len(seen) == len(VARIANTS)
+
+
+def test_a_canvas_of_digits_has_a_mask_of_its_ink() -> None:
+    train, _ = open_splits(spec("digits/canvas"))
+    image, mask = np.asarray(train.image(0, "L")), train.mask(0, (32, 32))
+    assert train.class_names == ["0", "1", "2"]
+    assert mask.any()
+    assert ((mask > 0) == (image >= INK)).all()
+
+
+def test_a_folder_goes_before_a_data_set_made_of_digits(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(images, tmp_path / "digits" / "negative")
+    monkeypatch.chdir(tmp_path)
+    assert open_split(spec("digits/negative"), "train").class_names == ["blue", "green", "red"]
+
+
+def test_an_unknown_data_set_made_of_digits_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data digits/negativ: no such folder.* digits/VARIANT \(rotated, negative"):
+        open_split(spec("digits/negativ"), "train")
 
 
 def test_digits_have_two_splits() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learngene.demo import DATA
 from PIL import Image
 from torch import Tensor
 
@@ -299,4 +298,4 @@ def test_what_masks_cannot_follow_is_refused(name: str, masked: Path) -> None:
 
 
 def test_digits_are_no_segmentation() -> None:
-    assert not open_split(DataSpec(**DATA), "val").segmentation
+    assert not open_split(DataSpec(source="digits"), "val").segmentation

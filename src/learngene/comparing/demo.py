@@ -137,7 +137,8 @@ def _described(genes: Mapping[str, Path]) -> dict[str, Any]:
         header = read_header(path)
         out["genes"][name] = {"params": header.stored_params, "bytes": path.stat().st_size}
         out["genes"][name]["top1"] = header.metadata.get("accuracy", {}).get("top1")
-        out["ancestry"] = dict(header.metadata.get("ancestry") or out["ancestry"])
+        if header.metadata.get("ancestry", {}).get("sha256"):  # an SN-Net and a LoGAH have none
+            out["ancestry"] = dict(header.metadata["ancestry"])
         if "search" in header.metadata:
             out["search"] = header.metadata["search"]
     return out

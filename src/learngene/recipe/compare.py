@@ -258,9 +258,8 @@ class CompareRecipe(Section):
             if spec.search:
                 names = [*(spec.search.tasks or ()), *spec.search.rates]
                 yield from ((f"{where}.search", name, tasks) for name in names)
-        for budget, limits in self.budgets.items():
-            yield from ((f"budgets.{budget}.tasks", name, tasks) for name in limits.tasks or ())
         for name, budget in self.budgets.items():
+            yield from ((f"budgets.{name}.tasks", task, tasks) for task in budget.tasks or ())
             if budget.cost_of is not None:
                 yield f"budgets.{name}.cost_of", budget.cost_of, self.contenders
 
