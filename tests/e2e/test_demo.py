@@ -115,7 +115,7 @@ def check_pool(record: dict[str, Any], out: Path) -> None:
         paths = learngene.load(out / f"{gene}-0.safetensors").metadata["paths"]
         measured = {each["path"]: each["top1"] for each in paths}
         assert measured == pytest.approx({row["path"]: row[column] for row in record["rows"]}, abs=1e-3)
-    best = max((row for row in record["rows"] if row["params"] <= 0.2e6), key=lambda row: row["pool"])
+    best = max((row for row in record["rows"] if row["params"] <= 0.2e6), key=lambda row: (row["pool"], row["params"]))
     assert record["budgets"]["at most 0.20 M parameters"] == best["path"]
 
 
