@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learngene.genes.gene import Learngene
 from learngene.genes.plan import Budget, Candidate, plan
-from learngene.methods.stitching import StitchedRows
+from learngene.methods.stitching import rows_of
 from learngene.system.errors import LearngeneError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, StitchedShape
@@ -41,13 +41,13 @@ class ElasticViT(nn.Module):
         super().__init__()
         self.gene = gene if isinstance(gene, Learngene) else Learngene.load(gene)
         method, auxiliary = self.gene.method, self.gene.shape
-        if not isinstance(method, StitchedRows):
+        if method.making != "pool":
             raise LearngeneError(
                 f"elastic: a gene of method {method.name} has no paths to switch between; a pool has (pool, sn-net)"
             )
         # A plain dictionary: were the views submodules, every shared parameter would be listed again.
         self._views: dict[Shape, nn.Module] = {}
-        for shape in method.paths(auxiliary):
+        for shape in rows_of(method).paths(auxiliary):
             view = shape.skeleton()
             view.load_state_dict(self.gene.weights(shape), strict=True, assign=True)
             self._views[shape] = view

@@ -27,6 +27,7 @@ from learngene.genes.gene_file import (
     verify,
 )
 from learngene.methods import Method, default_settings
+from learngene.methods.tal.hypernetwork import hypernetwork_of
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.system.files import write_file
@@ -160,7 +161,7 @@ class Learngene(nn.Module):
                 f"task: must be a name, an embedding or its tensor, not {task!r}; put a name that looks like a "
                 "number in quotes"
             )
-        if not getattr(self.method, "task_aware", False):
+        if not self.method.task_aware:
             raise LearngeneError(f"task: a gene of {self.method.name} predicts for no task; leave it out")
         if isinstance(task, str):
             known = self.tasks()
@@ -178,8 +179,8 @@ class Learngene(nn.Module):
                     f"gene's (sha256 {given[:12]}); compute it with the gene's"
                 )
             task = torch.tensor(task.vector)
-        width = getattr(self.method, "task_dim", 0)
-        if width and tuple(task.shape) != (width,):
+        width = hypernetwork_of(self.method).task_dim
+        if tuple(task.shape) != (width,):
             raise LearngeneError(
                 f"task: an embedding of shape {tuple(task.shape)}, but this gene takes {width} numbers"
             )
