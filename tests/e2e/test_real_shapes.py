@@ -17,6 +17,8 @@ from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import load_recipe
 from pico import CLI, make_images
 
+pytestmark = pytest.mark.slow
+
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 TWO_STEPS = ["train.epochs=1", "train.batch_size=2", "train.schedule.warmup_epochs=0", "data.workers=0"]
 TWO_CLASSES = ["shape.num_classes=2", "ancestry.model_args={num_classes: 2}", "ancestry.pretrained=false"]

@@ -40,6 +40,7 @@ def resnet() -> nn.Module:
 # -- real sizes --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params"),
     [

@@ -61,6 +61,7 @@ print(model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).double().tolist())
 """
 
 
+@pytest.mark.slow
 def test_a_folder_needs_no_learngene_to_be_loaded(tmp_path: Path) -> None:
     model = pico_gene().expand(3)
     save_descendant(model, tmp_path / "des")

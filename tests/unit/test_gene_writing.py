@@ -51,6 +51,7 @@ except LearngeneError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_save_that_the_system_cuts_off_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "g.safetensors"
     pico_gene(seed=1).save(path)

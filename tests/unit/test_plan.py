@@ -216,6 +216,7 @@ print("heavy:", sorted(heavy))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -239,6 +240,7 @@ def test_a_quick_command_imports_no_torch(arguments: list[str], gene_file: Path)
     assert len(done.stdout.splitlines()) > 1
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, learngene; learngene.ViTShape(); learngene.Budget(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

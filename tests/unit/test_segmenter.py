@@ -97,6 +97,7 @@ def test_a_segmenter_is_counted_saved_and_loaded(changes: dict[str, Any], tmp_pa
     assert other(images).shape[1] == other.num_classes == 7
 
 
+@pytest.mark.slow
 def test_stock_timm_loads_a_segmenter_in_another_process(tmp_path: Path) -> None:
     model = segmenter()
     save_descendant(model, tmp_path / "des")

@@ -77,6 +77,7 @@ print([name for name in sys.modules if name.startswith("learngene.") and name.sp
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     ["import learngene, torch, timm", "import timm, torch, learngene"],
@@ -92,6 +93,7 @@ def test_stock_timm_loads_a_stitched_path_behind_import_learngene(imports: str, 
     assert loaded == "[]"
 
 
+@pytest.mark.slow
 def test_importing_learngene_does_not_import_timm() -> None:
     code = "import sys, learngene; print([m for m in ('timm', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
