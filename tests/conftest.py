@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Set before torch is imported, and inherited by the commands that tests start: one thread (pico models gain nothing
@@ -34,6 +34,7 @@ install_import_hook(
 from hyper import SHORT, home  # noqa: E402
 from learngene.cli import main  # noqa: E402 - after the hook
 from pico import CLI, Outcome, make_ancestry, make_images  # noqa: E402
+from processes import Command, Start  # noqa: E402
 from searches import make_sets  # noqa: E402
 
 
@@ -107,3 +108,18 @@ def refused(cli: CLI) -> Callable[..., str]:
         return line
 
     return run
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts commands in processes of their own, without the seconds that a new interpreter takes to import torch."""
+    started: list[Command] = []
+
+    def run(*arguments: object, **environment: str) -> Command:
+        started.append(Command(folder, *arguments, **environment))
+        return started[-1]
+
+    folder = tmp_path_factory.mktemp("commands")
+    yield run
+    for command in started:
+        command.process.kill()

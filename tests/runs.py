@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def losses(result: TrainResult) -> list[float]:
     return [entry["loss"] for entry in result.history]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What a run has logged, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
 def condensed(out: Path | None, images: Path, ancestry: Any, **changes: Any) -> Learngene:

@@ -7,9 +7,7 @@ import io
 import json
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,9 @@ import pytest
 from comparisons import compare_fields, contents, results, written
 from learngene.cli import main
 from pico import CLI, FAST, Outcome, command, make_images
+from processes import Start, logged
+from runs import metrics
 
-BIN = Path(sys.executable).parent
 CONTENDERS: dict[str, Any] = {
     "pre-fin": {"method": "pre-fin", "each": True},
     "vanilla-lg": {"method": "vanilla-lg", "ancestry": "vit", "settings": {"last": 1}},
@@ -315,24 +314,20 @@ def test_what_only_one_contender_asks_for_is_refused_first_too(
 # -- several processes -------------------------------------------------------------------------------------
 
 
-def test_two_runners_in_one_folder_share_the_work(images: Path, tmp_path: Path) -> None:
-    path = written(tmp_path / "r.yaml", compare_fields(tmp_path, images, run={"seeds": [0, 1]}))
-    both = [
-        subprocess.Popen(
-            [BIN / "learngene", "compare", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=240) for process in both]
-    assert [(process.returncode, err) for process, (_, err) in zip(both, outputs, strict=True)] == [(0, "")] * 2
-    jobs = announced("".join(out for out, _ in outputs))
-    assert len(jobs) == len(set(jobs)) == 1 + 2 + 16
-    assert len(results(tmp_path / "out")) == 16
-    assert all("16 cells; written: " in out for out, _ in outputs)
+def test_two_runners_in_one_folder_share_the_work(start: Start, images: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "r.yaml", compare_fields(tmp_path, images))
+    both = [process.wait() for process in [start("compare", path), start("compare", path)]]
+    assert [(done.code, done.err) for done in both] == [(0, "")] * 2
+    jobs = announced("".join(done.out for done in both))
+    assert len(jobs) == len(set(jobs)) == 1 + 1 + 8
+    assert len(results(tmp_path / "out")) == 8
+    assert all("8 cells; written: " in done.out for done in both)
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_command_starts_several_processes(images: Path, tmp_path: Path) -> None:
+    """The console script itself, which starts its workers as it does for users."""
     path = written(tmp_path / "r.yaml", compare_fields(tmp_path, images))
     done = command("compare", path, "--processes", 2)
     assert (done.returncode, done.stderr) == (0, "")
@@ -341,37 +336,29 @@ def test_a_command_starts_several_processes(images: Path, tmp_path: Path) -> Non
     assert "8 cells; written: " in done.stdout
 
 
-def test_a_comparison_that_was_stopped_continues(cli: CLI, images: Path, tmp_path: Path) -> None:
+def test_a_comparison_that_was_stopped_continues(cli: CLI, start: Start, images: Path, tmp_path: Path) -> None:
     changes = {
-        "condense": {"epochs": 150, "eval_every": 150, "save_every": 50},
+        "condense": {"epochs": 30, "eval_every": 30, "save_every": 10},
         "run": {"contenders": ["pre-fin"], "shapes": ["d2"]},
         "contenders": {"pre-fin": {"method": "pre-fin", "each": True}},
     }
     path = written(tmp_path / "r.yaml", compare_fields(tmp_path, images, **changes))
-    process = subprocess.Popen(
-        [BIN / "learngene", "compare", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for _ in range(60_000):
-        log = next((tmp_path / "store").glob("pre-fin-*/metrics.jsonl"), None)
-        if log and len(log.read_text().splitlines()) > 2:
-            break
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, announced(out)) == (130, [])
-    assert err.startswith("learngene: stopped and saved at epoch ")
-    assert err.endswith("; the same command continues\n")
+
+    def runs() -> list[Path]:
+        return [path.parent for path in (tmp_path / "store").glob("pre-fin-*/metrics.jsonl")]
+
+    process = start("compare", path).until(lambda: any(logged(run, 2)() for run in runs()))
+    done = process.send(signal.SIGINT).wait()
+    assert (done.code, announced(done.out)) == (130, [])
+    assert done.err.startswith("learngene: stopped and saved at epoch ")
+    assert done.err.endswith("; the same command continues\n")
     assert not list((tmp_path / "store").glob("*.safetensors"))
-    stopped_at = int(err.split("epoch ")[1].split(",")[0])
-    assert 2 <= stopped_at < 150
+    assert 2 <= int(done.err.split("epoch ")[1].split(",")[0]) < 30
     again = cli("compare", path)
     assert (again.code, again.err) == (0, "")
     assert announced(again.out)[0] == "gene pre-fin d2 seed 0"
-    entries = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
-    assert entries == list(range(1, 151))
-    whole = cli("compare", path, f"out={tmp_path / 'whole'}", f"store={tmp_path / 'other'}")
-    assert whole.code == 0
+    assert [line["epoch"] for line in metrics(runs()[0])] == list(range(1, 31))
+    assert cli("compare", path, f"out={tmp_path / 'whole'}", f"store={tmp_path / 'other'}").code == 0
     for name, content in results(tmp_path / "whole").items():
         other = results(tmp_path / "out")[name]
         assert (other["last"], other["untuned"]) == (content["last"], content["untuned"])

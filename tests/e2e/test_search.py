@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_stopping import BIN, metrics, stopped
 
 import learngene
 from comparisons import contents, written
@@ -22,6 +19,8 @@ from learngene import Ancestry
 from learngene.making.extract import extract
 from masked import make_masked
 from pico import CLI, FAST, MIXED, finetune_fields, make_images, pico_gene
+from processes import Start, logged
+from runs import metrics
 from searches import search_fields, search_recipe
 
 Refused = Callable[..., str]
@@ -157,22 +156,22 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_search_that_is_stopped_twice_gives_the_gene_of_one_that_was_not(
-    cli: CLI, ancestry: Path, many: dict[str, Path], tmp_path: Path
+    cli: CLI, start: Start, ancestry: Path, many: dict[str, Path], tmp_path: Path
 ) -> None:
-    slow = {"train": {**MIXED, "epochs": 16, "eval_every": 8, "save_every": 8}}
+    slow = {"train": {**MIXED, "epochs": 10, "eval_every": 5, "save_every": 5}}
     fields = search_fields(ancestry, many, tmp_path / "whole", tasks={"many": slow})
     recipe = written(tmp_path / "r.yaml", fields)
     assert cli("search", recipe).code == 0
     again = ["search", recipe, f"out={tmp_path / 'stopped'}"]
     name = search_recipe(fields).task("many").out.name
     run = tmp_path / "stopped" / name
-    for epochs, number in ((1, signal.SIGINT), (6, signal.SIGTERM)):
-        done = stopped([*again], run, epochs, number)
-        assert done.returncode == 128 + number
-        line = done.stderr.splitlines()[-1]
+    for epochs, number in ((1, signal.SIGINT), (5, signal.SIGTERM)):
+        done = start(*again).until(logged(run, epochs)).send(number).wait()
+        assert done.code == 128 + number
+        line = done.err.splitlines()[-1]
         assert line.startswith("learngene: stopped and saved at epoch ")
         assert line.endswith(" of many; the same command continues")
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in done.err
         saved = json.loads(torch.load(run / "last.pt", weights_only=True)["progress"])
         where = f"continues after epoch {saved['epoch']}, step {saved['step']}"
         found = cli("check", *again[1:]).out
@@ -187,29 +186,17 @@ def test_a_search_that_is_stopped_twice_gives_the_gene_of_one_that_was_not(
 
 
 def test_ctrl_c_reaches_all_processes_which_save_and_are_named(
-    cli: CLI, ancestry: Path, many: dict[str, Path], tmp_path: Path
+    cli: CLI, start: Start, ancestry: Path, many: dict[str, Path], tmp_path: Path
 ) -> None:
     slow = {"train": {**MIXED, "epochs": 500, "eval_every": 500, "save_every": 500}}
     tasks = {"many": many["many"], "first": many["first"]}
     fields = search_fields(ancestry, tasks, tmp_path / "s", tasks=dict.fromkeys(tasks, slow))
     recipe = written(tmp_path / "r.yaml", fields)
     runs = [search_recipe(fields).task(name).out for name in tasks]
-    process = subprocess.Popen(
-        [BIN / "learngene", "search", recipe, "--processes", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    for _ in range(20_000):
-        if all((run / "metrics.jsonl").exists() and len(metrics(run)) > 1 for run in runs):
-            break
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
-    assert err == "learngene: stopped and saved at the last step of many, first; the same command continues\n"
+    process = start("search", recipe, "--processes", 2).until(lambda: all(logged(run, 2)() for run in runs))
+    done = process.send(signal.SIGINT, group=True).wait()
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "learngene: stopped and saved at the last step of many, first; the same command continues\n"
     found = cli("check", recipe).out
     assert [line.partition(":")[0] for line in found.splitlines() if ", continues after epoch " in line] == [
         "task many",
@@ -218,28 +205,19 @@ def test_ctrl_c_reaches_all_processes_which_save_and_are_named(
 
 
 def test_two_processes_and_two_commands_find_the_same_paths_as_one(
-    cli: CLI, ancestry: Path, many: dict[str, Path], tmp_path: Path
+    cli: CLI, start: Start, ancestry: Path, many: dict[str, Path], tmp_path: Path
 ) -> None:
     recipe = written(tmp_path / "r.yaml", search_fields(ancestry, many, tmp_path / "one", train={"epochs": 3}))
     assert cli("search", recipe).code == 0
     one = record_of(tmp_path / "one.safetensors")
-    two = [BIN / "learngene", "search", recipe, f"out={tmp_path / 'two'}", "--processes", "2"]
-    done = subprocess.run(two, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    both = [start("search", recipe, f"out={tmp_path / 'both'}") for _ in range(2)]
+    two = start("search", recipe, f"out={tmp_path / 'two'}", "--processes", 2).wait()
+    assert (two.code, two.err) == (0, "")
+    assert sorted(line.partition(":")[0] for line in two.out.splitlines()[:3]) == sorted(many)
     assert record_of(tmp_path / "two.safetensors") == one
-    assert sorted(line.partition(":")[0] for line in done.stdout.splitlines()[:3]) == sorted(many)
-    both = [
-        subprocess.Popen(
-            [BIN / "learngene", "search", recipe, f"out={tmp_path / 'both'}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    told = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    lines = [line for out, _ in told for line in out.splitlines() if ": base blocks in layers" in line]
+    told = [process.wait() for process in both]
+    assert [done.code for done in told] == [0, 0], told
+    lines = [line for done in told for line in done.out.splitlines() if ": base blocks in layers" in line]
     assert sorted(line.partition(":")[0] for line in lines) == sorted(many)
     assert record_of(tmp_path / "both.safetensors") == one
 
