@@ -91,7 +91,7 @@ def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
 def hyper_step(gene: Learngene) -> Callable[[], float]:
     hyper = Hyper()
     meta, (images, targets) = MetaBatch(gene, hyper).train(), a_batch()
-    return step_of(meta, lambda: meta_loss(meta(images), targets, hyper))
+    return step_of(meta, lambda: meta_loss(meta(images), targets, hyper)["loss"])
 
 
 def plain_step(shape: ViTShape) -> Callable[[], float]:

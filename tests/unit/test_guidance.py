@@ -83,7 +83,8 @@ def test_the_objective_by_hand(kind: str, features: str, ancestry_folder: Path) 
     targets = torch.eye(3)[[0, 1, 2, 1]]
     teacher = ancestry.features(images, patches=patches)
     torch.manual_seed(5)
-    found = meta_loss(made(images), targets, spec, spec.guidance, teacher)
+    parts = meta_loss(made(images), targets, spec, spec.guidance, teacher)
+    found = parts["loss"]
     torch.manual_seed(5)
     losses = []
     for shape in made.shapes:
@@ -102,6 +103,8 @@ def test_the_objective_by_hand(kind: str, features: str, ancestry_folder: Path) 
         norms = sum(value.norm() for value in weights.values())
         losses.append(0.7 * F.cross_entropy(model(images), targets) + 0.3 * guide + 0.01 * norms)
     assert found.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    together = 0.7 * parts["labels"] + 0.3 * parts["guide"] + 0.01 * parts["penalty"]
+    assert found.item() == pytest.approx(together.item(), rel=1e-5)
 
 
 def test_what_m_is_made_of(ancestry_folder: Path) -> None:
@@ -122,13 +125,15 @@ def test_without_alpha_nothing_guides(ancestry_folder: Path) -> None:
     assert [entry[2] for entry in found] == [None]
     assert not [name for name, _ in made.named_parameters() if not name.startswith("gene.")]
     expected = F.cross_entropy(found[0][0], targets)
-    torch.testing.assert_close(meta_loss(found, targets, spec, spec.guidance, ancestry.features(images)), expected)
+    torch.testing.assert_close(
+        meta_loss(found, targets, spec, spec.guidance, ancestry.features(images))["loss"], expected
+    )
 
 
 def test_guidance_reaches_the_decoder_and_m(ancestry_folder: Path) -> None:
     made, ancestry, spec = meta(ancestry_folder, penalty=0.0, guidance={"alpha": 1.0})
     images = batch(token_shape(), 3)
-    meta_loss(made(images), torch.eye(3), spec, spec.guidance, ancestry.features(images)).backward()
+    meta_loss(made(images), torch.eye(3), spec, spec.guidance, ancestry.features(images))["loss"].backward()
     for value in (made.map_vector, made.gene.tensors()["decoder.fc1.weight"], made.gene.tensors()["encoder.types"]):
         assert value.grad is not None
         assert value.grad.any()

@@ -21,7 +21,7 @@ from learngene.recipe.pool import PoolSpec
 from learngene.recipe.sections import DataSpec, Distill, Train
 from learngene.system.errors import LearngeneError
 from learngene.training.loop import train
-from learngene.training.losses import guided_loss
+from learngene.training.losses import Parts, guided_loss
 from learngene.training.stage import Stage
 from pico import FAST, batch, pico_shape
 from pools import by_hand, pool, shapes, vit
@@ -179,7 +179,8 @@ def test_the_loss_of_a_row_is_equations_3_to_8(case: dict[str, Any]) -> None:
     module = RowDistillation(student, width, mine, [32] * points, spec)
     images = batch(pico_shape(), 5)
     targets = torch.softmax(torch.randn(5, 3, generator=torch.Generator().manual_seed(7)), dim=-1)
-    found = row_objective(Ancestry(teacher), theirs, spec, distill)(module, images, targets)
+    parts = row_objective(Ancestry(teacher), theirs, spec, distill)(module, images, targets)
+    found = parts["loss"]
 
     blocks, attentions, logits = by_hand(student, images)
     with torch.no_grad():
@@ -200,6 +201,12 @@ def test_the_loss_of_a_row_is_equations_3_to_8(case: dict[str, Any]) -> None:
               for p in range(points if "att" in spec.terms else 0))  # fmt: skip
     expected = (1 - alpha) * labels + alpha * ((pred if "pred" in spec.terms else 0) + blk + att)
     torch.testing.assert_close(found, expected if points else labels)
+    if points:
+        values = {"labels": labels, "distill": pred, "blocks": blk, "attention": att}
+        of_term = {"labels": "labels", "distill": "pred", "blocks": "blk", "attention": "att"}
+        assert parts.keys() == {"loss", "labels", *(name for name, term in of_term.items() if term in spec.terms)}
+        for name in parts.keys() - {"loss"}:
+            torch.testing.assert_close(parts[name], values[name])
 
 
 def test_matrices_are_learned_where_widths_differ() -> None:
@@ -222,7 +229,7 @@ def test_gradients_reach_student_and_matrices_and_not_the_ancestry() -> None:
     teacher, student = Ancestry(vit(1, embed_dim=32, num_heads=4, depth=6)), vit(2, depth=3)
     module = RowDistillation(student, 16, [1, 2, 3], [32] * 3, PoolSpec())
     objective = row_objective(teacher, [2, 4, 6], PoolSpec(), Distill(preset="pool"))
-    objective(module, batch(pico_shape(), 4), F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()).backward()
+    objective(module, batch(pico_shape(), 4), F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float())["loss"].backward()
     assert [name for name, value in module.named_parameters() if value.grad is None or not value.grad.any()] == []
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -247,7 +254,9 @@ def test_the_guide_is_plain_distillation(guide: Any, weight: float, temperature:
     else:
         mine, theirs = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
         term = temperature**2 * F.kl_div(mine, theirs, reduction="batchmean", log_target=True)
-    torch.testing.assert_close(guided_loss(student, teacher, targets, spec), (1 - weight) * labels + weight * term)
+    torch.testing.assert_close(
+        guided_loss(student, teacher, targets, spec)["loss"], (1 - weight) * labels + weight * term
+    )
 
 
 # -- sampled paths -----------------------------------------------------------------------------------------
@@ -258,7 +267,7 @@ def sampled(stage: Stage, images: Path, steps: list[Any], **train_fields: Any) -
     elastic, objective = stage.module, stage.objective
     assert isinstance(elastic, ElasticViT)
 
-    def noting(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+    def noting(model: nn.Module, pixels: Tensor, targets: Tensor) -> Parts:
         steps.append(elastic.shape)
         return objective(model, pixels, targets)
 

@@ -344,3 +344,15 @@ def test_losses_of_an_epoch_are_averaged_over_its_steps(images: Path) -> None:
     _, coarse = tuned(images, **{**SGD, "lr": 1e-12, "schedule": {"warmup_epochs": 0, "min_lr": 0}})
     for one, other in pairwise(losses(coarse)):
         assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_parts_of_a_loss_are_logged_and_add_up(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
+    train: dict[str, Any] = {**FAST, "epochs": 2, "micro_batch": 4}
+    condensed(tmp_path / "run", images, Ancestry(ancestry_folder), distill={"alpha": 0.25}, train=train)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    for entry in lines:
+        assert entry["distill"] > 0
+        assert entry["loss"] == pytest.approx(0.25 * entry["distill"] + 0.75 * entry["labels"], rel=1e-6)
+    _, plain = tuned(images, epochs=1)
+    assert not {"labels", "distill"} & plain.history[0].keys()

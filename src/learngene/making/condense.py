@@ -31,7 +31,7 @@ from learngene.recipe.sections import Distill
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_full_disk
-from learngene.training.losses import distillation_loss
+from learngene.training.losses import Parts, distillation_loss
 from learngene.training.run import run_bytes, run_stage, write_once
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.vits.descendant_folder import vit_cfg
@@ -234,7 +234,7 @@ def run(
 def auxiliary_stage(gene: Learngene, ancestry: Ancestry | None, distill: Distill) -> Stage:
     """What is trained when condensing at one auxiliary shape: the gene, by distillation, labels or both."""
 
-    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
         # The teacher sees the same mixed and erased batch, as in the authors' code.
         student = model(images)
         teacher = ancestry(images) if ancestry and distill.alpha > 0 else student.detach()

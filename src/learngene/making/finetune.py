@@ -26,7 +26,7 @@ from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk
 from learngene.training.loop import make_accelerator
-from learngene.training.losses import task_loss
+from learngene.training.losses import Parts, task_loss
 from learngene.training.run import run_bytes, run_stage, write_once
 from learngene.training.scores import SetScore, task_score
 from learngene.training.stage import Stage, TrainResult, set_drop_path
@@ -210,8 +210,8 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
     set_drop_path(model, recipe.train.drop_path)
     loss = task_loss(images[0])
 
-    def objective(module: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
-        return loss(module(batch), targets)
+    def objective(module: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
+        return {"loss": loss(module(batch), targets)}
 
     made = made_of(None, getattr(model, "learngene", {}).get("gene"))
     stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, made_of=made)

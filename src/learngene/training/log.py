@@ -47,14 +47,14 @@ class TrainLog:
             yield
         self._live = None
 
-    def step(self, updates: int, loss: float, images_per_second: float) -> None:
+    def step(self, updates: int, loss: float, parts: Mapping[str, float], images_per_second: float) -> None:
         """Updates the live line."""
         if self._live:
-            numbers = f"loss {loss:.4g}  {images_per_second:.0f} images/s"
+            numbers = f"{_loss(loss, parts)}  {images_per_second:.0f} images/s"
             self._live.update(self._task, completed=updates, numbers=numbers)
 
-    def epoch(self, entry: Mapping[str, Any]) -> None:
-        """Prints one line for a finished epoch and writes its events."""
+    def epoch(self, entry: Mapping[str, Any], parts: Mapping[str, float]) -> None:
+        """Prints one line for a finished epoch, the parts of the loss in brackets, and writes its events."""
         if self._events:
             for key, value in entry.items():
                 if isinstance(value, float):
@@ -64,7 +64,7 @@ class TrainLog:
             names = {"top1": "top-1", "miou": "mean IoU"}
             score = "".join(f"  {name} {entry[key]:.2f} %" for key, name in names.items() if key in entry)
             self.console.print(
-                f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  loss {entry['loss']:.4g}{score}  "
+                f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  {_loss(entry['loss'], parts)}{score}  "
                 f"{entry['images_per_second']:.0f} images/s",
                 highlight=False,
                 soft_wrap=True,
@@ -74,6 +74,11 @@ class TrainLog:
         """Prints a remark."""
         if self.show:
             self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _loss(loss: float, parts: Mapping[str, float]) -> str:
+    inside = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+    return f"loss {loss:.4g}" + (f" ({inside})" if inside else "")
 
 
 def _events(folder: Path) -> Any:

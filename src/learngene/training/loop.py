@@ -27,6 +27,7 @@ from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.training.log import TrainLog
+from learngene.training.losses import Parts
 from learngene.training.optimizer import _scheduler, make_optimizer
 from learngene.training.run_folder import Progress, RunFolder
 from learngene.training.scores import Score, autocast, task_score
@@ -159,7 +160,7 @@ class _Run:
         progress, spec, batches = self.progress, self.spec, self.batches
         epoch, start, first = progress.epoch, time.perf_counter(), progress.step
         self.stage.module.train()
-        pending: list[Tensor] = []
+        pending: list[Parts] = []
         for step, parts in enumerate(batches.epoch(epoch, first), start=first):
             self._set_rate(epoch, step)
             pending.append(self._step(parts, epoch, step))
@@ -169,7 +170,7 @@ class _Run:
             if last or stopped or self.device.type == "cpu" or len(pending) == LOSS_CHECK_STEPS:
                 self._check(pending, epoch)
                 speed = (progress.step - first) * spec.batch_size / (time.perf_counter() - start)
-                self.log.step(progress.updates, progress.loss_sum / progress.step, speed)
+                self.log.step(progress.updates, progress.loss_sum / progress.step, progress.part_means(), speed)
             if stopped:
                 progress.seconds += time.perf_counter() - start
                 self._save()
@@ -177,8 +178,8 @@ class _Run:
         speed = (batches.steps_per_epoch - first) * spec.batch_size / (time.perf_counter() - start)
         self._finish_epoch(self._set_rate(epoch, batches.steps_per_epoch - 1), speed, start)
 
-    def _step(self, parts: list[tuple[Tensor, Tensor]], epoch: int, step: int) -> Tensor:
-        """One optimizer step over this process's parts of the batch; returns the mean loss."""
+    def _step(self, parts: list[tuple[Tensor, Tensor]], epoch: int, step: int) -> Parts:
+        """One optimizer step over this process's parts of the batch; returns the mean loss and its parts."""
         spec = self.spec
         key = [MODEL_NOISE, spec.seed, epoch, step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
@@ -194,13 +195,13 @@ class _Run:
             with contextlib.nullcontext() if together else self.accelerator.no_sync(self.model):
                 with autocast(self.device.type, spec.precision):
                     loss = self.stage.objective(self.model, images, targets)
-                self.scaler.scale(loss / len(parts)).backward()
-            losses.append(loss.detach().float())
+                self.scaler.scale(loss["loss"] / len(parts)).backward()
+            losses.append({name: value.detach().float() for name, value in loss.items()})
         if spec.clip_grad:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.stage.module.parameters(), spec.clip_grad)
-        mean = torch.stack(losses).mean()
-        if self.device.type == "cpu" and not math.isfinite(mean.item()):
+        mean = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+        if self.device.type == "cpu" and not math.isfinite(mean["loss"].item()):
             return mean  # _check stops the run; do not let it into the weights
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -210,15 +211,17 @@ class _Run:
         return mean
 
     def _finish_epoch(self, rate: float, speed: float, start: float) -> None:
-        progress, spec = self.progress, self.spec
+        progress, spec, parts = self.progress, self.spec, self.progress.part_means()
         entry: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "epochs": spec.epochs,
             "loss": progress.loss_sum / self.batches.steps_per_epoch,
+            **parts,
             "lr": rate,
             "images_per_second": speed,
         }
         progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        progress.part_sums = {}
         done = progress.epoch == spec.epochs
         improved = False
         if done or progress.epoch % spec.eval_every == 0:
@@ -227,7 +230,7 @@ class _Run:
             improved, progress.best = self._score.main > progress.best, max(progress.best, self._score.main)
         progress.seconds += time.perf_counter() - start
         progress.history.append(entry)
-        self.log.epoch(entry)
+        self.log.epoch(entry, parts)
         if self.folder and self.accelerator.is_main_process:
             self.folder.log(entry)
             if improved:
@@ -257,13 +260,18 @@ class _Run:
             self.scheduler.step(max(0, epoch - 1) if stepping == "official" else epoch)
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def _check(self, pending: list[Tensor], epoch: int) -> None:
-        """Adds finished losses to the epoch's sum; stops at the first that is not finite."""
-        losses = torch.stack(pending)
+    def _check(self, pending: list[Parts], epoch: int) -> None:
+        """Adds finished losses and their parts to the epoch's sums; stops at the first loss that is not finite."""
+        names = list(pending[0])
+        losses = torch.stack([loss[name] for name in names for loss in pending]).view(len(names), len(pending))
         if self.accelerator.num_processes > 1:
             losses = self.accelerator.reduce(losses, reduction="mean")
-        values = losses.tolist()
+        sums = dict(zip(names, losses.tolist(), strict=True))  # the one wait for the device
         pending.clear()
+        values = sums.pop("loss")
+        for name, more in sums.items() if len(sums) > 1 else ():  # a single part is the loss itself
+            total, steps = self.progress.part_sums.get(name, (0.0, 0))
+            self.progress.part_sums[name] = total + sum(more), steps + len(more)
         for number, value in enumerate(values):
             if not math.isfinite(value):
                 step = self.progress.step - len(values) + number + 1

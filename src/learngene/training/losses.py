@@ -19,6 +19,8 @@ from learngene.recipe.sections import Distill
 
 Logits = Float[Tensor, "batch classes"]
 Scalar = Float[Tensor, ""]
+Parts = dict[str, Tensor]
+"""``loss``, which is minimised, and by name the terms it is made of, before they are weighted."""
 
 
 def classification_loss(logits: Logits, targets: Logits) -> Scalar:
@@ -76,15 +78,17 @@ def distillation_term(student: Logits, teacher: Logits, spec: Distill) -> Scalar
     return total / (student.numel() if spec.reduction == "numel" else student.shape[0])
 
 
-def distillation_loss(student: Logits, teacher: Logits, targets: Logits, spec: Distill) -> Scalar:
+def distillation_loss(student: Logits, teacher: Logits, targets: Logits, spec: Distill) -> Parts:
     """The mixture of labels and teacher (TLEG equation 6, SWS equation 4); alpha 1 uses no labels at all."""
-    loss = spec.alpha * distillation_term(student, teacher, spec)
-    if spec.alpha < 1:
-        loss = loss + (1 - spec.alpha) * classification_loss(student, targets)
-    return loss
+    distill = distillation_term(student, teacher, spec)
+    if spec.alpha == 1:
+        return {"loss": distill, "distill": distill}
+    labels = classification_loss(student, targets)
+    loss = spec.alpha * distill + (1 - spec.alpha) * labels
+    return {"loss": loss, "labels": labels} | ({"distill": distill} if spec.alpha else {})
 
 
-def guided_loss(student: Logits, teacher: Logits, targets: Logits, spec: PoolSpec) -> Scalar:
+def guided_loss(student: Logits, teacher: Logits, targets: Logits, spec: PoolSpec) -> Parts:
     """The loss of a pool's sampled path under a teacher: labels and ``guide_weight`` of the guide.
 
     A hard guide is cross-entropy with the teacher's first guess (SN-Net); a soft one is the batch mean of
@@ -95,4 +99,6 @@ def guided_loss(student: Logits, teacher: Logits, targets: Logits, spec: PoolSpe
     else:
         soft = Distill(temperature=spec.guide_temperature, reduction="batch")
         guide = distillation_term(student, teacher, soft)
-    return (1 - spec.guide_weight) * classification_loss(student, targets) + spec.guide_weight * guide
+    labels = classification_loss(student, targets)
+    loss = (1 - spec.guide_weight) * labels + spec.guide_weight * guide
+    return {"loss": loss, "labels": labels, "guide": guide}

@@ -45,6 +45,7 @@ class Progress:
         step: Steps done in the current epoch.
         updates: Optimizer steps in all.
         loss_sum: Sum of the training losses of the current epoch.
+        part_sums: Of every part of the loss its sum in the current epoch, and over how many steps.
         seconds: Time trained, over all restarts.
         best: Highest main score so far (top-1 or mean IoU), in percent.
         history: One entry per completed epoch.
@@ -61,6 +62,11 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     data: str = ""
     made_of: dict[str, str] = field(default_factory=dict)
+    part_sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def part_means(self) -> dict[str, float]:
+        """The mean of every part of the loss over the steps of the current epoch."""
+        return {name: total / steps for name, (total, steps) in self.part_sums.items()}
 
 
 class RunFolder:

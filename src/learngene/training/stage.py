@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from learngene.data.batches import Batches
 from learngene.system.errors import LearngeneError
+from learngene.training.losses import Parts
 from learngene.training.scores import Score
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, mixed images, soft targets or masks) to the loss of one batch; several processes wrap the model."""
+Objective = Callable[[nn.Module, Tensor, Tensor], Parts]
+"""(model, mixed images, soft targets or masks) to the loss of one batch and its parts; processes wrap the model."""
 
 
 class Feed(Protocol):
@@ -35,7 +36,7 @@ class Stage:
     Attributes:
         name: Shown while it runs.
         module: Its parameters are trained, its forward takes images to logits.
-        objective: The loss.
+        objective: The loss, by parts.
         img_size: Side of the images in pixels.
         in_chans: Channels of the images.
         companions: Frozen modules that the objective uses, moved to the same device.
@@ -64,7 +65,7 @@ class TrainResult:
     """What a run did.
 
     Attributes:
-        history: One entry per epoch: loss, learning rate, images per second and, when evaluated, scores.
+        history: One entry per epoch: loss and its parts, learning rate, images per second and, when evaluated, scores.
         final: Score on the val split at the end.
         best: Highest main score (top-1, or mean IoU) of any evaluated epoch, in percent.
         updates: Optimizer steps.

@@ -29,6 +29,7 @@ from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_full_disk
 from learngene.training.loop import make_accelerator
+from learngene.training.losses import Parts
 from learngene.training.optimizer import refuse_unknown_optimizer
 from learngene.training.run import run_bytes, run_stage, write_once
 from learngene.training.run_folder import RunFolder
@@ -58,7 +59,7 @@ def train_stage1(
     meta = MetaBatch(gene, hyper, guidance=guidance, teacher_width=teacher_width, drop_path=recipe.train.drop_path)
     patches = guidance.features == "channel-wise"
 
-    def objective(model: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
+    def objective(model: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
         teacher = ancestry.features(batch, patches=patches) if ancestry else None
         return meta_loss(model(batch), targets, hyper, guidance, teacher)
 
@@ -373,7 +374,7 @@ def tuning_stage(prepared: Prepared, embeddings: Mapping[str, TaskEmbedding]) ->
         enter(meta, feed.turn(epoch, step))
         meta.draw()
 
-    def objective(model: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
+    def objective(model: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
         return meta_loss(model(batch), targets, recipe.hyper)
 
     return Stage(

@@ -20,7 +20,7 @@ from learngene.methods.tal.hypernetwork import Hypernetwork
 from learngene.methods.tal.predict import predict, predict_matrix
 from learngene.methods.tal.ranges import sample_size
 from learngene.recipe.hyper import Guidance, Hyper
-from learngene.training.losses import classification_loss
+from learngene.training.losses import Parts, classification_loss
 from learngene.training.stage import set_drop_path
 from learngene.vits.shape import ViTShape
 
@@ -153,7 +153,7 @@ def meta_loss(
     hyper: Hyper,
     guidance: Guidance | None = None,
     teacher: Tensor | None = None,
-) -> Float[Tensor, ""]:
+) -> Parts:
     """The mean over a meta-batch of (1 - alpha) L_cls + alpha L_aux and the penalty (equations 1, 5, 6).
 
     Args:
@@ -163,12 +163,18 @@ def meta_loss(
         guidance: How the ancestry guides.
         teacher: The ancestry's features of the same images; None for labels alone.
     """
-    losses = []
+    losses: list[Tensor] = []
+    terms: dict[str, list[Tensor]] = {"labels": [], "guide": [], "penalty": []}
     for logits, features, matrix, norms in predicted:
         loss = classification_loss(logits, targets)
+        terms["labels"].append(loss)
         if guidance is not None and teacher is not None and matrix is not None:
             mapped = F.linear(features, matrix.to(features.dtype))
             guide = guidance_term(mapped, teacher, targets.shape[-1], guidance)
+            terms["guide"].append(guide)
             loss = (1 - guidance.alpha) * loss + guidance.alpha * guide
+        if hyper.penalty:
+            terms["penalty"].append(norms)
         losses.append(loss + hyper.penalty * norms)
-    return torch.stack(losses).mean()
+    means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
+    return {"loss": torch.stack(losses).mean(), **means}

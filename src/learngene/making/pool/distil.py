@@ -13,11 +13,11 @@ from learngene.genes.ancestry import Ancestry
 from learngene.making.pool.features import Features, watched
 from learngene.recipe.pool import PoolSpec
 from learngene.recipe.sections import Distill
-from learngene.training.losses import classification_loss, distillation_loss
+from learngene.training.losses import Parts, classification_loss, distillation_loss
 from learngene.training.stage import Objective
 
 Images = Float[Tensor, "batch channels height width"]
-Scalar = Float[Tensor, ""]
+Distances = Float[Tensor, " blocks"]
 
 
 class RowDistillation(nn.Module):
@@ -58,16 +58,17 @@ class RowDistillation(nn.Module):
 
     def forward(
         self, images: Images, ancestry: Features | None = None
-    ) -> Float[Tensor, "batch classes"] | tuple[Float[Tensor, "batch classes"], Scalar]:
-        """Logits; given the ancestry's features of the same images, also L_blk + L_att, summed over the blocks."""
+    ) -> Float[Tensor, "batch classes"] | tuple[Float[Tensor, "batch classes"], Distances, Distances]:
+        """Logits; given the ancestry's features of the same images, also every block's term of L_blk and of L_att."""
         if ancestry is None:
             logits: Tensor = self.student(images)
             return logits
         with watched(self.student, self.numbers) as mine:
             logits = self.student(images)
-        distances = _distances(self.W, ancestry.blocks, mine.blocks)
-        distances += _distances(self.M, ancestry.attentions, mine.attentions)
-        return logits, torch.stack(distances).sum() if distances else logits.new_zeros(())
+        blocks = _distances(self.W, ancestry.blocks, mine.blocks)
+        attentions = _distances(self.M, ancestry.attentions, mine.attentions)
+        none = logits.new_zeros(0)
+        return logits, torch.stack(blocks) if blocks else none, torch.stack(attentions) if attentions else none
 
     def matrix(self) -> Tensor | None:
         """The mean of the block matrices W, (width, ancestry width); None where they are the identity."""
@@ -94,18 +95,22 @@ def row_objective(ancestry: Ancestry | None, numbers: Sequence[int], spec: PoolS
         distill: Alpha, and temperature, divergence and reduction of L_pred (equation 3).
     """
 
-    def labels(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return classification_loss(model(images), targets)
+    def by_labels(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
+        return {"loss": classification_loss(model(images), targets)}
 
-    def distilled(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def distilled(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
         assert ancestry is not None
         with torch.no_grad(), watched(ancestry.model, numbers if features else ()) as theirs:
             teacher = ancestry(images)
-        logits, distances = model(images, theirs)
+        logits, blocks, attentions = model(images, theirs)
         alpha = distill.alpha
         if "pred" in spec.terms:
-            return distillation_loss(logits, teacher, targets, distill) + alpha * distances
-        return (1 - alpha) * classification_loss(logits, targets) + alpha * distances
+            parts = distillation_loss(logits, teacher, targets, distill)
+        else:
+            labels = classification_loss(logits, targets)
+            parts = {"loss": (1 - alpha) * labels, "labels": labels}
+        parts["loss"] = parts["loss"] + alpha * torch.cat([blocks, attentions]).sum()
+        return parts | {name: of.sum() for name, of in (("blocks", blocks), ("attention", attentions)) if len(of)}
 
     features = bool({"blk", "att"} & set(spec.terms))
-    return distilled if ancestry is not None and numbers else labels
+    return distilled if ancestry is not None and numbers else by_labels

@@ -40,7 +40,7 @@ from learngene.recipe.pool import PoolSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_unwritable, write_file
 from learngene.training.loop import make_accelerator
-from learngene.training.losses import classification_loss, guided_loss
+from learngene.training.losses import Parts, classification_loss, guided_loss
 from learngene.training.run import finished, run_stage, write_once
 from learngene.training.run_folder import MARKER, refuse_other_recipe
 from learngene.training.scores import Accuracy, accuracies
@@ -260,10 +260,10 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
 
 
 def _path_objective(ancestry: Ancestry | None, pool: PoolSpec) -> Objective:
-    def labels(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return classification_loss(model(images), targets)
+    def labels(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
+        return {"loss": classification_loss(model(images), targets)}
 
-    def guided(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def guided(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
         assert ancestry is not None
         return guided_loss(model(images), ancestry(images), targets, pool)
 

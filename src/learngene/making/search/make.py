@@ -32,7 +32,7 @@ from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_unwritable, take_lock, write_file
 from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.training.loop import make_accelerator
-from learngene.training.losses import task_loss
+from learngene.training.losses import Parts, task_loss
 from learngene.training.optimizer import refuse_unknown_optimizer
 from learngene.training.record import diverged
 from learngene.training.run import finished, run_stage, write_once
@@ -411,10 +411,13 @@ def super_stage(prepared: Prepared, spec: TaskSearch, images: Splits) -> Stage:
     model = fresh_head(routed(prepared.ancestry.model, spec.routing, size), images[0], spec.train.seed)
     net, task = SuperNet(model), task_loss(images[0])
 
-    def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
-        loss = task(wrapped(batch), targets)
+    def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
+        labels = task(wrapped(batch), targets)
         weight = spec.routing.prefer_base
-        return loss + weight * net.specific_share() if weight else loss
+        if not weight:
+            return {"loss": labels}
+        specific = net.specific_share()
+        return {"loss": labels + weight * specific, "labels": labels, "specific": specific}
 
     # A step uses one block per layer; processes have to find out which.
     return Stage(f"search {spec.task}", net, objective, size, prepared.shape.in_chans, uses_all=False)
