@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +19,8 @@ from learngene.comparing.claims.groups import (
     ClaimGroup,
     Filter,
     comparison_of,
-    find_group,
     load_claims,
 )
-from learngene.comparing.claims.reproduce import reproduce
 from learngene.comparing.claims.verdict_file import VerdictFile
 from learngene.comparing.jobs import Cell, Comparison
 from learngene.recipe.one_line_faults import validated
@@ -218,17 +215,13 @@ def test_a_group_is_reproduced_and_judged(cli: CLI, tiny: Path, images: Path) ->
     again = cli("reproduce", "tiny.one", "--data", images)
     assert (again.code, again.out.splitlines()) == (0, done.out.splitlines()[-5:])
     assert contents(tiny / "out" / "cells") == cells
-    shutil.rmtree(tiny / "claims" / "tiny")
-    written_as = {**FIELDS, **RUN, "title": "Other"}
-    (tiny / "claims" / "tiny").mkdir()
-    written(tiny / "claims" / "tiny" / "one.yaml", written_as)
     page, ledger = tiny / "page.html", tiny / "ledger.md"
     (tiny / "out" / "claims" / "broken.json").write_text("{")
     report = cli("report", "--results", tiny, "--out", page, "--markdown", ledger)
     assert report.code == 2
     broken = tiny / "out" / "claims" / "broken.json"
     assert report.err.splitlines() == [f"learngene: {broken}: damaged, it is no JSON; skipped"]
-    assert report.out == f"1 verdict files of 1 groups: {page}, {ledger}\n"
+    assert report.out == f"1 verdict files of 2 groups: {page}, {ledger}\n"
     assert page.read_text().startswith("<!doctype html>")
     for text in (page.read_text(), ledger.read_text()):
         assert "It is 201 points better" in text
@@ -259,20 +252,13 @@ def test_a_file_that_is_no_verdict_is_not_overwritten(
     assert not (tiny / "store").exists()
 
 
-def test_exact_claims_need_no_data(tiny: Path) -> None:
-    group = find_group("tiny.exact")
-    path, faults = reproduce(group, comparison_of(group, "laptop", declared=True), "laptop")
-    assert faults == []
-    verdict = json.loads(path.read_text())
+def test_exact_claims_need_no_data(cli: CLI, tiny: Path) -> None:
+    done = cli("reproduce", "tiny.exact")
+    assert (done.code, done.out.splitlines()[0]) == (0, "holds          Both orders agree at 10 and 11")
+    verdict = json.loads((tiny / "out" / "claims" / "tiny.exact.json").read_text())
     assert (verdict["claims"][0]["outcome"], verdict["run"], verdict["table"], verdict["seeds"]) == (
         "holds", None, [], []
     )  # fmt: skip
-    assert "exact tests only, nothing is trained" in estimate(group, comparison_of(group, "laptop", declared=True))
-
-
-def test_the_command_asks_for_no_data_if_all_claims_are_exact(cli: CLI, tiny: Path) -> None:
-    done = cli("reproduce", "tiny.exact")
-    assert (done.code, done.out.splitlines()[0]) == (0, "holds          Both orders agree at 10 and 11")
 
 
 def test_the_cost_needs_no_data_and_runs_nothing(cli: CLI, tiny: Path) -> None:
