@@ -203,8 +203,10 @@ def test_the_loss_of_a_row_is_equations_3_to_8(case: dict[str, Any]) -> None:
     torch.testing.assert_close(found, expected if points else labels)
     if points:
         values = {"labels": labels, "distill": pred, "blocks": blk, "attention": att}
-        of_term = {"labels": "labels", "distill": "pred", "blocks": "blk", "attention": "att"}
-        assert parts.keys() == {"loss", "labels", *(name for name, term in of_term.items() if term in spec.terms)}
+        used = {name for name, term in (("blocks", "blk"), ("attention", "att")) if term in spec.terms}
+        used |= {"distill"} if "pred" in spec.terms and alpha > 0 else set()
+        used |= {"labels"} if "pred" not in spec.terms or alpha < 1 else set()
+        assert parts.keys() == {"loss", *used}
         for name in parts.keys() - {"loss"}:
             torch.testing.assert_close(parts[name], values[name])
 
