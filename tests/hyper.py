@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learngene.genes.gene import Learngene
 from learngene.making.condense import run as run_condense
-from learngene.making.hyper.make import run as run_tune
+from learngene.making.hyper.tune import run as run_tune
 from learngene.methods import method
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.condense import CondenseRecipe

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from learngene.making.extract import extract
     from learngene.making.finetune import evaluate, finetune, scratch
     from learngene.making.hyper.embedding import embed_task
-    from learngene.making.hyper.make import tune
+    from learngene.making.hyper.tune import tune
     from learngene.making.search.make import search
     from learngene.methods.tal.task_embedding import TaskEmbedding
     from learngene.recipe.loading import load_recipe
@@ -55,7 +55,7 @@ _HOMES = {
     "scratch": "making.finetune",
     "search": "making.search.make",
     "segment": "vits.segmenter",
-    "tune": "making.hyper.make",
+    "tune": "making.hyper.tune",
 }
 
 __all__ = ["__version__", "load", *_HOMES]

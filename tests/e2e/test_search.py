@@ -89,7 +89,7 @@ def test_a_second_run_trains_nothing_and_another_selection_only_selects(
     assert cli("search", recipe).code == 0
     before = {name: was for name, was in contents(tmp_path / "s").items() if "-s0-" in name}
     gene = (tmp_path / "s.safetensors").read_bytes()
-    monkeypatch.setattr("learngene.making.search.make.run_stage", None)
+    monkeypatch.setattr("learngene.making.search.task_search.run_stage", None)
     assert "task two: 20 training and 8 validation images, searched" in cli("check", recipe).out
     again = cli("search", recipe)
     assert (again.code, len(again.out.splitlines())) == (0, 3)
@@ -237,7 +237,9 @@ def test_a_data_set_that_diverges_is_named_and_the_mended_command_goes_on(
     assert done.code == 2
     first, last = faults_of(done.err)
     assert first.startswith("learngene: task two: search two: the loss became ")
-    assert last == "learngene: search: 2 of 3 data sets are searched; mend the others and run the same command again"
+    assert (
+        last == "learngene: search: 2 of 3 data sets are searched; correct what failed and run the same command again"
+    )
     assert not (tmp_path / "s.safetensors").exists()
     again = cli("search", recipe, "tasks.two.train.lr=1e30")
     assert (again.code, faults_of(again.err)) == (2, [first, last])

@@ -8,7 +8,7 @@ import pytest
 
 from comparisons import IMAGES, cell, compare_fields, laid_out, recipe_of
 from learngene.comparing.cost import ancestry_macs, cost_of, gene_macs
-from learngene.comparing.jobs import AncestryJob, Cell, GeneJob
+from learngene.comparing.run import OpenTasks, steps
 from learngene.recipe.compare import CompareRecipe
 from learngene.system.errors import LearngeneError, RecipeError
 
@@ -38,9 +38,9 @@ def test_there_is_a_cell_for_every_combination() -> None:
     assert len({c.path for c in comparison.cells}) == 32
     assert [gene.name for gene in comparison.genes] == ["tleg d4 seed 0", "tleg d4 seed 5"]
     assert list(comparison.ancestries) == ["vit"]
-    kinds = [type(job) for job in comparison.jobs()]
-    assert kinds == [AncestryJob, GeneJob, GeneJob, *[Cell] * 32]
-    assert not any(job.done for job in comparison.jobs())
+    found = steps(comparison, OpenTasks(comparison.recipe))
+    assert [step.name.split()[0] for step in found] == ["ancestry", "gene", "gene", *["cell"] * 32]
+    assert [step.found() for step in found] == [None] * len(found)
 
 
 def test_cells_have_the_classes_of_their_task_and_genes_those_of_home() -> None:

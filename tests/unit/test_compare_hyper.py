@@ -14,6 +14,7 @@ from learngene.comparing.claims.estimate import estimate
 from learngene.comparing.claims.groups import ClaimGroup
 from learngene.comparing.cost import gene_macs
 from learngene.comparing.jobs import Comparison, GeneJob
+from learngene.comparing.run import OpenTasks, steps
 from learngene.genes.gene_file import read_header
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import merge
@@ -78,7 +79,7 @@ def test_a_hypernetwork_per_task_is_made_for_every_task_and_one_for_all_once() -
         alone = gene(found, name, "two").path != gene(found, name, "zwei").path
         assert alone == (name in ("v1", "v2")), name
     assert len({job.path for job in found.genes}) == len(found.genes) == 1 + 2 + 2 + 5
-    order = [job.path for job in found.jobs()]
+    order = [step.path for step in steps(found, OpenTasks(found.recipe))]
     for job in found.genes:
         if job.stage1:
             assert order.index(job.stage1.path) < order.index(job.path)

@@ -14,8 +14,8 @@ from learngene.comparing.cells import lay_out
 from learngene.comparing.claims.estimate import estimate
 from learngene.comparing.claims.groups import ClaimGroup
 from learngene.comparing.cost import cost_of, gene_macs, images_seen, part_macs
-from learngene.comparing.jobs import Comparison, GeneJob, SearchJob
-from learngene.comparing.run import read_results
+from learngene.comparing.jobs import Comparison
+from learngene.comparing.run import OpenTasks, read_results, steps
 from learngene.genes.gene_file import read_header
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import merge
@@ -45,22 +45,26 @@ def fields(**changes: Any) -> dict[str, Any]:
     return merge(base, changes)
 
 
-def searches(comparison: Comparison) -> list[SearchJob]:
-    return [job for job in comparison.jobs() if isinstance(job, SearchJob)]
+def names(comparison: Comparison) -> list[str]:
+    """Of all steps, in their order."""
+    return [step.name for step in steps(comparison, OpenTasks(comparison.recipe))]
+
+
+def searches(comparison: Comparison) -> list[str]:
+    return [name for name in names(comparison) if name.startswith("search")]
 
 
 def test_searches_that_differ_in_their_selection_only_share_their_super_nets() -> None:
     comparison = laid_out(fields())
-    assert [job.name for job in searches(comparison)] == ["two seed 0", "zwei seed 0"] * 2
+    found, searched = names(comparison), searches(comparison)
+    assert searched == ["search two seed 0", "search zwei seed 0"] * 2
     genes = {name: cell(comparison, name, "d3").gene for name in CONTENDERS}
-    parts = {name: [part.path.name for part in gene.parts] for name, gene in genes.items() if gene}
+    parts = {name: [task.out.name for task in gene.searches] for name, gene in genes.items() if gene}
     assert parts["lsamd"] == parts["three"]
     assert set(parts["lsamd"]).isdisjoint(parts["img"])
     assert len({gene.path for gene in genes.values() if gene}) == 3
-    jobs = comparison.jobs()
-    order = [type(job) for job in jobs]
-    assert order.index(SearchJob) < order.index(GeneJob)
-    kinds = [job.method for job in jobs if isinstance(job, GeneJob)]
+    assert found.index(searched[0]) < next(i for i, name in enumerate(found) if name.startswith("gene"))
+    kinds = [gene.method for gene in comparison.genes]
     assert [kind.layers for kind in kinds] == [(1, 2), (1, 2, 3), (1, 2)]  # type: ignore[attr-defined]
 
 
@@ -100,14 +104,15 @@ def test_a_super_net_costs_its_steps_and_is_counted_once() -> None:
     comparison = laid_out(fields())
     images = {name: size["images"] for name, size in SIZES.items()}
     genes = comparison.genes
-    part = genes[0].parts[0]
-    assert isinstance(part, SearchJob)
-    assert part.ancestry.shape is not None
-    assert part_macs(part, images) == 3 * part.ancestry.shape.macs() * images_seen(part.recipe.train, 16)
-    assert gene_macs(genes[0], images) == sum(part_macs(each, images) for each in genes[0].parts)
+    part, origin = genes[0].searches[0], genes[0].ancestry
+    assert origin is not None
+    assert origin.shape is not None
+    costs = part_macs(genes[0], images)
+    assert costs[part.out] == 3 * origin.shape.macs() * images_seen(part.train, 16)
+    assert gene_macs(genes[0], images) == sum(costs.values())
     cost = cost_of(cell(comparison, "three", "d3"), comparison, images)
     assert (cost.gene, cost.gene_shared_by) == (gene_macs(genes[1], images), 3)
-    once = sum(part_macs(each, images) for each in searches(comparison))
+    once = sum({path: macs for gene in genes for path, macs in part_macs(gene, images).items()}.values())
     assert sum(gene_macs(gene, images) for gene in genes) == 3 * once // 2
     claims = [{"text": "t", "statistic": {"of": {"contender": "lsamd"}, "at_least": 0}}]
     group = validated(ClaimGroup, {"id": "a.b", "paper": "A", "source": "s", "title": "t", "claims": claims}, "g")

@@ -11,12 +11,14 @@ import torch
 
 import learngene
 import learngene.making.search.make as searching
+import learngene.making.search.task_search as task_search
 from comparisons import written
 from learngene import Ancestry
 from learngene.data.batches import eval_loader
-from learngene.making.search.make import Prepared, prepare, run, search_task, super_stage
+from learngene.making.search.make import run
 from learngene.making.search.paths import TaskPath, layer_usage, read_path
 from learngene.making.search.select import above, selected, soft_usage, usage
+from learngene.making.search.task_search import SearchInputs, prepare, search_task, super_stage
 from learngene.making.search.usage_map import usage_picture
 from learngene.recipe.loading import apply_overrides
 from learngene.recipe.search import Routing, Selection
@@ -26,7 +28,7 @@ from pico import CLI, FAST, condense_fields, make_images
 from searches import path_of, search_fields, search_recipe
 
 
-def prepared_of(ancestry: Path, sets: dict[str, Path], out: Path, **changes: Any) -> Prepared:
+def prepared_of(ancestry: Path, sets: dict[str, Path], out: Path, **changes: Any) -> SearchInputs:
     return prepare(search_recipe(search_fields(ancestry, sets, out, **changes)))
 
 
@@ -353,7 +355,7 @@ def test_a_data_set_that_fails_does_not_lose_the_others(
     ancestry: Path, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = search_recipe(search_fields(ancestry, sets, tmp_path / "s"))
-    real = searching.run_stage
+    real = task_search.run_stage
 
     def full(stage: Any, *args: Any, **kwargs: Any) -> Any:
         if stage.name == "search colours":
@@ -362,18 +364,18 @@ def test_a_data_set_that_fails_does_not_lose_the_others(
             raise MemoryError
         return real(stage, *args, **kwargs)
 
-    monkeypatch.setattr(searching, "run_stage", full)
+    monkeypatch.setattr(task_search, "run_stage", full)
     lines: list[str] = []
     with pytest.raises(LearngeneError) as error:
         run(recipe, show=False, say=lines.append)
     assert str(error.value).splitlines() == [
         "task colours: CUDA out of memory. Tried to allocate 2.00 GiB.",
         "task two: MemoryError",
-        "search: 1 of 3 data sets are searched; mend the others and run the same command again",
+        "search: 1 of 3 data sets are searched; correct what failed and run the same command again",
     ]
     assert [line.partition(":")[0] for line in lines] == list(sets)
     assert not (tmp_path / "s.safetensors").exists()
-    monkeypatch.setattr(searching, "run_stage", real)
+    monkeypatch.setattr(task_search, "run_stage", real)
     lines.clear()
     assert run(recipe, show=False, say=lines.append).path == tmp_path / "s.safetensors"
     assert [line.partition(":")[0] for line in lines] == ["colours", "two"]
@@ -385,7 +387,7 @@ def test_an_error_of_ours_is_not_taken_for_a_data_sets(
     def broken(*_args: Any, **_kwargs: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(searching, "run_stage", broken)
+    monkeypatch.setattr(task_search, "run_stage", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         run(search_recipe(search_fields(ancestry, sets, tmp_path / "s")), show=False, say=lambda _: None)
 

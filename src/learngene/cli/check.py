@@ -77,9 +77,8 @@ def _trained(recipe: CondenseRecipe | FinetuneRecipe) -> list[tuple[str, Train]]
 
 
 def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
-    from learngene.comparing.jobs import Cell
     from learngene.comparing.results import collect
-    from learngene.comparing.run import prepare
+    from learngene.comparing.run import prepare, steps
 
     comparison, images, opened = prepare(recipe)
     for task, (train, val) in opened.sets.items():
@@ -87,8 +86,10 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
     for section in (recipe.train("condense"), recipe.train("tune")):
         accumulation(section, processes=1)
         refuse_unknown_optimizer(section)
-    trained = [job for job in comparison.jobs() if not isinstance(job, Cell)]
-    yield f"store: {sum(job.done for job in trained)} of {len(trained)} ancestries and genes are there"
+    cells = {cell.path for cell in comparison.cells}
+    trained = [step for step in steps(comparison, opened) if step.path not in cells]
+    there = sum(step.found() is not None for step in trained)
+    yield f"store: {there} of {len(trained)} ancestries and genes are there"
     found = collect(comparison, images)
     for line in found.foreign:
         raise LearngeneError(line)
@@ -98,8 +99,9 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
 
 
 def _check_search(recipe: SearchRecipe) -> Iterator[str]:
-    from learngene.making.search.make import gene_path, prepare, refuse_other_paths, refuse_taken, search_bytes
+    from learngene.making.search.make import refuse_taken
     from learngene.making.search.paths import read_path
+    from learngene.making.search.task_search import prepare, refuse_other_paths, search_bytes
 
     prepared = prepare(recipe)
     refuse_other_paths(prepared)
@@ -114,12 +116,12 @@ def _check_search(recipe: SearchRecipe) -> Iterator[str]:
     refuse_taken(recipe)
     for folder in (recipe.out, recipe.kept or recipe.out):
         refuse_read_only(folder)
-    refuse_full_disk(gene_path(recipe), search_bytes(prepared))
+    refuse_full_disk(recipe.out, search_bytes(prepared))
 
 
 def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
-    from learngene.genes.gene_file import refuse_foreign_gene
-    from learngene.making.hyper.make import gene_path, prepare
+    from learngene.making.hyper.tune import prepare
+    from learngene.making.steps import gene_path, refuse_gene_path
     from learngene.training.task_batches import sampling_shares
 
     prepared = prepare(recipe)
@@ -135,14 +137,13 @@ def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
         yield f"task {name}: {counts}, drawn for {share:.0%} of the steps"
     steps = -(-sum(sizes.values()) // recipe.train.batch_size) * recipe.train.epochs
     yield f"training: {recipe.train.epochs} epochs, {steps} steps of {recipe.train.batch_size} images"
-    refuse_foreign_gene(gene_path(recipe), prepared.gene.method.name)
-    refuse_full_disk(gene_path(recipe), run_bytes(prepared.gene))
+    refuse_gene_path(gene_path(recipe.out), prepared.gene)
     yield _check_folder(recipe)
 
 
 def _check_condense(recipe: CondenseRecipe, images: Splits) -> Generator[str, None, CondenseRecipe]:
-    from learngene.genes.gene_file import refuse_foreign_gene
-    from learngene.making.condense import gene_path, prepare
+    from learngene.making.condense import prepare
+    from learngene.making.steps import gene_path, refuse_gene_path
 
     prepared = prepare(recipe, images=images)
     if prepared.ancestry:
@@ -150,8 +151,7 @@ def _check_condense(recipe: CondenseRecipe, images: Splits) -> Generator[str, No
         yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
-    refuse_foreign_gene(gene_path(recipe), recipe.method)
-    refuse_full_disk(gene_path(recipe), run_bytes(prepared.gene))
+    refuse_gene_path(gene_path(recipe.out), prepared.gene)
     return prepared.recipe
 
 

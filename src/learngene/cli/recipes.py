@@ -58,7 +58,7 @@ def tune(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = Non
     from learngene.recipe.tune import TuneRecipe
 
     loaded = read_recipe(TuneRecipe, recipe, overrides, data)
-    from learngene.making.hyper.make import run
+    from learngene.making.hyper.tune import run
 
     done = run(loaded)
     for entry in done.gene.metadata["tasks"]:

@@ -64,7 +64,7 @@ def lay_out(
     if equal:
         epochs = equal_epochs(out, train_images)
         out.cells = [
-            _cell(out, c.contender, c.shape_name, c.task, c.budget, c.seed, c.gene, epochs[c.place])
+            _cell(out, c.contender, c.shape_name, c.task, c.budget, c.seed, c.gene, epochs[c.coordinates])
             if c.budget in equal
             else c
             for c in out.cells

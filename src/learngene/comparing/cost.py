@@ -11,9 +11,10 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Place, RowJob, SearchJob
+from learngene.comparing.jobs import AncestryJob, Cell, Comparison, Coordinates, GeneJob
 from learngene.methods.stitching import rows_of
 from learngene.methods.tal import hypernetwork_of
 from learngene.recipe.compare import SOURCE
@@ -64,7 +65,7 @@ def images_seen(train: Train, count: int) -> int:
 def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int]) -> Cost:
     """The cost of a cell's descendant within a comparison, among whose cells gene and ancestry are shared."""
     gene, mine = cell.gene, [other for other in comparison.cells if other.contender == cell.contender]
-    origins = [*([gene.ancestry] if gene.ancestry else []), *gene.anchors] if gene else []
+    origins = gene.origins if gene else []
     users = [other for other in mine if gene and other.gene and other.gene.path == gene.path]
     return Cost(
         tune=images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.macs if cell.train else 0,
@@ -81,52 +82,59 @@ def _descendants(cells: list[Cell]) -> int:
 
 
 def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
-    """Multiply-adds of making a gene.
+    """Multiply-adds of making a gene, with everything that is trained before it."""
+    return own_macs(gene, train_images) + sum(part_macs(gene, train_images).values())
 
-    Of one that is condensed: the auxiliary model's training and the teacher's forward passes. Of a pool: its rows, then
-    paths of average size, with a guide if there is one. Of a search: all its super nets. Of a hypernetwork: ViTs of
-    average size; predicting them is left out, as it does not depend on the number of images.
+
+def own_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
+    """Multiply-adds of a gene's own training; 0 for one that is extracted or selected.
+
+    Of one that is condensed: the auxiliary model's training and the teacher's forward passes. Of a pool: paths of
+    average size, with a guide if there is one. Of a hypernetwork: ViTs of average size; predicting them is left out, as
+    it does not depend on the number of images.
     """
-    recipe, cost = gene.recipe, sum(part_macs(part, train_images) for part in gene.parts)
+    recipe = gene.recipe
     if isinstance(recipe, TuneRecipe):
         batches = -(-sum(train_images[task] for task in recipe.tasks) // recipe.train.batch_size)
         seen = recipe.train.epochs * batches * recipe.train.batch_size
-        return cost + seen * TRAINING * _predicted_macs(gene, recipe.hyper)
+        return seen * TRAINING * _predicted_macs(gene, recipe.hyper)
     if not isinstance(recipe, CondenseRecipe):
-        return cost
+        return 0
     teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
     train, per_image = recipe.train, TRAINING * gene.shape.macs() + teacher
     if recipe.hyper is not None:
         per_image = TRAINING * _predicted_macs(gene, recipe.hyper) + teacher
-    elif gene.method.making == "pool":
+    elif recipe.pool is not None:
         path_train, rows = recipe.path_train(), rows_of(gene.method)
         if path_train is None:
-            return cost
+            return 0
         macs = [path.macs() for path in rows.paths(gene.shape)]
-        guide = teacher if recipe.pool and recipe.pool.guide != "none" else 0
+        guide = teacher if recipe.pool.guide != "none" else 0
         train, per_image = path_train, TRAINING * sum(macs) // len(macs) + guide
-    return cost + images_seen(train, train_images[SOURCE]) * per_image
+    return images_seen(train, train_images[SOURCE]) * per_image
+
+
+def part_macs(gene: GeneJob, train_images: Mapping[str, int]) -> dict[Path, int]:
+    """Multiply-adds of what is trained before a gene and may be shared with others, by where it is kept.
+
+    A pool's row: its training, and its teacher's forward passes unless it has no points. A super net: a step runs one
+    block per layer; what its frozen blocks save on the way back is not counted. And a hypernetwork's stage 1.
+    """
+    out = {gene.stage1.path: gene_macs(gene.stage1, train_images)} if gene.stage1 else {}
+    if gene.rows or gene.searches:
+        teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
+        for row in gene.rows:
+            guided = teacher if row.pool is None or row.pool.points != [0] else 0
+            out[row.out] = images_seen(row.train, train_images[SOURCE]) * (TRAINING * row.shape.macs() + guided)
+        for task in gene.searches:
+            out[task.out] = images_seen(task.train, train_images[task.task]) * TRAINING * teacher
+    return out
 
 
 def _predicted_macs(gene: GeneJob, hyper: Hyper) -> int:
     """Multiply-adds of one image through the ViTs that a step predicts, which are of average size."""
     shapes = list(hypernetwork_of(gene.method).shapes(gene.shape, gene.shape))
     return hyper.meta_batch * sum(shape.macs() for shape in shapes) // len(shapes)
-
-
-def part_macs(part: RowJob | SearchJob | GeneJob, train_images: Mapping[str, int]) -> int:
-    """Multiply-adds of what several genes may share.
-
-    A pool's row: its training, and its teacher's forward passes unless it has no points. A super net: a step runs one
-    block per layer; what its frozen blocks save on the way back is not counted.
-    """
-    if isinstance(part, GeneJob):
-        return gene_macs(part, train_images)
-    if isinstance(part, SearchJob):
-        return images_seen(part.recipe.train, train_images[part.task]) * TRAINING * ancestry_forward_macs(part.ancestry)
-    labels = part.recipe.pool is not None and part.recipe.pool.points == [0]
-    teacher = 0 if labels or part.ancestry is None else ancestry_forward_macs(part.ancestry)
-    return images_seen(part.recipe.train, train_images[SOURCE]) * (TRAINING * part.recipe.shape.macs() + teacher)
 
 
 def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:
@@ -154,7 +162,7 @@ def _counted_macs(source: str, arguments: tuple[tuple[str, Any], ...], img_size:
     return multiply_adds(ancestry.model, chans, img_size or size)
 
 
-def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dict[Place, int]:
+def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dict[Coordinates, int]:
     """Epochs of tuning that give every contender the total cost of one of them.
 
     Args:
@@ -164,14 +172,14 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
     Raises:
         LearngeneError: If a contender's gene alone costs more than that; all of them are named.
     """
-    reference = {cell.place: cell for cell in comparison.cells}
-    out: dict[Place, int] = {}
+    reference = {cell.coordinates: cell for cell in comparison.cells}
+    out: dict[Coordinates, int] = {}
     faults: dict[str, None] = {}
     for cell in comparison.cells:
         budget, contender = comparison.recipe.budgets[cell.budget], comparison.recipe.contenders[cell.contender]
         if budget.cost_of is None:
             continue
-        other = reference.get((budget.cost_of, *cell.place[1:]))
+        other = reference.get((budget.cost_of, *cell.coordinates[1:]))
         if other is None:
             what = f"budgets.{cell.budget}.cost_of: contender '{budget.cost_of}' is not run"
             raise LearngeneError(f"{what}; add it to run.contenders")
@@ -183,7 +191,7 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
         left = cost_of(other, comparison, train_images).total - cost_of(cell, comparison, train_images).shared
         if left < 0:
             faults[f"{cell.contender} at {cell.shape_name} costs more than {budget.cost_of} before any tuning"] = None
-        out[cell.place] = int(other.train.epochs if cell is other and other.train else left // per_epoch)
+        out[cell.coordinates] = int(other.train.epochs if cell is other and other.train else left // per_epoch)
     if faults:
         raise LearngeneError("budgets: no equal cost is possible: " + "; ".join(faults))
     return out

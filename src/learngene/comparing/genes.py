@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from learngene.comparing.jobs import AncestryJob, Comparison, GeneJob, RowJob, SearchJob
-from learngene.making.pool.rows import row_recipe
+from learngene.comparing.jobs import AncestryJob, Comparison, GeneJob
+from learngene.making.pool.rows import row_recipes
 from learngene.methods import method
-from learngene.methods.stitching import StitchedRows
-from learngene.methods.tal import Hypernetwork
 from learngene.recipe.compare import SOURCE, ContenderSpec, ModelSpec, SearchSpec, Stage2Spec
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import FREE_TO_CHANGE, hashed_content, short_hash
@@ -84,7 +82,7 @@ def _condensed_gene(
     if spec.distill is not None:
         given["distill"] = spec.distill
     unguided = False
-    if isinstance(kind, Hypernetwork):
+    if kind.making == "hyper":
         fields = stage1_hyper(spec.hyper, task_aware=kind.task_aware)
         given["hyper"] = validated(Stage1Hyper, fields, f"contenders.{name}.hyper")
         unguided = given["hyper"].guidance.alpha == 0  # then the ancestry is for task embeddings only
@@ -93,12 +91,12 @@ def _condensed_gene(
     anchors = tuple(_ancestry(out, anchor, seed) for anchor in spec.anchors)
     if anchors:
         given["anchors"] = [anchor.source() for anchor in anchors]
-    if isinstance(kind, StitchedRows):
+    if kind.making == "pool":
         given["pool"] = {**(spec.pool or {}), **({} if anchors else {"kept": recipe.store})}
     condense = build_recipe(given, where=f"contenders.{name}")
     assert isinstance(condense, CondenseRecipe)
     guided = condense.hyper is not None and condense.hyper.guidance.alpha > 0
-    needs_teacher = isinstance(kind, StitchedRows) or condense.distill.alpha > 0 or guided
+    needs_teacher = kind.making == "pool" or condense.distill.alpha > 0 or guided
     teacher = ancestry.folder.name if ancestry and needs_teacher else None
     content = [spec.method, spec.settings, shape.to_dict(), recipe.data, train]
     if condense.pool:
@@ -110,7 +108,7 @@ def _condensed_gene(
     if teacher is None:
         condense, ancestry = condense.model_copy(update={"ancestry": None}), None
     title, path = f"{spec.method} d{shape.depth} seed {seed}", recipe.store / f"{label}.safetensors"
-    rows = () if anchors or not isinstance(kind, StitchedRows) else _rows(condense, ancestry, kind, seed)
+    rows = tuple(row_recipes(condense)) if kind.making == "pool" else ()
     return GeneJob(title, kind, shape, ancestry, condense, recipe.data, path, rows, anchors)
 
 
@@ -140,15 +138,10 @@ def _searched_gene(
     shape = ancestry.shape or out.loaded.get(ancestry.name)
     if shape is None:
         shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[SOURCE]})
-    searches = tuple(
-        SearchJob(f"{task} seed {seed}", built, task, ancestry, part) for task, part in zip(tasks, parts, strict=True)
-    )
     # Which blocks will be kept is not known yet; how many, only if the rule says so.
-    kind, path = (
-        built.method(tuple(range(1, (search.select.blocks if search.select.rule == "top_k" else 1) + 1))),
-        recipe.store / f"{label}.safetensors",
-    )
-    return GeneJob(f"{spec.method} seed {seed}", kind, shape, ancestry, built, recipe.data, path, searches=searches)
+    kind = built.method(tuple(range(1, (search.select.blocks if search.select.rule == "top_k" else 1) + 1)))
+    path, title = recipe.store / f"{label}.safetensors", f"{spec.method} seed {seed}"
+    return GeneJob(title, kind, shape, ancestry, built, recipe.data, path, searches=tuple(parts))
 
 
 def _tuned_gene(
@@ -162,7 +155,6 @@ def _tuned_gene(
 ) -> GeneJob:
     """A hypernetwork tuned on several tasks, or on the cell's own, behind stage 1 or fresh."""
     recipe, kind = out.recipe, method(spec.method, spec.settings)
-    assert isinstance(kind, Hypernetwork)
     tasks = [task] if stage2.each else recipe.learned(stage2)
     shape = ViTShape.from_dict({**recipe.shape, **spec.auxiliary, "num_classes": out.num_classes[SOURCE]})
     stage1 = None if stage2.fresh else _condensed_gene(out, name, spec, shape, ancestry, seed)
@@ -194,14 +186,6 @@ def _tuned_gene(
     path = recipe.store / f"{label}.safetensors"
     title = f"{spec.method} tuned on {task if stage2.each else len(tasks)} seed {seed}"
     return GeneJob(title, kind, shape, embedding, built, recipe.data, path, stage1=stage1)
-
-
-def _rows(condense: CondenseRecipe, ancestry: AncestryJob | None, kind: StitchedRows, seed: int) -> tuple[RowJob, ...]:
-    parts = [row_recipe(condense, index) for index in range(len(kind.rows))]
-    return tuple(
-        RowJob(f"w{part.shape.embed_dim} d{part.shape.depth} seed {seed}", condense, index, ancestry, part)
-        for index, part in enumerate(parts)
-    )
 
 
 def _identity(spec: ModelSpec) -> dict[str, Any]:

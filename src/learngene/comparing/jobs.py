@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from learngene.making.search.paths import NAME as PATH_FILE
 from learngene.methods import Method
 from learngene.recipe.compare import SOURCE, CompareRecipe, ContenderSpec, ModelSpec
 from learngene.recipe.condense import CondenseRecipe
@@ -20,7 +19,7 @@ from learngene.vits.segmenter_sizes import segmenter_macs, segmenter_params
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
-Place = tuple[str, str, str, str, int]
+Coordinates = tuple[str, str, str, str, int]
 """Contender, shape, task, budget and seed of a cell."""
 
 
@@ -49,8 +48,7 @@ class AncestryJob:
         """The trained model's folder."""
         return self.folder / "descendant"
 
-    @property
-    def done(self) -> bool:
+    def is_there(self) -> bool:
         """Whether nothing is left to train."""
         return self.spec.source is not None or (self.path / "learngene.json").exists()
 
@@ -61,64 +59,6 @@ class AncestryJob:
         return AncestrySpec(
             source=self.spec.source, architecture=self.spec.architecture, model_args=self.spec.model_args
         )
-
-
-@dataclass(frozen=True)
-class RowJob:
-    """A row of a pool, distilled by itself, so that pools share it and processes work side by side.
-
-    Attributes:
-        name: What to call it while it is trained.
-        pool: The recipe of a pool it belongs to.
-        index: Which row of that pool.
-        ancestry: The teacher.
-        recipe: The part of the recipe that decides the row.
-    """
-
-    name: str
-    pool: CondenseRecipe
-    index: int
-    ancestry: AncestryJob | None
-    recipe: CondenseRecipe
-
-    @property
-    def path(self) -> Path:
-        """Its run folder."""
-        return self.recipe.out
-
-    @property
-    def done(self) -> bool:
-        """Whether it is trained."""
-        return (self.path / "result.json").exists()
-
-
-@dataclass(frozen=True)
-class SearchJob:
-    """The super net of one data set of a search, trained by itself, so that searches share it.
-
-    Attributes:
-        name: What to call it while it is trained.
-        search: The recipe of a search it belongs to.
-        task: Which data set of that search.
-        ancestry: Whose blocks are searched.
-        recipe: The part of the recipe that decides its path.
-    """
-
-    name: str
-    search: SearchRecipe
-    task: str
-    ancestry: AncestryJob
-    recipe: TaskSearch
-
-    @property
-    def path(self) -> Path:
-        """Its run folder."""
-        return self.recipe.out
-
-    @property
-    def done(self) -> bool:
-        """Whether its path is there."""
-        return (self.path / PATH_FILE).exists()
 
 
 @dataclass(frozen=True)
@@ -133,9 +73,9 @@ class GeneJob:
         recipe: How it is condensed, searched or tuned; None for one that is extracted.
         data: The home task, on which an extracted gene may rank neurons.
         path: The gene file.
-        rows: Of a pool, trained before it.
+        rows: Recipes of a pool's rows, which are distilled one by one before it, so that pools share them.
         anchors: Of an SN-Net.
-        searches: Of a searched gene, its data sets.
+        searches: Recipes of a searched gene's data sets, each searched by itself, so that searches share them.
         stage1: Of a tuned hypernetwork, the one it starts from.
     """
 
@@ -146,20 +86,15 @@ class GeneJob:
     recipe: CondenseRecipe | SearchRecipe | TuneRecipe | None
     data: DataSpec
     path: Path
-    rows: tuple[RowJob, ...] = ()
+    rows: tuple[CondenseRecipe, ...] = ()
     anchors: tuple[AncestryJob, ...] = ()
-    searches: tuple[SearchJob, ...] = ()
+    searches: tuple[TaskSearch, ...] = ()
     stage1: GeneJob | None = None
 
     @property
-    def parts(self) -> list[RowJob | SearchJob | GeneJob]:
-        """What is trained before it and may be shared by other genes."""
-        return [*self.rows, *self.searches, *([self.stage1] if self.stage1 else [])]
-
-    @property
-    def done(self) -> bool:
-        """Whether the gene file is there."""
-        return self.path.exists()
+    def origins(self) -> list[AncestryJob]:
+        """The models it is made of or taught by."""
+        return [*([self.ancestry] if self.ancestry else []), *self.anchors]
 
 
 @dataclass(frozen=True)
@@ -209,34 +144,12 @@ class Cell:
         return segmenter_macs(self.shape) if self.masked else self.shape.macs()
 
     @property
-    def place(self) -> Place:
+    def coordinates(self) -> Coordinates:
         """Where it stands in the comparison."""
         return self.contender, self.shape_name, self.task, self.budget, self.seed
 
-    @property
-    def done(self) -> bool:
-        """Whether a result is there; ``results.read_cell`` says whether it is a good one."""
-        return self.path.exists()
-
     def __str__(self) -> str:
         return f"{self.contender} {self.shape_name} {self.task} {self.budget} seed {self.seed}"
-
-
-Job = AncestryJob | RowJob | SearchJob | GeneJob | Cell
-
-
-def needs(job: Job) -> list[AncestryJob | RowJob | SearchJob | GeneJob]:
-    """What must be there before a job can be done."""
-    if isinstance(job, AncestryJob):
-        return []
-    if isinstance(job, (RowJob, SearchJob)):
-        return [job.ancestry] if job.ancestry else []
-    if isinstance(job, GeneJob):
-        return [*([job.ancestry] if job.ancestry else []), *job.anchors, *job.parts]
-    if job.gene is None:
-        return []
-    # The ancestry, too: it embeds tasks that the gene has not seen.
-    return [job.gene, *([job.gene.ancestry] if job.gene.ancestry else [])]
 
 
 @dataclass
@@ -260,21 +173,6 @@ class Comparison:
     ancestries: dict[str, AncestryJob] = field(default_factory=dict)
     genes: list[GeneJob] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
-
-    def jobs(self) -> list[Job]:
-        """Everything there is to do, what others need first."""
-        parts = {part.path: part for gene in self.genes for part in gene.parts}
-        return [*self.ancestries.values(), *parts.values(), *self.genes, *self.cells]
-
-    def missing(self) -> list[Job]:
-        """What has to be done: cells without a result, and whatever those need that is not there."""
-        out: list[Job] = []
-        needed: set[Path] = set()
-        for job in reversed(self.jobs()):
-            if not job.done and (isinstance(job, Cell) or job.path in needed):
-                out.append(job)
-                needed |= {other.path for other in needs(job)}
-        return out[::-1]
 
     def task_data(self, task: str) -> DataSpec:
         """The data section of a task."""

@@ -3,53 +3,48 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from learngene.comparing.cells import lay_out
-from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob, Job, RowJob, SearchJob, needs
-from learngene.comparing.results import CellResult, Results, collect
+from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob
+from learngene.comparing.measure import measure
+from learngene.comparing.results import Results, collect
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits, open_splits, refuse_unfit
 from learngene.genes.ancestry import Ancestry, refuse_unknown_architecture, timm_model
-from learngene.genes.gene import Learngene, kept_parameters
+from learngene.genes.gene import kept_parameters
 from learngene.making.condense import prepare as prepare_gene
 from learngene.making.condense import run as run_condense
 from learngene.making.extract import extract, plain_shape
-from learngene.making.finetune import evaluate, fresh_head, scratch, train_model
-from learngene.making.hyper.embedding import embedding_of
-from learngene.making.hyper.make import run as run_tune
-from learngene.making.hyper.task_graphs import task_graphs
+from learngene.making.finetune import scratch, train_model
+from learngene.making.hyper.tune import run as run_tune
 from learngene.making.pool.make import distil_row
-from learngene.making.search.make import Prepared as PreparedSearch
-from learngene.making.search.make import keep_selected, search_task
-from learngene.making.search.make import prepare as prepare_search
+from learngene.making.search.make import described, keep_selected
+from learngene.making.search.paths import NAME as PATH_FILE
+from learngene.making.search.task_search import SearchInputs, search_task
+from learngene.making.search.task_search import prepare as prepare_search
+from learngene.making.steps import Step, missing, run_shared
 from learngene.methods import default_settings
-from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.compare import SOURCE, CompareRecipe
+from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.finetune import FinetuneRecipe
-from learngene.recipe.search import SearchRecipe
-from learngene.recipe.sections import DataSpec
+from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.recipe.tune import TuneRecipe
-from learngene.system.environment import commit, environment
-from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
-from learngene.system.files import refuse_unwritable, take_lock
-from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
-from learngene.training.scores import score_from
-from learngene.vits.descendant_folder import TimmModel
-from learngene.vits.linearity import layer_state, linearity
+from learngene.system.errors import Faults, LearngeneError
+from learngene.system.files import refuse_unwritable
+from learngene.system.processes import announce
+from learngene.training.record import NAME as RESULT_FILE
 from learngene.vits.shape import ViTShape
 
 
 @dataclass
-class Opened:
+class OpenTasks:
     """The images of every task of a comparison, opened once per process."""
 
     recipe: CompareRecipe
@@ -57,13 +52,13 @@ class Opened:
 
     def __getitem__(self, task: str) -> Splits:
         if task not in self.sets:
-            source = task == SOURCE
-            needed = "the home task, on which genes are condensed," if source else None
-            self.sets[task] = open_splits(self.recipe.data if source else self.recipe.tasks[task], labels_for=needed)
+            section = self.recipe.data if task == SOURCE else self.recipe.tasks[task]
+            needed = "the home task, on which genes are condensed," if task == SOURCE else None
+            self.sets[task] = open_splits(section, labels_for=needed)
         return self.sets[task]
 
 
-def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
+def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], OpenTasks]:
     """Opens all tasks, lays out all jobs and checks that every one of them can be run.
 
     Returns:
@@ -72,59 +67,56 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], Opened]:
     Raises:
         LearngeneError: One line per cell, gene or task that cannot be run.
     """
-    opened = Opened(recipe)
-    faults: dict[str, None] = {}
+    opened, faults = OpenTasks(recipe), Faults()
     for task in recipe.needed():
-        try:
+        with faults.at(f"task {task}"):
             _refuse_other_size(task, opened[task].train, recipe)
-        except LearngeneError as error:
-            faults[f"task {task}: {error}"] = None
-    if faults:
-        raise LearngeneError("\n".join(faults))
+    faults.refuse()
     sizes = {task: len(images.train) for task, images in opened.sets.items()}
     classes = {task: len(images.train.class_names) for task, images in opened.sets.items()}
     masked = {task for task, images in opened.sets.items() if images.train.segmentation}
     comparison = lay_out(recipe, classes, sizes, _loaded_shapes(recipe), masked)
-    home = opened[SOURCE].train
-    for ancestry in comparison.ancestries.values():
-        if ancestry.spec.architecture:
-            where = f"ancestries.{ancestry.name}.architecture"
-            _note(faults, where, refuse_unknown_architecture, ancestry.spec.architecture)
-        if ancestry.spec.source is None:
-            _note(faults, f"ancestry {ancestry.name}", refuse_unfit, home, ancestry.train)
+    for job in comparison.ancestries.values():
+        if job.spec.architecture:
+            with faults.at(f"ancestries.{job.name}.architecture"):
+                refuse_unknown_architecture(job.spec.architecture)
+        if job.spec.source is None:
+            with faults.at(f"ancestry {job.name}"):
+                refuse_unfit(opened[SOURCE].train, job.train)
     for gene in comparison.genes:
-        if gene.recipe is None:
-            _note(faults, f"gene {gene.name}", gene.method.refuse_auxiliary, gene.shape)
-        elif isinstance(gene.recipe, TuneRecipe):
-            for task in gene.recipe.tasks:
-                where = f"gene {gene.name} on {task}"
-                train = gene.recipe.task_train(task)
-                _note(faults, where, refuse_unfit, opened[task].train, train, "tuning a hypernetwork")
-        elif isinstance(gene.recipe, SearchRecipe):
-            for part in gene.searches:
-                _note(faults, f"search {part.name}", refuse_unfit, opened[part.task].train, part.recipe.train)
-        else:
-            _note(faults, f"gene {gene.name}", refuse_unfit, home, gene.recipe.train)
-        taken = gene.recipe is None or gene.searches
-        if taken and gene.ancestry and not gene.ancestry.spec.source and gene.ancestry.shape is None:
-            faults[f"{gene.name}: layers can only be taken from a plain ViT, and {gene.ancestry.name} is trained as "
-                   f"{gene.ancestry.spec.architecture}"] = None  # fmt: skip
+        _check_gene(gene, opened, faults)
     for cell in comparison.cells:
-        _note(faults, f"{cell.contender} at {cell.shape_name}", _refuse_impossible, cell)
+        with faults.at(f"{cell.contender} at {cell.shape_name}"):
+            _refuse_impossible(cell)
         if cell.train is not None:
-            where = f"{cell.contender} on {cell.task}"
-            _note(faults, where, refuse_unfit, opened[cell.task].train, cell.train)
-    if faults:
-        raise LearngeneError("\n".join(faults))
+            with faults.at(f"{cell.contender} on {cell.task}"):
+                refuse_unfit(opened[cell.task].train, cell.train)
+    faults.refuse()
     return comparison, sizes, opened
 
 
-def _note(faults: dict[str, None], where: str, check: Callable[..., object], *arguments: Any) -> None:
-    """Adds what a check refuses to the faults, each once."""
-    try:
-        check(*arguments)
-    except LearngeneError as error:
-        faults[f"{where}: {error}"] = None
+def _check_gene(gene: GeneJob, opened: OpenTasks, faults: Faults) -> None:
+    """Takes note of whatever speaks against making a gene."""
+    recipe, name = gene.recipe, f"gene {gene.name}"
+    if recipe is None:
+        with faults.at(name):
+            gene.method.refuse_auxiliary(gene.shape)
+    elif isinstance(recipe, TuneRecipe):
+        for task in recipe.tasks:
+            with faults.at(f"{name} on {task}"):
+                refuse_unfit(opened[task].train, recipe.task_train(task), "tuning a hypernetwork")
+    elif isinstance(recipe, SearchRecipe):
+        for part in gene.searches:
+            with faults.at(f"search {part.task} seed {recipe.train.seed}"):
+                refuse_unfit(opened[part.task].train, part.train)
+    else:
+        with faults.at(name):
+            refuse_unfit(opened[SOURCE].train, recipe.train)
+    origin = gene.ancestry
+    if (recipe is None or gene.searches) and origin and not origin.spec.source and origin.shape is None:
+        with faults.at(gene.name):
+            trained = f"{origin.name} is trained as {origin.spec.architecture}"
+            raise LearngeneError(f"layers can only be taken from a plain ViT, and {trained}")
 
 
 def _refuse_impossible(cell: Cell) -> None:
@@ -165,94 +157,85 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
         recipe: The comparison. Any number of processes, on one or several machines with a common folder, may run it
             at the same time.
         processes: Started here. With several on a CPU, each gets one thread.
-        say: Told of every finished job.
+        say: Told of every finished step.
 
     Raises:
         LearngeneError: If a cell cannot be run: before the first one starts, and naming all of them.
     """
     comparison, sizes, opened = prepare(recipe)
-    failed: dict[str, str] = {}
     for folder in (recipe.out / "cells", recipe.store / "locks"):
         refuse_unwritable(folder)
-    with stopping(lambda: "the last finished cell"):
-        if processes > 1 and not all(cell.done for cell in comparison.cells):
-            spread(_worker, recipe.model_dump_json(), processes)
-        # After several processes only what failed in all of them is left; trying it here says why.
-        for _ in _jobs_done(comparison, opened, failed, say):
-            pass
+    _, failed = run_shared(
+        recipe,
+        _missing_of,
+        missing_steps(comparison, opened),
+        processes=processes,
+        locks=recipe.store / "locks",
+        say=say,
+        reached=lambda: "the last finished cell",
+    )
     out = collect(comparison, sizes)
     out.failed |= failed
     return out
 
 
-def _worker(recipe: str, number: int, processes: int) -> None:
-    """One process of several."""
-    take_share(number, processes)
-    comparison, _, opened = prepare(CompareRecipe.model_validate_json(recipe))
-    try:
-        for _ in _jobs_done(comparison, opened, {}, announce):
-            pass
-    except (InterruptedRun, KeyboardInterrupt):
-        return  # the parent says that it stopped
+def read_results(recipe: CompareRecipe) -> Results:
+    """What the results folder holds, running nothing."""
+    comparison, sizes, _ = prepare(recipe)
+    return collect(comparison, sizes)
 
 
-def _jobs_done(
-    comparison: Comparison, opened: Opened, failed: dict[str, str], say: Callable[[str], None]
-) -> Iterator[Job]:
-    """Does every job that nobody else has done or is doing, and waits for those; yields what it did."""
-    pending = comparison.missing()
-    lost: set[Path] = set()
-    while pending:
-        progress = False
-        for job in list(pending):
-            needed = needs(job)
-            if any(other.path in lost for other in needed):
-                lost.add(job.path)
-                pending.remove(job)
-                progress = True
-            elif job.done:
-                pending.remove(job)
-                progress = True
-            elif all(other.done for other in needed):
-                lock = take_lock(comparison.recipe.store / "locks" / f"{job.path.name}-{job.path.parent.name}.lock")
-                if lock is None:
-                    continue
-                with lock:
-                    if not job.done:
-                        start = time.perf_counter()
-                        try:
-                            outcome = _do(job, comparison.recipe, opened)
-                            say(f"{_title(job)}: {outcome}, {time.perf_counter() - start:.1f} s")
-                        except LearngeneError as error:
-                            failed[_title(job)] = str(error)
-                            lost.add(job.path)
-                            say(f"{_title(job)}: failed: {error}")
-                        yield job
-                pending.remove(job)
-                progress = True
-        if not progress:
-            time.sleep(POLL_SECONDS)
+# -- steps -------------------------------------------------------------------------------------------------
 
 
-def _title(job: Job) -> str:
-    kinds = {AncestryJob: "ancestry", RowJob: "row", SearchJob: "search", GeneJob: "gene", Cell: "cell"}
-    return f"{kinds[type(job)]} {job.name if not isinstance(job, Cell) else job}"
+def missing_steps(comparison: Comparison, opened: OpenTasks) -> list[Step[str]]:
+    """What has to be done: cells without a result, and whatever those need that is not there."""
+    cells = {cell.path for cell in comparison.cells}
+    return missing(steps(comparison, opened), lambda step: step.path in cells)
 
 
-def _do(job: Job, recipe: CompareRecipe, opened: Opened) -> str:
-    if isinstance(job, AncestryJob):
-        return _train_ancestry(job, opened[SOURCE])
-    if isinstance(job, RowJob):
-        return _distil_row(job, opened[SOURCE])
-    if isinstance(job, SearchJob):
-        return _search(job, opened)
-    if isinstance(job, GeneJob):
-        return _make_gene(job, recipe, opened)
-    return _measure(job, recipe, opened[job.task])
+def _missing_of(recipe: CompareRecipe) -> list[Step[str]]:
+    comparison, _, opened = prepare(recipe)
+    return missing_steps(comparison, opened)
 
 
-def _train_ancestry(job: AncestryJob, images: Splits) -> str:
-    spec = job.spec
+def steps(comparison: Comparison, opened: OpenTasks) -> list[Step[str]]:
+    """Everything there is to do, each after what it needs: ancestries, parts of genes, genes, cells."""
+    out: dict[Path, Step[str]] = {}
+
+    def add(name: str, path: Path, make: Callable[[], str], done: Callable[[], bool], needs: Sequence[Path]) -> None:
+        found = partial(_if_done, done)
+        out.setdefault(path, Step(name, path, make, found, [out[other] for other in needs]))
+
+    for job in comparison.ancestries.values():
+        add(f"ancestry {job.name}", job.path, partial(_train_ancestry, job, opened), job.is_there, ())
+    for gene in comparison.genes:
+        origins = [origin.path for origin in gene.origins]
+        for index, row in enumerate(gene.rows):
+            name = f"row w{row.shape.embed_dim} d{row.shape.depth} seed {row.train.seed}"
+            make = partial(_distil_row, gene, index, opened)
+            add(name, row.out, make, (row.out / RESULT_FILE).exists, origins)
+        for search in gene.searches:
+            name, done = f"search {search.task} {gene.name.partition(' ')[2]}", (search.out / PATH_FILE).exists
+            add(name, search.out, partial(_search, gene, search, opened), done, origins)
+    for gene in [*(gene.stage1 for gene in comparison.genes if gene.stage1), *comparison.genes]:
+        needs = [*(origin.path for origin in gene.origins), *(row.out for row in gene.rows)]
+        needs += [*(task.out for task in gene.searches), *((gene.stage1.path,) if gene.stage1 else ())]
+        make = partial(_make_gene, gene, comparison.recipe, opened)
+        add(f"gene {gene.name}", gene.path, make, gene.path.exists, needs)
+    for cell in comparison.cells:
+        # The ancestry, too: it embeds tasks that the gene has not seen.
+        needs = [cell.gene.path, *(each.path for each in (cell.gene.ancestry,) if each)] if cell.gene else []
+        add(f"cell {cell}", cell.path, partial(_measure, cell, comparison.recipe, opened), cell.path.exists, needs)
+    return list(out.values())
+
+
+def _if_done(done: Callable[[], bool]) -> str | None:
+    return "done" if done() else None
+
+
+def _train_ancestry(job: AncestryJob, opened: OpenTasks) -> str:
+    spec, images = job.spec, opened[SOURCE]
     if job.shape is not None:
         model = scratch(job.shape, job.train.seed)
     else:
@@ -264,28 +247,29 @@ def _train_ancestry(job: AncestryJob, images: Splits) -> str:
     return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.main:.2f} %"
 
 
-def _distil_row(job: RowJob, images: Splits) -> str:
-    _refuse_failed(job.path)
-    prepared = prepare_gene(job.pool, images=images)
-    row = distil_row(prepared.recipe, job.index, prepared.ancestry, images, keep=True, show=False)
+def _distil_row(pool: GeneJob, index: int, opened: OpenTasks) -> str:
+    assert isinstance(pool.recipe, CondenseRecipe)
+    _refuse_failed(pool.rows[index].out)
+    inputs = prepare_gene(pool.recipe, images=opened[SOURCE])
+    row = distil_row(inputs, index, keep=True, show=False)
     assert row.result is not None
     return f"top-1 {row.result.final.main:.2f} %"
 
 
-def _search(job: SearchJob, opened: Opened) -> str:
-    _refuse_failed(job.path)
-    path = search_task(_prepared_search(job.search, opened), job.task, keep=True, show=False)
-    layers = ",".join(str(layer) for layer in path.base_layers) or "none"
-    return f"{path.metric} {path.score:.2f} %, base blocks {layers}"
+def _search(gene: GeneJob, task: TaskSearch, opened: OpenTasks) -> str:
+    assert isinstance(gene.recipe, SearchRecipe)
+    _refuse_failed(task.out)
+    path = search_task(_search_inputs(gene.recipe, opened), task.task, keep=True, show=False)
+    return described(path)
 
 
-def _prepared_search(recipe: SearchRecipe, opened: Opened) -> PreparedSearch:
+def _search_inputs(recipe: SearchRecipe, opened: OpenTasks) -> SearchInputs:
     return prepare_search(recipe, images={task: opened[task] for task in recipe.tasks})
 
 
-def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: Opened) -> str:
+def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: OpenTasks) -> str:
     if isinstance(job.recipe, SearchRecipe):
-        found = keep_selected(_prepared_search(job.recipe, opened), job.path)
+        found = keep_selected(_search_inputs(job.recipe, opened), job.path)
         return f"blocks {','.join(str(layer) for layer in found.record['layers'])}"
     if isinstance(job.recipe, TuneRecipe):
         _refuse_failed(job.recipe.out)
@@ -305,114 +289,13 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: Opened) -> str:
     return "extracted"
 
 
+def _measure(cell: Cell, recipe: CompareRecipe, opened: OpenTasks) -> str:
+    return measure(cell, recipe, opened[cell.task])
+
+
 def _refuse_failed(folder: Path) -> None:
     """Raises ``LearngeneError`` if a gene's training failed before: it would fail again, in every process."""
     record = folder / "result.json"
     error = json.loads(record.read_text())["error"] if record.exists() else None
     if error:
         raise LearngeneError(f"{error} (delete {folder} to try again)")
-
-
-def _measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
-    """Makes the descendant, scores it, tunes it and writes the result."""
-    start = time.perf_counter()
-    if cell.gene is None:
-        gene, model = None, scratch(cell.shape, cell.seed, images[0].class_names)
-    else:
-        gene = Learngene.load(cell.gene.path)
-        filled: dict[str, Any] = {"layers": cell.spec.layers, "modules": cell.spec.modules}
-        names = images[0].class_names
-        if (task := _task_of(cell, gene, images[0])) is not None:
-            filled["task"] = task
-        with warnings.catch_warnings(action="ignore"):  # shapes outside the trained range are what is asked about
-            model = gene.expand(cell.shape, seed=cell.seed, class_names=names, **filled, **cell.spec.options)
-    content: dict[str, Any] = {
-        "contender": cell.contender,
-        "method": cell.spec.method,
-        "shape": cell.shape.to_dict(),
-        "task": cell.task,
-        "seed": cell.seed,
-        "params": cell.params,
-        "macs": cell.macs,
-        "gene": _gene_record(gene) if gene else None,
-        "spec": cell.spec.model_dump(mode="json"),
-        "layers": model.learngene["layers"],
-        "linearity": _linearity(model) if isinstance(cell.shape, ViTShape) else None,
-        "fresh": len(model.learngene["fresh"]),
-        "train": cell.train.model_dump(mode="json") if cell.train else None,
-        "data": _data_record(cell.data, images),
-    }
-    if cell.masked:
-        model = fresh_head(model, images[0], cell.seed)
-    model_data = cell.data
-    untuned = evaluate(model, model_data, images=images[1])
-    content |= {"untuned": asdict(untuned), "epochs": [], "last": asdict(untuned), "steps": 0, "error": None}
-    if cell.train is not None:
-        tuning = FinetuneRecipe(
-            model=cell.contender, data=model_data, train=cell.train, out=recipe.store / "cells" / cell.key
-        )
-        try:
-            result = train_model(model, tuning, images, keep=recipe.keep_runs, show=False)
-            content |= {"epochs": result.history, "last": asdict(result.final), "steps": result.updates}
-        except TrainingDivergedError as error:
-            content["error"] = str(error)
-    content["seconds"] = round(time.perf_counter() - start, 3)
-    content["environment"] = environment() | _accelerator()
-    content["commit"] = commit()
-    CellResult(key=cell.key, **content).write_new(cell.path)
-    if content["error"]:
-        raise LearngeneError(content["error"])
-    tuned = score_from(content["last"]).main
-    return f"{untuned.label} {untuned.main:.2f} % untuned, {tuned:.2f} % after {len(content['epochs'])} epochs"
-
-
-def _task_of(cell: Cell, gene: Learngene, images: ImageSet) -> TaskEmbedding | None:
-    """The embedding of a cell's task, if the gene was tuned to take one: a task's own, or that of an unseen task."""
-    known = gene.tasks()
-    if not known or cell.gene is None or cell.gene.ancestry is None:
-        return None
-    return known.get(cell.task) or embedding_of(
-        Ancestry.from_spec(cell.gene.ancestry.source()), images, cell.task, cell.data
-    )
-
-
-def _linearity(model: TimmModel) -> float | None:
-    line = linearity(*layer_state(model))
-    return None if math.isnan(line) else line
-
-
-def _gene_record(gene: Learngene) -> dict[str, Any]:
-    metadata = gene.metadata
-    training = metadata.get("training", {})
-    return {
-        "digest": metadata["digest"],
-        "stored_params": sum(parameter.numel() for parameter in gene.parameters()),
-        "auxiliary": gene.shape.to_dict(),
-        **({"paths": metadata["paths"]} if "paths" in metadata else {}),
-        **({"search": metadata["search"]} if "search" in metadata else {}),
-        **({"tasks": {task["task"]: task["top1"] for task in metadata["tasks"]}} if "tasks" in metadata else {}),
-        **({"task_share": round(task_graphs(gene).task_share, 6)} if gene.tasks() else {}),
-        "top1": metadata.get("accuracy", {}).get("top1"),
-        "epochs": training.get("epochs"),
-        "seconds": training.get("seconds", 0.0),
-        "ancestry": metadata.get("ancestry"),
-    }
-
-
-def _data_record(data: DataSpec, images: Splits) -> dict[str, Any]:
-    return {
-        "source": [Path(source).name for source in data.sources],
-        "train_images": len(images[0]),
-        "val_images": len(images[1]),
-        "fingerprint": images[0].fingerprint(),
-    }
-
-
-def _accelerator() -> dict[str, str]:
-    return {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-
-
-def read_results(recipe: CompareRecipe) -> Results:
-    """What the results folder holds, running nothing."""
-    comparison, sizes, _ = prepare(recipe)
-    return collect(comparison, sizes)

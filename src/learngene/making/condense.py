@@ -7,35 +7,41 @@ into the gene's own tensors, so that a method's constraint holds at every step b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor, nn
-
-from learngene.data.images import ImageSet
 from learngene.data.preprocessing import fill_preprocessing, preprocessing_record
 from learngene.data.splits import Splits, open_splits
-from learngene.genes.ancestry import Ancestry, made_of
+from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
-from learngene.making.hyper.make import refuse_guide, train_stage1
-from learngene.making.pool.make import PoolSource, make_pool, refuse_sources
+from learngene.making import auxiliary
+from learngene.making.arguments import Data, ancestry_fields, data_fields, loaded, recipe_of
+from learngene.making.hyper import stage1
+from learngene.making.inputs import CondenseInputs
+from learngene.making.pool import make as pool_rows
+from learngene.making.steps import MadeGene, gene_path, refuse_gene_path, train_gene
 from learngene.methods import method as find_method
-from learngene.methods.stitching import StitchedRows
-from learngene.methods.tal import Hypernetwork
+from learngene.methods.base import Making
 from learngene.recipe.condense import CondenseRecipe
-from learngene.recipe.hyper import Stage1Hyper
-from learngene.recipe.loading import build_recipe
-from learngene.recipe.sections import Distill
 from learngene.system.environment import environment
-from learngene.system.errors import LearngeneError
-from learngene.system.files import refuse_full_disk
-from learngene.training.losses import Parts, distillation_loss
-from learngene.training.run import run_bytes, run_stage, write_once
-from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.training.stage import TrainResult
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.shape import ViTShape
+
+
+class Maker(Protocol):
+    """How the genes of some methods are trained; ``Method.making`` names it."""
+
+    def refuse(self, inputs: CondenseInputs) -> None:
+        """Raises ``LearngeneError`` if ancestry, anchors, gene and images do not fit together."""
+
+    def train(self, inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
+        """Trains the gene in place; says how that went, and what more its file shall say."""
+
+
+MAKERS: dict[Making, Maker] = {"stage": auxiliary, "pool": pool_rows, "hyper": stage1}
 
 
 def condense(
@@ -43,7 +49,7 @@ def condense(
     *,
     method: str,
     shape: ViTShape | str | Mapping[str, Any],
-    data: str | list[str] | Mapping[str, Any],
+    data: Data,
     settings: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | str | None = None,
     pool: Mapping[str, Any] | None = None,
@@ -76,56 +82,22 @@ def condense(
     Raises:
         LearngeneError: If anything does not fit, before the first step is trained.
     """
-    known = ancestry if isinstance(ancestry, Ancestry) else None
-    source = known.identity["source"] if known else ancestry
-    fields: dict[str, Any] = {
-        "kind": "condense",
-        "method": method,
-        "settings": dict(settings or {}),
-        "ancestry": {"source": str(source)} if source is not None else None,
-        "shape": shape,
-        "data": data if isinstance(data, Mapping) else {"source": data},
-        "train": train_fields,
-    }
-    if distill is not None:
-        fields["distill"] = {"preset": distill} if isinstance(distill, str) else dict(distill)
-    if pool is not None:
-        fields["pool"] = dict(pool)
-    if hyper is not None:
-        fields["hyper"] = hyper
     models = [anchor if isinstance(anchor, Ancestry) else Ancestry(anchor) for anchor in anchors or ()]
-    if models:
-        fields["anchors"] = [{"source": model.identity["source"]} for model in models]
-    if out is not None:
-        fields["out"] = str(out)
-    recipe = build_recipe(fields)
-    assert isinstance(recipe, CondenseRecipe)
-    return run(recipe, ancestry=known, anchors=models, keep=out is not None, show=show).gene
-
-
-@dataclass
-class CondenseResult:
-    """What a condensing run made: the gene, where it was written, and how the training went."""
-
-    gene: Learngene
-    path: Path | None
-    result: TrainResult
-
-
-@dataclass
-class Prepared:
-    """Everything that a condensing run needs, checked against each other."""
-
-    recipe: CondenseRecipe
-    ancestry: Ancestry | None
-    gene: Learngene
-    images: Splits
-    anchors: tuple[Ancestry, ...] = ()
-
-
-def gene_path(recipe: CondenseRecipe) -> Path:
-    """Where the gene of a recipe is written: beside its run folder."""
-    return recipe.out.with_name(f"{recipe.out.name}.safetensors")
+    recipe = recipe_of(
+        CondenseRecipe,
+        method=method,
+        settings=dict(settings or {}),
+        ancestry=ancestry_fields(ancestry),
+        shape=shape,
+        data=data_fields(data),
+        train=train_fields,
+        distill={"preset": distill} if isinstance(distill, str) else distill,
+        pool=pool,
+        hyper=hyper,
+        anchors=[ancestry_fields(model) for model in models] or None,
+        out=out,
+    )
+    return run(recipe, ancestry=loaded(ancestry), anchors=models, keep=out is not None, show=show).gene
 
 
 def prepare(
@@ -133,7 +105,7 @@ def prepare(
     ancestry: Ancestry | None = None,
     images: Splits | None = None,
     anchors: Sequence[Ancestry] = (),
-) -> Prepared:
+) -> CondenseInputs:
     """Loads ancestry and data, builds the gene and checks that all of it fits together.
 
     Raises:
@@ -141,48 +113,14 @@ def prepare(
     """
     images = open_splits(recipe.data, opened=images, labels_for="condensing")
     kind = find_method(recipe.method, recipe.settings)
-    if recipe.ancestry:
-        ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
-        if isinstance(kind, Hypernetwork):  # it is guided by features, which know no classes
-            _refuse_other_size(recipe, images[0])
-            refuse_guide(ancestry, recipe.shape, kind, (recipe.hyper or Stage1Hyper()).guidance)
-        else:
-            _refuse_other_task(ancestry, recipe, images[0])
-        given = ancestry.preprocessing
+    teacher = (ancestry or Ancestry.from_spec(recipe.ancestry)) if recipe.ancestry else None
     anchors = tuple(anchors) or tuple(Ancestry.from_spec(spec) for spec in recipe.anchors or ())
-    for anchor in anchors:
-        _refuse_other_task(anchor, recipe, images[0])
-        given = anchor.preprocessing
-    if not recipe.ancestry and not anchors:
-        _refuse_other_size(recipe, images[0])
-        given = vit_cfg(recipe.shape, "", {})
-    recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
-    gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
-    if isinstance(gene.method, StitchedRows):
-        refuse_sources(recipe, PoolSource(ancestry, anchors))
-    return Prepared(recipe, ancestry, gene, images, anchors)
-
-
-def _refuse_other_task(ancestry: Ancestry, recipe: CondenseRecipe, images: ImageSet) -> None:
-    ancestry.refuse_mismatch(recipe.shape, len(images.class_names), recipe.data)
-    if ancestry.class_names and ancestry.class_names != images.class_names:
-        raise LearngeneError(
-            f"ancestry {ancestry.identity['source']} was trained on other classes than the data has "
-            f"('{ancestry.class_names[0]}', ... against '{images.class_names[0]}', ...)"
-        )
-
-
-def _refuse_other_size(recipe: CondenseRecipe, images: ImageSet) -> None:
-    if recipe.shape.num_classes != len(images.class_names):
-        raise LearngeneError(
-            f"the auxiliary shape has {recipe.shape.num_classes} classes but {images.where} has "
-            f"{len(images.class_names)}; set shape.num_classes"
-        )
-    if recipe.data.img_size not in (None, recipe.shape.img_size):
-        raise LearngeneError(
-            f"data.img_size {recipe.data.img_size} differs from the auxiliary shape's {recipe.shape.img_size}; "
-            "leave it out"
-        )
+    models = [*anchors[-1:], *([teacher] if teacher else [])]
+    given = models[0].preprocessing if models else vit_cfg(recipe.shape, "", {})
+    inputs = CondenseInputs(recipe, teacher, Learngene(kind, recipe.shape, seed=recipe.train.seed), images, anchors)
+    MAKERS[kind.making].refuse(inputs)
+    inputs.recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
+    return inputs
 
 
 def run(
@@ -193,7 +131,7 @@ def run(
     images: Splits | None = None,
     keep: bool = True,
     show: bool = True,
-) -> CondenseResult:
+) -> MadeGene:
     """Runs a condensing recipe, or continues it if its run folder holds an unfinished run.
 
     Args:
@@ -207,57 +145,34 @@ def run(
     Raises:
         LearngeneError: If anything does not fit or cannot be written.
     """
-    path = gene_path(recipe) if keep else None
+    path = gene_path(recipe.out) if keep else None
     if path:
         refuse_foreign_gene(path, recipe.method)
-    prepared = prepare(recipe, ancestry, images, anchors)
-    recipe, gene, teacher = prepared.recipe, prepared.gene, prepared.ancestry
+    inputs = prepare(recipe, ancestry, images, anchors)
+    gene = inputs.gene
     if path:
-        refuse_full_disk(path, run_bytes(gene))
-    if isinstance(gene.method, StitchedRows):
-        source = PoolSource(teacher, prepared.anchors)
-        result, paths = make_pool(recipe, source, gene, prepared.images, keep=keep, show=show)
-        gene.metadata = provenance(prepared, result) | {"paths": paths}
-    elif isinstance(gene.method, Hypernetwork):
-        result = train_stage1(recipe, gene, teacher, prepared.images, keep=keep, show=show)
-        gene.metadata = provenance(prepared, result)
-    else:
-        set_drop_path(gene.skeleton(), recipe.train.drop_path)
-        stage = auxiliary_stage(gene, teacher, recipe.distill)
-        result = run_stage(stage, recipe, prepared.images, keep=keep, show=show)
-        gene.metadata = provenance(prepared, result)
-    if path:
-        write_once(lambda: gene.save(path, dtype=recipe.dtype))
-    return CondenseResult(gene, path, result)
+        refuse_gene_path(path, gene)
+
+    def train() -> tuple[TrainResult, dict[str, Any]]:
+        result, more = MAKERS[gene.method.making].train(inputs, keep=keep, show=show)
+        return result, provenance(inputs, result) | more
+
+    return train_gene(gene, path, recipe.dtype, train)
 
 
-def auxiliary_stage(gene: Learngene, ancestry: Ancestry | None, distill: Distill) -> Stage:
-    """What is trained when condensing at one auxiliary shape: the gene, by distillation, labels or both."""
-
-    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        # The teacher sees the same mixed and erased batch, as in the authors' code.
-        student = model(images)
-        teacher = ancestry(images) if ancestry and distill.alpha > 0 else student.detach()
-        return distillation_loss(student, teacher, targets, distill)
-
-    shape, companions = gene.shape, (ancestry,) if ancestry else ()
-    name, made = f"condense {gene.method.name}", made_of(ancestry)
-    return Stage(name, gene, objective, shape.img_size, shape.in_chans, companions, made_of=made)
-
-
-def provenance(prepared: Prepared, result: TrainResult) -> dict[str, Any]:
+def provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
-    recipe, (train_images, val_images) = prepared.recipe, prepared.images
+    recipe, images = inputs.recipe, inputs.images
     return {
-        "ancestry": prepared.ancestry.identity if prepared.ancestry else {},
-        **({"anchors": [anchor.identity for anchor in prepared.anchors]} if prepared.anchors else {}),
+        "ancestry": inputs.ancestry.identity if inputs.ancestry else {},
+        **({"anchors": [anchor.identity for anchor in inputs.anchors]} if inputs.anchors else {}),
         "preprocessing": preprocessing_record(recipe.data, recipe.shape.img_size),
-        "classes": train_images.class_names,
+        "classes": images.train.class_names,
         "data": {
             "source": [Path(source).name for source in recipe.data.sources],
-            "train_images": len(train_images),
-            "val_images": len(val_images),
-            "fingerprint": train_images.fingerprint(),
+            "train_images": len(images.train),
+            "val_images": len(images.val),
+            "fingerprint": images.train.fingerprint(),
         },
         "training": {
             "epochs": recipe.train.epochs,

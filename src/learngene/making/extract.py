@@ -17,7 +17,7 @@ from learngene.data.preprocessing import PREPROCESSING, fill_preprocessing
 from learngene.data.splits import refuse_unfit
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
-from learngene.making.finetune import data_section
+from learngene.making.arguments import Data, data_section
 from learngene.methods import METHODS, Method
 from learngene.methods import method as find_method
 from learngene.system.environment import environment
@@ -38,7 +38,7 @@ def extract(
     *,
     method: str,
     settings: Mapping[str, Any] | None = None,
-    data: str | list[str] | Mapping[str, Any] | None = None,
+    data: Data | None = None,
 ) -> Learngene:
     """Makes a gene of a trained ViT as it is.
 
@@ -157,16 +157,14 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _few(data: str | list[str] | Mapping[str, Any]) -> ImageSet:
+def _few(data: Data) -> ImageSet:
     """Every n-th training image, so that all classes of an ordered set are seen."""
     images = open_split(data_section(data), "train")
     refuse_unfit(images, labels_for="ranking neurons")
     return images.picked(range(0, len(images), math.ceil(len(images) / ACTIVITY_IMAGES)))
 
 
-def _activity(
-    ancestry: Ancestry, shape: ViTShape, data: str | list[str] | Mapping[str, Any], images: ImageSet
-) -> dict[str, Tensor]:
+def _activity(ancestry: Ancestry, shape: ViTShape, data: Data, images: ImageSet) -> dict[str, Tensor]:
     spec = fill_preprocessing(data_section(data), ancestry.model.pretrained_cfg)
     loader = eval_loader(images, spec, img_size=shape.img_size, in_chans=shape.in_chans)
     return mean_activity(ancestry.model, (batch for batch, _ in loader))

@@ -5,7 +5,6 @@ The images decide the task: with a class each a classifier is trained, with mask
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from learngene.data.preprocessing import crop_pct, fill_preprocessing
 from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import made_of, timm_model
 from learngene.genes.gene import Learngene
+from learngene.making.arguments import Data, data_fields, data_section, recipe_of
+from learngene.making.steps import Step, make
 from learngene.methods import method as find_method
 from learngene.recipe.finetune import FinetuneRecipe
-from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk
@@ -39,7 +39,7 @@ from learngene.vits.stitched_shape import Shape, shape_from
 def finetune(
     model: TimmModel,
     *,
-    data: str | list[str] | Mapping[str, Any],
+    data: Data,
     out: str | Path | None = None,
     show: bool = True,
     **train_fields: Any,
@@ -61,16 +61,7 @@ def finetune(
     Raises:
         LearngeneError: If anything does not fit, before the first step is trained.
     """
-    fields: dict[str, Any] = {
-        "kind": "finetune",
-        "model": "in memory",
-        "data": data if isinstance(data, Mapping) else {"source": data},
-        "train": train_fields,
-    }
-    if out is not None:
-        fields["out"] = str(out)
-    recipe = build_recipe(fields)
-    assert isinstance(recipe, FinetuneRecipe)
+    recipe = recipe_of(FinetuneRecipe, model="in memory", data=data_fields(data), train=train_fields, out=out)
     return train_model(model, recipe, open_splits(recipe.data), keep=out is not None, show=show)
 
 
@@ -91,13 +82,16 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> FinetuneResult:
         LearngeneError: If anything does not fit or cannot be written.
     """
     images = open_splits(recipe.data)
-    model = starting_model(recipe, images[0])
+    model = starting_model(recipe, images.train)
     path = recipe.out / "descendant"
     refuse_foreign(path, PROVENANCE)
     refuse_full_disk(path, run_bytes(model))
-    untuned = evaluate(model, recipe.data, images=images[1])
-    result = train_model(model, recipe, images, keep=True, show=show)
-    return FinetuneResult(model, path, untuned, result)
+
+    def tuned() -> FinetuneResult:
+        untuned = evaluate(model, recipe.data, images=images.val)
+        return FinetuneResult(model, path, untuned, train_model(model, recipe, images, keep=True, show=show))
+
+    return make(Step(f"descendant {path}", path, tuned))
 
 
 def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
@@ -203,12 +197,12 @@ def scratch(shape: Shape, seed: int = 0, class_names: list[str] | None = None) -
 
 def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, keep: bool, show: bool) -> TrainResult:
     """Trains a model on opened data and writes the descendant folder if ``keep``."""
-    _refuse_classes(model, images[0])
+    _refuse_classes(model, images.train)
     data = fill_preprocessing(recipe.data, model.pretrained_cfg)
     recipe = recipe.model_copy(update={"data": data})
     chans, size = input_size(model, data)
     set_drop_path(model, recipe.train.drop_path)
-    loss = task_loss(images[0])
+    loss = task_loss(images.train)
 
     def objective(module: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
         return {"loss": loss(module(batch), targets)}
@@ -217,11 +211,11 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
     stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, made_of=made)
     result = run_stage(stage, recipe, images, keep=keep, show=show)
     set_drop_path(model, 0.0)
-    crop = 1.0 if images[0].segmentation else crop_pct(data, size)
+    crop = 1.0 if images.train.segmentation else crop_pct(data, size)
     _record_preprocessing(model, data, size, chans, crop)
     model.learngene = {
         **getattr(model, "learngene", {}),
-        "class_names": images[0].class_names,
+        "class_names": images.train.class_names,
         "finetuned": {
             "data": [Path(source).name for source in recipe.data.sources],
             "train": recipe.train.model_dump(mode="json"),
@@ -235,7 +229,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
 
 def evaluate(
     model: TimmModel,
-    data: DataSpec | str | Mapping[str, Any],
+    data: DataSpec | Data,
     *,
     images: ImageSet | None = None,
     split: str = "val",
@@ -253,7 +247,7 @@ def evaluate(
     Raises:
         LearngeneError: If the data does not fit the model.
     """
-    spec = data if isinstance(data, DataSpec) else data_section(data)
+    spec = data_section(data)
     images = images or open_split(spec, split, _mask_classes(model))
     _refuse_classes(model, images)
     chans, size = input_size(model, spec)
@@ -262,14 +256,6 @@ def evaluate(
     score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
     model.to("cpu")
     return score
-
-
-def data_section(data: str | list[str] | Mapping[str, Any]) -> DataSpec:
-    """A data section from a bare source or from its fields, with the one-line errors of a recipe."""
-    fields = data if isinstance(data, Mapping) else {"source": data}
-    recipe = build_recipe({"kind": "finetune", "model": "in memory", "data": fields})
-    assert isinstance(recipe, FinetuneRecipe)
-    return recipe.data
 
 
 def input_size(model: TimmModel, data: DataSpec) -> tuple[int, int]:

@@ -6,8 +6,9 @@ line prints that line and exits with code 2; a traceback appears only with ``--d
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class LearngeneError(ValueError):
@@ -71,3 +72,23 @@ class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked fo
     def __init__(self, signal_number: int, where: str) -> None:
         super().__init__(signal_number, where)
         self.signal_number, self.where = signal_number, where
+
+
+class Faults:
+    """What is wrong with several things, collected so that all of it is told at once, a line each."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, None] = {}
+
+    @contextlib.contextmanager
+    def at(self, where: str) -> Iterator[None]:
+        """Takes note of a ``LearngeneError`` of the block, after ``where`` it was, instead of letting it pass."""
+        try:
+            yield
+        except LearngeneError as error:
+            self._lines[f"{where}: {error}"] = None
+
+    def refuse(self) -> None:
+        """Raises ``LearngeneError`` with every line, once each, if there is any."""
+        if self._lines:
+            raise LearngeneError("\n".join(self._lines))

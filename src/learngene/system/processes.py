@@ -8,10 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
 from learngene.system.errors import InterruptedRun
+
+Task = TypeVar("Task")
 
 POLL_SECONDS = 0.5
 """How long a process waits when others are doing all that can be done."""
@@ -22,10 +25,10 @@ def announce(text: str) -> None:
     print(text, flush=True)
 
 
-def spread(work: Callable[[str, int, int], None], arguments: str, processes: int) -> None:
-    """Runs ``work(arguments, number, processes)`` in so many new processes and waits for all of them."""
+def spread(work: Callable[[Task, int, int], None], task: Task, processes: int) -> None:
+    """Runs ``work(task, number, processes)`` in so many new processes and waits for all of them."""
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(arguments, number, processes)) for number in range(processes)]
+    workers = [context.Process(target=work, args=(task, number, processes)) for number in range(processes)]
     for worker in workers:
         worker.start()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from learngene.comparing.cells import lay_out
 from learngene.comparing.claims.groups import ClaimGroup
-from learngene.comparing.cost import ancestry_macs, cost_of, gene_macs, part_macs
+from learngene.comparing.cost import ancestry_macs, cost_of, own_macs, part_macs
 from learngene.recipe.compare import SOURCE, CompareRecipe
 from learngene.system.errors import LearngeneError
 
@@ -19,11 +19,9 @@ def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
     masked = [task for task, size in recipe.sizes.items() if size.masks]
     classes = {task: size.classes for task, size in recipe.sizes.items()}
     comparison = lay_out(recipe, classes, images, masked=masked)
-    parts = [part for gene in comparison.genes for part in gene.parts]
-    genes = sum(gene_macs(gene, images) for gene in comparison.genes)
     # A row, a super net or a stage 1 is trained once, whatever the number of genes that share it.
-    genes += sum(part_macs(part, images) for part in {part.path: part for part in parts}.values())
-    genes -= sum(part_macs(part, images) for part in parts)
+    parts = {path: macs for gene in comparison.genes for path, macs in part_macs(gene, images).items()}
+    genes = sum(own_macs(gene, images) for gene in comparison.genes) + sum(parts.values())
     ancestries = sum(ancestry_macs(ancestry, images[SOURCE]) for ancestry in comparison.ancestries.values())
     tuning = sum(cost_of(cell, comparison, images).tune for cell in comparison.cells)
     counts = f"{len(comparison.ancestries)} ancestries, {len(comparison.genes)} genes, {len(comparison.cells)} cells"

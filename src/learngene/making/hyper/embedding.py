@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +12,7 @@ from learngene.data.preprocessing import PREPROCESSING
 from learngene.data.splits import refuse_channels
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
+from learngene.making.arguments import Data, data_section
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError, nearest
@@ -22,9 +21,7 @@ from learngene.training.loop import make_accelerator
 BATCH = 256
 
 
-def embed_task(
-    ancestry: Ancestry | str | Path, data: str | list[str] | Mapping[str, Any] | DataSpec, *, name: str | None = None
-) -> TaskEmbedding:
+def embed_task(ancestry: Ancestry | str | Path, data: Data | DataSpec, *, name: str | None = None) -> TaskEmbedding:
     """The embedding of a task: the mean of the ancestry's features over its training images.
 
     Args:
@@ -35,9 +32,7 @@ def embed_task(
     Raises:
         LearngeneError: If the images cannot be read.
     """
-    from learngene.making.finetune import data_section
-
-    spec = data if isinstance(data, DataSpec) else data_section(data)
+    spec = data_section(data)
     if not isinstance(ancestry, (Ancestry, str, Path)):
         raise LearngeneError(
             f"embed_task: ancestry must be an Ancestry, a name or a path, not {type(ancestry).__name__}"
@@ -59,9 +54,7 @@ def task_of(gene: Learngene, task: str, ancestry: str | None = None) -> TaskEmbe
     Raises:
         LearngeneError: If it is neither, or the ancestry cannot be loaded or is another.
     """
-    from learngene.making.finetune import data_section
-
-    if not getattr(gene.method, "task_aware", False):
+    if not gene.method.task_aware:
         raise LearngeneError(f"--task: a gene of {gene.method.name} predicts for no task; leave it out")
     known = gene.tasks()
     if task in known:
@@ -102,8 +95,8 @@ def embedding_of(ancestry: Ancestry, images: ImageSet, name: str, spec: DataSpec
         raise LearngeneError(f"{images.where}: a task embedding is of images with a class each, not of masks")
     given = ancestry.preprocessing
     chans, size, _ = given["input_size"]
-    own = {key: given[key] for key in PREPROCESSING}
-    spec = spec.model_copy(update=own | {"mean": tuple(own["mean"]), "std": tuple(own["std"])})
+    filled = {key: tuple(v) if isinstance(v := given[key], list) else v for key in PREPROCESSING}
+    spec = spec.model_copy(update=filled)
     refuse_channels(spec, chans)
     device = make_accelerator().device
     ancestry.to(device)
@@ -120,5 +113,5 @@ def embedding_of(ancestry: Ancestry, images: ImageSet, name: str, spec: DataSpec
         data=images.fingerprint(),
         images=count,
         classes=tuple(images.class_names),
-        preprocessing=own | {"input_size": given["input_size"]},
+        preprocessing={key: given[key] for key in (*PREPROCESSING, "input_size")},
     )

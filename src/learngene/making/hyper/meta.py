@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from learngene.genes.gene import Learngene
 from learngene.making.hyper.guidance import guidance_term, penalty
-from learngene.methods.tal.hypernetwork import Hypernetwork
+from learngene.methods.tal import hypernetwork_of
 from learngene.methods.tal.predict import predict, predict_matrix
 from learngene.methods.tal.ranges import sample_size
 from learngene.recipe.hyper import Guidance, Hyper
@@ -73,8 +73,7 @@ class MetaBatch(nn.Module):
             drop_path: Stochastic depth of the predicted ViTs' last layer.
         """
         super().__init__()
-        assert isinstance(gene.method, Hypernetwork)
-        self.gene, self.method, self.hyper = gene, gene.method, hyper
+        self.gene, self.method, self.hyper = gene, hypernetwork_of(gene.method), hyper
         self.shapes: list[ViTShape] = [gene.shape]
         self.task: Tensor | None = None
         self.num_classes = gene.shape.num_classes
@@ -82,7 +81,7 @@ class MetaBatch(nn.Module):
         self._readings: dict[ViTShape, _Reading] = {}
         self.guidance = guidance if guidance and guidance.alpha > 0 and teacher_width else None
         self.teacher_width = teacher_width
-        hid = gene.method.config.hid
+        hid = self.method.config.hid
         if self.guidance and self.guidance.map == "predicted":
             # M has no node in the graph, so it has a vector of its own, which the decoder reads like a node's.
             self.map_vector = nn.Parameter(torch.zeros(hid).normal_(std=hid**-0.5, generator=_generator(0)))

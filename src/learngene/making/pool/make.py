@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
 from learngene.data.images import ImageSet
-from learngene.data.splits import Splits
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
 from learngene.making.extract import plain_shape
 from learngene.making.finetune import scratch
+from learngene.making.inputs import CondenseInputs
 from learngene.making.pool.distil import RowDistillation, row_objective
 from learngene.making.pool.features import feature_widths
 from learngene.making.pool.rows import (
@@ -28,12 +29,14 @@ from learngene.making.pool.rows import (
     points_of,
     pool_of,
     row_recipe,
+    row_recipes,
     row_shapes,
 )
 from learngene.making.pool.stitches import least_squares_stitches, transformation_stitches
-from learngene.methods import METHODS
+from learngene.making.steps import Step, run_steps
+from learngene.methods import method as find_method
 from learngene.methods.base import gene_name
-from learngene.methods.stitching import StitchedRows
+from learngene.methods.stitching import rows_of
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import dump_recipe
 from learngene.recipe.pool import PoolSpec
@@ -52,15 +55,7 @@ LS_BATCH = 10
 
 
 @dataclass
-class PoolSource:
-    """What a pool is made from, loaded: the teacher of its rows or of its paths, and the anchors of an SN-Net."""
-
-    ancestry: Ancestry | None
-    anchors: Sequence[Ancestry] = ()
-
-
-@dataclass
-class _Row:
+class Row:
     """A finished row: its weights, what it scored, and the matrix TM needs (None is the identity)."""
 
     state: dict[str, Tensor]
@@ -68,22 +63,13 @@ class _Row:
     result: TrainResult | None
 
 
-def make_pool(
-    recipe: CondenseRecipe, source: PoolSource, gene: Learngene, images: Splits, *, keep: bool, show: bool
-) -> tuple[TrainResult, list[dict[str, Any]]]:
-    """Fills a pool's gene, or continues where a stopped run left it.
-
-    Args:
-        recipe: The whole recipe, with mean and std resolved.
-        source: The models it is made from.
-        gene: A fresh gene, which is trained in place.
-        images: The training and validation images.
-        keep: Keep every stage's state in a folder of its own.
-        show: Whether to print progress.
+def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
+    """Fills a pool's gene, or continues where a stopped run left it; see ``making.condense.Maker``.
 
     Returns:
         How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``.
     """
+    recipe, gene, images = inputs.recipe, inputs.gene, inputs.images
     if keep:
         if kept := pool_of(recipe).kept:
             refuse_unwritable(kept)
@@ -92,37 +78,50 @@ def make_pool(
         text = dump_recipe(recipe)
         write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(text)))
     paths = path_recipe(recipe)
-    rows = [_anchor(anchor) for anchor in source.anchors] or [
-        distil_row(recipe, index, source.ancestry, images, keep=keep, show=show)
-        for index in range(len(row_shapes(recipe)))
-    ]
+    rows = [_anchor(anchor) for anchor in inputs.anchors]
+    rows = rows or [row for _, row in run_steps(row_steps(inputs, keep=keep, show=show))]
     _fill_rows(gene, rows)
     if not (keep and paths and (paths.out / "last.pt").exists()):
-        _start_stitches(recipe, gene, rows, images[0], show)
+        _start_stitches(recipe, gene, rows, images.train, show)
     elastic = ElasticViT(gene)
     results = [row.result for row in rows if row.result is not None]
     if paths is not None:
         _set_drop_paths(elastic, paths.train.drop_path)
-        stage = path_stage(elastic, source.ancestry, pool_of(recipe))
+        stage = path_stage(elastic, inputs.ancestry, pool_of(recipe))
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
         _set_drop_paths(elastic, 0.0)
-    scores, method = score_paths(elastic, recipe, images[1]), _method(gene)
-    return _together(results, scores[gene.shape]), [
+    scores, method = score_paths(elastic, recipe, images.val), rows_of(gene.method)
+    listed = [
         {"path": path.path, "blocks": method.counts(path), "top1": round(scores[path].top1, 4)}
         for path in method.paths(gene.shape)
     ]
+    return _together(results, scores[gene.shape]), {"paths": listed}
 
 
-def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
-    """Checks ancestry and anchors against the rows, before anything is trained.
+def row_steps(inputs: CondenseInputs, *, keep: bool, show: bool) -> list[Step[Row]]:
+    """A step per row that is distilled, from narrow to wide."""
+    return [
+        Step(f"row {index}", row.out, partial(distil_row, inputs, index, keep=keep, show=show))
+        for index, row in enumerate(row_recipes(inputs.recipe))
+    ]
+
+
+def refuse(inputs: CondenseInputs) -> None:
+    """Checks ancestry and anchors against images and rows, before anything is trained.
 
     Raises:
-        LearngeneError: If a block that is needed cannot be read, or an anchor is not the row it stands for.
+        LearngeneError: If a teacher is of another task, a block that is needed cannot be read, or an anchor is not the
+            row it stands for.
     """
+    recipe = inputs.recipe
+    for teacher in (*inputs.companions, *inputs.anchors):
+        inputs.refuse_other_task(teacher)
+    if not (inputs.companions or inputs.anchors):
+        inputs.refuse_other_size()
     rows, kept = row_shapes(recipe), pool_of(recipe).kept
     if kept and (files := [each for each in (kept, *kept.parents) if each.exists() and not each.is_dir()]):
         raise LearngeneError(f"pool.kept: {files[0]} is a file, not a folder; choose another")
-    for number, (anchor, row) in enumerate(zip(source.anchors, rows, strict=False), start=1):
+    for number, (anchor, row) in enumerate(zip(inputs.anchors, rows, strict=False), start=1):
         found = plain_shape(anchor)
         if found != row:
             differing = [name for name in row.to_dict() if getattr(found, name) != getattr(row, name)]
@@ -131,7 +130,7 @@ def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
                 f"anchors: number {number}, {anchor.identity['source']}, has {field} {getattr(found, field)}, but its "
                 f"row has {getattr(row, field)}; set settings.rows and shape to what the anchors are"
             )
-    if source.anchors:
+    if inputs.anchors:
         return
     pool, tm = pool_of(recipe), _stitch_init(recipe) == "tm"
     if tm and ("blk" not in pool.terms or LABELS in (pool.points or ())):
@@ -140,7 +139,7 @@ def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
             "learn; use pool.stitches=ls"
         )
     for index in range(len(rows)):
-        widths = _distilled_at(row_recipe(recipe, index), source.ancestry)[2]
+        widths = _distilled_at(row_recipe(recipe, index), inputs.ancestry)[2]
         if tm and len(set(widths)) > 1:
             raise LearngeneError(
                 f"pool.stitches: the ancestry's blocks have widths {widths}, so their matrices have no mean; use "
@@ -151,19 +150,16 @@ def refuse_sources(recipe: CondenseRecipe, source: PoolSource) -> None:
 # -- rows ------------------------------------------------------------------------------------------------
 
 
-def distil_row(
-    recipe: CondenseRecipe, index: int, ancestry: Ancestry | None, images: Splits, *, keep: bool, show: bool
-) -> _Row:
+def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) -> Row:
     """Trains one row as an auxiliary model (equations 3 to 8), or finds it trained.
 
     Args:
-        recipe: The pool's recipe, with mean and std resolved.
+        inputs: Of the pool.
         index: Which row, from narrow to wide.
-        ancestry: The teacher.
-        images: The training and validation images.
         keep: Keep its state, so that other pools can share it.
         show: Whether to print progress.
     """
+    recipe, ancestry = inputs.recipe, inputs.ancestry
     mine = row_recipe(recipe, index)
     row, pool = mine.shape, pool_of(mine)
     student_blocks, ancestry_blocks, widths = _distilled_at(mine, ancestry)
@@ -172,13 +168,12 @@ def distil_row(
         torch.manual_seed(mine.train.seed)
         module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
     objective = row_objective(ancestry, ancestry_blocks, pool, mine.distill)
-    companions = (ancestry,) if ancestry else ()
     set_drop_path(student, mine.train.drop_path)
     name, made = f"row {row.embed_dim}", made_of(ancestry)
-    stage = Stage(name, module, objective, row.img_size, row.in_chans, companions, made_of=made)
-    result = (finished(mine, module) if keep else None) or run_stage(stage, mine, images, keep=keep, show=show)
+    stage = Stage(name, module, objective, row.img_size, row.in_chans, inputs.companions, made_of=made)
+    result = (finished(mine, module) if keep else None) or run_stage(stage, mine, inputs.images, keep=keep, show=show)
     state = {name: value.detach() for name, value in student.state_dict().items()}
-    return _Row(state, module.matrix(), result)
+    return Row(state, module.matrix(), result)
 
 
 def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[list[int], list[int], list[int]]:
@@ -197,12 +192,12 @@ def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[li
     return mine, theirs, widths
 
 
-def _anchor(ancestry: Ancestry) -> _Row:
-    return _Row({name: value.detach().cpu() for name, value in ancestry.model.state_dict().items()}, None, None)
+def _anchor(ancestry: Ancestry) -> Row:
+    return Row({name: value.detach().cpu() for name, value in ancestry.model.state_dict().items()}, None, None)
 
 
 @torch.no_grad()
-def _fill_rows(gene: Learngene, rows: Sequence[_Row]) -> None:
+def _fill_rows(gene: Learngene, rows: Sequence[Row]) -> None:
     """The blocks of the rows become the pool's instances (Algorithm 1, lines 8 and 9)."""
     tensors = gene.tensors()
     for index, row in enumerate(rows):
@@ -210,9 +205,7 @@ def _fill_rows(gene: Learngene, rows: Sequence[_Row]) -> None:
             tensors[f"row{index}.{gene_name(name)}"].copy_(value)
 
 
-def _start_stitches(
-    recipe: CondenseRecipe, gene: Learngene, rows: Sequence[_Row], images: ImageSet, show: bool
-) -> None:
+def _start_stitches(recipe: CondenseRecipe, gene: Learngene, rows: Sequence[Row], images: ImageSet, show: bool) -> None:
     if _stitch_init(recipe) == "tm":
         transformation_stitches(gene, [row.matrix for row in rows])
         return
@@ -225,9 +218,7 @@ def _start_stitches(
 
 
 def _stitch_init(recipe: CondenseRecipe) -> str:
-    kind = METHODS[recipe.method]
-    assert issubclass(kind, StitchedRows)
-    return pool_of(recipe).stitches or kind.stitch_init
+    return pool_of(recipe).stitches or rows_of(find_method(recipe.method, recipe.settings)).stitch_init
 
 
 # -- paths -----------------------------------------------------------------------------------------------
@@ -272,7 +263,7 @@ def _path_objective(ancestry: Ancestry | None, pool: PoolSpec) -> Objective:
 
 def _set_drop_paths(elastic: ElasticViT, rate: float) -> None:
     """Stochastic depth of every path: a block is dropped as often as in its own row, where rates rise with depth."""
-    rows = {row.embed_dim: row.depth for row in _method(elastic.gene).row_shapes(elastic.gene.shape)}
+    rows = {row.embed_dim: row.depth for row in rows_of(elastic.gene.method).row_shapes(elastic.gene.shape)}
     for shape, view in elastic.views().items():
         rates = None
         if isinstance(shape, StitchedShape):
@@ -292,11 +283,6 @@ def score_paths(elastic: ElasticViT, recipe: CondenseRecipe, images: ImageSet) -
     scores = accuracies(elastic.views(), loader, precision=recipe.train.precision)
     elastic.to("cpu")
     return scores
-
-
-def _method(gene: Learngene) -> StitchedRows:
-    assert isinstance(gene.method, StitchedRows)
-    return gene.method
 
 
 def _together(results: Sequence[TrainResult], final: Accuracy) -> TrainResult:

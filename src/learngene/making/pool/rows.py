@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from learngene.methods import method as find_method
-from learngene.methods.stitching import StitchedRows
+from learngene.methods.stitching import rows_of
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import short_hash
 from learngene.recipe.pool import PoolSpec
@@ -48,9 +48,7 @@ def points_of(recipe: CondenseRecipe, ancestry_width: int) -> int:
 
 def row_shapes(recipe: CondenseRecipe) -> list[ViTShape]:
     """Every row of a pool recipe as a whole model."""
-    kind = find_method(recipe.method, recipe.settings)
-    assert isinstance(kind, StitchedRows)
-    return kind.row_shapes(recipe.shape)
+    return rows_of(find_method(recipe.method, recipe.settings)).row_shapes(recipe.shape)
 
 
 def path_recipe(recipe: CondenseRecipe) -> CondenseRecipe | None:
@@ -61,9 +59,13 @@ def path_recipe(recipe: CondenseRecipe) -> CondenseRecipe | None:
 
 def stage_recipes(recipe: CondenseRecipe) -> list[CondenseRecipe]:
     """The recipe of every stage that is trained, in order, each with its run folder."""
-    rows = [] if recipe.anchors else [row_recipe(recipe, index) for index in range(len(row_shapes(recipe)))]
     paths = path_recipe(recipe)
-    return rows + ([paths] if paths else [])
+    return row_recipes(recipe) + ([paths] if paths else [])
+
+
+def row_recipes(recipe: CondenseRecipe) -> list[CondenseRecipe]:
+    """The recipe of every row that is distilled; an SN-Net's rows are its anchors."""
+    return [] if recipe.anchors else [row_recipe(recipe, index) for index in range(len(row_shapes(recipe)))]
 
 
 def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:

@@ -11,7 +11,7 @@ from torch import Tensor
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
 from learngene.making.pool.features import stream
-from learngene.methods.stitching import StitchedRows
+from learngene.methods.stitching import rows_of
 from learngene.system.errors import LearngeneError
 
 CUTOFF = 1e-13
@@ -33,7 +33,7 @@ def transformation_stitches(gene: Learngene, matrices: Sequence[Matrix | None]) 
         matrices: Per row the mean of its W, (width, ancestry width); None is the identity.
     """
     tensors = gene.tensors()
-    for name, (source, target) in _method(gene).stitch_layers(gene.shape).items():
+    for name, (source, target) in rows_of(gene.method).stitch_layers(gene.shape).items():
         back, forth = matrices[source], matrices[target]
         if back is None and forth is None:
             raise LearngeneError("pool.stitches: tm needs a row that is not as wide as the ancestry; use ls")
@@ -59,7 +59,7 @@ def least_squares_stitches(
         batches: Normalised images.
         warn: Told if there are fewer rows than unknowns.
     """
-    method, auxiliary, tensors = _method(gene), gene.shape, gene.tensors()
+    method, auxiliary, tensors = rows_of(gene.method), gene.shape, gene.tensors()
     elastic = ElasticViT(gene).eval()
     views = elastic.views()
     rows = [views[shape] for shape in method.row_shapes(auxiliary)]
@@ -78,11 +78,6 @@ def least_squares_stitches(
         for layer, (weight, bias) in fit.solved().items():
             tensors[f"stitch.{source}.{target}.{layer}.weight"].copy_(weight)
             tensors[f"stitch.{source}.{target}.{layer}.bias"].copy_(bias)
-
-
-def _method(gene: Learngene) -> StitchedRows:
-    assert isinstance(gene.method, StitchedRows)
-    return gene.method
 
 
 class _Fit:

@@ -1,0 +1,43 @@
+"""Condensing in one stage: the gene at its auxiliary shape, taught by an ancestry, by labels or by both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from learngene.genes.ancestry import made_of
+from learngene.making.inputs import CondenseInputs
+from learngene.training.losses import Parts, distillation_loss
+from learngene.training.run import run_stage
+from learngene.training.stage import Stage, TrainResult, set_drop_path
+
+
+def refuse(inputs: CondenseInputs) -> None:
+    """Raises ``LearngeneError`` unless the teacher, or the auxiliary shape alone, fits the images."""
+    if inputs.ancestry:
+        inputs.refuse_other_task(inputs.ancestry)
+    else:
+        inputs.refuse_other_size()
+
+
+def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
+    """Trains the gene in place; see ``making.condense.Maker``."""
+    recipe = inputs.recipe
+    set_drop_path(inputs.gene.skeleton(), recipe.train.drop_path)
+    return run_stage(auxiliary_stage(inputs), recipe, inputs.images, keep=keep, show=show), {}
+
+
+def auxiliary_stage(inputs: CondenseInputs) -> Stage:
+    """What is trained when condensing at one auxiliary shape: the gene, by distillation, labels or both."""
+    gene, ancestry, distill = inputs.gene, inputs.ancestry, inputs.recipe.distill
+
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
+        # The teacher sees the same mixed and erased batch, as in the authors' code.
+        student = model(images)
+        teacher = ancestry(images) if ancestry and distill.alpha > 0 else student.detach()
+        return distillation_loss(student, teacher, targets, distill)
+
+    shape, name = gene.shape, f"condense {gene.method.name}"
+    made = made_of(ancestry)
+    return Stage(name, gene, objective, shape.img_size, shape.in_chans, inputs.companions, made_of=made)

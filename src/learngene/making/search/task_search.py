@@ -1,0 +1,187 @@
+"""One super net per data set: what its search needs, how it is trained, and the path that it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from learngene.data.batches import eval_loader
+from learngene.data.preprocessing import fill_preprocessing
+from learngene.data.splits import Splits, open_splits
+from learngene.genes.ancestry import Ancestry
+from learngene.making.extract import plain_shape
+from learngene.making.finetune import fresh_head
+from learngene.making.search.paths import NAME as PATH_FILE
+from learngene.making.search.paths import TaskPath, damaged, layer_usage, read_path
+from learngene.making.search.super_net import SuperNet, routed
+from learngene.recipe.search import SearchRecipe, TaskSearch
+from learngene.system.errors import Faults, InterruptedRun, LearngeneError
+from learngene.training.loop import make_accelerator
+from learngene.training.losses import Parts, task_loss
+from learngene.training.optimizer import refuse_unknown_optimizer
+from learngene.training.run import finished, run_stage, write_once
+from learngene.training.stage import Stage
+from learngene.vits.shape import ViTShape
+
+
+@dataclass
+class SearchInputs:
+    """Everything a search needs, checked against each other.
+
+    Attributes:
+        recipe: What to do.
+        ancestry: Whose blocks are searched.
+        shape: Its shape.
+        images: Training and validation images by data set.
+        specs: How each data set is searched.
+        data: Fingerprints of each data set's training and validation images, both of which decide its path.
+    """
+
+    recipe: SearchRecipe
+    ancestry: Ancestry
+    shape: ViTShape
+    images: dict[str, Splits] = field(default_factory=dict)
+    specs: dict[str, TaskSearch] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+
+    def resolved(self, name: str) -> TaskSearch:
+        """How a data set is searched, with the ancestry's mean and std where its section leaves them open."""
+        spec = self.specs[name]
+        return spec.model_copy(update={"data": fill_preprocessing(spec.data, self.ancestry.model.pretrained_cfg)})
+
+
+def prepare(
+    recipe: SearchRecipe, ancestry: Ancestry | None = None, images: Mapping[str, Splits] | None = None
+) -> SearchInputs:
+    """Loads the ancestry, opens all data sets and checks that each can be searched.
+
+    Raises:
+        LearngeneError: One line per fault; nothing has been written.
+    """
+    ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
+    out = SearchInputs(recipe, ancestry, plain_shape(ancestry), dict(images or {}))
+    faults = Faults()
+    for name in recipe.tasks:
+        with faults.at(f"task {name}"):
+            spec = out.specs[name] = recipe.task(name)
+            out.images[name] = open_splits(
+                out.resolved(name).data,
+                spec.train,
+                opened=out.images.get(name),
+                processes=make_accelerator().num_processes,
+                in_chans=out.shape.in_chans,
+            )
+            out.data[name] = "-".join(split.fingerprint() for split in out.images[name])
+            refuse_unknown_optimizer(spec.train)
+            out.shape.replace(img_size=spec.data.img_size or out.shape.img_size)
+    faults.refuse()
+    if recipe.select.rule == "top_k" and recipe.select.blocks > out.shape.depth:
+        depth = out.shape.depth
+        raise LearngeneError(
+            f"select.k: {recipe.select.blocks} blocks of an ancestry with {depth} layers; use {depth} or less"
+        )
+    return out
+
+
+def refuse_other_paths(inputs: SearchInputs) -> None:
+    """Looks at all paths that are there, so that a wrong one shows before the others are searched.
+
+    Raises:
+        LearngeneError: One line per path that is damaged, or of another ancestry or other images.
+    """
+    faults = Faults()
+    for name in inputs.recipe.tasks:
+        with faults.at(f"task {name}"):
+            found_path(inputs, name)
+    faults.refuse()
+
+
+def search_bytes(inputs: SearchInputs) -> int:
+    """Disk space a search needs at once: one super net's weights and moments, in the last, the best and a new state."""
+    return 3 * (2 + 2) * 4 * inputs.shape.params()
+
+
+def found_path(inputs: SearchInputs, name: str) -> TaskPath | None:
+    """A data set's path if it is searched already.
+
+    Raises:
+        LearngeneError: If it is the path of another ancestry or of other images.
+    """
+    folder = inputs.specs[name].out
+    path = read_path(folder)
+    if path is None:
+        return None
+    if path.task != name or len(path.share) != inputs.shape.depth:
+        raise damaged(folder)
+    other = {
+        "another ancestry": path.ancestry != inputs.ancestry.identity["sha256"],
+        "other images": path.data != inputs.data[name],
+    }
+    for what, differs in other.items():
+        if differs:
+            raise LearngeneError(f"{folder} was searched with {what}; delete it, or choose another out")
+    return path
+
+
+def search_task(inputs: SearchInputs, name: str, *, keep: bool, show: bool) -> TaskPath:
+    """Trains the super net of one data set, or continues it, and reads its path.
+
+    Args:
+        inputs: The search.
+        name: Which data set.
+        keep: Keep the state of the training in a run folder until the path is there.
+        show: Whether to print progress.
+    """
+    images, spec = inputs.images[name], inputs.resolved(name)
+    stage = super_stage(inputs, spec, images)
+    net = stage.module
+    assert isinstance(net, SuperNet)
+    try:
+        result = (finished(spec, net) if keep else None) or run_stage(stage, spec, images, keep=keep, show=show)
+    except InterruptedRun as stop:
+        raise InterruptedRun(stop.signal_number, f"{stop.where} of {name}") from None
+    size = {"img_size": stage.img_size, "in_chans": stage.in_chans, "batch_size": max(spec.train.batch_size, 64)}
+    loader = eval_loader(images.val, spec.data, **size)
+    share, soft = layer_usage(net.to(make_accelerator().device), loader)
+    path = TaskPath(
+        task=name,
+        ancestry=inputs.ancestry.identity["sha256"],
+        data=inputs.data[name],
+        share=tuple(round(value, 6) for value in share),
+        soft=tuple(round(value, 6) for value in soft),
+        score=round(result.final.main, 4),
+        metric=result.final.label,
+        epochs=spec.train.epochs,
+        seconds=round(result.seconds, 1),
+    )
+    if keep:
+        write_once(lambda: _finish(path, spec.out))
+    return path
+
+
+def _finish(path: TaskPath, folder: Path) -> None:
+    """Writes the path, then drops the super net, which is twice the ancestry and has told what it knows."""
+    path.write(folder / PATH_FILE)
+    for name in ("last.pt", "best.pt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def super_stage(inputs: SearchInputs, spec: TaskSearch, images: Splits) -> Stage:
+    """What is trained for one data set: its specific blocks and adapters, its final norm and its head."""
+    size = spec.data.img_size or inputs.shape.img_size
+    model = fresh_head(routed(inputs.ancestry.model, spec.routing, size), images.train, spec.train.seed)
+    net, task = SuperNet(model), task_loss(images.train)
+
+    def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
+        labels = task(wrapped(batch), targets)
+        weight = spec.routing.prefer_base
+        if not weight:
+            return {"loss": labels}
+        specific = net.specific_share()
+        return {"loss": labels + weight * specific, "labels": labels, "specific": specific}
+
+    # A step uses one block per layer; processes have to find out which.
+    return Stage(f"search {spec.task}", net, objective, size, inputs.shape.in_chans, uses_all=False)

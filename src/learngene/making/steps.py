@@ -1,0 +1,236 @@
+"""The life cycle of everything that is made: a recipe becomes steps, and one runner makes what is missing of them.
+
+A step knows where its outcome stands, what it needs, and how it is made. The runner takes a lock for each step, so that
+any number of processes, on one or several machines with a common folder, may run the same steps at the same time; it
+waits for what others are making, goes on where a step was stopped, and lets one step fail without taking others down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from learngene.genes.gene import Learngene
+from learngene.genes.gene_file import refuse_foreign_gene
+from learngene.system.errors import InterruptedRun, LearngeneError
+from learngene.system.files import refuse_full_disk, take_lock
+from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
+from learngene.training.run import run_bytes, write_once
+from learngene.training.stage import TrainResult
+
+Recipe = TypeVar("Recipe")
+Outcome = TypeVar("Outcome")
+Say = Callable[[str], None]
+
+
+def silent(_text: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step(Generic[Outcome]):
+    """One thing that is made once, by whichever process comes first.
+
+    Attributes:
+        name: What messages call it.
+        path: The file or folder that its outcome stands in. Steps with the same path are the same step.
+        make: Makes it, or goes on where it was stopped, writes it once and returns its outcome.
+        found: Its outcome if it is there already, else None; by default it never is.
+        needs: Steps whose outcomes it reads.
+        describe: Its outcome in words, for whoever follows the run.
+    """
+
+    name: str
+    path: Path
+    make: Callable[[], Outcome]
+    found: Callable[[], Outcome | None] = lambda: None
+    needs: Sequence[Step[Any]] = ()
+    describe: Callable[[Outcome], str] = str
+
+
+def missing(steps: Iterable[Step[Any]], wanted: Callable[[Step[Any]], bool]) -> list[Step[Any]]:
+    """What has to be made: the wanted steps that are not there, and whatever those need that is not there.
+
+    Args:
+        steps: All of them, each after what it needs.
+        wanted: Which of them are the goal.
+    """
+    out: list[Step[Any]] = []
+    needed: set[Path] = set()
+    for step in reversed(list(steps)):
+        if (wanted(step) or step.path in needed) and step.found() is None:
+            out.append(step)
+            needed |= {other.path for other in step.needs}
+    return out[::-1]
+
+
+def run_steps(
+    steps: Iterable[Step[Any]], *, locks: Path | None = None, failed: dict[str, str] | None = None, say: Say = silent
+) -> Iterator[tuple[Step[Any], Any]]:
+    """Makes every step that nobody else has made or is making, and waits for those.
+
+    Args:
+        steps: Each after what it needs; needs that are not among them are there.
+        locks: The folder of the locks that all processes share; None takes none, for what one process makes alone.
+        failed: Filled with the reasons of the steps that failed, by name. Steps that need one of them are left out.
+            None lets the first failure end the run.
+        say: Told of every step that was made or failed.
+
+    Yields:
+        Every step with its outcome, whether it was found or made here.
+    """
+    pending = list(steps)
+    lost: set[Path] = set()
+    while pending:
+        waiting = True
+        for step in list(pending):
+            if any(other.path in lost for other in step.needs):
+                lost.add(step.path)
+            elif (outcome := step.found()) is not None:
+                yield step, outcome
+            elif any(other in pending for other in step.needs):
+                continue
+            else:
+                lock = take_lock(locks / f"{step.path.name}-{step.path.parent.name}.lock") if locks else None
+                if locks and lock is None:
+                    continue
+                try:
+                    if (outcome := step.found()) is None:
+                        outcome = _made(step, failed, say)
+                finally:
+                    if lock is not None:
+                        lock.close()
+                if outcome is None:
+                    lost.add(step.path)
+                else:
+                    yield step, outcome
+            pending.remove(step)
+            waiting = False
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def _made(step: Step[Any], failed: dict[str, str] | None, say: Say) -> Any:
+    """The outcome of a step that is made now; None if its data, the memory or its training failed it."""
+    start = time.perf_counter()
+    try:
+        outcome = step.make()
+    except (LearngeneError, RuntimeError, MemoryError) as error:
+        if failed is None or not (isinstance(error, (LearngeneError, MemoryError)) or _out_of_memory(error)):
+            raise
+        failed[step.name] = str(error) if isinstance(error, LearngeneError) else _first_line(error)
+        say(f"{step.name}: failed: {failed[step.name]}")
+        return None
+    say(f"{step.name}: {step.describe(outcome)}, {time.perf_counter() - start:.1f} s")
+    return outcome
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def make(step: Step[Outcome]) -> Outcome:
+    """The outcome of a single step; what goes wrong is raised."""
+    ((_, outcome),) = run_steps([step])
+    made: Outcome = outcome
+    return made
+
+
+def run_shared(
+    recipe: Recipe,
+    steps: Callable[[Recipe], Sequence[Step[Any]]],
+    own: Sequence[Step[Any]],
+    *,
+    processes: int,
+    locks: Path | None,
+    say: Say,
+    reached: Callable[[], str],
+) -> tuple[dict[Path, Any], dict[str, str]]:
+    """Runs steps here and in further processes, until all are made or have failed.
+
+    Args:
+        recipe: What further processes are told.
+        steps: Lays out the steps in a further process; importable by name.
+        own: The steps of this process.
+        processes: Started beside this one if more than 1, each with its share of the machine.
+        locks: See ``run_steps``.
+        say: Told of every step that was made or failed.
+        reached: Says what is kept when the run is stopped.
+
+    Returns:
+        The outcomes by path, and the reasons of the steps that failed, by name.
+
+    Raises:
+        InterruptedRun: If it was stopped; the same command goes on.
+    """
+    failed: dict[str, str] = {}
+    with stopping(reached):
+        if processes > 1 and own:
+            spread(_worker, (recipe, steps, locks), processes)
+        # After several processes only what failed in all of them is left; trying it here says why.
+        outcomes = {step.path: outcome for step, outcome in run_steps(own, locks=locks, failed=failed, say=say)}
+    return outcomes, failed
+
+
+def _worker(task: tuple[Any, Callable[[Any], Sequence[Step[Any]]], Path | None], number: int, processes: int) -> None:
+    """One process of several."""
+    recipe, steps, locks = task
+    take_share(number, processes)
+    try:
+        for _ in run_steps(steps(recipe), locks=locks, failed={}, say=announce):
+            pass
+    except (InterruptedRun, KeyboardInterrupt):
+        return  # the parent says that it stopped
+
+
+# -- genes -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MadeGene:
+    """A gene that was trained, where it was written, and how the training went."""
+
+    gene: Learngene
+    path: Path | None
+    result: TrainResult
+
+
+def gene_path(out: Path) -> Path:
+    """Where the gene of a run is written: beside its run folder."""
+    return out.with_name(f"{out.name}.safetensors")
+
+
+def refuse_gene_path(path: Path, gene: Learngene) -> None:
+    """Raises ``LearngeneError`` if a gene cannot be written: something else is there, or the disk is too full."""
+    refuse_foreign_gene(path, gene.method.name)
+    refuse_full_disk(path, run_bytes(gene))
+
+
+def train_gene(
+    gene: Learngene, path: Path | None, dtype: str, train: Callable[[], tuple[TrainResult, dict[str, Any]]]
+) -> MadeGene:
+    """Trains a gene in one step and writes it.
+
+    Args:
+        gene: Trained in place.
+        path: Of its file; None writes none.
+        dtype: Storage type of the file.
+        train: Trains it; returns how that went, and the gene's metadata.
+    """
+
+    def make_it() -> MadeGene:
+        result, gene.metadata = train()
+        if path:
+            write_once(lambda: gene.save(path, dtype=dtype))
+        return MadeGene(gene, path, result)
+
+    return make(Step(f"gene {gene.method.name}", path or Path(gene.method.name), make_it))
