@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from learngene.genes.gene_file import read_header
-from learngene.methods.tal import Hypernetwork
+from learngene.methods import Method
+from learngene.methods.tal import hypernetwork_of
 from learngene.system.errors import LearngeneError
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ def task_graphs(gene: Learngene | str | Path) -> TaskGraphs:
     if not isinstance(gene, Learngene):
         refuse_taskless(where, read_header(gene).method)
         gene = Learngene.load(gene)
-    kind = gene.method
-    refuse_taskless(where, kind)
-    assert isinstance(kind, Hypernetwork)
+    refuse_taskless(where, gene.method)
+    kind = hypernetwork_of(gene.method)
     tasks, sizes = gene.tasks(), kind.architectures
     if not tasks:
         raise LearngeneError(f"{where}: knows no tasks, only stage 1 was done; tune it on some with `learngene tune`")
@@ -86,11 +86,11 @@ def task_graphs(gene: Learngene | str | Path) -> TaskGraphs:
     return TaskGraphs(tuple(tasks), depths, points.reshape(len(tasks), len(depths), 2), shares)
 
 
-def refuse_taskless(where: str, kind: object) -> None:
+def refuse_taskless(where: str, kind: Method) -> None:
     """Raises ``LearngeneError`` if graphs of a gene of this method are the same for every task."""
-    if not getattr(kind, "task_aware", False):
+    if not kind.task_aware:
         raise LearngeneError(
-            f"{where}: a gene of method {getattr(kind, 'name', kind)}, which has no task layers, so there are no "
+            f"{where}: a gene of method {kind.name}, which has no task layers, so there are no "
             "graphs of tasks to draw; pictures of layers need a descendant folder, see `learngene expand`"
         )
 
