@@ -16,7 +16,7 @@ from learngene.system.records import Record, RecordError
 
 
 class CellResult(Record):
-    """The result file of a cell; its entries are described in ``run.py``, which writes them."""
+    """The result file of a cell; its entries are described in ``measure.py``, which writes them."""
 
     kind: ClassVar = "learngene cell"
     version: ClassVar = 1

@@ -191,7 +191,7 @@ def _folder_name(path: Path) -> str:
 
 
 def made_of(ancestry: Ancestry | None, gene: str | None = None) -> dict[str, str]:
-    """What a run depends on besides recipe and images, see ``train.loop.Stage``.
+    """What a run depends on besides recipe and images, see ``training.stage.Stage``.
 
     Args:
         ancestry: The teacher, guide or source of embeddings.
