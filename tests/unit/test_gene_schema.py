@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from safetensors.torch import load_file, save_file
 
 import learngene
@@ -28,62 +28,14 @@ from pico import FAST, condense_fields, make_ancestry, make_images, pico_gene, p
 from searches import make_sets, search_fields, search_recipe
 
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parents[2] / "docs" / "gene.schema.json").read_text())
-TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "number": (int, float),
-    "null": (type(None),),
-}
-
-
+VALIDATOR = Draft202012Validator(SCHEMA)
 HYPER = ("tal", "logah", "ghn3")
 
 
-def faults(value: Any, schema: dict[str, Any], place: str = "$") -> Iterator[str]:
-    """What is wrong with a value; knows the words of JSON Schema that the file uses."""
-    if "$ref" in schema:
-        yield from faults(value, SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]], place)
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    fits = [isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool)) for kind in kinds]
-    if kinds and not any(fits):
-        yield f"{place}: not {kinds}"
-        return
-    if "const" in schema and value != schema["const"]:
-        yield f"{place}: not {schema['const']!r}"
-    if "enum" in schema and value not in schema["enum"]:
-        yield f"{place}: none of {schema['enum']}"
-    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
-        yield f"{place}: does not match {schema['pattern']}"
-    if isinstance(value, int | float):
-        if value < schema.get("minimum", value) or value > schema.get("maximum", value):
-            yield f"{place}: out of range"
-        if "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]:
-            yield f"{place}: too small"
-    if isinstance(value, list):
-        if len(value) < schema.get("minItems", 0):
-            yield f"{place}: too short"
-        if len(value) > schema.get("maxItems", len(value)):
-            yield f"{place}: too long"
-        if schema.get("uniqueItems") and any(item in value[:number] for number, item in enumerate(value)):
-            yield f"{place}: an item twice"
-        for number, item in enumerate(value):
-            yield from faults(item, schema.get("items", {}), f"{place}[{number}]")
-    if isinstance(value, dict):
-        known = schema.get("properties", {})
-        yield from (f"{place}: no {key}" for key in schema.get("required", []) if key not in value)
-        for key, item in value.items():
-            more = known.get(key, schema.get("additionalProperties", {}))
-            if more is False:
-                yield f"{place}: unknown {key}"
-            else:
-                yield from faults(item, more if isinstance(more, dict) else {}, f"{place}.{key}")
-    for part in schema.get("allOf", []):
-        if not list(faults(value, part.get("if", {}), place)):
-            yield from faults(value, part.get("then", part), place)
+def faults(value: Any) -> list[str]:
+    """What the schema refuses of a gene's metadata."""
+    as_json = json.loads(json.dumps(value))  # a schema is of JSON, which has no tuples
+    return [error.message for error in VALIDATOR.iter_errors(as_json)]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +49,7 @@ def metadata(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fo
 
 
 def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
-    assert list(faults(metadata, SCHEMA)) == []
+    assert faults(metadata) == []
     assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "paths", "search", "tasks"}
 
 
@@ -123,7 +75,7 @@ def test_a_pool_fits_the_schema(
     assert isinstance(recipe, CondenseRecipe)
     run(recipe, show=False)
     metadata = learngene.load(tmp_path / "run.safetensors").metadata
-    assert list(faults(metadata, SCHEMA)) == []
+    assert faults(metadata) == []
     assert set(SCHEMA["properties"]) - set(metadata) == {
         "search",
         "tasks",
@@ -132,8 +84,8 @@ def test_a_pool_fits_the_schema(
     assert [path["blocks"] for path in metadata["paths"]] == ["2+0", "0+2", "1+2", "1+1", "2+2", "2+1"]
     assert "pool" in metadata["training"]["recipe"]
     for wrong in ({"path": "8-2"}, {"blocks": "2"}, {"top1": 101}):
-        assert list(faults({**metadata, "paths": [{**metadata["paths"][0], **wrong}]}, SCHEMA)) != []
-    assert list(faults({**metadata, "anchors": [{"name": "x"}] * 2}, SCHEMA)) != []
+        assert faults({**metadata, "paths": [{**metadata["paths"][0], **wrong}]}) != []
+    assert faults({**metadata, "anchors": [{"name": "x"}] * 2}) != []
 
 
 @pytest.mark.parametrize(
@@ -158,7 +110,7 @@ def test_a_pool_fits_the_schema(
 )
 def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     pico_gene(name, settings, **({"class_token": True} if name in HYPER else {})).save(tmp_path / "g.safetensors")
-    assert list(faults(learngene.load(tmp_path / "g.safetensors").metadata, SCHEMA)) == []
+    assert faults(learngene.load(tmp_path / "g.safetensors").metadata) == []
 
 
 def test_the_schema_knows_every_method_and_field() -> None:
@@ -190,13 +142,13 @@ def test_a_gene_condensed_without_ancestry_fits_the_schema(images: Path, tmp_pat
     run(recipe, show=False)
     metadata = learngene.load(tmp_path / "run.safetensors").metadata
     assert metadata["ancestry"] == {}
-    assert list(faults(metadata, SCHEMA)) == []
+    assert faults(metadata) == []
 
 
 def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path) -> None:
     extract(ancestry_folder, method="vanilla-lg", settings={"last": 2}).save(tmp_path / "g.safetensors")
     metadata = learngene.load(tmp_path / "g.safetensors").metadata
-    assert list(faults(metadata, SCHEMA)) == []
+    assert faults(metadata) == []
     assert set(SCHEMA["properties"]) - set(metadata) == {
         "data", "training", "accuracy", "anchors", "paths", "search", "tasks",
     }  # fmt: skip
@@ -213,7 +165,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_searched_gene_fits_the_schema(searched: dict[str, Any]) -> None:
-    assert list(faults(searched, SCHEMA)) == []
+    assert faults(searched) == []
     assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "paths", "tasks"}
     record = SCHEMA["$defs"]["search"]
     assert set(searched["search"]) == set(record["properties"]) == set(record["required"])
@@ -248,7 +200,7 @@ def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) 
     home, both = tuned["home"], tuned["tuned"]
     aware = home["method"] == "tal"
     for metadata in (home, both):
-        assert list(faults(metadata, SCHEMA)) == []
+        assert faults(metadata) == []
     assert set(SCHEMA["properties"]) - set(home) == {"anchors", "paths", "search", "tasks"}
     assert set(SCHEMA["properties"]) - set(both) == {"anchors", "paths", "search"}
     assert "hyper" in home["training"]["recipe"]
@@ -268,9 +220,9 @@ def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) 
         {"embedding": {"name": "x"}},
     ):
         spoiled = {**both, "tasks": [{**both["tasks"][0], **wrong}]}
-        assert list(faults(spoiled, SCHEMA)) != []
-    assert list(faults({**both, "method": "tleg"}, SCHEMA)) != []
-    assert list(faults({key: value for key, value in both.items() if key != "tasks"}, SCHEMA)) != []
+        assert faults(spoiled) != []
+    assert faults({**both, "method": "tleg"}) != []
+    assert faults({key: value for key, value in both.items() if key != "tasks"}) != []
 
 
 SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
@@ -297,7 +249,7 @@ def test_a_record_of_a_search_that_is_none_is_refused(case: str, searched: dict[
     by, change = SPOILED[case]
     spoiled = copy.deepcopy(searched)
     change(spoiled["search"])
-    assert (list(faults(spoiled, SCHEMA)) != []) == (by != "reader")
+    assert (faults(spoiled) != []) == (by != "reader")
     if by == "schema":
         check_metadata(Path("g"), spoiled)
         return
@@ -309,7 +261,7 @@ def test_a_record_of_a_search_is_an_object_of_lsamd(searched: dict[str, Any], me
     for wrong in ([], "x", 3, None):
         with pytest.raises(GeneFileError, match="'search' must be the record"):
             check_metadata(Path("g"), {**searched, "search": wrong})
-    assert list(faults({**metadata, "search": searched["search"]}, SCHEMA)) != []
+    assert faults({**metadata, "search": searched["search"]}) != []
 
 
 @pytest.mark.parametrize(
@@ -338,8 +290,8 @@ def test_a_record_of_a_search_is_an_object_of_lsamd(searched: dict[str, Any], me
     ],
 )
 def test_the_schema_refuses_wrong_settings(name: str, settings: dict[str, Any], metadata: dict[str, Any]) -> None:
-    assert list(faults({**metadata, "method": name, "settings": {}}, SCHEMA)) == []
-    assert list(faults({**metadata, "method": name, "settings": settings}, SCHEMA)) != []
+    assert faults({**metadata, "method": name, "settings": {}}) == []
+    assert faults({**metadata, "method": name, "settings": settings}) != []
 
 
 @pytest.mark.parametrize(
@@ -360,12 +312,12 @@ def test_the_schema_refuses_wrong_settings(name: str, settings: dict[str, Any], 
     ids=str,
 )
 def test_the_schema_refuses_what_is_wrong(key: str, value: Any, metadata: dict[str, Any]) -> None:
-    assert list(faults({**metadata, key: value}, SCHEMA)) != []
+    assert faults({**metadata, key: value}) != []
 
 
 @pytest.mark.parametrize("key", ["version", "method", "settings", "shape", "digest"])
 def test_the_schema_requires_what_a_reader_needs(key: str, metadata: dict[str, Any]) -> None:
-    assert f"$: no {key}" in faults({k: v for k, v in metadata.items() if k != key}, SCHEMA)
+    assert f"'{key}' is a required property" in faults({k: v for k, v in metadata.items() if k != key})
 
 
 # -- the tensors of the methods ----------------------------------------------------------------------------
