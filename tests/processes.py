@@ -20,6 +20,7 @@ SERVER.set_forkserver_preload(["timm", "matplotlib.pyplot", "learngene.comparing
 def _run(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
     """The command, as if its console script had been started: leads a group, and its workers are forked from it."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores Ctrl-C
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.environ |= environment

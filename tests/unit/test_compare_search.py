@@ -73,10 +73,10 @@ def test_a_searched_gene_is_searched_on_the_tasks_it_names_at_their_rates() -> N
     comparison = laid_out(fields(contenders={"img": one}))
     gene = cell(comparison, "img", "d3").gene
     assert gene is not None
-    assert [(part.task, part.recipe.train.lr) for part in gene.searches] == [("zwei", 0.5)]
+    assert [(part.task, part.train.lr) for part in gene.searches] == [("zwei", 0.5)]
     first = cell(comparison, "lsamd", "d3").gene
     assert first is not None
-    assert [part.recipe.train.lr for part in first.searches] == [FAST["lr"]] * 2
+    assert [part.train.lr for part in first.searches] == [FAST["lr"]] * 2
 
 
 def test_every_seed_searches_anew_and_a_key_depends_on_what_decides() -> None:

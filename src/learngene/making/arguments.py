@@ -54,4 +54,4 @@ def require_mapping(call: str, **arguments: Any) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Mapping):
             kind = type(value).__name__
-            raise LearngeneError(f"{call}: {name} must be a mapping from names of data sets, not of type {kind}")
+            raise LearngeneError(f"{call}: {name} must be a mapping from names of data sets, not {kind}")
