@@ -17,7 +17,7 @@ from learngene.genes.gene import Learngene
 from learngene.methods import method
 from learngene.methods.tal.encoder import encode
 from learngene.methods.tal.graph import Graph, graph
-from learngene.methods.tal.predict import graph_of, predict, predict_matrix
+from learngene.methods.tal.predict import graph_of, position_table, predict, predict_matrix
 from learngene.vits.shape import ViTShape
 
 CHANNELS = sorted({1, 3, 1000, *range(8, 57, 8), *range(64, 4081, 16), *range(4096, 8193, 32)})
@@ -287,7 +287,7 @@ class PlainDense:
     def kernel(self, node: Tensor, o: int, i: int, height: int, width: int) -> Tensor:
         height, width = min(height, 16), min(width, 16)
         x = linear(self.t, "decoder.fc", node).relu().reshape(4 * self.hid, 16, 16)
-        top, left = (16 - height) // 2, (16 - width) // 2
+        top, left = 8 - height // 2, 8 - width // 2
         out = torch.empty(self.m, self.m, height, width)
         for row in range(height):
             for column in range(width):
@@ -316,13 +316,15 @@ def plain_weights(gene: Learngene, shape: ViTShape, task: Tensor | None = None) 
     nodes = plain_encoder(gene, found, task)
     plain: Any = (PlainDense if gene.method.name == "ghn3" else PlainLowRank)(gene)
     width, side = shape.embed_dim, shape.grid_size
-    row = gene.tensors()["class_position"][:width].reshape(1, 1, width)
+    class_row = gene.tensors()["class_position"][:width].reshape(1, 1, width)
     out = {"cls_token": torch.zeros(1, 1, width)}
     for node, (kind, first, size) in zip(nodes, plain_nodes(shape, gene.method.attention_node), strict=True):  # type: ignore[attr-defined]
         if not first or (first.startswith("head") and not shape.num_classes):
             continue
         if kind == "pos_enc":
-            out[first] = torch.cat([row, plain.position(node, width, side).reshape(1, side * side, width)], dim=1)
+            kernel = plain.position(node, width, side)[0]
+            patches = [kernel[:, row, column] for row in range(side) for column in range(side)]
+            out[first] = torch.cat([class_row, torch.stack(patches)[None]], dim=1)
         elif kind == "conv" and first.startswith("patch"):
             out[first] = tile(plain.kernel(node, *size), tuple(size)) * math.sqrt(2 / math.prod(size[1:]))
         elif kind == "conv":
@@ -385,6 +387,47 @@ def test_one_more_matrix_is_decoded_like_any_other(name: str) -> None:
     plain: Any = (PlainDense if name == "ghn3" else PlainLowRank)(gene)
     expected = tile(plain.matrix(vector, "", 24, 16), (24, 16)) * math.sqrt(2 / 16)
     assert_near(predict_matrix(gene.method.config, gene.tensors(), vector, 24, 16), expected)  # type: ignore[attr-defined]
+
+
+# -- by hand: which cell of a decoder's kernel lands where -------------------------------------------------
+
+
+def test_a_position_table_has_a_row_per_patch_and_a_column_per_channel() -> None:
+    """Two channels of a 2 x 2 image; patches are read row by row, as timm flattens them."""
+    kernel = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    assert position_table(kernel).tolist() == [[1, 5], [2, 6], [3, 7], [4, 8]]
+
+
+def weights_that_move(cell: tuple[int, int], shape: ViTShape) -> dict[str, Tensor]:
+    """Of GHN-3, by how much each weight changes when one cell of the decoded 16 x 16 kernel does."""
+    gene = hyper_gene("ghn3", {"hid": 32, "max_shape": 32})
+    before = gene.weights(shape)
+    with torch.no_grad():
+        gene.tensors()["decoder.fc.bias"].view(-1, 16, 16)[:, cell[0], cell[1]] += 1
+    moved = {name: (value - before[name]).abs() for name, value in gene.weights(shape).items()}
+    return {name: value for name, value in moved.items() if value.max() > 0}
+
+
+@pytest.mark.parametrize(
+    ("cell", "token"),
+    [((4, 4), 0), ((4, 5), 1), ((5, 4), 8), ((11, 11), 63)],
+    ids=str,
+)
+def test_a_cell_of_the_dense_kernel_is_one_token(cell: tuple[int, int], token: int) -> None:
+    """An 8 x 8 grid takes rows and columns 4 to 11 of the kernel; the class token stands before all."""
+    moved = weights_that_move(cell, token_shape(embed_dim=32, num_heads=4, img_size=32, patch_size=4))
+    tokens = moved["pos_embed"][0].amax(1).nonzero().flatten().tolist()
+    assert tokens == [token + 1]
+
+
+def test_the_dense_kernel_is_cropped_where_the_authors_crop() -> None:
+    """``8 - k // 2``: a matrix is cell (8, 8); a patch of 4 x 4 is rows 6 to 9, one of 3 x 3 is rows 7 to 9."""
+    matrix, four = "blocks.0.attn.qkv.weight", token_shape(img_size=32, patch_size=4)
+    three, kernel = token_shape(img_size=24, patch_size=3), "patch_embed.proj.weight"
+    assert matrix in weights_that_move((8, 8), four)
+    assert matrix not in weights_that_move((7, 7), four)
+    assert [kernel in weights_that_move((row, row), four) for row in (5, 6, 9, 10)] == [False, True, True, False]
+    assert [kernel in weights_that_move((row, row), three) for row in (6, 7, 9, 10)] == [False, True, True, False]
 
 
 # -- what a hypernetwork without a task cannot tell apart --------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from learngene.comparing.jobs import AncestryJob, Comparison, GeneJob
 from learngene.making.pool.rows import row_recipes
-from learngene.methods import method
+from learngene.methods import Method, method
 from learngene.recipe.compare import SOURCE, ContenderSpec, ModelSpec, SearchSpec, Stage2Spec
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import FREE_TO_CHANGE, hashed_content, short_hash
@@ -98,7 +98,7 @@ def _condensed_gene(
     guided = condense.hyper is not None and condense.hyper.guidance.alpha > 0
     needs_teacher = kind.making == "pool" or condense.distill.alpha > 0 or guided
     teacher = ancestry.folder.name if ancestry and needs_teacher else None
-    content = [spec.method, spec.settings, shape.to_dict(), recipe.data, train]
+    content = [*_method_content(spec, kind), shape.to_dict(), recipe.data, train]
     if condense.pool:
         content += [condense.pool.model_copy(update={"kept": None}), [job.folder.name for job in anchors]]
     if condense.hyper:
@@ -175,7 +175,7 @@ def _tuned_gene(
         given["ancestry"] = embedding.source()
     built = validated(TuneRecipe, given, f"contenders.{name}.stage2")
     described = {each: [spec.data, spec.augment] for each, spec in built.tasks.items()}
-    start = stage1.path.name if stage1 else [spec.method, spec.settings, shape.to_dict()]
+    start = stage1.path.name if stage1 else [*_method_content(spec, kind), shape.to_dict()]
     content = [start, described, stage2.temperature, stage2.freeze_encoder, built.hyper, train]
     if stage2.task_layers is not None:
         content.append(stage2.task_layers)
@@ -186,6 +186,11 @@ def _tuned_gene(
     path = recipe.store / f"{label}.safetensors"
     title = f"{spec.method} tuned on {task if stage2.each else len(tasks)} seed {seed}"
     return GeneJob(title, kind, shape, embedding, built, recipe.data, path, stage1=stage1)
+
+
+def _method_content(spec: ContenderSpec, kind: Method) -> list[Any]:
+    """What a contender says about its method, and which reading of its tensors that is, if there was another."""
+    return [spec.method, spec.settings, *([kind.format_version] if kind.changes else [])]
 
 
 def _identity(spec: ModelSpec) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learngene.genes.gene_file import read_header
+from learngene.methods import Method
 from learngene.recipe.sections import AncestrySpec, DataSpec
 from learngene.system.errors import GeneFileError, LearngeneError
 from learngene.vits.descendant_folder import TimmModel, load_descendant
@@ -190,14 +191,20 @@ def _folder_name(path: Path) -> str:
     return f"{path.absolute().parent.name}/{path.name}" if path.name == "descendant" else path.name
 
 
-def made_of(ancestry: Ancestry | None, gene: str | None = None) -> dict[str, str]:
+def made_of(ancestry: Ancestry | None, gene: str | None = None, method: Method | None = None) -> dict[str, str]:
     """What a run depends on besides recipe and images, see ``training.stage.Stage``.
 
     Args:
         ancestry: The teacher, guide or source of embeddings.
         gene: Digest of the gene that is trained on; None if there is none, or it was never in a file.
+        method: Of the gene that is trained; it counts if its tensors were once read otherwise.
     """
-    return ({"ancestry": ancestry.identity["sha256"]} if ancestry else {}) | ({"gene": gene} if gene else {})
+    out = {"ancestry": ancestry.identity["sha256"]} if ancestry else {}
+    if gene:
+        out["gene"] = gene
+    if method and method.changes:
+        out["format of genes"] = str(method.format_version)
+    return out
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learngene.genes.gene_file import (
-    FORMAT_VERSION,
     METADATA_KEY,
     PLACEHOLDER,
     check_metadata,
@@ -344,7 +343,7 @@ class Learngene(nn.Module):
         if name := _not_finite(tensors):
             raise LearngeneError(f"gene: {name} is not finite as {dtype}, so {path} is not written")
         described = {
-            "version": FORMAT_VERSION,
+            "version": self.method.format_version,
             "method": self.method.name,
             "settings": default_settings(self.method),
             "shape": self.shape.to_dict(),

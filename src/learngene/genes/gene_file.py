@@ -1,7 +1,7 @@
 """The gene file: one safetensors file with one JSON string of metadata. Reading never unpickles.
 
 This module reads and checks the header, verifies the content and imports no torch; ``gene.py`` turns a checked
-file into a ``Learngene``. The format is described in ``docs/format.md``; ``FORMAT_VERSION`` is its number.
+file into a ``Learngene``. The format is described in ``docs/format.md``; its number is ``Method.format_version``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 
 import xxhash
 
-from learngene.methods import Method, method
+from learngene.methods import METHODS, Method, method
 from learngene.system.errors import GeneFileError, LearngeneError
 from learngene.vits.shape import ViTShape
 
-FORMAT_VERSION = 1
 METADATA_KEY = "learngene"
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
 """safetensors' names of the storage types a gene may have, with their size in bytes."""
@@ -92,11 +91,7 @@ def read_header(path: str | Path) -> GeneHeader:
         version = metadata["version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise GeneFileError(f"{path}: the gene's metadata is damaged; get or condense the file again") from None
-    if version != FORMAT_VERSION:
-        raise GeneFileError(
-            f"{path}: gene format version {version!r}, but this learngene reads version {FORMAT_VERSION}; "
-            "use the learngene release that wrote it, or condense it again"
-        )
+    _refuse_version(path, version, metadata.get("method"))
     try:
         kind = method(metadata["method"], metadata["settings"])
         shape = ViTShape.from_dict(metadata["shape"])
@@ -113,6 +108,20 @@ def read_header(path: str | Path) -> GeneHeader:
     result = GeneHeader(path, kind, shape, metadata, tensors, data_start)
     _check_tensors(result)
     return result
+
+
+def _refuse_version(path: Path, version: object, name: object) -> None:
+    """Refuses what another version of the format, or another reading of this method's tensors, would misread."""
+    kind = METHODS.get(name) if isinstance(name, str) else None
+    changes = kind.changes if kind else ()
+    if version == 1 + len(changes):
+        return
+    if isinstance(version, int) and 1 <= version <= len(changes):
+        raise GeneFileError(f"{path}: a gene of {name} of version {version}: {changes[version - 1]}; condense it again")
+    raise GeneFileError(
+        f"{path}: gene format version {version!r}, but this learngene reads version {1 + len(changes)}; "
+        "use the learngene release that wrote it, or condense it again"
+    )
 
 
 def refuse_foreign_gene(path: Path, method: str | None = None) -> None:

@@ -47,6 +47,8 @@ class Method(ABC):
         distillation: The preset of ``recipe.sections.Distill`` that condensing takes by default.
         kept_fields: What every shape that is made shares with the auxiliary shape.
         makes_paths: Whether it makes stitched shapes, too.
+        changes: What was mended, once genes existed, in how their tensors are read. A gene from before is refused, and
+            results that rest on such genes are computed anew.
     """
 
     name: ClassVar[str]
@@ -66,6 +68,7 @@ class Method(ABC):
         "class_token",
     )
     makes_paths: ClassVar[bool] = False
+    changes: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -79,6 +82,11 @@ class Method(ABC):
                     example = f" such as {list(field.default)}" if isinstance(field.default, tuple) else ""
                     raise ShapeError(f"{where} a list of positive integers{example}, not {value!r}")
                 object.__setattr__(self, field.name, tuple(value))
+
+    @property
+    def format_version(self) -> int:
+        """The version of its gene files: one more for each of the ``changes``."""
+        return 1 + len(self.changes)
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -320,7 +320,7 @@ class _Run:
             ) from None
         mine = self.progress
         others = ["on other training images"] if progress.data not in ("", mine.data) else []
-        others += [f"of another {name}" for name, sha in mine.made_of.items() if progress.made_of.get(name, sha) != sha]
+        others += [f"of another {name}" for name, sha in mine.made_of.items() if progress.made_of.get(name) != sha]
         for other in others:
             where = self.folder.path if self.folder else ""
             raise LearngeneError(f"{where} holds a run {other}; choose another out, or delete the folder")

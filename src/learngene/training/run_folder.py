@@ -50,7 +50,7 @@ class Progress:
         best: Highest main score so far (top-1 or mean IoU), in percent.
         history: One entry per completed epoch.
         data: Fingerprint of the training images; states of older versions have none.
-        made_of: SHA-256 of what the run starts from and is guided by, see ``Stage``; in older states empty.
+        made_of: SHA-256 of what the run starts from and is guided by, see ``Stage``.
     """
 
     epoch: int = 0

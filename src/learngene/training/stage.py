@@ -44,7 +44,8 @@ class Stage:
         before_scoring: Called before every evaluation.
         uses_all: Whether every step uses all parameters; if not, processes have to find out which.
         feed: Where batches and scores come from, if not from one data set.
-        made_of: What a saved run must have had, too, to be continued: the SHA-256 of the gene, of the ancestry.
+        made_of: What a saved run must have had, too, to be continued: the SHA-256 of the gene, of the ancestry,
+            and how the gene's tensors are read.
     """
 
     name: str

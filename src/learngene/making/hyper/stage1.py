@@ -50,7 +50,7 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         companions=inputs.companions,
         before_step=lambda _epoch, _step: meta.draw(),
         uses_all=False,
-        made_of=made_of(ancestry),
+        made_of=made_of(ancestry, method=gene.method),
     )
     return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}
 

@@ -277,7 +277,7 @@ def tuning_stage(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding]) ->
         before_step=before_step,
         uses_all=False,
         feed=feed,
-        made_of=made_of(inputs.ancestry, gene.metadata.get("digest")),
+        made_of=made_of(inputs.ancestry, gene.metadata.get("digest"), gene.method),
     )
 
 

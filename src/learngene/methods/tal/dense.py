@@ -22,9 +22,12 @@ class DenseDecoder:
     nodes: Float[Tensor, "nodes hid"]
 
     def kernels(self, nodes: Sequence[int], height: int, width: int) -> Float[Tensor, "tensors m m height width"]:
-        """Blocks of m x m weights for the middle ``height`` x ``width`` positions of a 16 x 16 kernel."""
+        """Blocks of m x m weights for the middle ``height`` x ``width`` positions of a 16 x 16 kernel.
+
+        The middle of one position is row and column 8, of three 7 to 9: beside them is one more before than behind.
+        """
         hid, most = self.config.hid, self.config.max_shape
-        top, left = (KERNEL - height) // 2, (KERNEL - width) // 2
+        top, left = KERNEL // 2 - height // 2, KERNEL // 2 - width // 2
         middle = (slice(None), slice(top, top + height), slice(left, left + width))
         weight = self.tensors["decoder.fc.weight"].view(4 * hid, KERNEL, KERNEL, hid)[middle]
         bias = self.tensors["decoder.fc.bias"].view(4 * hid, KERNEL, KERNEL)[middle]

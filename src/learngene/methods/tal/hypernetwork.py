@@ -74,6 +74,7 @@ class Hypernetwork(Method):
     decoder: ClassVar[Decoder] = "low-rank"
     making: ClassVar[Making] = "hyper"
     kept_fields: ClassVar[tuple[str, ...]] = ()
+    changes: ClassVar[tuple[str, ...]] = ("its position tables were not laid out patch by patch, as the authors' are",)
 
     def __post_init__(self) -> None:
         require_choice(self.name, "size", self.size, SIZES)

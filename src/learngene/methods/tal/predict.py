@@ -86,8 +86,7 @@ def low_rank_weights(
         _add_layers(out, f"{name}.weight", _matrix(raw[name], size))
     kernel = raw["patch_embed.proj"].view(-1, patch, shape.in_chans, patch).permute(0, 2, 1, 3)
     out["patch_embed.proj.weight"] = _matrix(kernel[None], (width, shape.in_chans, patch, patch))[0]
-    position = raw["pos_embed"][0].view(grid, width, grid).permute(1, 0, 2).reshape(1, grid * grid, width)
-    _add_stem(out, tensors, position, width)
+    _add_stem(out, tensors, raw["pos_embed"][0].view(grid, width, grid).permute(1, 0, 2))
 
     groups: dict[tuple[int, int], list[str]] = {}  # vectors of one size are decoded together
     for name in LAYER_VECTORS:
@@ -125,8 +124,7 @@ def dense_weights(
     kernel = decoder.kernels([place["patch_embed.proj.weight"]], *(min(patch, KERNEL),) * 2)
     out["patch_embed.proj.weight"] = _matrix(kernel, (width, shape.in_chans, patch, patch))[0]
     side = min(grid, KERNEL)
-    position = tiled(decoder.kernels([place["pos_embed"]], side, side)[0, :1], (1, width, grid, grid))
-    _add_stem(out, tensors, position.reshape(1, grid * grid, width), width)
+    _add_stem(out, tensors, tiled(decoder.kernels([place["pos_embed"]], side, side)[0, 0], (width, grid, grid)))
     ends = ("patch_embed.proj.bias", f"{shape.norm_name}.weight", f"{shape.norm_name}.bias")
     for name, value in zip(ends, decoder.halves([place[name] for name in ends]), strict=True):
         out[name] = _vector(name, tiled(value[_half(name)], (width,)))
@@ -161,10 +159,15 @@ def _add_layers(out: Weights, name: str, values: Tensor) -> None:
     out |= {f"blocks.{layer}.{name}": value for layer, value in enumerate(values.unbind())}
 
 
-def _add_stem(out: Weights, tensors: Mapping[str, Tensor], position: Tensor, width: int) -> None:
-    row = tensors["class_position"][:width].view(1, 1, width)
+def _add_stem(out: Weights, tensors: Mapping[str, Tensor], kernel: Float[Tensor, "width grid grid"]) -> None:
+    row = tensors["class_position"][: len(kernel)].view(1, 1, -1)
     out["cls_token"] = torch.zeros_like(row)
-    out["pos_embed"] = torch.cat([row, position], dim=1)
+    out["pos_embed"] = torch.cat([row, position_table(kernel)[None]], dim=1)
+
+
+def position_table(kernel: Float[Tensor, "width grid grid"]) -> Float[Tensor, "patches width"]:
+    """Positions are decoded as a kernel of one output is: one value per channel, row and column of the image."""
+    return kernel.flatten(1).T
 
 
 def predict_matrix(
