@@ -141,3 +141,13 @@ def test_every_method_names_a_preset() -> None:
 def test_a_preset_can_be_changed_in_part() -> None:
     spec = Distill(preset="tleg-paper", alpha=0.9)
     assert (spec.alpha, spec.divergence) == (0.9, "student-teacher")
+
+
+def test_hard_distillation_is_cross_entropy_with_the_teachers_first_guess() -> None:
+    """By hand: logits (2, 0) against class 1 cost ln(1 + e^2) = 2.126928, at any temperature and reduction."""
+    student, teacher, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([[1.0, 0.0]])
+    for changes in ({}, {"temperature": 4.0}, {"reduction": "batch"}, {"tau_squared": False}):
+        spec = Distill(divergence="hard", alpha=0.25, **changes)
+        parts = distillation_loss(student, teacher, labels, spec)
+        assert float(parts["distill"]) == pytest.approx(2.126928)
+        assert float(parts["loss"]) == pytest.approx(0.25 * 2.126928 + 0.75 * 0.126928)  # ln(1 + e^-2) = 0.126928

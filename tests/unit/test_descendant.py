@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 
-from learngene import load_descendant, save_descendant, scratch
+from learngene import Learngene, load_descendant, save_descendant, scratch
 from learngene.system.errors import LearngeneError
 from pico import batch, pico_gene, pico_shape
 
@@ -189,3 +190,26 @@ def test_scratch_is_a_seeded_timm_vit_with_timms_start_values(changes: dict[str,
     save_descendant(first, tmp_path / "des")
     images = batch(shape)
     assert torch.equal(load_descendant(tmp_path / "des").eval()(images), first(images))
+
+
+@pytest.mark.parametrize(
+    ("method_name", "settings", "shape"), [("tleg", {}, 3), ("pool", {"rows": (8, 16)}, "8:1-2+16:3-4")]
+)
+def test_the_authors_epsilon_is_kept_by_every_descendant(
+    method_name: str, settings: dict[str, Any], shape: Any, tmp_path: Path
+) -> None:
+    """By hand: a token of +-0.001 has variance 1e-6, and is scaled to 0.001 / sqrt(1e-6 + 1e-5) = 0.301511."""
+    gene = pico_gene(method_name, settings, norm_eps=1e-5)
+    model = gene.expand(shape).eval()
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.LayerNorm):
+            width = norm.normalized_shape[0]
+            token = torch.tensor([0.001, -0.001]).repeat(width // 2)
+            scaled = (norm(token) - norm.bias) / norm.weight
+            assert scaled.abs().tolist() == pytest.approx([0.301511] * width, rel=1e-3), name
+    save_descendant(model, tmp_path / "d")
+    again = timm.create_model(f"local-dir:{tmp_path / 'd'}", pretrained=True).eval()
+    assert torch.equal(again(batch(gene.shape)), model(batch(gene.shape)))
+    assert "norm_eps" not in pico_gene(method_name, settings).shape.to_dict()
+    gene.save(tmp_path / "gene.safetensors")
+    assert Learngene.load(tmp_path / "gene.safetensors").shape.norm_eps == 1e-5

@@ -147,7 +147,7 @@ def test_a_distilled_vit_is_refused() -> None:
         ({"global_pool": "avg"}, "tensor 'cls_token' is"),
         ({"global_pool": "map"}, "attn_pool"),
         ({"act_layer": nn.ReLU}, "computes with ReLU"),
-        ({"norm_layer": partial(nn.LayerNorm, eps=1e-5)}, "eps 1e-05, where a plain one has 1e-06"),
+        ({"norm_layer": partial(nn.LayerNorm, eps=1e-12)}, "norm_eps must be 1e-6 or 1e-5, which timm can name"),
         ({"fc_norm": True}, "not a plain Vision Transformer"),
         ({"img_size": (8, 12)}, "its images or patches are not square"),
     ],

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import learngene
-from hyper import HYPER
+from hyper import HYPER, hyper_gene
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import read_header
 from learngene.methods import METHODS
@@ -321,6 +321,18 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "changed class name": (lambda m, _: m["classes"].reverse(), "does not match its digest"),
     "added metadata": (lambda m, _: m.update(note="x"), "does not match its digest"),
 }
+
+
+@pytest.mark.parametrize("name", ["tal", "logah", "ghn3"])
+def test_a_hypernetwork_from_before_its_positions_were_mended_is_refused(name: str, tmp_path: Path) -> None:
+    gene = hyper_gene(name)
+    gene.save(tmp_path / "now.safetensors")
+    assert gene.metadata["version"] == 2
+    old = rewritten(tmp_path / "old.safetensors", tmp_path / "now.safetensors", lambda m, _: m.update(version=1))
+    assert refusal(old).removeprefix(f"{old}: ") == (
+        f"a gene of {name} of version 1: its position tables were not laid out patch by patch, as the authors' are; "
+        "condense it again"
+    )
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)

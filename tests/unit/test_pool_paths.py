@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
 
 from learngene import Budget, LearngeneError, ViTShape, plan
 from learngene.genes.gene import Learngene
@@ -16,7 +18,8 @@ from learngene.methods.stitching import StitchedRows
 from learngene.system.errors import ShapeError
 from learngene.vits.segment import Segment
 from learngene.vits.stitched_shape import StitchedShape
-from pico import pico_gene, pico_shape
+from pico import batch, pico_gene, pico_shape
+from pools import pool
 
 
 def rows(name: str = "pool", **settings: Any) -> StitchedRows:
@@ -350,10 +353,9 @@ AUXILIARY = {"embed_dim": 32, "num_heads": 4, "depth": 3}
     [
         ("pool", {"rows": [[16, 2, 2], 32]}, "rows must be equally deep, but width 16 has 2 blocks and width 32 has 3; "
          "method sn-net stitches rows of any depth"),
-        ("pool", {"rows": [[16, 3, 4], 32]}, "row of width 16 has 4 heads of 4, but heads have 8 here and are never "
-         "reinterpreted; use 2 heads"),
-        ("sn-net", {"rows": [[16, 2, 1], 32]}, "row of width 16 has 1 heads of 16, but heads have 8 here"),
-        ("pool", {"rows": [20, 32]}, "row of width 20 cannot have heads of 8 as the auxiliary shape's; use a multiple"),
+        ("pool", {"rows": [[16, 3, 5], 32]}, "embed_dim 16 is not divisible by num_heads 5; the nearest"),
+        ("pool", {"rows": [20, 32]}, "row of width 20 cannot have heads of 8 as the auxiliary shape's; use a multiple "
+         "of 8, or [20, DEPTH, HEADS]"),
         ("pool", {"rows": [24, 16, 32]}, "rows must go from narrow to wide, but width 16 follows 24"),
         ("pool", {"rows": [32, 32]}, "rows must go from narrow to wide, but width 32 follows 32"),
         ("pool", {"rows": [32, 16]}, "the last row must be the auxiliary shape: it has width 16, depth 3 and 2 heads, "
@@ -361,7 +363,7 @@ AUXILIARY = {"embed_dim": 32, "num_heads": 4, "depth": 3}
         ("pool", {"rows": [16, 24]}, "the last row must be the auxiliary shape: it has width 24, depth 3 and 3 heads"),
         ("pool", {}, "the last row must be the auxiliary shape: it has width 768"),
         ("sn-net", {"rows": [16, [32, 4, 4]]}, "it has width 32, depth 4 and 4 heads, the shape 32, 3 and 4"),
-        ("pool", {"rows": [16, [32, 3, 2]]}, "the row of width 32 has 2 heads of 16, but heads have 8 here"),
+        ("pool", {"rows": [16, [32, 3, 2]]}, "it has width 32, depth 3 and 2 heads, the shape 32, 3 and 4"),
     ],
     ids=str,
 )  # fmt: skip
@@ -404,6 +406,21 @@ def test_a_row_is_written_in_any_form() -> None:
     forms: list[Any] = [[16, 32], [[16, 3, 2], 32], [{"embed_dim": 16, "depth": 3, "num_heads": 2}, [32]]]
     shapes = [rows(rows=form).row_shapes(wide(3)) for form in forms]
     assert shapes[0] == shapes[1] == shapes[2] == [wide(3, embed_dim=16, num_heads=2), wide(3)]
+
+
+def test_rows_may_have_heads_of_unequal_width() -> None:
+    """Rows of 4 heads of 4 and 4 of 8, as SN-Net's anchors may; a whole row is timm's ViT with those heads."""
+    gene = pool(settings={"rows": [[16, 3, 4], 32]})
+    stitched = gene.expand("16:1-2+32:3-3").eval()
+    assert [block.attn.num_heads for block in stitched.blocks] == [4, 4, 4]
+    assert gene.expand("2+1").learngene["shape"] == stitched.learngene["shape"]
+    row = gene.expand("3+0").eval()
+    names = ("img_size", "patch_size", "in_chans", "num_classes", "mlp_ratio")
+    size: dict[str, Any] = {name: getattr(gene.shape, name) for name in names}
+    size |= {"embed_dim": 16, "depth": 3, "num_heads": 4, "class_token": False, "global_pool": "avg", "fc_norm": False}
+    plain = VisionTransformer(**size).eval()
+    plain.load_state_dict({k.removeprefix("row0."): v for k, v in gene.tensors().items() if k.startswith("row0.")})
+    torch.testing.assert_close(row(batch(gene.shape)), plain(batch(gene.shape)))
 
 
 # -- other methods -----------------------------------------------------------------------------------------

@@ -29,10 +29,6 @@ ACTIVITY_IMAGES = 512
 """Most images on which neurons are ranked: with 196 tokens each, every mean is over 100,000 values."""
 
 
-NORM_EPS = 1e-6
-"""Of every layer norm of timm's Vision Transformer."""
-
-
 def extract(
     ancestry: Ancestry | str | Path,
     *,
@@ -110,12 +106,12 @@ def plain_shape(ancestry: Ancestry) -> ViTShape:
                 f"ancestry {label}: not a plain Vision Transformer: tensor '{name}' is "
                 f"{found.get(name, 'missing')}, where a plain one has {expected.get(name, 'none')}"
             )
-    if other := _computes_otherwise(model):
+    if other := _computes_otherwise(model, shape):
         raise LearngeneError(f"ancestry {label}: not a plain Vision Transformer: {other}")
     return shape
 
 
-def _computes_otherwise(model: TimmModel) -> str:
+def _computes_otherwise(model: TimmModel, shape: ViTShape) -> str:
     """What a model with the tensors of a plain ViT does differently from one; empty if nothing."""
     from timm.models.vision_transformer import Block
 
@@ -128,8 +124,8 @@ def _computes_otherwise(model: TimmModel) -> str:
         if not isinstance(act, nn.GELU) or act.approximate != "none":
             return f"layer {i} computes with {act}, where a plain one has GELU(approximate='none')"
     for name, norm in model.named_modules():
-        if isinstance(norm, nn.LayerNorm) and norm.eps != NORM_EPS:
-            return f"{name} has eps {norm.eps}, where a plain one has {NORM_EPS}"
+        if isinstance(norm, nn.LayerNorm) and norm.eps != shape.norm_eps:
+            return f"{name} has eps {norm.eps}, where the first layer's norm has {shape.norm_eps}"
     return ""
 
 
@@ -148,6 +144,7 @@ def _shape(model: TimmModel) -> ViTShape:
         num_classes=model.num_classes,
         class_token=model.global_pool == "token",
         ending="aligned" if isinstance(model.fc_norm, nn.Identity) else "official",
+        norm_eps=first.norm1.eps,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import Making, Method, gene_name, is_count, require_choice
 from learngene.system.errors import ShapeError, refuse_unknown
-from learngene.vits.segment import Segment, parse_path
+from learngene.vits.segment import Segment, path_pieces
 from learngene.vits.shape import MAX_DEPTH, ViTShape
 from learngene.vits.stitched_shape import Shape, StitchedShape
 
@@ -38,7 +38,8 @@ class StitchedRows(Method):
 
     Attributes:
         rows: Widths from small to large, the last of which is the auxiliary shape's. A row may also be
-            ``[embed_dim, depth, num_heads]``; a width alone has the auxiliary shape's depth and width of heads.
+            ``[embed_dim, depth, num_heads]``, with heads of any width; a width alone has the auxiliary shape's depth
+            and width of heads.
         direction: ``up`` stitches from narrow rows to wide ones, as both papers do; ``down`` the other way.
         nearest: Stitch neighbouring rows only (SN-Net's default); otherwise every pair of rows.
         max_stitches: Most stitch layers on a path; 2 adds paths through three rows.
@@ -76,21 +77,15 @@ class StitchedRows(Method):
                 if row % auxiliary.head_dim:
                     raise ShapeError(
                         f"{self.name}: a row of width {row} cannot have heads of {auxiliary.head_dim} as the auxiliary "
-                        f"shape's; use a multiple of {auxiliary.head_dim}"
+                        f"shape's; use a multiple of {auxiliary.head_dim}, or [{row}, DEPTH, HEADS]"
                     )
                 row = (row, auxiliary.depth, row // auxiliary.head_dim)
             width, depth, heads = row
-            if width != heads * auxiliary.head_dim:
-                fitting = f"{width // auxiliary.head_dim} heads" if width >= auxiliary.head_dim else "a wider row"
-                raise ShapeError(
-                    f"{self.name}: the row of width {width} has {heads} heads of {width / heads:.3g}, but heads have "
-                    f"{auxiliary.head_dim} here and are never reinterpreted; use {fitting}"
-                )
             shapes.append(auxiliary.replace(embed_dim=width, depth=depth, num_heads=heads))
         return shapes
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
-        """Rows go from narrow to wide, end at the auxiliary shape, and all have heads of one width."""
+        """Rows go from narrow to wide and end at the auxiliary shape."""
         rows = self.row_shapes(auxiliary)
         if rows[-1] != auxiliary:
             mine, theirs = rows[-1], auxiliary
@@ -186,18 +181,25 @@ class StitchedRows(Method):
 
     def _refuse_segments(self, auxiliary: ViTShape, segments: Segments) -> None:
         """Raises ``ShapeError`` if they are no path of the pool; the message names the nearest ones."""
-        heads = {row.embed_dim: row.num_heads for row in self.row_shapes(auxiliary)}
+        heads = self._heads(auxiliary)
         for segment in segments:
             if segment.embed_dim not in heads:
-                known = ", ".join(str(width) for width in heads)
-                raise ShapeError(f"{self.name}: no row has width {segment.embed_dim}; rows have {known}")
+                raise self._no_row(segment.embed_dim, auxiliary)
             if segment.num_heads != (own := heads[segment.embed_dim]):
                 raise ShapeError(
                     f"{self.name}: row {segment.embed_dim} has {own} heads, not {segment.num_heads}; "
-                    "heads are never reinterpreted"
+                    f"heads are never reinterpreted; name the path, or or give segments"
                 )
         if segments not in _paths(self, auxiliary):
             raise self._no_path("+".join(map(str, segments)), segments, auxiliary)
+
+    def _heads(self, auxiliary: ViTShape) -> dict[int, int]:
+        """The heads of every row, by its width."""
+        return {row.embed_dim: row.num_heads for row in self.row_shapes(auxiliary)}
+
+    def _no_row(self, width: int, auxiliary: ViTShape) -> ShapeError:
+        known = ", ".join(str(width) for width in self._heads(auxiliary))
+        return ShapeError(f"{self.name}: no row has width {width}; rows have {known}")
 
     def named_shape(self, auxiliary: ViTShape, name: str) -> Shape:
         """The path ``192:1-4+768:5-6``, or that of the papers' numbers of blocks from each row, such as ``4+2``.
@@ -207,7 +209,11 @@ class StitchedRows(Method):
         """
         rows, paths = self.row_shapes(auxiliary), self.paths(auxiliary)
         if ":" in name:
-            segments = parse_path(name, auxiliary.head_dim)
+            heads = self._heads(auxiliary)
+            pieces = path_pieces(name)
+            if strange := [width for width, *_ in pieces if width not in heads]:
+                raise self._no_row(strange[0], auxiliary)
+            segments = tuple(Segment(width, heads[width], first, last) for width, first, last in pieces)
             self._refuse_segments(auxiliary, segments)
             return _paths(self, auxiliary)[segments]
         counts = name.replace(" ", "").split("+")

@@ -17,6 +17,7 @@ ADDED_LATER = {
     "DataSpec": ("mask_classes", "ignore_index"),
     "Schedule": ("kind", "power"),
     "Routing": ("compared", "preset"),
+    "PoolSpec": ("guide_reduction", "guide_scale"),
 }
 """By section, entries that older results did not know. At its default such an entry changes nothing, so it is
 left out of the hash: otherwise every result that is there already would be computed, and named, anew."""

@@ -42,6 +42,10 @@ class PoolSpec(Section):
     )
     guide_weight: Fraction = Field(0.5, description="of the guide, the rest being labels; both authors' codes")
     guide_temperature: Above0 = Field(1.0, description="of a soft guide")
+    guide_reduction: Literal["batch", "numel"] = Field(
+        "batch", description="of a soft guide: the batch's mean, or divided by batch x classes as both authors' codes"
+    )
+    guide_scale: Above0 = Field(1.0, description="times the guide; Learngene Pool's code 100 with numel, SN-Net's 1")
     kept: Path | None = Field(None, description="where rows are kept, to be shared by pools; else in the run folder")
 
     def refuse(self, kind: StitchedRows, *, ancestry: bool, anchors: int) -> None:

@@ -200,8 +200,11 @@ class Schedule(Section):
 _PRINTED = {"tau_squared": False, "reduction": "batch"}
 
 
+Divergence = Literal["teacher-student", "student-teacher", "cross-entropy", "hard"]
+
+
 class Distill(Section):
-    """Soft distillation: (1 - alpha) base + alpha KD; TLEG equations 5 and 6, SWS equations 2 to 4."""
+    """Distillation: (1 - alpha) base + alpha KD; TLEG equations 5 and 6, SWS equations 2 to 4."""
 
     presets: ClassVar = {
         "tleg-official": {},
@@ -220,8 +223,10 @@ class Distill(Section):
     )
     alpha: Fraction = Field(1.0, description="weight of distillation; the published commands use 1.0: no labels at all")
     temperature: Above0 = 1.0
-    divergence: Literal["teacher-student", "student-teacher", "cross-entropy"] = Field(
-        "teacher-student", description="KL(teacher || student) as the code, KL(student || teacher), or soft CE"
+    divergence: Divergence = Field(
+        "teacher-student",
+        description="KL(teacher || student) as the code, KL(student || teacher), soft CE, or hard: CE with the "
+        "teacher's first guess, as the codes' DeiT fork offers, too; temperature and reduction play no part in it",
     )
     tau_squared: bool = Field(True, description="multiply by temperature squared")
     reduction: Literal["numel", "batch"] = Field(

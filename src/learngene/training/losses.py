@@ -63,8 +63,11 @@ def distillation_term(student: Logits, teacher: Logits, spec: Distill) -> Scalar
         spec: Divergence, temperature, factor and reduction.
 
     Returns:
-        A scalar in nats; with ``numel`` reduction it is smaller by the number of classes.
+        A scalar in nats; with ``numel`` reduction it is smaller by the number of classes. ``hard`` takes the teacher's
+        first guess for the label, at no temperature, and is always the mean of the batch (DeiT, equation 3).
     """
+    if spec.divergence == "hard":
+        return F.cross_entropy(student.float(), teacher.argmax(dim=-1))
     log_student = F.log_softmax(student.float() / spec.temperature, dim=-1)
     log_teacher = F.log_softmax(teacher.float() / spec.temperature, dim=-1)
     if spec.divergence == "teacher-student":
@@ -91,14 +94,12 @@ def distillation_loss(student: Logits, teacher: Logits, targets: Logits, spec: D
 def guided_loss(student: Logits, teacher: Logits, targets: Logits, spec: PoolSpec) -> Parts:
     """The loss of a pool's sampled path under a teacher: labels and ``guide_weight`` of the guide.
 
-    A hard guide is cross-entropy with the teacher's first guess (SN-Net); a soft one is the batch mean of
-    KL(teacher || student) at ``guide_temperature``, times its square (Learngene Pool, Algorithm 1, line 13).
+    A hard guide is cross-entropy with the teacher's first guess (SN-Net); a soft one is KL(teacher || student) at
+    ``guide_temperature``, times its square and ``guide_scale`` (Learngene Pool, Algorithm 1, line 13).
     """
-    if spec.guide == "hard":
-        guide = F.cross_entropy(student.float(), teacher.argmax(dim=-1))
-    else:
-        soft = Distill(temperature=spec.guide_temperature, reduction="batch")
-        guide = distillation_term(student, teacher, soft)
+    divergence = "hard" if spec.guide == "hard" else "teacher-student"
+    how = Distill(divergence=divergence, temperature=spec.guide_temperature, reduction=spec.guide_reduction)
+    guide = distillation_term(student, teacher, how) * spec.guide_scale
     labels = classification_loss(student, targets)
     loss = (1 - spec.guide_weight) * labels + spec.guide_weight * guide
     return {"loss": loss, "labels": labels, "guide": guide}

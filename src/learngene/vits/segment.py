@@ -53,22 +53,34 @@ class Segment:
 
 
 def parse_path(text: Any, head_dim: int) -> tuple[Segment, ...]:
-    """Reads ``192:1-4+768:5-6``, segments joined by ``+``, each a width and its blocks counted from 1.
+    """The segments of a path such as ``192:1-4+768:5-6``.
 
     Args:
-        text: The path.
+        text: The path, see ``path_pieces``.
         head_dim: Width of a head, from which follow the heads of every segment.
 
     Raises:
         ShapeError: If it is no such text.
     """
-    segments = []
+    for width, _, _ in path_pieces(text):
+        if not width or width % head_dim:
+            raise ShapeError(f"shape: path '{text}': width {width} is no multiple of the head width {head_dim}")
+    return tuple(Segment(width, width // head_dim, first, last) for width, first, last in path_pieces(text))
+
+
+def path_pieces(text: Any) -> list[tuple[int, int, int]]:
+    """Reads ``192:1-4+768:5-6``, segments joined by ``+``, each a width and its blocks counted from 1.
+
+    Returns:
+        Width, first and last block of every segment.
+
+    Raises:
+        ShapeError: If it is no such text.
+    """
+    pieces = []
     for piece in str(text).split("+"):
         match = re.fullmatch(r"\s*(\d+):(\d+)(?:-(\d+))?\s*", piece, re.ASCII)
         if match is None:
             raise ShapeError(f"shape: path '{text}' is not of the form WIDTH:FIRST-LAST+WIDTH:FIRST-LAST")
-        width, first, last = int(match[1]), int(match[2]), int(match[3] or match[2])
-        if not width or width % head_dim:
-            raise ShapeError(f"shape: path '{text}': width {width} is no multiple of the head width {head_dim}")
-        segments.append(Segment(width, width // head_dim, first, last))
-    return tuple(segments)
+        pieces.append((int(match[1]), int(match[2]), int(match[3] or match[2])))
+    return pieces

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
@@ -40,6 +41,11 @@ NAMED: dict[str, dict[str, int]] = {
 """Named widths. ``sws_official_aux_small`` has the 12 heads of the released SWS code, where the paper's
 DeiT-S has 6; a gene made with it only expands into shapes with 12 heads."""
 
+NORM_EPS = 1e-6
+ARCHITECTURES = {NORM_EPS: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
+"""Timm's name of a plain ViT by the epsilon of its norms; one name stands for every size, through ``model_args``.
+Timm's own arguments can be stored and say sizes, but no epsilon: that of the towers of CLIP is 1e-5."""
+
 MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
 """Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
 
@@ -55,10 +61,12 @@ class ShapeBase:
     num_classes: int
     class_token: bool
     ending: Ending
+    norm_eps: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, in the order of the class."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """The fields as plain JSON values, in the order of the class; ``norm_eps`` only where it is not timm's."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return fields if self.norm_eps != NORM_EPS else {k: v for k, v in fields.items() if k != "norm_eps"}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -129,6 +137,8 @@ class ViTShape(ShapeBase):
         ending: ``aligned`` applies the final norm to every token and then averages, as the auxiliary model
             does, so that a descendant equals the auxiliary model; ``official`` averages first and then
             applies the norm (timm's ``fc_norm``), as the authors' descendants do.
+        norm_eps: Epsilon of every LayerNorm: 1e-6 as timm's ViTs and the authors' descendants, or 1e-5 as the authors'
+            auxiliary models really have (TLEG's and SWS's code) and the towers of CLIP.
 
     Raises:
         ShapeError: If the numbers do not describe a Vision Transformer.
@@ -144,9 +154,7 @@ class ViTShape(ShapeBase):
     num_classes: int = 1000
     class_token: bool = False
     ending: Ending = "aligned"
-
-    architecture: ClassVar[str] = "vit_base_patch16_224"
-    """Timm's name of the model; one stands for every size, through timm's ``model_args``."""
+    norm_eps: float = NORM_EPS
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans"):
@@ -182,6 +190,8 @@ class ViTShape(ShapeBase):
                 f"shape: {self.depth} layers and {self.num_tokens} tokens are more than {MAX_DEPTH} layers or "
                 f"{MAX_TOKENS} tokens; check depth and img_size for a typing error"
             )
+        if self.norm_eps not in ARCHITECTURES:
+            raise ShapeError(f"shape: norm_eps must be 1e-6 or 1e-5, which timm can name, not {self.norm_eps!r}")
         if self.class_token and self.ending == "official":
             raise ShapeError("shape: ending 'official' averages the tokens, so it needs class_token false")
 
@@ -325,10 +335,16 @@ class ViTShape(ShapeBase):
 
     # -- the model -----------------------------------------------------------------------------------
 
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the model, see ``ARCHITECTURES``."""
+        return ARCHITECTURES[self.norm_eps]
+
     def timm_kwargs(self) -> dict[str, Any]:
-        """Arguments for timm's ``VisionTransformer``, JSON-serialisable so that timm can store them."""
+        """Arguments for timm's ``architecture``, JSON-serialisable so that timm can store them."""
         size = {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
-        return ShapeBase.timm_kwargs(self) | size
+        plain = {} if self.norm_eps == NORM_EPS else {"pre_norm": False}  # which the towers of CLIP have
+        return ShapeBase.timm_kwargs(self) | size | plain
 
     def skeleton(self, **parts: Any) -> VisionTransformer:
         """The timm model of this shape on the meta device: structure without memory or initialisation.
@@ -336,11 +352,12 @@ class ViTShape(ShapeBase):
         Modules in ``parts`` replace timm's own, for example ``attn_layer``.
         """
         import torch
+        from timm.layers import LayerNorm
         from timm.models.vision_transformer import VisionTransformer
 
         from learngene.vits.skeleton import SkipInit
 
-        arguments = self.timm_kwargs() | {"weight_init": "skip"}
+        arguments = self.timm_kwargs() | {"weight_init": "skip", "norm_layer": partial(LayerNorm, eps=self.norm_eps)}
         with SkipInit():
             if not parts:  # telling timm is faster than telling torch, which then looks at every operation
                 return VisionTransformer(**arguments, device="meta")

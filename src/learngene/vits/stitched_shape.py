@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.system.errors import ShapeError, refuse_unknown
 from learngene.vits.segment import Segment, parse_path
-from learngene.vits.shape import Ending, ShapeBase, Sizes, ViTShape
+from learngene.vits.shape import NORM_EPS, Ending, ShapeBase, Sizes, ViTShape
 
 if TYPE_CHECKING:
     from learngene.vits.stitched_vit import StitchedViT
@@ -42,6 +42,7 @@ class StitchedShape(ShapeBase):
     class_token: bool = False
     ending: Ending = "aligned"
     final_norm: bool = True
+    norm_eps: float = NORM_EPS
 
     architecture: ClassVar[str] = "learngene_stitched_vit"
     """Timm's name of the model; ``import learngene`` makes it known to timm."""
@@ -133,9 +134,10 @@ class StitchedShape(ShapeBase):
     def params_snnet(self) -> int:
         """``params`` as SN-Net's code counts a stitched path: without class token and position embedding.
 
-        Learngene Pool's Tables 1, 2 and 5 print this number, and for whole rows the count of everything.
+        It counts the final norm, even where a path does not apply it. Learngene Pool's Tables 1, 2 and 5 print this
+        number, and for whole rows the count of everything.
         """
-        return self.params_without_positions()
+        return self.replace(final_norm=True).params_without_positions()
 
     # -- multiply-adds -------------------------------------------------------------------------------
 
@@ -156,7 +158,8 @@ class StitchedShape(ShapeBase):
     def timm_kwargs(self) -> dict[str, Any]:
         """Arguments for ``StitchedViT``, JSON-serialisable so that timm can store them."""
         segments = self.to_dict()["segments"]
-        return ShapeBase.timm_kwargs(self) | {"segments": segments, "final_norm": self.final_norm}
+        eps = {} if self.norm_eps == NORM_EPS else {"norm_eps": self.norm_eps}
+        return ShapeBase.timm_kwargs(self) | {"segments": segments, "final_norm": self.final_norm} | eps
 
     def skeleton(self) -> StitchedViT:
         """The model on the meta device: structure without memory or initialisation."""

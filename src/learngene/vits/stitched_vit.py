@@ -6,6 +6,7 @@ the blocks are one sequence as in any timm ViT and whatever works on ``model.blo
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from learngene.vits.segment import Segment
+from learngene.vits.shape import NORM_EPS
 
 __all__ = ["StitchedViT"]
 
@@ -56,6 +58,7 @@ class StitchedViT(VisionTransformer):
         *,
         mlp_ratio: float = 4.0,
         final_norm: bool = True,
+        norm_eps: float = NORM_EPS,
         weight_init: str = "",
         device: Any = None,
         **vit: Any,
@@ -66,6 +69,7 @@ class StitchedViT(VisionTransformer):
             segments: ``[embed_dim, num_heads, first, last]`` of every segment; by default a path of the paper's pool.
             mlp_ratio: Of every block.
             final_norm: Whether the last segment's final norm is applied.
+            norm_eps: Epsilon of every norm.
             weight_init: As timm's; ``skip`` leaves the weights as their layers made them.
             device: Where the parameters lie.
             **vit: Other arguments of timm's ``VisionTransformer`` that do not concern width, depth and heads. Of those
@@ -78,12 +82,13 @@ class StitchedViT(VisionTransformer):
         depth = sum(part.depth for part in parts)
         rates = [vit.get("drop_path_rate", 0.0) * i / max(depth - 1, 1) for i in range(depth)]
         vit.pop("drop_path_rate", None)
-        vit |= {"mlp_ratio": mlp_ratio, "final_norm": final_norm, "device": device}
+        norm = functools.partial(LayerNorm, eps=norm_eps)
+        vit |= {"mlp_ratio": mlp_ratio, "final_norm": final_norm, "device": device, "norm_layer": norm}
         super().__init__(**size, weight_init="skip", **vit)
         blocks = list(self.blocks)
         for before, part in itertools.pairwise(parts):
             block: dict[str, Any] = {"num_heads": part.num_heads, "mlp_ratio": mlp_ratio, "qkv_bias": True} | inside
-            block |= {"norm_layer": LayerNorm, "device": device}
+            block |= {"norm_layer": norm, "device": device}
             blocks.append(StitchedBlock(before.embed_dim, part.embed_dim, **block))
             blocks += [Block(part.embed_dim, **block) for _ in range(part.depth - 1)]
         self.blocks = nn.Sequential(*blocks)
@@ -97,7 +102,7 @@ class StitchedViT(VisionTransformer):
         self.num_features = self.head_hidden_size = self.embed_dim = last.embed_dim
         for name in ("norm", "fc_norm"):
             if not isinstance(getattr(self, name), nn.Identity):
-                setattr(self, name, LayerNorm(last.embed_dim, device=device))
+                setattr(self, name, norm(last.embed_dim, device=device))
         head = nn.Linear(last.embed_dim, self.num_classes, device=device) if self.num_classes else nn.Identity()
         self.head = head
         if weight_init != "skip":
