@@ -16,12 +16,19 @@ if TYPE_CHECKING:
     from learngene.making.condense import condense
     from learngene.making.extract import extract
     from learngene.making.finetune import evaluate, finetune, scratch
+    from learngene.making.hyper import guidance
     from learngene.making.hyper.embedding import embed_task
     from learngene.making.hyper.tune import tune
+    from learngene.making.pool import features, stitches
     from learngene.making.search.make import search
+    from learngene.methods import method
+    from learngene.methods.tal import predict as hypernetworks
     from learngene.methods.tal.task_embedding import TaskEmbedding
+    from learngene.recipe.hyper import Guidance
     from learngene.recipe.loading import load_recipe
+    from learngene.recipe.sections import Distill
     from learngene.system.errors import LearngeneError
+    from learngene.training import losses
     from learngene.vits.descendant_folder import load_descendant, save_descendant
     from learngene.vits.onnx_export import export_onnx
     from learngene.vits.segmenter import segment
@@ -35,7 +42,9 @@ _HOMES = {
     "Ancestry": "genes.ancestry",
     "Budget": "genes.plan",
     "Candidate": "genes.plan",
+    "Distill": "recipe.sections",
     "ElasticViT": "genes.elastic",
+    "Guidance": "recipe.hyper",
     "Learngene": "genes.gene",
     "LearngeneError": "system.errors",
     "StitchedShape": "vits.stitched_shape",
@@ -50,6 +59,7 @@ _HOMES = {
     "latency": "vits.speed",
     "load_descendant": "vits.descendant_folder",
     "load_recipe": "recipe",
+    "method": "methods",
     "plan": "genes.plan",
     "save_descendant": "vits.descendant_folder",
     "scratch": "making.finetune",
@@ -58,7 +68,16 @@ _HOMES = {
     "tune": "making.hyper.tune",
 }
 
-__all__ = ["__version__", "load", *_HOMES]
+_MODULES = {
+    "features": "making.pool.features",
+    "guidance": "making.hyper.guidance",
+    "hypernetworks": "methods.tal.predict",
+    "losses": "training.losses",
+    "stitches": "making.pool.stitches",
+}
+"""Modules with the papers' parts, one by one; see docs/parts.md."""
+
+__all__ = ["__version__", "load", *_HOMES, *_MODULES]
 
 register_with_timm()
 
@@ -71,6 +90,8 @@ def load(path: str, *, verify_content: bool = True) -> "Learngene":
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"learngene.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'learngene' has no attribute '{name}'")
     return getattr(import_module(f"learngene.{_HOMES[name]}"), name)

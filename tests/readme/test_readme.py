@@ -10,12 +10,13 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import sklearn.datasets
 import yaml
 
+import learngene
 from learngene.methods import METHODS, default_settings, method
 from learngene.recipe.loading import build_recipe
 from pico import CLI, pico_gene
@@ -119,6 +120,20 @@ def test_the_examples_run_as_they_stand(name: str, least: int, programs: int, cl
     assert counts["bash"] >= least, counts
     assert counts["python"] == programs
     assert (workplace / "runs").is_dir()
+
+
+def test_the_papers_parts_are_there_one_by_one() -> None:
+    (program,) = [block.text for block in blocks(ROOT / "docs" / "parts.md") if block.language == "python"]
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(program, "docs/parts.md (python)", "exec"), names)
+    assert names["weight"].shape == (16, 16)
+    assert names["nodes"].shape[0] == len(names["graph"].nodes)
+    calls = set(re.findall(r"lg\.(\w+\.\w+|[a-zA-Z]\w*)", (ROOT / "docs" / "parts.md").read_text()))
+    for call in calls:
+        value: Any = learngene
+        for name in call.split("."):
+            value = getattr(value, name)
+        assert value.__doc__, call
 
 
 def test_the_library_in_twelve_lines_has_twelve_lines() -> None:

@@ -116,7 +116,7 @@ def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str
 def test_the_schema_knows_every_method_and_field() -> None:
     assert set(SCHEMA["properties"]["method"]["enum"]) == set(METHODS)
     shape = SCHEMA["$defs"]["shape"]["properties"]
-    assert {name: field["default"] for name, field in shape.items()} == ViTShape().to_dict()
+    assert {name: field["default"] for name, field in shape.items()} == {**ViTShape().to_dict(), "norm_eps": 1e-6}
 
 
 def test_the_schema_has_the_settings_of_every_method(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_the_schema_refuses_wrong_settings(name: str, settings: dict[str, Any], 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("version", 2),
+        ("version", 3),
         ("method", "tlegg"),
         ("settings", {"modules": ["x"]}),
         ("settings", {"first_layer": 0}),

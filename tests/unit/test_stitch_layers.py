@@ -10,7 +10,12 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor
 
 from learngene.making.pool.distil import RowDistillation
-from learngene.making.pool.stitches import least_squares_stitches, transformation_stitches
+from learngene.making.pool.stitches import (
+    least_squares,
+    least_squares_stitches,
+    transformation_start,
+    transformation_stitches,
+)
 from learngene.recipe.pool import PoolSpec
 from learngene.system.errors import LearngeneError
 from pico import batch
@@ -161,3 +166,19 @@ def test_no_other_stitch_fits_better() -> None:
         for _ in range(20):
             other = weight + 0.01 * torch.randn_like(weight), bias + 0.01 * torch.randn_like(bias)
             assert F.mse_loss(F.linear(source, *other), target) > best
+
+
+def test_least_squares_of_one_layer_by_hand() -> None:
+    """Through (0, 1), (1, 3), (2, 5) goes 2 x + 1; of (0, 0), (1, 0), (2, 3) the best line is 1.5 x - 0.5."""
+    source = torch.tensor([[0.0], [1.0], [2.0]])
+    weight, bias = least_squares(source, torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 3.0]]))
+    torch.testing.assert_close(weight, torch.tensor([[2.0], [1.5]]))
+    torch.testing.assert_close(bias, torch.tensor([1.0, -0.5]))
+
+
+def test_a_transformation_start_leads_through_the_ancestry() -> None:
+    """By hand: back from a row of width 1 by (1, 2) transposed, forth to a row of width 1 by (3, 4): 3 + 8."""
+    back, forth = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+    assert transformation_start(back, forth).tolist() == [[11.0]]
+    assert transformation_start(back, None).tolist() == [[1.0], [2.0]]
+    assert transformation_start(None, forth).tolist() == [[3.0, 4.0]]

@@ -1,4 +1,7 @@
-"""What stitch layers start from: transformation matrices (Learngene Pool) or least squares (SN-Net)."""
+"""What stitch layers start from: transformation matrices (Learngene Pool) or least squares (SN-Net).
+
+``transformation_start`` and ``least_squares`` are the two rules for one layer, the other functions fill a whole pool.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,49 @@ CUTOFF = 1e-13
 Matrix = Float[Tensor, "width ancestry"]
 
 
+def transformation_start(back: Matrix | None, forth: Matrix | None) -> Float[Tensor, "target source"]:
+    """TM: the weight of a stitch layer between two rows, from the matrices W that they learned in distillation.
+
+    A row's W leads from the ancestry to the row, so its transpose leads back (Learngene Pool, section "Initialization
+    of the Stitch Layers"). Between two rows that both are narrower than the ancestry the way leads through its width.
+
+    Args:
+        back: W of the row that the layer leaves, (width, ancestry width); None is the identity.
+        forth: W of the row that it enters, likewise.
+
+    Raises:
+        LearngeneError: If both are the identity.
+    """
+    if back is None and forth is None:
+        raise LearngeneError("pool.stitches: tm needs a row that is not as wide as the ancestry; use ls")
+    if back is None or forth is None:
+        return forth if back is None else back.T  # type: ignore[return-value]
+    return forth @ back.T
+
+
+def least_squares(
+    source: Float[Tensor, "tokens source"], target: Float[Tensor, "tokens target"]
+) -> tuple[Float[Tensor, "target source"], Float[Tensor, " target"]]:
+    """LS: weight and bias of the linear layer that leads from one block's output to another's input (SN-Net).
+
+    Where the tokens do not determine a solution, the one of minimum norm is taken. Computed in double precision.
+
+    Args:
+        source: Tokens behind block i of the row that the layer leaves.
+        target: The same tokens before block j of the row that it enters.
+
+    Returns:
+        ``weight`` and ``bias`` in single precision: ``source @ weight.T + bias`` is as near ``target`` as can be.
+    """
+    ones = _with_ones(source)
+    return _layer(_pseudo_inverse(ones.T @ ones) @ (ones.T @ target.double()))
+
+
 @torch.no_grad()
 def transformation_stitches(gene: Learngene, matrices: Sequence[Matrix | None]) -> None:
     """TM: fills every stitch layer of a pool from the matrices that its rows learned in distillation.
 
-    A row's W leads from the ancestry to the row, so its transpose leads back (section "Initialization of the Stitch
-    Layers", which averages the three matrices of the narrow row). Between two rows that both are narrower than the
-    ancestry the way leads through the ancestry's width. All layers between two rows start alike, with zero bias.
+    All layers between two rows start alike, with zero bias; of the three matrices of a row the paper takes the mean.
 
     Args:
         gene: The pool; its stitch layers are overwritten.
@@ -34,12 +73,7 @@ def transformation_stitches(gene: Learngene, matrices: Sequence[Matrix | None]) 
     """
     tensors = gene.tensors()
     for name, (source, target) in rows_of(gene.method).stitch_layers(gene.shape).items():
-        back, forth = matrices[source], matrices[target]
-        if back is None and forth is None:
-            raise LearngeneError("pool.stitches: tm needs a row that is not as wide as the ancestry; use ls")
-        weight = forth if back is None else back.T if forth is None else forth @ back.T
-        assert weight is not None
-        tensors[f"{name}.weight"].copy_(weight)
+        tensors[f"{name}.weight"].copy_(transformation_start(matrices[source], matrices[target]))
         tensors[f"{name}.bias"].zero_()
 
 
@@ -49,10 +83,10 @@ def least_squares_stitches(
     batches: Iterable[Float[Tensor, "batch channels height width"]],
     warn: Callable[[str], object],
 ) -> None:
-    """LS: fits every stitch (i, j) to lead from the output of block i to the input of block j, over all tokens.
+    """LS: fits every stitch (i, j) to lead from the output of block i to the input of block j, see ``least_squares``.
 
     A layer that several stitches share gets the mean of their solutions. Only sums over images are kept, so memory
-    does not grow with them. Where the features do not determine a solution, the one of minimum norm is taken.
+    does not grow with them.
 
     Args:
         gene: The pool; its stitch layers are overwritten.
@@ -93,8 +127,7 @@ class _Fit:
         """Adds a batch's features: what enters every block of the rows, and what leaves the last."""
         inputs = {j: target[j].flatten(0, -2).double() for j in sorted({j for _, j in self.stitches})}
         for i in sorted({i for i, _ in self.stitches}):
-            tokens = source[i + 1].flatten(0, -2).double()
-            tokens = torch.cat([tokens, tokens.new_ones(len(tokens), 1)], dim=1)
+            tokens = _with_ones(source[i + 1].flatten(0, -2))
             self._gram[i] = self._gram.get(i, 0) + tokens.T @ tokens
             for j in [j for other, j in self.stitches if other == i]:
                 self._cross[i, j] = self._cross.get((i, j), 0) + tokens.T @ inputs[j]
@@ -106,8 +139,17 @@ class _Fit:
         solutions: dict[int, list[Tensor]] = {}
         for (i, j), layer in self.stitches.items():
             solutions.setdefault(layer, []).append(inverses[i] @ self._cross[i, j])
-        means = {layer: torch.stack(each).mean(0).T for layer, each in solutions.items()}
-        return {layer: (mean[:, :-1].float(), mean[:, -1].float()) for layer, mean in means.items()}
+        return {layer: _layer(torch.stack(each).mean(0)) for layer, each in solutions.items()}
+
+
+def _with_ones(tokens: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width+1"]:
+    """Tokens in double precision, and behind them what the bias is multiplied with."""
+    return torch.cat([tokens.double(), tokens.new_ones(len(tokens), 1).double()], dim=1)
+
+
+def _layer(solution: Float[Tensor, "source+1 target"]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer."""
+    return solution[:-1].T.float(), solution[-1].float()
 
 
 def _pseudo_inverse(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -1,5 +1,8 @@
 """Predicting: shapes and tasks to weights under timm's names, differentiable in the hypernetwork's parameters.
 
+``graph_of`` makes a shape's graph, ``encode`` its nodes' vectors, ``low_rank_weights`` and ``dense_weights`` the
+weights; ``predict`` is all three for several shapes at once. All take the gene's ``method.config`` and ``tensors()``.
+
 The decoders give raw tensors; here they are cropped or tiled to size, scaled as GHN-3 scales (``norm_weights``), and
 named. Layers of one kind stay stacked until the last moment, so that all of them are scaled at once.
 """
