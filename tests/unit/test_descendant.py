@@ -213,3 +213,16 @@ def test_the_authors_epsilon_is_kept_by_every_descendant(
     assert "norm_eps" not in pico_gene(method_name, settings).shape.to_dict()
     gene.save(tmp_path / "gene.safetensors")
     assert Learngene.load(tmp_path / "gene.safetensors").shape.norm_eps == 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_folder_with_a_changed_byte_is_refused(name: str, tmp_path: Path) -> None:
+    save_descendant(pico_gene().expand(3), tmp_path / "des")
+    assert "digest" not in load_descendant(tmp_path / "des").learngene
+    file = tmp_path / "des" / name
+    content = bytearray(file.read_bytes())
+    place = content.rindex(b"1") if name.endswith("json") else len(content) - 2
+    content[place] ^= 3
+    file.write_bytes(content)
+    with pytest.raises(LearngeneError, match=r"a file was changed after it was written; make the model again, or del"):
+        load_descendant(tmp_path / "des")

@@ -1,4 +1,4 @@
-"""Records: JSON files that name their kind and version, are written whole and checked when they are read."""
+"""Records: JSON files that name their kind, version and digest, are written whole and checked when they are read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from learngene.system.digest import DIGEST, content_digest
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_file
 
@@ -54,6 +55,8 @@ class Record(BaseModel):
             raise RecordError(
                 f"{path}: damaged or of another version, 'version': {found!r} where {cls.version} is read"
             )
+        if content.get(DIGEST, "") not in ("", content_digest(content)):  # older files have none
+            raise RecordError(f"{path}: damaged, its content does not match its digest")
         try:
             return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
@@ -71,7 +74,10 @@ class Record(BaseModel):
         """Writes the file, in place of an older one if there is one."""
         head = {name: value for name in ("kind", "version") if (value := getattr(self, name)) is not None}
         separators = (",", ":") if self.indent is None else None
-        text = json.dumps(head | self.content(), indent=self.indent, separators=separators, allow_nan=False)
+        content = head | self.content()
+        text = json.dumps(
+            content | {DIGEST: content_digest(content)}, indent=self.indent, separators=separators, allow_nan=False
+        )
         write_file(path, lambda temporary: temporary.write_text(text + "\n"))
 
     def write_new(self, path: Path) -> None:

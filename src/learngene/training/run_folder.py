@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,6 +126,9 @@ class RunFolder:
         if not path.exists():
             return None
         try:
+            with zipfile.ZipFile(path) as records:  # torch writes checksums, and does not look at them
+                if changed := records.testzip():
+                    raise zipfile.BadZipFile(changed)
             content = torch.load(path, map_location="cpu", weights_only=True)
             return content, Progress(**json.loads(content.pop("progress")))
         except Exception as error:

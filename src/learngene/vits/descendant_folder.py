@@ -2,7 +2,7 @@
 
 ``config.json`` and ``model.safetensors`` are as timm writes them, so that
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads the model without learngene installed.
-``learngene.json`` says which gene it came from and which of the gene's tensors fed which layer.
+``learngene.json`` says which gene it came from and which of the gene's tensors fed which layer, and has a digest of all.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from learngene.system.digest import DIGEST, content_digest
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_folder
 from learngene.vits.stitched_shape import Shape, shape_from
 
-PROVENANCE = "learngene.json"
+PROVENANCE, TIMM_FILES = "learngene.json", ("config.json", "model.safetensors")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TimmModel = Any
@@ -44,7 +45,8 @@ def save_descendant(model: TimmModel, path: str | Path) -> None:
         labels = {"label_names": list(names)} if names else {}
         save_for_hf(model, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
         _keep_preprocessing(folder / "config.json", model.pretrained_cfg)
-        (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
+        digest = content_digest(json.loads(json.dumps(record)), *(folder / name for name in TIMM_FILES))
+        (folder / PROVENANCE).write_text(json.dumps(record | {DIGEST: digest}, indent=2) + "\n")
 
     write_folder(Path(path), PROVENANCE, write)
 
@@ -63,16 +65,33 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
     from safetensors import SafetensorError
 
     path = Path(path)
-    for name in ("config.json", "model.safetensors"):
+    for name in TIMM_FILES:
         if not (path / name).is_file():
             raise LearngeneError(f"{path}: not a descendant folder (no {name})")
     try:
+        record = _record(path)
         model = timm.create_model(f"local-dir:{path}", pretrained=True, **changes)
-        if (path / PROVENANCE).is_file():
-            model.learngene = json.loads((path / PROVENANCE).read_text())
+        if record is not None:
+            model.learngene = record
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise LearngeneError(f"{path}: cannot be loaded ({str(error).splitlines()[0][:200]})") from None
     return model
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What ``learngene.json`` says, once its digest has been compared; None for a folder of timm's own."""
+    if not (path / PROVENANCE).is_file():
+        return None
+    record: dict[str, Any] = json.loads((path / PROVENANCE).read_text())
+    if not isinstance(record, dict):
+        raise ValueError(f"{PROVENANCE} is no JSON object")
+    digest = record.pop(DIGEST, None)  # older folders have none
+    if digest not in (None, content_digest(record, *(path / name for name in TIMM_FILES))):
+        raise LearngeneError(
+            f"{path}: a file was changed after it was written; make the model again, or delete '{DIGEST}' in "
+            f"{PROVENANCE} if you changed it on purpose"
+        )
+    return record
 
 
 def model_arguments(model: TimmModel) -> dict[str, Any]:
