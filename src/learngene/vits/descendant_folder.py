@@ -2,7 +2,7 @@
 
 ``config.json`` and ``model.safetensors`` are as timm writes them, so that
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads the model without learngene installed.
-``learngene.json`` says which gene it came from and which of the gene's tensors fed which layer, and has a digest of all.
+``learngene.json`` says which gene it came from and which of the gene's tensors fed which layer; its digest is of all.
 """
 
 from __future__ import annotations
