@@ -272,7 +272,8 @@ def test_corrupt_images_are_refused_with_their_number_and_skipped_only_if_asked(
     if name == "eval":
         assert "11 images" in result.out
     else:
-        assert f"data {broken}: 1 corrupt training images left out\n" in result.err
+        left = "left out: 1 corrupt (train/red/02.png)\n"
+        assert f"data {broken}: training 26 images (9 blue, 9 green, 8 red); {left}" in result.err
         assert json.loads((place / "run" / "result.json").read_text())["data"]["corrupt"] == 2
 
 

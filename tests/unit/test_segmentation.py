@@ -92,7 +92,8 @@ def gap(root: Path) -> None:
 
 def as_jpeg(root: Path) -> None:
     for path in (root / "masks" / "train").glob("*.png"):
-        path.rename(path.with_suffix(".jpg"))
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
@@ -127,11 +128,15 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         r"1 of 12 images cannot be decoded, the first is images/train/05.png",
     ),
     "colours": (
-        lambda root: Image.new("RGB", (12, 8)).save(root / "masks/val/00.png"),
+        lambda root: Image.new("RGB", (12, 8), (9, 0, 0)).save(root / "masks/val/00.png"),
         {"mask_classes": 3},
-        r"mask masks/val/00.png has pixels of mode RGB",
+        r"mask masks/val/00.png has colour 9 0 0; say what they mean with data.mask_values=\{9 0 0: NAME\}, null for",
     ),
-    "jpeg masks": (as_jpeg, {}, r"masks/train/\d\d.jpg is no PNG"),
+    "jpeg masks": (
+        as_jpeg,
+        {},
+        r"mask masks/train/\d\d.jpg is a JPEG, which changes values; a mask is a PNG or ano",
+    ),
     "two of a name": (
         lambda root: shutil.copy(root / "images/train/00.png", root / "images/train/00.jpg"),
         {},

@@ -47,8 +47,6 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     splits = train, val = open_splits(recipe.data)
     kind = " of pixels" if train.segmentation else ""
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes{kind}"
-    if train.corrupt or val.corrupt:
-        yield f"data: {len(train.corrupt) + len(val.corrupt)} corrupt images left out"
     for name, spec in _trained(recipe):
         open_splits(recipe.data, spec, opened=splits)
         refuse_unknown_optimizer(spec)
@@ -61,6 +59,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         resolved = yield from _check_finetune(recipe, train)
     for stage in _stages(resolved):
         yield _check_folder(stage)
+    yield splits.counted()
 
 
 def _stages(recipe: CondenseRecipe | FinetuneRecipe) -> Sequence[CondenseRecipe | FinetuneRecipe]:

@@ -109,11 +109,10 @@ class _Views(Dataset[tuple[Tensor, Tensor | int]]):
         return self.kept[index]
 
     def _view(self, index: int) -> tuple[Tensor, Tensor | int]:
-        image = self.images.image(index, self.mode)
         if self.images.segmentation:
-            view: tuple[Tensor, Tensor] = self.transform(image, self.images.mask(index, image.size))
+            view: tuple[Tensor, Tensor] = self.transform(*self.images.pair(index, self.mode))
             return view
-        return self.transform(image), self.images.labels[index]
+        return self.transform(self.images.image(index, self.mode)), self.images.labels[index]
 
 
 Part = list[tuple[int, int, int]]

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
+import posixpath
 import tarfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from learngene.data.file_kinds import (
+    NO_CLASS,
+    NO_IMAGE,
+    RAW_SUFFIXES,
+    Left,
+    holds_image,
+    left_behind,
+    says_image,
+)
 from learngene.system.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
+MOST_LINKS = 16
+"""Links of a tar that are followed from one to the next."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,8 @@ class ImageFile:
 
     def open(self) -> Image.Image:
         """The image, not yet decoded."""
+        if self.name.lower().endswith(RAW_SUFFIXES):
+            raise ValueError("a camera's raw file; convert it")
         if self.content is not None:
             return Image.open(io.BytesIO(self.content))
         if self.size < 0:
@@ -40,42 +53,130 @@ Found = tuple[str, str, ImageFile]
 """An image with the names of the two folders above it: split and class, or images or masks and split."""
 
 
-def places_of(source: Path) -> list[Found]:
-    """The images of a folder or tar that lie at least two folders deep.
+@dataclass
+class Contents:
+    """What lies in a folder or tar.
+
+    Attributes:
+        found: The images that lie at least two folders deep.
+        left: What is no part of the data set: other files, leftovers, images that lie elsewhere.
+    """
+
+    found: list[Found] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    def add(self, place: ImageFile, image: bool) -> None:
+        """Takes in a file, which is an image or not."""
+        parts = tuple(place.name.split("/"))
+        if image and len(parts) > 2:
+            self.found.append((parts[0], parts[1], place))
+        else:
+            self.left.append(Left(parts, NO_CLASS if image else NO_IMAGE))
+
+
+def contents_of(source: Path) -> Contents:
+    """The images of a folder or tar, and what else is there.
 
     Raises:
         DataError: If the source is a file that is no tar, or a damaged one.
     """
     if source.is_file() and not tarfile.is_tarfile(source):
         raise DataError(f"data {source}: a file that is no tar; give a folder or a tar")
-    return list(_folder_places(source) if source.is_dir() else _tar_places(source))
+    contents = Contents()
+    if source.is_dir():
+        _look_into(source, (), contents, ())
+    else:
+        _read_tar(source, contents)
+    return contents
 
 
-def _folder_places(root: Path) -> Iterable[Found]:
-    for path in root.glob("*/*/**/*"):
-        if path.suffix.lower() in SUFFIXES:
-            parts = path.relative_to(root).parts
-            yield parts[0], parts[1], ImageFile(str(path), "/".join(parts))
+def _look_into(folder: Path, parts: tuple[str, ...], contents: Contents, above: tuple[tuple[int, int], ...]) -> None:
+    """Takes in a folder and all below it, links too, but for those that lead back up."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            below = (*parts, entry.name)
+            is_folder = entry.is_dir()
+            if reason := left_behind(entry.name, is_folder):
+                contents.left.append(Left(below, reason))
+            elif is_folder:
+                _look_into(folder / entry.name, below, contents, (*above, here))
+            else:
+                image = says_image(entry.name) or (len(below) > 2 and _file_holds_image(entry))
+                contents.add(ImageFile(entry.path, "/".join(below)), image)
 
 
-def _tar_places(path: Path) -> Iterable[Found]:
-    """Images of a tar. A plain one is read in place; a compressed one is unpacked into memory."""
+def _file_holds_image(entry: os.DirEntry[str]) -> bool:
     try:
+        if not entry.is_file():  # a pipe would never end
+            return False
+        with open(entry.path, "rb") as file:
+            return holds_image(file)
+    except OSError:
+        return False
+
+
+def _read_tar(path: Path, contents: Contents) -> None:
+    """Takes in a tar. A plain one is read in place; a compressed one is unpacked into memory."""
+    try:
+        plain = _is_plain(path)
         with tarfile.open(path) as archive:
-            plain = _is_plain(path)
-            for member in archive:
-                parts = member.name.removeprefix("./").split("/")
-                if not member.isfile() or len(parts) < 3 or not member.name.lower().endswith(SUFFIXES):
-                    continue
-                name = "/".join(parts)
-                if plain:
-                    place = ImageFile(str(path), name, member.offset_data, member.size)
-                else:
-                    content = archive.extractfile(member)
-                    place = ImageFile(str(path), name, content=content.read() if content else b"")
-                yield parts[0], parts[1], place
+            members: dict[str, tarfile.TarInfo] = {}
+            places: dict[str, ImageFile] = {}
+            for member in archive:  # the last of a name is what unpacking gives
+                name = posixpath.normpath(member.name)
+                members[name] = member
+                if member.isreg() and not _left_in_tar(name, False):
+                    places[name] = _place(path, archive, member, name, plain)
+            for name, member in members.items():
+                target = _target(name, members) if member.islnk() or member.issym() else None
+                if target is not None and not _left_in_tar(name, False):
+                    places[name] = _place(path, archive, target, name, plain)
+            left = {_left_in_tar(name, member.isdir()) for name, member in members.items()}
+        contents.left += sorted(entry for entry in left if entry is not None)
+        with open(path, "rb") as raw:
+            for name, place in places.items():
+                contents.add(place, says_image(name) or (name.count("/") > 1 and holds_image(_content(place, raw))))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"data {path}: the tar is damaged or truncated ({error})") from None
+
+
+def _place(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, plain: bool) -> ImageFile:
+    if plain and member.sparse is None:
+        return ImageFile(str(path), name, member.offset_data, member.size)
+    unpacked = archive.extractfile(member)
+    return ImageFile(str(path), name, content=unpacked.read() if unpacked else b"")
+
+
+def _left_in_tar(name: str, is_folder: bool) -> Left | None:
+    """What of a path was left behind: its first such folder, or the file."""
+    parts = tuple(name.split("/"))
+    for depth, part in enumerate(parts, start=1):
+        if part != "." and (reason := left_behind(part, depth < len(parts) or is_folder)):
+            return Left(parts[:depth], reason)
+    return None
+
+
+def _target(name: str, members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The file that an entry of a tar is or links to; tars keep the second of two equal files as a link."""
+    for _ in range(MOST_LINKS):
+        member = members.get(name)
+        if member is None or member.isreg():
+            return member
+        near = posixpath.dirname(name) if member.issym() else ""
+        name = posixpath.normpath(posixpath.join(near, member.linkname))
+    return None
+
+
+def _content(place: ImageFile, raw: io.BufferedReader) -> io.BytesIO:
+    """The bytes of a piece of a tar."""
+    if place.content is not None:
+        return io.BytesIO(place.content)
+    raw.seek(place.offset)
+    return io.BytesIO(raw.read(place.size))
 
 
 def _is_plain(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,20 @@ import numpy as np
 from PIL import Image
 
 from learngene.data import decathlon, digits
+from learngene.data.file_kinds import Left, told
 from learngene.data.image_files import ImageFile
-from learngene.data.masks import UNREADABLE, Masks, Source, open_source, split_folder
-from learngene.recipe.sections import MASK_VALUES, DataSpec
+from learngene.data.layouts import Source, open_source, split_folder
+from learngene.data.masks import NOT_JUDGED, OBJECT, Masks, MaskTable
+from learngene.data.pixels import FULL_16, Decoding, Seen, opening, why_broken
+from learngene.recipe.mask_values import MASK_VALUES, class_names
+from learngene.recipe.sections import DataSpec
 from learngene.system.errors import CorruptError, DataError, NoSplitError
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 """How the names of timm's data sets begin."""
+
+SHOWN_CLASSES = 12
+"""Most classes whose images are told one by one."""
 
 SCAN_LIMIT = 20_000
 """Sets up to this size are decoded once before training, which takes seconds, so that bad files show at once."""
@@ -37,6 +45,9 @@ class ImageSet:
             orders them.
         corrupt: Images that were left out because they cannot be decoded.
         masks: Reads the mask at an index; None for images with a class each.
+        decoding: How images become pixels.
+        left: What lies beside the images and is none of them.
+        seen: What the images needed to be decoded, once all of them were.
     """
 
     where: str
@@ -46,6 +57,9 @@ class ImageSet:
     class_names: list[str]
     corrupt: list[str] = field(default_factory=list)
     masks: Masks | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+    left: Sequence[Left] = ()
+    seen: Seen | None = None
 
     @property
     def segmentation(self) -> bool:
@@ -61,28 +75,44 @@ class ImageSet:
         return len(self.labels)
 
     def image(self, index: int, mode: str = "RGB") -> Image.Image:
-        """Decodes one image.
+        """Decodes one image: upright, in 8 bits, over the background where it is transparent.
+
+        Args:
+            index: Which.
+            mode: ``RGB``, or ``L`` for grey.
 
         Raises:
             CorruptError: If it cannot be decoded.
+            DataError: If it does not say which values are black and white.
         """
-        try:
-            with self.read(index) as image:
-                return image.convert(mode)
-        except UNREADABLE as error:
-            raise CorruptError(
-                f"{self.where}: image {self.names[index]} cannot be decoded ({type(error).__name__}); "
-                "mend it, or set data.skip_corrupt=true to count and leave out such images"
-            ) from None
+        return self._decoded(index, mode)[0]
 
-    def mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
+    def pair(self, index: int, mode: str = "RGB") -> tuple[Image.Image, np.ndarray]:
+        """Decodes an image and its mask; see ``image`` and ``Masks``."""
+        image, orientation = self._decoded(index, mode)
+        return image, self.mask(index, image.size, orientation)
+
+    def mask(self, index: int, size: tuple[int, int], orientation: int = 1) -> np.ndarray:
         """Decodes and checks the mask of an image of a size; see ``Masks``."""
         if self.masks is None:
             raise DataError(f"{self.where}: has no masks")
-        return self.masks.read(index, size)
+        return self.masks.read(index, size, orientation)
+
+    def _decoded(self, index: int, mode: str, seen: Seen | None = None) -> tuple[Image.Image, int]:
+        """An image, and the EXIF orientation it is stored in."""
+        try:
+            with opening(), self.read(index) as image:
+                return self.decoding.decoded(image, mode, seen)
+        except DataError as error:
+            raise DataError(f"{self.where}: image {self.names[index]} {error}") from None
+        except Exception as error:
+            raise CorruptError(
+                f"{self.where}: image {self.names[index]} cannot be decoded ({why_broken(error)}); "
+                "mend it, or set data.skip_corrupt=true to count and leave out such images"
+            ) from None
 
     def scan(self, skip: bool) -> ImageSet:
-        """Decodes every image, and mask, once.
+        """Decodes every image, and mask, once, and counts what they are made of.
 
         Args:
             skip: Leave out what cannot be decoded and remember its name, instead of refusing.
@@ -95,25 +125,54 @@ class ImageSet:
                 does not fit its image or the classes.
         """
         bad: list[int] = []
+        seen, pixels, first = Seen(), np.zeros(MASK_VALUES, np.int64), ""
         for index in range(len(self)):
             try:
-                image = self.image(index)
+                image, orientation = self._decoded(index, "RGB", seen)
                 if self.masks is not None:
-                    self.masks.read(index, image.size)
-            except CorruptError:
+                    pixels += np.bincount(self.mask(index, image.size, orientation).ravel(), minlength=MASK_VALUES)
+            except CorruptError as error:
+                first = first or str(error).partition("cannot be decoded (")[2].partition("); mend")[0]
                 bad.append(index)
-        if not bad:
-            return self
-        if not skip:
+        if bad and not skip:
             raise DataError(
                 f"{self.where}: {len(bad)} of {len(self)} images cannot be decoded, the first is "
-                f"{self.names[bad[0]]}; mend them, or set data.skip_corrupt=true to leave them out"
+                f"{self.names[bad[0]]} ({first}); mend them, or set data.skip_corrupt=true to leave them out"
             )
         gone = set(bad)
         kept = [index for index in range(len(self)) if index not in gone]
         if not kept:
             raise DataError(f"{self.where}: none of its {len(self)} images can be decoded")
-        return self.picked(kept, corrupt=[self.names[i] for i in bad])
+        scanned = self.picked(kept, corrupt=[self.names[i] for i in bad]) if bad else self
+        scanned.seen = seen
+        if scanned.masks is not None:
+            scanned.masks.pixels = pixels
+        return scanned
+
+    def counted(self) -> str:
+        """What the set has, what was left out of it and why, in one line."""
+        parts = [f"{len(self)} images{self._of_classes()}"]
+        if self.seen is not None:
+            parts += [f"{count} {remark}" for remark, count in sorted(self.seen.remarks.items())]
+            largest = self.seen.largest_16
+            if 0 < largest <= FULL_16 // 4 and self.decoding.pixel_range is None:
+                parts.append(
+                    f"no 16-bit pixel above {largest} of {FULL_16}: if white is less, set data.pixel_range=[0, WHITE]"
+                )
+        line = ", ".join(parts)
+        broken = [Left(tuple(name.split("/")), "corrupt") for name in self.corrupt]
+        line += f"; left out: {left}" if (left := told([*broken, *self.left])) else ""
+        if self.masks is not None and (shares := self.masks.shares(self.class_names)):
+            line += f"; pixels: {shares}"
+        return line
+
+    def _of_classes(self) -> str:
+        """How many images each class has, if there are few classes and images have one."""
+        count = len(self.class_names)
+        if self.segmentation or count > SHOWN_CLASSES:
+            return f" of {count} classes{' of pixels' if self.segmentation else ''}"
+        sizes = np.bincount(np.asarray(self.labels, int), minlength=count)
+        return f" ({', '.join(f'{size} {name}' for size, name in zip(sizes, self.class_names, strict=True))})"
 
     def picked(self, kept: Sequence[int], corrupt: Sequence[str] = ()) -> ImageSet:
         """The set of some of its images.
@@ -122,9 +181,15 @@ class ImageSet:
             kept: Their indices.
             corrupt: Names of images that were left out because they cannot be decoded.
         """
-        names, labels = [self.names[i] for i in kept], [self.labels[i] for i in kept]
-        masks = self.masks and self.masks.picked(kept)
-        return ImageSet(self.where, _Picked(self.read, kept), names, labels, self.class_names, list(corrupt), masks)
+        return dataclasses.replace(
+            self,
+            read=_Picked(self.read, kept),
+            names=[self.names[i] for i in kept],
+            labels=[self.labels[i] for i in kept],
+            corrupt=list(corrupt),
+            masks=self.masks and self.masks.picked(kept),
+            seen=None,
+        )
 
     def fingerprint(self) -> str:
         """A short hash of the names and labels: two sets with the same hash list the same images."""
@@ -194,11 +259,17 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
         raise DataError(
             f"data {where}: the split '{wanted}' has one class ({images.class_names[0]}); a classifier needs two"
         )
+    images.decoding = decoding_of(spec)
     if spec.skip_corrupt or len(images) <= SCAN_LIMIT:
         images = images.scan(spec.skip_corrupt)
     if images.masks is not None:
-        images.masks.refuse_unjudged(wanted)
+        images.masks.refuse_unjudged(wanted, images.class_names, split == "train", SCAN_LIMIT)
     return images
+
+
+def decoding_of(spec: DataSpec) -> Decoding:
+    """How a data section says that images become pixels."""
+    return Decoding(spec.background, spec.pixel_range, spec.max_pixels)
 
 
 # -- the kinds of data --------------------------------------------------------------------------------
@@ -248,14 +319,15 @@ def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> Image
         )
     folder = split_folder(split, splits, where)
     chosen = sorted(((name, place) for part, name, place in found if part == folder), key=lambda p: (p[0], p[1].name))
-    class_names = sorted({name for name, _ in chosen})
-    index = {name: i for i, name in enumerate(class_names)}
+    names = sorted({name for name, _ in chosen})
+    index = {name: i for i, name in enumerate(names)}
     return ImageSet(
         f"data {where}",
         _Files([place for _, place in chosen]),
         [place.name for _, place in chosen],
         [index[name] for name, _ in chosen],
-        class_names,
+        names,
+        left=[left for source in sources for left in source.left_of(folder)],
     )
 
 
@@ -265,26 +337,54 @@ def _masked(
     """Images with masks; the classes are the section's, else the given ones, else what the training masks have."""
     if spec.crop_pct is not None:
         raise DataError(f"data {where}: masks are judged on the whole image; leave data.crop_pct out")
-    classes = spec.mask_classes or classes
-    if classes is None:
-        try:
-            train = [pair for source in sources for pair in source.pairs(spec.train_split)]
-        except NoSplitError as error:
-            if split == spec.train_split:
-                raise
-            raise DataError(f"{error}; without training masks, say how many classes with data.mask_classes") from None
-        masks = [mask for _, mask in train]
-        classes = Masks(f"data {where}", masks, MASK_VALUES, spec.ignore_index).counted(spec.skip_corrupt)
-    names = classes if isinstance(classes, list) else [str(value) for value in range(classes)]
     pairs = [pair for source in sources for pair in source.pairs(split)]
+    made = Masks(f"data {where}", [mask for _, mask in pairs], MASK_VALUES, spec.ignore_index)
+    made.lie, made.decoding = spec.mask_orientation, decoding_of(spec)
+    known = spec.mask_classes or classes
+    if spec.mask_values is not None:
+        names = class_names(spec.mask_values, known)
+        made.table = MaskTable.of(spec.mask_values, names, spec.ignore_index)
+    else:
+        judging = _training_masks(spec, sources, split, made, known is not None)
+        if (known is None or _number(known) == 2) and judging.black_and_white(SCAN_LIMIT):
+            names = known if isinstance(known, list) else ["0", str(OBJECT)] if known is None else ["0", "1"]
+            made.table = MaskTable.of({"0": 0, str(OBJECT): 1}, names, spec.ignore_index)
+        else:
+            known = known or judging.counted(spec.skip_corrupt)
+            names = known if isinstance(known, list) else [str(value) for value in range(known)]
+    made.classes = len(names)
+    if made.table is not None:
+        made.ignore_index = NOT_JUDGED
+    left = [left for source in sources for left in source.left_of(_folder_of(source, split))]
+    read = _Files([image for image, _ in pairs])
     return ImageSet(
-        f"data {where}",
-        _Files([image for image, _ in pairs]),
-        [image.name for image, _ in pairs],
-        [0] * len(pairs),
-        names,
-        masks=Masks(f"data {where}", [mask for _, mask in pairs], len(names), spec.ignore_index),
+        f"data {where}", read, [image.name for image, _ in pairs], [0] * len(pairs), names, masks=made, left=left
     )
+
+
+def _number(classes: list[str] | int) -> int:
+    return len(classes) if isinstance(classes, list) else classes
+
+
+def _folder_of(source: Source, split: str) -> str:
+    """What a source of masks calls a split; VOC's has no folder for it."""
+    parts = {part for _, part, _ in source.found}
+    return split_folder(split, parts, source.path) if parts else ""
+
+
+def _training_masks(spec: DataSpec, sources: Sequence[Source], split: str, made: Masks, known: bool) -> Masks:
+    """The masks whose values say what values mean: those of training; those of the split if classes are ``known``."""
+    if split == spec.train_split:
+        return made
+    try:
+        train = [mask for source in sources for _, mask in source.pairs(spec.train_split)]
+    except DataError as error:
+        if known:
+            return made
+        if not isinstance(error, NoSplitError):
+            raise
+        raise DataError(f"{error}; without training masks, say how many classes with data.mask_classes") from None
+    return dataclasses.replace(made, places=train)
 
 
 def _decathlon(spec: DataSpec, dataset: str, split: str) -> ImageSet:
@@ -295,14 +395,24 @@ def _decathlon(spec: DataSpec, dataset: str, split: str) -> ImageSet:
 
 
 class _Named:
-    """Reads a timm data set; its items are (image, label)."""
+    """Reads a timm data set; its items are (image, label).
+
+    timm's own class for Hugging Face's sets converts images without regard to bits and transparency, and gives the
+    next image in place of one that it cannot read; so what it reads from is asked instead.
+    """
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        self.items = getattr(dataset, "reader", dataset)
+        if getattr(dataset, "loader", None) is not None:  # torchvision's, which converts too
+            dataset.loader = str
 
     def __call__(self, index: int) -> Image.Image:
-        image: Image.Image = self.dataset[index][0]
-        return image
+        image = self.items[index][0]
+        return image if isinstance(image, Image.Image) else Image.open(image)
+
+    def label(self, index: int) -> int:
+        """The class of an image, which is not opened."""
+        return int(self.items[index][1])
 
 
 def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
@@ -318,9 +428,10 @@ def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
         raise DataError(f"data {name}: package '{error.name}' is missing; pip install 'learngene[data]'") from None
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError) as error:
         raise unusable(error) from None
+    read = _Named(dataset)
     try:
         count = len(dataset)
-        dataset[0]
+        read.label(0)
     except (NotImplementedError, TypeError, KeyError) as error:  # what streaming sets raise when asked for an index
         raise DataError(
             f"data {name}: needs random access, which this data set does not give ({error}); use a map-style one"
@@ -328,7 +439,7 @@ def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise unusable(error) from None
     labels = getattr(dataset, "targets", None)
-    labels = [int(dataset[i][1]) for i in range(count)] if labels is None else [int(label) for label in labels]
+    labels = [read.label(i) for i in range(count)] if labels is None else [int(label) for label in labels]
     classes = getattr(dataset, "classes", None) or [str(label) for label in range(max(labels) + 1)]
     names = [f"{split}-{index}" for index in range(count)]
-    return ImageSet(f"data {name}", _Named(dataset), names, labels, [str(c) for c in classes])
+    return ImageSet(f"data {name}", read, names, labels, [str(c) for c in classes])

@@ -19,6 +19,11 @@ class Splits(NamedTuple):
     train: ImageSet
     val: ImageSet
 
+    def counted(self) -> str:
+        """What was counted in both splits, and what was left out and why: a line each."""
+        where = self.train.where
+        return f"{where}: training {self.train.counted()}\n{where}: validation {self.val.counted()}"
+
 
 def open_splits(
     section: DataSpec,

@@ -14,7 +14,10 @@ FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "c
 """Entries that do not change what is computed."""
 
 ADDED_LATER = {
-    "DataSpec": ("mask_classes", "ignore_index"),
+    "DataSpec": (
+        *("mask_classes", "ignore_index", "mask_values", "mask_orientation"),
+        *("background", "pixel_range", "max_pixels"),
+    ),
     "Schedule": ("kind", "power"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),

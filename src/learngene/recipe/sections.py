@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from learngene.recipe.mask_values import MASK_VALUES, MaskValues, class_names
 from learngene.system.errors import RecipeError, nearest, refuse_unknown
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import PATH_FIELDS
@@ -51,6 +52,12 @@ def _smallest_first(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _black_and_white(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] == pair[1]:
+        raise RecipeError(f"pixel_range {list(pair)} has one value for black and white")
+    return pair
+
+
 def _without_removed(given: Any) -> Any:
     return {name: entry for name, entry in given.items() if entry is not None} if isinstance(given, Mapping) else given
 
@@ -63,6 +70,7 @@ Above0 = Annotated[float, Field(gt=0)]
 FractionAbove0 = Annotated[float, Field(gt=0, le=1)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Distinct = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
 """One name or more, none of them twice."""
@@ -89,10 +97,6 @@ class Section(BaseModel):
                 raise RecipeError(f"unknown preset '{name}'{nearest(str(name), cls.presets)}")
             given = merge(cls.presets[name], given)
         return given
-
-
-MASK_VALUES = 256
-"""Values that a pixel of an 8-bit mask can have."""
 
 
 class AncestrySpec(Section):
@@ -133,6 +137,25 @@ class DataSpec(Section):
         "counts, if all smaller ones occur",
     )
     ignore_index: int = Field(255, ge=0, le=255, description="segmentation: the value of pixels that are not judged")
+    mask_values: MaskValues | None = Field(
+        None,
+        description="segmentation: what values or colours of mask pixels mean, such as {0: ground, 255: object} or "
+        "{128 64 128: road, 0 0 142: car}; a class by name or number, or null for pixels that are not judged",
+    )
+    mask_orientation: Literal["seen", "stored"] | None = Field(
+        None,
+        description="segmentation: whether masks that state no orientation lie on images as these are seen, or as they "
+        "are stored; by default the size tells",
+    )
+    background: tuple[Byte, Byte, Byte] = Field(
+        (255, 255, 255), description="red, green and blue of what shows through transparent pixels: white, as on paper"
+    )
+    pixel_range: Annotated[tuple[float, float], AfterValidator(_black_and_white)] | None = Field(
+        None,
+        description="values of black and white in images of more than 8 bits; by default those of their format, and 0 "
+        "and 1 for floating point",
+    )
+    max_pixels: Positive = Field(178_956_970, description="an image of more is broken; the default is Pillow's limit")
 
     @model_validator(mode="after")
     def _classes_differ(self) -> DataSpec:
@@ -142,6 +165,8 @@ class DataSpec(Section):
             raise RecipeError(f"mask_classes {names} must be 2 to {MASK_VALUES} classes, by number or by name")
         if isinstance(names, list) and (twice := [name for name in names if names.count(name) > 1]):
             raise RecipeError(f"mask_classes names '{twice[0]}' twice")
+        if self.mask_values is not None:
+            class_names(self.mask_values, names)
         return self
 
     @property

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from learngene.data.batches import Batches, TrainBatches, eval_loader
 from learngene.data.images import ImageSet
+from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.training.log import TrainLog
@@ -133,8 +134,7 @@ class _Run:
         self.show = show and accelerator.is_main_process
         events = folder.path if folder and accelerator.is_main_process else None
         self.log = TrainLog(stage.name, spec.epochs * self.batches.steps_per_epoch, events, self.show)
-        if train_images.corrupt and folder:
-            self.log.note(f"{train_images.where}: {len(train_images.corrupt)} corrupt training images left out")
+        self.log.note(Splits(train_images, val_images).counted())
 
     # -- the run -------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from learngene.data.batches import Part, TrainBatches, eval_loader, loaded_parts
+from learngene.data.file_kinds import Left
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Train
@@ -202,16 +203,19 @@ def _joined(sets: Mapping[str, ImageSet]) -> ImageSet:
     labels: list[int] = []
     classes: list[str] = []
     corrupt: list[str] = []
-    where: list[tuple[ImageSet, int]] = []
+    left: list[Left] = []
+    places: list[tuple[ImageSet, int]] = []
     for task, images in sets.items():
         names += [f"{task}/{name}" for name in images.names]
         labels += [len(classes) + label for label in images.labels]
         classes += [f"{task}/{name}" for name in images.class_names]
         corrupt += [f"{task}/{name}" for name in images.corrupt]
-        where += [(images, index) for index in range(len(images))]
+        left += [Left((task, *entry.parts), entry.reason) for entry in images.left]
+        places += [(images, index) for index in range(len(images))]
 
     def read(index: int) -> Image.Image:
-        images, own = where[index]
-        return images.read(own)
+        images, own = places[index]
+        return images.image(own)
 
-    return ImageSet(", ".join(images.where for images in sets.values()), read, names, labels, classes, corrupt)
+    where = ", ".join(images.where for images in sets.values())
+    return ImageSet(where, read, names, labels, classes, corrupt, left=left)
