@@ -7,14 +7,15 @@ need the same gene, or the same cell, share one file, and a cell that is there i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import product
 from pathlib import Path
 
+from learngene.comparing.cost import equal_epochs
 from learngene.comparing.genes import gene_job
-from learngene.comparing.jobs import Cell, Comparison, GeneJob
-from learngene.methods import method
+from learngene.comparing.jobs import Cell, Comparison, Coordinates, GeneJob
+from learngene.methods import Method, method
 from learngene.recipe.compare import SOURCE, CompareRecipe, ContenderSpec
 from learngene.recipe.content_hash import short_hash
-from learngene.recipe.sections import DataSpec
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, StitchedShape, shape_from
@@ -39,36 +40,29 @@ def lay_out(
     Raises:
         LearngeneError: If a contender's gene cannot be described: the first fault.
     """
-    from learngene.comparing.cost import equal_epochs
-
     out = Comparison(recipe, num_classes, loaded or {}, masked)
     genes: dict[Path, GeneJob] = {}
-    for name in recipe.chosen("contenders"):
+    for name, shape_name, seed in product(recipe.chosen("contenders"), recipe.chosen("shapes"), recipe.run.seeds):
         spec = recipe.contenders[name]
-        for shape_name in recipe.chosen("shapes"):
-            for seed in recipe.run.seeds:
-                per_task = spec.stage2 is not None and spec.stage2.each
-                gene: GeneJob | None = None
-                for number, task in enumerate(recipe.chosen("tasks")):
-                    if number == 0 or per_task:
-                        gene = gene_job(out, name, spec, shape_name, task, seed)
-                    if gene is not None:
-                        if recipe.run.skip_impossible and not _possible(out, spec, shape_name, gene):
-                            continue
-                        gene = genes.setdefault(gene.path, gene)
-                    for budget in recipe.chosen("budgets"):
-                        if task in (recipe.budgets[budget].tasks or [task]):
-                            out.cells.append(_cell(out, name, shape_name, task, budget, seed, gene, None))
+        kind = method(spec.method, spec.settings)
+        per_task = spec.stage2 is not None and spec.stage2.each
+        gene: GeneJob | None = None
+        for number, task in enumerate(recipe.chosen("tasks")):
+            if number == 0 or per_task:
+                gene = gene_job(out, name, kind, shape_name, task, seed)
+            if gene is not None:
+                if recipe.run.skip_impossible and not _possible(out, spec, shape_name, gene):
+                    continue
+                gene = genes.setdefault(gene.path, gene)
+            for budget in recipe.chosen("budgets"):
+                if task in (recipe.budgets[budget].tasks or [task]):
+                    epochs = round(recipe.budgets[budget].epochs * spec.times)
+                    out.cells.append(_cell(out, (name, shape_name, task, budget, seed), kind, gene, epochs))
     out.genes = list(genes.values())
-    equal = [budget for budget in recipe.chosen("budgets") if recipe.budgets[budget].cost_of]
-    if equal:
-        epochs = equal_epochs(out, train_images)
-        out.cells = [
-            _cell(out, c.contender, c.shape_name, c.task, c.budget, c.seed, c.gene, epochs[c.coordinates])
-            if c.budget in equal
-            else c
-            for c in out.cells
-        ]
+    epochs_of = equal_epochs(out, train_images)
+    for number, cell in enumerate(out.cells):
+        if cell.coordinates in epochs_of:
+            out.cells[number] = _cell(out, cell.coordinates, cell.method, cell.gene, epochs_of[cell.coordinates])
     return out
 
 
@@ -88,21 +82,9 @@ def _shape(out: Comparison, shape_name: str, task: str) -> Shape:
     return shape_from({**recipe.shape, **recipe.shapes[shape_name], **own})
 
 
-def _cell(
-    out: Comparison,
-    contender: str,
-    shape_name: str,
-    task: str,
-    budget: str,
-    seed: int,
-    gene: GeneJob | None,
-    epochs: int | None,
-) -> Cell:
-    recipe = out.recipe
-    spec, data = recipe.contenders[contender], out.task_data(task)
-    shape = _shape(out, shape_name, task)
-    if epochs is None:
-        epochs = round(recipe.budgets[budget].epochs * spec.times)
+def _cell(out: Comparison, at: Coordinates, kind: Method, gene: GeneJob | None, epochs: int) -> Cell:
+    recipe, (contender, shape_name, task, budget, seed) = out.recipe, at
+    spec, data, shape = recipe.contenders[contender], out.task_data(task), _shape(out, shape_name, task)
     tuning = (recipe.budgets[budget].tune, spec.tune, {"epochs": epochs, "seed": seed})
     train = recipe.train("tune", *tuning) if epochs else None
     content = [
@@ -112,13 +94,7 @@ def _cell(
     ]
     key = short_hash(content)
     widths = [part.embed_dim for part in shape.parts] if isinstance(shape, StitchedShape) else [shape.embed_dim]
-    width = f"d{shape.depth}w{'-'.join(str(each) for each in widths)}"
-    path = recipe.out / "cells" / f"{spec.method}-{width}-{data_name(data)}-e{epochs}-s{seed}-{key}.json"
-    kind = method(spec.method, spec.settings)
-    masked = task in out.masked
-    return Cell(contender, shape_name, task, budget, seed, spec, kind, gene, shape, data, train, key, path, masked)
-
-
-def data_name(data: DataSpec) -> str:
-    """A short name of a data section: its source's file name."""
-    return Path(data.sources[0]).name.split(".")[0]
+    width = f"d{shape.depth}w{'-'.join(map(str, widths))}"
+    source = Path(data.sources[0]).name.split(".")[0]
+    path = recipe.out / "cells" / f"{spec.method}-{width}-{source}-e{epochs}-s{seed}-{key}.json"
+    return Cell(*at, spec, kind, gene, shape, data, train, key, path, task in out.masked)

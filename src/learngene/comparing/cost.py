@@ -30,21 +30,13 @@ TRAINING = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds behind one descendant.
+    """Multiply-adds behind one descendant."""
 
-    Attributes:
-        tune: Its own tuning.
-        gene: Making the gene, all of it.
-        ancestry: Training the ancestry, all of it; 0 if it was there, or nothing came from it.
-        gene_shared_by: Descendants that use this gene.
-        ancestry_shared_by: Descendants of the contender.
-    """
-
-    tune: int
-    gene: int
-    ancestry: int
-    gene_shared_by: int
-    ancestry_shared_by: int
+    tune: int  # its own tuning
+    gene: int  # making the gene, all of it
+    ancestry: int  # training the ancestry, all of it; 0 if it was there, or nothing came from it
+    gene_shared_by: int  # descendants that use this gene
+    ancestry_shared_by: int  # descendants of the contender
 
     @property
     def total(self) -> Fraction:

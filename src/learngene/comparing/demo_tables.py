@@ -10,38 +10,23 @@ from learngene.genes.plan import Budget
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a line per task and shape.
-
-    Attributes:
-        title: Above it.
-        facts: Headings of what is known of a line, by its name in ``demo.json``.
-        scores: By their names in ``demo.json``: heading, contender, and which of the row's scores.
-        budget: Whose results are shown.
-    """
+    """A table with a line per task and shape."""
 
     title: str
-    facts: Mapping[str, str]
-    scores: Mapping[str, tuple[str, str, str]]
-    budget: str = "tuned"
+    facts: Mapping[str, str]  # headings of what is known of a line, by its name in ``demo.json``
+    scores: Mapping[str, tuple[str, str, str]]  # likewise: heading, contender, and which of the row's scores
+    budget: str = "tuned"  # whose results are shown
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo shows of its comparison.
-
-    Attributes:
-        about: What happens.
-        tables: By the name of their lines in ``demo.json``.
-        gene: Name of the contender whose gene is planned with and used in the commands.
-        next: Commands to try.
-        budgets: In words; ``plan`` picks a shape for each.
-    """
+    """What a demo shows of its comparison."""
 
     about: str
-    tables: Mapping[str, Table]
-    gene: str
+    tables: Mapping[str, Table]  # by the name of their lines in ``demo.json``
+    gene: str  # name of the contender whose gene is planned with and used in the commands
     next: Sequence[str]
-    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)  # in words; ``plan`` picks a shape for each
 
 
 SIZES = {"params": "params\nM", "macs": "MACs\nM"}

@@ -25,22 +25,13 @@ Coordinates = tuple[str, str, str, str, int]
 
 @dataclass(frozen=True)
 class AncestryJob:
-    """An ancestry model: trained on the home task if its source is not there already.
-
-    Attributes:
-        name: What the recipe calls it.
-        spec: Its entry.
-        shape: Of a plain ViT that is trained here.
-        train: How it is trained.
-        data: The home task.
-        folder: Where it is kept.
-    """
+    """An ancestry model: trained on the home task if its source is not there already."""
 
     name: str
     spec: ModelSpec
-    shape: ViTShape | None
+    shape: ViTShape | None  # of a plain ViT that is trained here
     train: Train
-    data: DataSpec
+    data: DataSpec  # the home task
     folder: Path
 
     @property
@@ -63,33 +54,18 @@ class AncestryJob:
 
 @dataclass(frozen=True)
 class GeneJob:
-    """A gene: condensed by a recipe, searched, or extracted from its ancestry.
+    """A gene: condensed by a recipe, searched, or extracted from its ancestry."""
 
-    Attributes:
-        name: What to call it while it is made.
-        method: The method with its settings.
-        shape: The auxiliary shape; an extracted gene has its ancestry's.
-        ancestry: Teacher or origin.
-        recipe: How it is condensed, searched or tuned; None for one that is extracted.
-        data: The home task, on which an extracted gene may rank neurons.
-        path: The gene file.
-        rows: Recipes of a pool's rows, which are distilled one by one before it, so that pools share them.
-        anchors: Of an SN-Net.
-        searches: Recipes of a searched gene's data sets, each searched by itself, so that searches share them.
-        stage1: Of a tuned hypernetwork, the one it starts from.
-    """
-
-    name: str
+    name: str  # what to call it while it is made
     method: Method
-    shape: ViTShape
-    ancestry: AncestryJob | None
-    recipe: CondenseRecipe | SearchRecipe | TuneRecipe | None
-    data: DataSpec
+    shape: ViTShape  # the auxiliary shape; an extracted gene has its ancestry's
+    ancestry: AncestryJob | None  # teacher or origin
+    recipe: CondenseRecipe | SearchRecipe | TuneRecipe | None  # None for one that is extracted
     path: Path
-    rows: tuple[CondenseRecipe, ...] = ()
-    anchors: tuple[AncestryJob, ...] = ()
-    searches: tuple[TaskSearch, ...] = ()
-    stage1: GeneJob | None = None
+    rows: tuple[CondenseRecipe, ...] = ()  # of a pool, distilled one by one before it, so that pools share them
+    anchors: tuple[AncestryJob, ...] = ()  # of an SN-Net
+    searches: tuple[TaskSearch, ...] = ()  # of a searched gene, a data set each, so that searches share them
+    stage1: GeneJob | None = None  # of a tuned hypernetwork, the one it starts from
 
     @property
     def origins(self) -> list[AncestryJob]:
@@ -99,39 +75,22 @@ class GeneJob:
 
 @dataclass(frozen=True)
 class Cell:
-    """One descendant, measured: a contender at a shape on a task, with a budget and a seed.
-
-    Attributes:
-        contender: Name of the contender.
-        shape_name: Name of the shape.
-        task: Name of the task.
-        budget: Name of the budget.
-        seed: Of the gene, of what starts fresh and of the tuning.
-        spec: The contender.
-        method: Its method with its settings.
-        gene: What it starts from; None for scratch.
-        shape: The descendant's shape.
-        data: The task.
-        train: The tuning; None scores the descendant as it is.
-        key: Hash of everything that decides the result.
-        path: The result file.
-        masked: Whether the task's images have masks, so that the descendant gets a segmentation head.
-    """
+    """One descendant, measured: a contender at a shape on a task, with a budget and a seed."""
 
     contender: str
     shape_name: str
     task: str
     budget: str
-    seed: int
+    seed: int  # of the gene, of what starts fresh and of the tuning
     spec: ContenderSpec
     method: Method
-    gene: GeneJob | None
+    gene: GeneJob | None  # what it starts from; None for scratch
     shape: Shape
-    data: DataSpec
-    train: Train | None
-    key: str
+    data: DataSpec  # the task
+    train: Train | None  # the tuning; None scores the descendant as it is
+    key: str  # hash of everything that decides the result
     path: Path
-    masked: bool = False
+    masked: bool = False  # whether the task's images have masks, so that the descendant gets a segmentation head
 
     @property
     def params(self) -> int:
@@ -154,25 +113,15 @@ class Cell:
 
 @dataclass
 class Comparison:
-    """All jobs of a recipe.
-
-    Attributes:
-        recipe: The recipe.
-        ancestries: By name, those that any cell needs.
-        genes: In the order they are needed.
-        cells: Every combination of contender, shape, task, budget and seed.
-        num_classes: Classes of every task that is run, and of the home task.
-        loaded: Shapes of the plain ViTs that are loaded as they are, by name of the ancestry.
-        masked: Tasks whose images have masks.
-    """
+    """All jobs of a recipe."""
 
     recipe: CompareRecipe
-    num_classes: Mapping[str, int]
-    loaded: Mapping[str, ViTShape] = field(default_factory=dict)
-    masked: Collection[str] = ()
-    ancestries: dict[str, AncestryJob] = field(default_factory=dict)
-    genes: list[GeneJob] = field(default_factory=list)
-    cells: list[Cell] = field(default_factory=list)
+    num_classes: Mapping[str, int]  # classes of every task that is run, and of the home task
+    loaded: Mapping[str, ViTShape] = field(default_factory=dict)  # plain ViTs loaded as they are, by ancestry
+    masked: Collection[str] = ()  # tasks whose images have masks
+    ancestries: dict[str, AncestryJob] = field(default_factory=dict)  # by name, those that any cell needs
+    genes: list[GeneJob] = field(default_factory=list)  # in the order they are needed
+    cells: list[Cell] = field(default_factory=list)  # every combination of contender, shape, task, budget and seed
 
     def task_data(self, task: str) -> DataSpec:
         """The data section of a task."""

@@ -36,17 +36,11 @@ EPOCH_SHAPES = 3
 
 @dataclass(frozen=True)
 class Style:
-    """How a contender is drawn.
+    """How a contender is drawn."""
 
-    Attributes:
-        color: Of line, marker and band.
-        marker: Matplotlib's letter; no two contenders of up to 14 share one.
-        hollow: Whether the marker is open: its colour is that of another contender.
-    """
-
-    color: str
-    marker: str
-    hollow: bool
+    color: str  # of line, marker and band
+    marker: str  # matplotlib's letter; no two contenders of up to 14 share one
+    hollow: bool  # whether the marker is open: its colour is that of another contender
 
 
 @dataclass(frozen=True)

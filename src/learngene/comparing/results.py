@@ -71,50 +71,6 @@ class ResultRow:
 
     On a task of images with masks every ``top1`` is the mean IoU, and what has no counterpart there (five guesses, the
     multiple of chance) is 0.
-
-    Attributes:
-        contender: Name of the contender.
-        method: Its method.
-        shape: Name of the shape.
-        task: Name of the task.
-        budget: Name of the budget.
-        seed: Seed of gene, fresh tensors and tuning.
-        depth: Layers of the descendant.
-        embed_dim: Its width.
-        img_size: Side of the images it was scored on.
-        crop_pct: Share of the resized image that was looked at.
-        interpolation: How images were resized.
-        params: Its parameters.
-        macs: Its multiply-adds per image.
-        gene: Its gene's file, empty if there is none.
-        stored_params: Parameters stored to initialise it (the papers' S-Params, every part counted).
-        gene_top1: Accuracy of the gene itself at its auxiliary shape, 0 if there is none.
-        linearity: How well a straight line over depth fits the first principal component of the layer weights as
-            initialised (R squared, TLEG Figure 1), 0 if it was not measured.
-        untuned_top1: Accuracy as initialised.
-        times_chance: The same over what guessing scores.
-        untuned_top5: The same, among five guesses.
-        untuned_loss: Loss as initialised.
-        first_top1: After the first epoch of tuning.
-        last_top1: After the last.
-        last_top5: The same, among five guesses.
-        last_loss: Loss after the last epoch.
-        best_top1: Of any epoch.
-        epochs: Of tuning.
-        steps: Optimizer steps of tuning.
-        tune_macs: Multiply-adds of tuning.
-        gene_macs: Of making the gene, all of it.
-        ancestry_macs: Of training the ancestry, all of it.
-        shared_by: Descendants that use this gene in this comparison.
-        total_macs: Tuning and the shares of gene and ancestry.
-        seconds: Wall time of tuning.
-        gene_seconds: Wall time of making the gene.
-        hardware: Where it ran.
-        curve: Top-1 after every epoch, the untuned one first.
-        search_score: Of a searched gene, the mean score of its super nets (top-1 or mean IoU).
-        task_share: Of a hypernetwork with task layers, how much of its graphs' variance is between tasks (Figure 5).
-        choices: Of a searched gene, per task and layer whether the base block was taken.
-        masks: Whether the task's images have masks.
     """
 
     contender: str
@@ -122,42 +78,42 @@ class ResultRow:
     shape: str
     task: str
     budget: str
-    seed: int
+    seed: int  # seed of gene, fresh tensors and tuning
     depth: int
     embed_dim: int
-    img_size: int
-    crop_pct: float
-    interpolation: str
+    img_size: int  # side of the images it was scored on
+    crop_pct: float  # share of the resized image that was looked at
+    interpolation: str  # how images were resized
     params: int
-    macs: int
-    gene: str
-    stored_params: int
-    gene_top1: float
-    linearity: float
-    untuned_top1: float
-    times_chance: float
-    untuned_top5: float
-    untuned_loss: float
-    first_top1: float
-    last_top1: float
-    last_top5: float
-    last_loss: float
-    best_top1: float
-    epochs: int
-    steps: int
-    tune_macs: int
-    gene_macs: int
-    ancestry_macs: int
-    shared_by: int
-    total_macs: float
-    seconds: float
-    gene_seconds: float
+    macs: int  # its multiply-adds per image
+    gene: str  # its gene's file, empty if there is none
+    stored_params: int  # parameters stored to initialise it (the papers' S-Params, every part counted)
+    gene_top1: float  # accuracy of the gene itself at its auxiliary shape, 0 if there is none
+    linearity: float  # R squared of the untuned weights' first component over depth (TLEG Figure 1), 0: not measured
+    untuned_top1: float  # accuracy as initialised
+    times_chance: float  # the same over what guessing scores
+    untuned_top5: float  # the same, among five guesses
+    untuned_loss: float  # loss as initialised
+    first_top1: float  # after the first epoch of tuning
+    last_top1: float  # after the last
+    last_top5: float  # the same, among five guesses
+    last_loss: float  # loss after the last epoch
+    best_top1: float  # of any epoch
+    epochs: int  # of tuning
+    steps: int  # optimizer steps of tuning
+    tune_macs: int  # multiply-adds of tuning
+    gene_macs: int  # of making the gene, all of it
+    ancestry_macs: int  # of training the ancestry, all of it
+    shared_by: int  # descendants that use this gene in this comparison
+    total_macs: float  # tuning and the shares of gene and ancestry
+    seconds: float  # wall time of tuning
+    gene_seconds: float  # wall time of making the gene
     hardware: str
-    curve: tuple[float, ...]
-    search_score: float = 0.0
-    task_share: float = 0.0
-    choices: tuple[int, ...] = ()
-    masks: bool = False
+    curve: tuple[float, ...]  # top-1 after every epoch, the untuned one first
+    search_score: float = 0.0  # of a searched gene, the mean score of its super nets (top-1 or mean IoU)
+    task_share: float = 0.0  # of a TAL, how much of its task graphs' variance is between tasks (TAL Figure 5)
+    choices: tuple[int, ...] = ()  # of a searched gene, per task and layer whether the base block was taken
+    masks: bool = False  # whether the task's images have masks
 
     @property
     def metric(self) -> str:
@@ -167,19 +123,12 @@ class ResultRow:
 
 @dataclass
 class Results:
-    """What the results folder holds of a comparison.
-
-    Attributes:
-        rows: One per finished cell.
-        missing: Cells without a result.
-        failed: Cells whose training failed, with the reason.
-        foreign: Files that stand where a result belongs, with what is wrong with each.
-    """
+    """What the results folder holds of a comparison."""
 
     rows: list[ResultRow]
-    missing: list[Cell]
-    failed: dict[str, str]
-    foreign: list[str]
+    missing: list[Cell]  # cells without a result
+    failed: dict[str, str]  # cells whose training failed, with the reason
+    foreign: list[str]  # files that stand where a result belongs, with what is wrong with each
 
 
 def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Results:

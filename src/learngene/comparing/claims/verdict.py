@@ -28,27 +28,17 @@ CONFIDENCE = 0.95
 
 
 class Verdict(BaseModel):
-    """What one comparison of a claim came to.
-
-    Attributes:
-        outcome: By the rule.
-        against: What was subtracted, in words; empty if nothing was.
-        values: The statistic per seed.
-        mean: Of the values.
-        low: Lower end of the interval of the mean.
-        high: Upper end.
-        reason: Why it is inconclusive, if it is.
-    """
+    """What one comparison of a claim came to."""
 
     model_config = ConfigDict(frozen=True)
 
     outcome: Outcome
-    against: str = ""
-    values: tuple[float, ...] = ()
+    against: str = ""  # what was subtracted, in words
+    values: tuple[float, ...] = ()  # the statistic per seed
     mean: float | None = None
-    low: float | None = None
+    low: float | None = None  # lower end of the interval of the mean
     high: float | None = None
-    reason: str | None = ""
+    reason: str | None = ""  # why it is inconclusive
 
 
 def judge(statistic: Statistic, rows: Sequence[ResultRow]) -> list[Verdict]:
