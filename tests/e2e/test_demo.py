@@ -68,7 +68,9 @@ LINES = {
 """Task and depth of the lines of a demo's first table."""
 
 
-@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize(
+    "name", [name if name == "genes" else pytest.param(name, marks=pytest.mark.slow) for name in DEMOS]
+)
 def test_a_demo_writes_its_tables_picture_page_and_genes_and_uses_what_it_left(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
