@@ -66,8 +66,8 @@ def run_demo(
     found = collect(comparison, sizes)
     if found.missing:  # nothing, unless a process failed: trying it here says why
         found = compare(recipe, say=_tell)
-    if faults := [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]:
-        raise LearngeneError("\n".join(faults))
+    if found.faults:
+        raise LearngeneError("\n".join(found.faults))
     genes = _keep_models(comparison, recipe.out, seed)
     result = {
         "kind": "demo" if name == "genes" else f"{name} demo",

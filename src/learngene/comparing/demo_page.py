@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,27 +25,24 @@ COLORS = ("#1b6ca8", "#c4622d", "#6b6b6b")
 
 def show(name: str, result: Mapping[str, Any], gene: Path, out: Path, epochs: int, console: Console) -> None:
     """Prints the tables of a demo, and writes its picture and its page."""
-    demo = DEMOS[name]
-    tables = []
+    demo, say, tables = DEMOS[name], partial(console.print, soft_wrap=True), []
     for key, table in demo.tables.items():
         title = table.title.format(epochs=epochs)
         shown = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        headings = [*table.facts.values(), *(heading for heading, _, _ in table.scores.values())]
-        for heading, fact in zip(headings, [*table.facts, *table.scores], strict=True):
+        for fact, heading in table.columns.items():
             shown.add_column(heading, justify="left" if fact in ("task", "blocks", "path") else "right", no_wrap=True)
-        texts = [[_text(row, key) for key in (*table.facts, *table.scores)] for row in result[key]]
+        texts = [[_text(row, fact) for fact in table.columns] for row in result[key]]
         for row in texts:
             shown.add_row(*row)
         console.print(shown)
-        tables.append((title, [" ".join(heading.split()) for heading in headings], texts))
+        tables.append((title, list(map(_one_line, table.columns.values())), texts))
     for text, pick in result["budgets"].items():
-        console.print(f"{text}: {pick}{' layers' if isinstance(pick, int) else ''}", soft_wrap=True)
+        say(f"{text}: {pick}{' layers' if isinstance(pick, int) else ''}")
     singly = sum(row["params"] for row in result["rows"])
     for contender, entry in result["genes"].items():
-        console.print(
+        say(
             f"{contender}: {entry['bytes'] / 1e6:.2f} MB stored for all; singly these models take "
-            f"{4 * singly / 1e6:.2f} MB, {singly / entry['params']:.1f} times the parameters",
-            soft_wrap=True,
+            f"{4 * singly / 1e6:.2f} MB, {singly / entry['params']:.1f} times the parameters"
         )
     pictures = [(out / "demo.png", "scores of the descendants")]
     demo_picture(name, result, epochs, out / "demo.png")
@@ -54,16 +52,10 @@ def show(name: str, result: Mapping[str, Any], gene: Path, out: Path, epochs: in
     ancestry = out / f"ancestry-{result['seed']}"
     commands = [command.format(gene=gene, ancestry=ancestry) for command in demo.next]
     images = [(path.read_bytes(), caption) for path, caption in pictures]
-    page = out / "index.html"
-    write_page(
-        page, "demo.html", name=name, result=result, epochs=epochs, tables=tables, pictures=images, next=commands
-    )
-    console.print(
-        f"\nWritten in {result['seconds']:.0f} s: {out / 'demo.json'}, {out / 'demo.png'}, {page}", soft_wrap=True
-    )
-    console.print("Next, with your own budget and data:")
-    for command in commands:
-        console.print(f"  {command}", soft_wrap=True)
+    values = {"name": name, "result": result, "epochs": epochs, "tables": tables, "pictures": images, "next": commands}
+    write_page(out / "index.html", "demo.html", **values)
+    say(f"\nWritten in {result['seconds']:.0f} s: {out / 'demo.json'}, {out / 'demo.png'}, {out / 'index.html'}")
+    say("\n".join(["Next, with your own budget and data:", *(f"  {command}" for command in commands)]))
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -81,14 +73,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 
 def demo_picture(name: str, result: Mapping[str, Any], epochs: int, path: Path) -> None:
-    """Draws the tables of a demo: lines over depth or parameters by task; bars where there are many tasks.
-
-    Args:
-        name: Of the demo.
-        result: The content of ``demo.json``.
-        epochs: Of fine-tuning.
-        path: PNG file to write.
-    """
+    """Draws the tables of a demo: lines over depth or parameters by task; bars where there are many tasks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -123,7 +108,7 @@ def _curves(axis: Axes, table: Table, rows: Sequence[Mapping[str, Any]], epochs:
     for key, (heading, contender, score) in table.scores.items():
         number = contenders.index(contender) if contender in contenders else 2
         less = score == "untuned_top1" or contender == "scratch"
-        look: dict[str, Any] = {"color": COLORS[number], "marker": "os^"[number], "label": " ".join(heading.split())}
+        look: dict[str, Any] = {"color": COLORS[number], "marker": "os^"[number], "label": _one_line(heading)}
         axis.plot(x, [row[key] for row in rows], ":" if less else "-", ms=5, lw=1.8, **look)
     if ancestry is not None:
         axis.axhline(ancestry, color="#2e7d32", lw=1)
@@ -141,9 +126,8 @@ def _bars(axis: Axes, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     for number, (key, (heading, _, _)) in enumerate(table.scores.items()):
         for place, task in enumerate(tasks):
             values = [row[key] for row in rows if row["task"] == task]
-            at, label = place + 0.27 * (number - 1), " ".join(heading.split())
-            color = COLORS[number]
-            axis.bar(at, sum(values) / len(values), 0.25, color=color, alpha=0.75, label=label if place == 0 else None)
+            at, label = place + 0.27 * (number - 1), _one_line(heading) if place == 0 else None
+            axis.bar(at, sum(values) / len(values), 0.25, color=COLORS[number], alpha=0.75, label=label)
             axis.plot([at] * len(values), values, ".", color="#222222", ms=4)
     names = [f"{_task(row)}\n{row['classes']} classes" for row in tasks.values()]
     axis.set_xticks(range(len(names)), names, fontsize=8)
@@ -159,6 +143,10 @@ def _stored(axis: Axes, result: Mapping[str, Any]) -> None:
     axis.bar_label(bars, fmt="%.2f M", padding=4, fontsize=9)
     axis.set(xlim=(0, singly * 1.25), title="parameters to store")
     axis.invert_yaxis()
+
+
+def _one_line(heading: str) -> str:
+    return " ".join(heading.split())
 
 
 def _task(row: Mapping[str, Any]) -> str:

@@ -17,6 +17,11 @@ class Table:
     scores: Mapping[str, tuple[str, str, str]]  # likewise: heading, contender, and which of the row's scores
     budget: str = "tuned"  # whose results are shown
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The headings of facts and scores."""
+        return {**self.facts, **{name: heading for name, (heading, _, _) in self.scores.items()}}
+
 
 @dataclass(frozen=True)
 class Demo:

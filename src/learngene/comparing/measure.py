@@ -23,7 +23,6 @@ from learngene.making.hyper.task_graphs import task_graphs
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.finetune import FinetuneRecipe
-from learngene.recipe.sections import DataSpec
 from learngene.system.environment import commit, environment
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.training.scores import score_from
@@ -37,6 +36,7 @@ def measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
     start = time.perf_counter()
     gene = Learngene.load(cell.gene.path) if cell.gene else None
     model = _descendant(cell, gene, images.train)
+    line = linearity(*layer_state(model)) if isinstance(cell.shape, ViTShape) else math.nan
     content: dict[str, Any] = {
         "contender": cell.contender,
         "method": cell.spec.method,
@@ -48,10 +48,15 @@ def measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
         "gene": _gene_record(gene) if gene else None,
         "spec": cell.spec.model_dump(mode="json"),
         "layers": model.learngene["layers"],
-        "linearity": _linearity(model) if isinstance(cell.shape, ViTShape) else None,
+        "linearity": None if math.isnan(line) else line,
         "fresh": len(model.learngene["fresh"]),
         "train": cell.train.model_dump(mode="json") if cell.train else None,
-        "data": _data_record(cell.data, images),
+        "data": {
+            "source": [Path(source).name for source in cell.data.sources],
+            "train_images": len(images.train),
+            "val_images": len(images.val),
+            "fingerprint": images.train.fingerprint(),
+        },
     }
     if cell.masked:
         model = fresh_head(model, images.train, cell.seed)
@@ -97,11 +102,6 @@ def _task_of(cell: Cell, gene: Learngene, images: ImageSet) -> TaskEmbedding | N
     )
 
 
-def _linearity(model: TimmModel) -> float | None:
-    line = linearity(*layer_state(model))
-    return None if math.isnan(line) else line
-
-
 def _gene_record(gene: Learngene) -> dict[str, Any]:
     metadata = gene.metadata
     training = metadata.get("training", {})
@@ -117,13 +117,4 @@ def _gene_record(gene: Learngene) -> dict[str, Any]:
         "epochs": training.get("epochs"),
         "seconds": training.get("seconds", 0.0),
         "ancestry": metadata.get("ancestry"),
-    }
-
-
-def _data_record(data: DataSpec, images: Splits) -> dict[str, Any]:
-    return {
-        "source": [Path(source).name for source in data.sources],
-        "train_images": len(images.train),
-        "val_images": len(images.val),
-        "fingerprint": images.train.fingerprint(),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,21 +41,6 @@ class Style:
     color: str  # of line, marker and band
     marker: str  # matplotlib's letter; no two contenders of up to 14 share one
     hollow: bool  # whether the marker is open: its colour is that of another contender
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points of one contender: positions, and means and standard deviations over seeds (NaN with one seed)."""
-
-    x: list[float]
-    mean: list[float]
-    deviation: list[float]
-
-    @classmethod
-    def of(cls, points: Iterable[tuple[float, list[float]]]) -> Series:
-        """A series from the values of all seeds at each position."""
-        found = [(x, *mean_and_deviation(values)) for x, values in points]
-        return cls([x for x, _, _ in found], [mean for _, mean, _ in found], [spread for _, _, spread in found])
 
 
 def save_plots(rows: Sequence[ResultRow], folder: Path) -> list[Path]:
@@ -121,10 +106,10 @@ def _accuracy_over_params(rows: Sequence[ResultRow], look: Mapping[str, Style], 
     lines = group(rows, "contender")
     for (contender,), mine in lines.items():
         sizes = _by_params(mine)
-        untuned = Series.of((size[0].params / 1e6, [row.untuned_top1 for row in size]) for size in sizes)
+        untuned = [(size[0].params / 1e6, [row.untuned_top1 for row in size]) for size in sizes]
         _draw(axis, untuned, look[contender], ":", len(lines), deviation=not tuned)
         if any(row.epochs for row in mine):
-            last = Series.of((size[0].params / 1e6, [row.last_top1 for row in size]) for size in sizes)
+            last = [(size[0].params / 1e6, [row.last_top1 for row in size]) for size in sizes]
             _draw(axis, last, look[contender], "-", len(lines))
     axis.set(xlabel="parameters of the descendant, M", ylabel=f"{one.metric}, %")
     _name_shapes(axis, {row.shape: row.params / 1e6 for row in rows})
@@ -139,9 +124,9 @@ def _accuracy_over_epochs(rows: Sequence[ResultRow], look: Mapping[str, Style], 
     lines = group(rows, "contender")
     for (contender,), mine in lines.items():
         scores = [scores_by_epoch(row) for row in mine]
-        epochs = sorted(set.intersection(*(set(score) for score in scores)))
-        series = Series.of((epoch, [score[epoch] for score in scores]) for epoch in epochs)
-        _draw(axis, series, look[contender], "-", len(lines))
+        epochs = sorted(set.intersection(*map(set, scores)))
+        points = [(epoch, [score[epoch] for score in scores]) for epoch in epochs]
+        _draw(axis, points, look[contender], "-", len(lines))
     axis.set(xlabel="epochs of tuning (0: as initialised)", ylabel=f"{one.metric}, %")
     _whole_numbers(axis)
     _finish(figure, path, _legend(rows, look))
@@ -165,8 +150,8 @@ def _cost_over_sizes(
     for contender, values in costs.items():
         alike.setdefault(tuple(values), []).append(contender)
     for same, names in alike.items():
-        series = Series.of((number, [value / unit]) for number, value in enumerate(same, start=1))
-        _draw(axis, series, look[names[0]], "-", len(alike))
+        points = [(number, [value / unit]) for number, value in enumerate(same, start=1)]
+        _draw(axis, points, look[names[0]], "-", len(alike))
     left_out = [name for name in dict.fromkeys(row.contender for row in rows) if name not in costs]
     note = f"\nleft out, as results are missing: {', '.join(left_out)}" if left_out else ""
     axis.set(xlabel=f"models made, one of each size, the smallest first{note}")
@@ -219,8 +204,8 @@ def _loss_over_depth(rows: Sequence[ResultRow], look: Mapping[str, Style], path:
     lines = group(rows, "contender", "embed_dim")
     for (contender, width), mine in lines.items():
         depths = sorted(group(mine, "depth").items())
-        series = Series.of((depth, [row.untuned_loss for row in same]) for (depth,), same in depths)
-        _draw(axis, series, look[contender], kinds[f"width {width}"], len(lines))
+        points = [(depth, [row.untuned_loss for row in same]) for (depth,), same in depths]
+        _draw(axis, points, look[contender], kinds[f"width {width}"], len(lines))
     axis.set(xlabel="depth of the descendant, layers", ylabel="cross-entropy, nats")
     _whole_numbers(axis)
     _finish(figure, path, _legend(rows, look), kinds if len(widths) > 1 else {})
@@ -265,19 +250,27 @@ def _whole_numbers(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw(axis: Axes, series: Series, look: Style, kind: str, lines: int, *, deviation: bool = True) -> None:
-    """One of so many lines, with a band or bars where the deviation is known."""
-    every = max(1, len(series.x) // 15)
-    axis.plot(series.x, series.mean, kind, **_marked(look), lw=1.7, markevery=every)
-    points = zip(series.x, series.mean, series.deviation, strict=True)
-    known = [point for point in points if deviation and not math.isnan(point[2])]
+def _draw(
+    axis: Axes,
+    points: Sequence[tuple[float, Sequence[float]]],
+    look: Style,
+    kind: str,
+    lines: int,
+    *,
+    deviation: bool = True,
+) -> None:
+    """One of so many lines: the mean of all seeds' values at each position, with a band or bars of their deviation."""
+    found = [(x, *mean_and_deviation(values)) for x, values in points]
+    x, mean, _ = zip(*found, strict=True)
+    axis.plot(x, mean, kind, **_marked(look), lw=1.7, markevery=max(1, len(x) // 15))
+    known = [point for point in found if deviation and not math.isnan(point[2])]
     if not known:
         return
-    x, mean, half = (list(values) for values in zip(*known, strict=True))
+    x, mean, half = zip(*known, strict=True)
     if lines > BANDS or len(known) < 2:
         axis.errorbar(x, mean, half, fmt="none", ecolor=look.color, elinewidth=1, capsize=2.5, alpha=0.7)
     else:
-        low, high = [m - h for m, h in zip(mean, half, strict=True)], [m + h for m, h in zip(mean, half, strict=True)]
+        low, high = ([m + side * h for m, h in zip(mean, half, strict=True)] for side in (-1, 1))
         axis.fill_between(x, low, high, color=look.color, alpha=0.16, lw=0)
 
 

@@ -130,6 +130,11 @@ class Results:
     failed: dict[str, str]  # cells whose training failed, with the reason
     foreign: list[str]  # files that stand where a result belongs, with what is wrong with each
 
+    @property
+    def faults(self) -> list[str]:
+        """A line for every such file, and for everything that failed."""
+        return [*self.foreign, *(f"{title}: {reason}" for title, reason in self.failed.items())]
+
 
 def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Results:
     """Reads the results of all cells of a comparison."""

@@ -87,7 +87,9 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], OpenTask
         _check_gene(gene, opened, faults)
     for cell in comparison.cells:
         with faults.at(f"{cell.contender} at {cell.shape_name}"):
-            _refuse_impossible(cell)
+            kept_parameters(cell.shape, cell.spec.layers, cell.spec.modules)
+            if cell.gene is not None:
+                cell.gene.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
         if cell.train is not None:
             with faults.at(f"{cell.contender} on {cell.task}"):
                 refuse_unfit(opened[cell.task].train, cell.train)
@@ -117,12 +119,6 @@ def _check_gene(gene: GeneJob, opened: OpenTasks, faults: Faults) -> None:
         with faults.at(gene.name):
             trained = f"{origin.name} is trained as {origin.spec.architecture}"
             raise LearngeneError(f"layers can only be taken from a plain ViT, and {trained}")
-
-
-def _refuse_impossible(cell: Cell) -> None:
-    kept_parameters(cell.shape, cell.spec.layers, cell.spec.modules)
-    if cell.gene is not None:
-        cell.gene.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
 
 
 def _loaded_shapes(recipe: CompareRecipe) -> dict[str, ViTShape]:
@@ -204,8 +200,8 @@ def steps(comparison: Comparison, opened: OpenTasks) -> list[Step[str]]:
     out: dict[Path, Step[str]] = {}
 
     def add(name: str, path: Path, make: Callable[[], str], done: Callable[[], bool], needs: Sequence[Path]) -> None:
-        found = partial(_if_done, done)
-        out.setdefault(path, Step(name, path, make, found, [out[other] for other in needs]))
+        needed = [out[other] for other in needs]
+        out.setdefault(path, Step(name, path, make, lambda: "done" if done() else None, needed))
 
     for job in comparison.ancestries.values():
         add(f"ancestry {job.name}", job.path, partial(_train_ancestry, job, opened), job.is_there, ())
@@ -226,12 +222,9 @@ def steps(comparison: Comparison, opened: OpenTasks) -> list[Step[str]]:
     for cell in comparison.cells:
         # The ancestry, too: it embeds tasks that the gene has not seen.
         needs = [cell.gene.path, *(each.path for each in (cell.gene.ancestry,) if each)] if cell.gene else []
-        add(f"cell {cell}", cell.path, partial(_measure, cell, comparison.recipe, opened), cell.path.exists, needs)
+        make = partial(_measure, cell, comparison.recipe, opened)
+        add(f"cell {cell}", cell.path, make, cell.path.exists, needs)
     return list(out.values())
-
-
-def _if_done(done: Callable[[], bool]) -> str | None:
-    return "done" if done() else None
 
 
 def _train_ancestry(job: AncestryJob, opened: OpenTasks) -> str:

@@ -49,8 +49,7 @@ def reproduce(
         from learngene.comparing.run import compare
 
         found = compare(recipe, processes=processes, say=say)
-        faults = [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]
-        rows = found.rows
+        faults, rows = found.faults, found.rows
         plots = [f"{claims.id}/{plot.name}" for plot in save_plots(rows, path.with_name(claims.id))]
     verdict = {
         **claims.model_dump(include={"id", "paper", "source", "title"}),
