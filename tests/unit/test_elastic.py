@@ -17,42 +17,41 @@ from learngene.system.errors import LearngeneError
 from learngene.training.stage import set_drop_path
 from pico import batch, pico_gene
 from pools import POOLS, full_names, pool, rows_of, shapes
-from runs import same, state
+from runs import state
 
 every_pool = pytest.mark.parametrize(("name", "settings"), POOLS.values(), ids=POOLS)
+
+
+def some(paths: list[Any]) -> list[Any]:
+    """All paths of a small pool, a dozen of a large one: of every length, from every row."""
+    return paths[:: max(1, len(paths) // 10)]
 
 
 # -- one function of the gene ------------------------------------------------------------------------------
 
 
-@every_pool
-@pytest.mark.parametrize("changes", [{}, {"class_token": True}, {"ending": "official"}], ids=str)
-def test_every_path_computes_what_the_gene_and_the_descendant_do(
-    name: str, settings: dict[str, Any], changes: dict[str, Any]
-) -> None:
-    gene = pool(name, settings, **changes)
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [*((key, {}) for key in POOLS), ("two rows", {"class_token": True}), ("unequal depth", {"ending": "official"})],
+    ids=str,
+)
+def test_every_path_computes_what_the_gene_and_the_descendant_do(key: str, changes: dict[str, Any]) -> None:
+    gene = pool(*POOLS[key], **changes)
     elastic, images = ElasticViT(gene).eval(), batch(gene.shape)
+    assert elastic.shape == gene.shape
+    assert torch.equal(elastic(images), gene(images))
     seen = []
-    for path, shape in zip(full_names(gene), shapes(gene), strict=True):
+    for path, shape in some(list(zip(full_names(gene), shapes(gene), strict=True))):
         elastic.set_path(path)
         logits = elastic(images)
         assert elastic.shape == shape
         descendant = gene.expand(path)
-        assert {key: tuple(value.shape) for key, value in descendant.state_dict().items()} == shape.all_params()
+        assert {name: tuple(value.shape) for name, value in descendant.state_dict().items()} == shape.all_params()
         assert descendant.learngene["fresh"] == []
         assert torch.equal(logits, descendant(images)), path
         assert torch.equal(logits, gene(images, shape)), path
         seen.append(logits)
     assert len({tuple(logits.flatten().tolist()) for logits in seen}) == len(seen)
-
-
-@every_pool
-def test_an_elastic_model_starts_on_the_auxiliary_row(name: str, settings: dict[str, Any]) -> None:
-    gene = pool(name, settings)
-    elastic, images = ElasticViT(gene).eval(), batch(gene.shape)
-    assert elastic.shape == gene.shape
-    assert torch.equal(elastic(images), gene(images))
-    assert torch.equal(elastic(images), gene.expand()(images))
 
 
 def test_leaving_out_the_final_norm_changes_stitched_paths_alone() -> None:
@@ -71,23 +70,18 @@ def stores(module: nn.Module) -> set[int]:
 
 
 @every_pool
-def test_all_paths_share_the_genes_parameters(name: str, settings: dict[str, Any]) -> None:
+def test_all_paths_share_the_genes_parameters_and_the_state_lists_each_once(
+    name: str, settings: dict[str, Any]
+) -> None:
     gene = pool(name, settings)
     elastic = ElasticViT(gene)
     own = {id(parameter) for parameter in gene.parameters()}
     assert {id(parameter) for view in elastic.views().values() for parameter in view.parameters()} == own
     assert [id(parameter) for parameter in elastic.parameters()] == [id(parameter) for parameter in gene.parameters()]
     assert len(elastic.views()) == len(shapes(gene))
-
-
-@every_pool
-def test_the_state_lists_every_tensor_once_whatever_the_path(name: str, settings: dict[str, Any]) -> None:
-    gene = pool(name, settings)
-    elastic = ElasticViT(gene)
-    expected = [f"gene.{key}" for key in gene.tensors()]
-    for path in full_names(gene):
+    for path in some(full_names(gene)):
         elastic.set_path(path)
-        assert list(elastic.state_dict()) == expected, path
+        assert list(elastic.state_dict()) == [f"gene.{key}" for key in gene.tensors()], path
 
 
 def test_a_state_saved_on_one_path_loads_on_another() -> None:
@@ -157,21 +151,6 @@ def test_nothing_is_allocated_by_switching() -> None:
     assert all(views[shape] is view for shape, view in elastic.views().items())
 
 
-@every_pool
-def test_a_path_by_itself_shares_no_memory(name: str, settings: dict[str, Any]) -> None:
-    gene = pool(name, settings)
-    before = state(gene)
-    for path in full_names(gene):
-        model = gene.expand(path)
-        places = [value.untyped_storage().data_ptr() for value in model.state_dict().values()]
-        assert len(set(places)) == len(places)
-        assert not set(places) & stores(gene)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(7.0)
-    assert same(state(gene), before)
-
-
 # -- gradients ---------------------------------------------------------------------------------------------
 
 
@@ -181,7 +160,10 @@ def test_gradients_reach_exactly_what_is_on_the_path(name: str, settings: dict[s
     elastic = ElasticViT(gene)
     kind = rows_of(gene)
     reached: set[str] = set()
-    for shape in kind.paths(gene.shape):
+    paths = kind.paths(gene.shape)
+    # Whole rows and single stitches reach every tensor; of paths with more stitches some will do.
+    single = [path for path in paths if len(path.segments) <= 2]
+    for shape in [*single, *some([path for path in paths if path not in single])]:
         elastic.zero_grad(set_to_none=True)
         elastic.set_path(shape)
         elastic(batch(gene.shape)).square().sum().backward()

@@ -1,4 +1,4 @@
-"""The sizes printed in the tables of TLEG, SWS and LSAMD, reproduced from shapes alone, at the printed precision."""
+"""The sizes that TLEG, SWS, LSAMD and Learngene Pool print in tables, from shapes alone, as precisely as printed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from learngene.methods import method
 from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape, StitchedShape
 
 WIDTHS = {"Ti": "deit_tiny_patch16_224", "S": "deit_small_patch16_224", "B": "deit_base_patch16_224"}
 MILLION, GIGA = 10**6, 10**9
@@ -105,6 +106,38 @@ LSAMD_2 = {
 }
 
 
+# Learngene Pool, rows of 6 and 9 blocks: blocks of width 192 + blocks of width 768: (Params, FLOPs).
+POOL_12 = {
+    **{"6+0": ("3.05", "0.64"), "5+1": ("10.38", "2.03"), "4+2": ("17.02", "3.38"), "3+3": ("23.66", "4.73")},
+    **{"2+4": ("30.31", "6.09"), "1+5": ("36.95", "7.44"), "0+6": ("44.04", "8.85")},
+}
+POOL_18 = {
+    **{"9+0": ("4.38", "0.95"), "8+1": ("11.71", "2.33"), "7+2": ("18.36", "3.69"), "6+3": ("25.00", "5.04")},
+    **{"5+4": ("31.64", "6.39"), "4+5": ("38.29", "7.75"), "3+6": ("44.93", "9.10"), "2+7": ("51.57", "10.45")},
+    **{"1+8": ("58.21", "11.80"), "0+9": ("65.30", "13.26")},
+}
+POOL_5 = {
+    6: {path: POOL_12[path] for path in ("6+0", "5+1", "4+2")},
+    9: {path: POOL_18[path] for path in ("9+0", "8+1", "6+3")},
+}
+POOL_5[6] |= {"6+1": ("10.82", "2.13"), "5+2": ("17.47", "3.48")}
+POOL_5[9] |= {"9+1": ("12.16", "2.44"), "8+2": ("18.80", "3.79")}
+
+
+def pool_shape(depth: int) -> ViTShape:
+    """The wide row: DeiT-B, class token and all, of fewer blocks."""
+    return vit("B", depth).replace(class_token=True)
+
+
+def pool_path(depth: int, path: str, *, final_norm: bool) -> Shape:
+    return method("pool", {"final_norm": final_norm}).named_shape(pool_shape(depth), path)
+
+
+def pool_params(shape: Shape) -> int:
+    """Stitched paths without class token and positions, whole rows with everything."""
+    return shape.params_snnet() if isinstance(shape, StitchedShape) else shape.params()
+
+
 def mini_deit_b() -> tuple[int, int]:
     """Parameters and fvcore multiply-adds of Mini-DeiT-B: 6 shared layers, each used twice.
 
@@ -120,7 +153,7 @@ def mini_deit_b() -> tuple[int, int]:
 
 
 def entries() -> list[Entry]:
-    """Every Params (M) and FLOPs (G) entry of TLEG Tables 1 to 3 and SWS Tables 1 to 5, and stored sizes."""
+    """Every Params (M) and FLOPs (G) entry of the tables above, and stored sizes."""
     out: list[Entry] = []
 
     def add(table: str, model: str, depth: int, column: str, printed: str, exact: Fraction | int) -> None:
@@ -176,6 +209,20 @@ def entries() -> list[Entry]:
         add("LSAMD 2", "Des-Net", depth, "Params", params, shape.params_without_positions())
         add("LSAMD 2", "Des-Net", depth, "FLOPs", flops, shape.macs_thop())
     add("LSAMD 2", "Des-Net", 5, "LG-Params", "36.11", vit("B", 5, 100).params_without_positions())
+
+    for table, depth, rows in (
+        ("Pool 1", 6, POOL_12),
+        ("Pool 2", 9, POOL_18),
+        *(("Pool 5", d, POOL_5[d]) for d in POOL_5),
+    ):
+        for path, (params, flops) in rows.items():
+            # SN-Net's code leaves the final norm out where it computes a stitched path, and counts its parameters.
+            shape = pool_path(depth, path, final_norm=False)
+            add(table, path, depth, "Params", params, pool_params(shape))
+            add(table, path, depth, "FLOPs", flops, shape.macs_fvcore())
+    for depth, printed in ((6, "47.83"), (9, "70.87")):
+        add("Pool", "gene", depth, "Stored", printed, stored("pool", pool_shape(depth)))
+    add("Pool", "SN-Net", 12, "Stored", "118.40", stored("sn-net", pool_shape(12), rows=(192, 384, 768)))
     return out
 
 
@@ -195,6 +242,7 @@ MISPRINTS: dict[tuple[str, str, int, str], tuple[str, str, str]] = {
         "17.7",
         "17.5 is a plain ViT's, without what Mini-DeiT adds",
     ),
+    ("Pool 2", "0+9", 9, "FLOPs"): ("13.26", "13.22", "13.216 G by the rule that gives the other 26 FLOPs"),
 }
 """Entries that exact counting does not give: (printed, exact at that precision, remark)."""
 
@@ -222,6 +270,8 @@ def test_the_list_of_entries_is_complete_and_misprints_are_among_them() -> None:
         **{("SWS 3", "Params"): 5, ("SWS 3", "FLOPs"): 5, ("SWS 4", "Params"): 6, ("SWS 4", "FLOPs"): 6},
         **{("SWS 5", "Params"): 10, ("SWS 5", "FLOPs"): 10},
         **{("LSAMD 2", "Params"): 11, ("LSAMD 2", "FLOPs"): 11, ("LSAMD 2", "LG-Params"): 1},
+        **{("Pool 1", "Params"): 7, ("Pool 1", "FLOPs"): 7, ("Pool 2", "Params"): 10, ("Pool 2", "FLOPs"): 10},
+        **{("Pool 5", "Params"): 10, ("Pool 5", "FLOPs"): 10, ("Pool", "Stored"): 3},
     }
     keys = [entry.key for entry in ENTRIES]
     assert len(set(keys)) == len(keys)
@@ -250,6 +300,34 @@ def test_no_class_token_is_what_reproduces_the_flops() -> None:
 
     assert off(class_token=False) == 0
     assert off(class_token=True) == 11
+
+
+def test_the_misprinted_flops_of_pool_18_are_no_other_count_of_nine_blocks() -> None:
+    shape = pool_shape(9)
+    for count in (shape.macs(), shape.macs_fvcore(), shape.replace(class_token=False).macs_fvcore()):
+        assert at_precision(Fraction(count, GIGA), "1.00") != "13.26"
+
+
+def test_the_pools_final_norm_is_counted_as_parameters_and_not_as_flops() -> None:
+    """One entry decides that the norm does not count as FLOPs; as parameters it does, whether applied or not."""
+    paths = [(depth, path, text) for depth, rows in ((6, POOL_12), (9, POOL_18)) for path, text in rows.items()]
+
+    def off(final_norm: bool, column: int) -> list[str]:
+        shapes = {path: pool_path(depth, path, final_norm=final_norm) for depth, path, _ in paths}
+        exact = {path: (Fraction(pool_params(shape), MILLION), Fraction(shape.macs_fvcore(), GIGA))[column]
+                 for path, shape in shapes.items()}  # fmt: skip
+        return [path for _, path, text in paths if at_precision(exact[path], text[column]) != text[column]]
+
+    assert off(True, 0) == off(False, 0) == []
+    assert off(True, 1) == ["1+8", "0+9"]
+    assert off(False, 1) == ["0+9"]
+
+
+def test_the_released_flops_of_the_first_snnet_path() -> None:
+    """SN-Net publishes 4,696,010,496 for DeiT-Ti's first block and DeiT-S's twelve, which has no final norm."""
+    kind = method("sn-net", {"rows": (192, 384, 768), "final_norm": False})
+    assert kind.named_shape(pool_shape(12), "192:1-1+384:1-12").macs_fvcore() == 4_696_010_496
+    assert vit("Ti", 12).replace(class_token=True).macs_fvcore() == 1_258_411_200
 
 
 # -- stored parameters that follow no single rule ----------------------------------------------------------
@@ -351,3 +429,19 @@ def test_2_9_times_fewer_stored_parameters() -> None:
 def test_2_8_times_fewer_parameters_than_mini_init() -> None:
     """TLEG Table 2, Des-S: 11.0M against 3.9M."""
     assert at_precision(Fraction("11.0") / Fraction(TLEG_STORED["S"]), "1.0") == "2.8"
+
+
+def test_the_savings_that_the_pool_prints() -> None:
+    """59.6 % and 40.1 % less than SN-Net's 118.40 M; the introduction's 65.03 M swaps two digits of Table 2's 65.30."""
+    snnet = stored("sn-net", pool_shape(12), rows=(192, 384, 768))
+    for depth, printed, own in ((6, "59.6", "47.83"), (9, "40.1", "70.87")):
+        assert at_precision(100 * (1 - Fraction(stored("pool", pool_shape(depth)), snnet)), printed) == printed
+        assert at_precision(100 * (1 - Fraction(own) / Fraction("118.4")), printed) == printed
+
+
+def test_the_smallest_and_the_deepest_model_of_a_pool() -> None:
+    kind, auxiliary = method("pool"), pool_shape(6)
+    smallest = min(kind.shapes(auxiliary, auxiliary), key=lambda shape: shape.params())
+    assert smallest == vit("Ti", 6).replace(class_token=True)
+    deepest = pool_path(6, "2+6", final_norm=True)  # two blocks more than either row
+    assert (deepest.depth, deepest.params() > auxiliary.params()) == (8, True)

@@ -81,8 +81,7 @@ def read_header(path: str | Path) -> GeneHeader:
             version or method, or its tensors are not those that its method and shape require.
     """
     path = Path(path)
-    header, data_start = _read_json_header(path)
-    embedded = header.pop("__metadata__", None)
+    embedded, tensors, data_start = _read_table(path)
     text = embedded.get(METADATA_KEY) if isinstance(embedded, dict) else None
     if text is None:
         raise GeneFileError(f"{path}: a safetensors file, but not a gene (its metadata has no '{METADATA_KEY}' entry)")
@@ -96,10 +95,6 @@ def read_header(path: str | Path) -> GeneHeader:
         kind = method(metadata["method"], metadata["settings"])
         shape = ViTShape.from_dict(metadata["shape"])
         kind.refuse_auxiliary(shape)
-        tensors = {
-            name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-            for name, entry in header.items()
-        }
     except LearngeneError as error:
         raise GeneFileError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError):
@@ -162,12 +157,7 @@ def seal(path: Path, metadata: Mapping[str, Any]) -> None:
         path: A safetensors file whose metadata has a placeholder digest of the right length.
         metadata: The same metadata; only its ``digest`` is replaced.
     """
-    header, data_start = _read_json_header(path)
-    header.pop("__metadata__")
-    tensors = {
-        name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-        for name, entry in header.items()
-    }
+    _, tensors, data_start = _read_table(path)
     with path.open("rb+") as file, mmap.mmap(file.fileno(), 0) as content:
         with memoryview(content) as view, view[data_start:] as data:
             digest = _digest(dict(metadata), tensors, data)
@@ -190,8 +180,8 @@ def _digest(metadata: dict[str, Any], tensors: Mapping[str, TensorEntry], data: 
     return f"xxh3_128:{hasher.hexdigest()}"
 
 
-def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file and the offset of the data behind it."""
+def _read_table(path: Path) -> tuple[Any, dict[str, TensorEntry], int]:
+    """The metadata and the table of tensors of a safetensors file, and the offset of the data behind them."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -203,8 +193,12 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
                     raise GeneFileError(f"{path}: a pickle, not a gene file; learngene never unpickles a gene")
                 raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes)")
             header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
+        embedded = header.pop("__metadata__", None)
+        tensors = {
+            name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+            for name, entry in header.items()
+        }
+        expected = 8 + length + max((entry.end for entry in tensors.values()), default=0)
     except FileNotFoundError:
         raise GeneFileError(f"{path}: no such gene file") from None
     except OSError as error:
@@ -216,7 +210,7 @@ def _read_json_header(path: Path) -> tuple[dict[str, Any], int]:
     if size != expected:
         state = "truncated" if size < expected else "too long"
         raise GeneFileError(f"{path}: {state}: {size} bytes where the header says {expected}; get the file again")
-    return header, 8 + length
+    return embedded, tensors, 8 + length
 
 
 def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:

@@ -16,9 +16,8 @@ from learngene.methods.pool import Pool
 from learngene.methods.pre_fin import Distilled, PreFin
 from learngene.methods.scratch import Scratch
 from learngene.methods.share_init import ShareInit
-from learngene.methods.simple_lg import SimpleLG
 from learngene.methods.sn_net import SNNet
-from learngene.methods.sws import SWS
+from learngene.methods.sws import SWS, SimpleLG
 from learngene.methods.tal import GHN3, TAL, LoGAH
 from learngene.methods.tleg import TLEG
 from learngene.methods.vanilla_lg import VanillaLG

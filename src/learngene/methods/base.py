@@ -47,6 +47,7 @@ class Method(ABC):
         distillation: The preset of ``recipe.sections.Distill`` that condensing takes by default.
         kept_fields: What every shape that is made shares with the auxiliary shape.
         makes_paths: Whether it makes stitched shapes, too.
+        options: Choices that may differ at every expansion, each with a line of explanation.
         changes: What was mended, once genes existed, in how their tensors are read. A gene from before is refused, and
             results that rest on such genes are computed anew.
     """
@@ -68,6 +69,7 @@ class Method(ABC):
         "class_token",
     )
     makes_paths: ClassVar[bool] = False
+    options: ClassVar[Mapping[str, str]] = {}
     changes: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -92,11 +94,6 @@ class Method(ABC):
     def parts(self) -> tuple[Part, ...]:
         """The ordinary parts of a ViT that a gene carries besides its layers."""
         return ("stem", "norm", "head")
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """Choices that may differ at every expansion, each with a line of explanation."""
-        return {}
 
     @property
     def made_by(self) -> str:

@@ -43,6 +43,12 @@ class LSAMD(LayerCopies):
     title: ClassVar[str] = "Learngene Search Across Multiple Datasets"
     paper: ClassVar[str] = "Shi et al., 2026"
     origins: ClassVar[tuple[Origin, ...]] = ("extract", "search")
+    options: ClassVar[Mapping[str, str]] = {
+        "expansion": "neighbour (default; a stage repeats its last block), cyclic (it starts again) or spread "
+        "(every block repeats, the last one first)",
+        "priority": "which stages get extra layers first: last-middle-first (default), any of last, middle and "
+        "first joined by -, or a list of all stages counted from 1",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,16 +60,6 @@ class LSAMD(LayerCopies):
     def parts(self) -> tuple[Part, ...]:
         """The head is always new: every descendant has a task of its own."""
         return ("stem", "norm") if self.stem else ()
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """How stages grow; Figure 3 and Table 4 of the paper."""
-        return {
-            "expansion": "neighbour (default; a stage repeats its last block), cyclic (it starts again) or spread "
-            "(every block repeats, the last one first)",
-            "priority": "which stages get extra layers first: last-middle-first (default), any of last, middle and "
-            "first joined by -, or a list of all stages counted from 1",
-        }
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """The ancestry must have the blocks."""

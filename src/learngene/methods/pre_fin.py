@@ -27,11 +27,9 @@ class PreFin(LayerCopies):
     title: ClassVar[str] = "Pretrain and fine-tune"
     paper: ClassVar[str] = "upper bound of TLEG and SWS; placements: TLEG, Figure 4"
     origins: ClassVar[tuple[Origin, ...]] = ("condense", "extract")
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """Where its layers go in a model of another depth."""
-        return {"place": "first, last or middle: which layers to keep, or to fill (the others start fresh)"}
+    options: ClassVar[Mapping[str, str]] = {
+        "place": "first, last or middle: which layers to keep, or to fill (the others start fresh)"
+    }
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Another depth is refused unless ``place`` says how to make it."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from learngene.methods.base import require_choice
+from learngene.methods.base import Origin, require_choice
 from learngene.methods.combination import LayerCopies, permutation, shares
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
@@ -37,15 +37,11 @@ class SWS(LayerCopies):
     title: ClassVar[str] = "Stage-wise Weight Sharing"
     paper: ClassVar[str] = "Xia et al., IJCAI 2024"
     distillation: ClassVar[str] = "sws-official"
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """How the stages are laid out in a descendant; section 3.3 of the paper."""
-        return {
-            "order": "which stages repeat first: front-mid-last (default), front-last-mid, or a list of all stages",
-            "assign": "cyclic (default), random (sorted, every stage present), or as-trained (auxiliary depth only)",
-            "assign_seed": "of the random assignment; default 0",
-        }
+    options: ClassVar[Mapping[str, str]] = {
+        "order": "which stages repeat first: front-mid-last (default), front-last-mid, or a list of all stages",
+        "assign": "cyclic (default), random (sorted, every stage present), or as-trained (auxiliary depth only)",
+        "assign_seed": "of the random assignment; default 0",
+    }
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """The stages must add up to the auxiliary model's depth."""
@@ -113,6 +109,35 @@ class SWS(LayerCopies):
     def order(self, order: Order | None) -> list[int]:
         """All stages in the order of a name or of a list, checked to be a permutation."""
         return stage_order(self.name, order, len(self.stages))
+
+
+@dataclass(frozen=True)
+class SimpleLG(LayerCopies):
+    """The baseline of section 1 and Table 3: the layers of an ordinary model, repeated without having learned to be.
+
+    An M-layer model (5 in the paper) is trained on labels; each of its layers then serves as a stage.
+    """
+
+    name: ClassVar[str] = "simple-lg"
+    title: ClassVar[str] = "Simple-LG"
+    paper: ClassVar[str] = "Xia et al., IJCAI 2024 (baseline)"
+    origins: ClassVar[tuple[Origin, ...]] = ("condense", "extract")
+    options: ClassVar[Mapping[str, str]] = {"order": SWS.options["order"]}
+
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
+        """As SWS: no fewer layers than the model has."""
+        super().refuse(auxiliary, shape, **options)
+        if shape.depth < auxiliary.depth:
+            raise ShapeError(f"simple-lg: depth {shape.depth} is below the {auxiliary.depth} layers of this gene")
+        self._order(auxiliary, **options)
+
+    def sources(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
+        """The cyclic assignment of SWS with every layer a stage."""
+        repeats = shares(shape.depth, self._order(auxiliary, **options))
+        return [f"layer{layer}" for layer, times in repeats.items() for _ in range(times)]
+
+    def _order(self, auxiliary: ViTShape, order: Order | None = None) -> list[int]:
+        return stage_order(self.name, order, auxiliary.depth, "layers")
 
 
 def stage_order(method: str, order: Order | None, count: int, stages: str = "stages") -> list[int]:

@@ -39,19 +39,15 @@ class WeightSelection(Cutting):
     title: ClassVar[str] = "Weight selection (IMwLM)"
     paper: ClassVar[str] = "Xu et al., ICLR 2024"
     narrowed: ClassVar[str] = "{} of {} wide"
+    options: ClassVar[Mapping[str, str]] = {
+        "rule": "official (default): every dimension evenly, even where it cuts across q, k, v and heads; "
+        "aligned: evenly spaced heads of q, k and v alike, evenly spaced entries within a head"
+    }
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The whole model, with or without its head."""
         return ("stem", "norm", "head") if self.head else ("stem", "norm")
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """How the entries of fused and headed dimensions are chosen."""
-        return {
-            "rule": "official (default): every dimension evenly, even where it cuts across q, k, v and heads; "
-            "aligned: evenly spaced heads of q, k and v alike, evenly spaced entries within a head"
-        }
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """The aligned rule needs at most as many heads, of at most the same width."""

@@ -32,14 +32,10 @@ class WeightSubcloning(Cutting):
     paper: ClassVar[str] = "Samragh et al., 2023"
     needs_data: ClassVar[bool] = True
     narrowed: ClassVar[str] = "the {} most active of {}"
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """Whether narrowed layers are scaled."""
-        return {
-            "rescale": "true (default): scale linear layers by sqrt(width before / after), so that their outputs keep "
-            "their spread; false: leave them"
-        }
+    options: ClassVar[Mapping[str, str]] = {
+        "rescale": "true (default): scale linear layers by sqrt(width before / after), so that their outputs keep "
+        "their spread; false: leave them"
+    }
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Whole heads only."""

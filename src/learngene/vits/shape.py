@@ -8,7 +8,9 @@ multiply-adds. This module imports no torch; only ``skeleton`` does, inside the 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -50,8 +52,11 @@ MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
 """Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
 
 
-class ShapeBase:
-    """What plain and stitched shapes have in common; both are frozen dataclasses with the fields named here."""
+class ShapeBase(ABC):
+    """What plain and stitched shapes have in common; both are frozen dataclasses with the fields named here.
+
+    A model is a sequence of ``parts``, each as wide as its row: a plain shape is its own only part.
+    """
 
     __slots__: ClassVar[tuple[str, ...]] = ()
     mlp_ratio: float
@@ -62,6 +67,11 @@ class ShapeBase:
     class_token: bool
     ending: Ending
     norm_eps: float
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[ViTShape, ...]:
+        """Every segment as a plain ViT: its blocks, and the stem and head that its row has."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in the order of the class; ``norm_eps`` only where it is not timm's."""
@@ -83,13 +93,30 @@ class ShapeBase:
         """Tokens that pass through the layers, the class token included."""
         return self.grid_size**2 + int(self.class_token)
 
+    # -- parameters: names and shapes, under timm's names and in timm's order ------------------------
+
     def stem_params(self) -> Sizes:
-        """Parameters of the ordinary parts before the layers: class token, positions, patch projection."""
-        raise NotImplementedError
+        """What comes before the layers, at the first part's width: class token, positions, patch projection."""
+        return self.parts[0].stem_params()
+
+    def norm_params(self) -> Sizes:
+        """The final norm, at the last part's width."""
+        return self.parts[-1].norm_params()
+
+    def head_params(self) -> Sizes:
+        """The linear head, at the last part's width; empty without classes."""
+        return self.parts[-1].head_params()
 
     def all_params(self) -> Sizes:
         """Every parameter of the model."""
-        raise NotImplementedError
+        params, blocks = self.stem_params(), itertools.count()
+        for before, part in zip((None, *self.parts), self.parts, strict=False):
+            for place, i in zip(range(part.depth), blocks, strict=False):
+                params |= {f"blocks.{i}.{name}": shape for name, shape in part.layer_params().items()}
+                if before is not None and place == 0:
+                    params[f"blocks.{i}.stitch.weight"] = (part.embed_dim, before.embed_dim)
+                    params[f"blocks.{i}.stitch.bias"] = (part.embed_dim,)
+        return params | self.norm_params() | self.head_params()
 
     def params(self) -> int:
         """Number of parameters; equals the built model's count exactly."""
@@ -99,6 +126,27 @@ class ShapeBase:
         """``params`` without class token and position embedding, as LSAMD's Table 2 and SN-Net's code count."""
         stem = self.stem_params()
         return self.params() - sum(math.prod(stem[name]) for name in ("cls_token", "pos_embed") if name in stem)
+
+    # -- multiply-adds -------------------------------------------------------------------------------
+
+    def macs(self) -> int:
+        """Multiply-adds of one image: convolution, linear and stitch layers and the two attention products.
+
+        Equals half of what ``torch.utils.flop_counter.FlopCounterMode`` counts on the built model, exactly.
+        The papers print such a number as "FLOPs"; see ``macs_fvcore`` for the convention they counted with.
+        """
+        parts = self.parts
+        layers = sum(part.depth * part.layer_macs() for part in parts)
+        stitches = sum(self.num_tokens * a.embed_dim * b.embed_dim for a, b in itertools.pairwise(parts))
+        return parts[0].patch_macs() + layers + stitches + parts[-1].embed_dim * self.num_classes
+
+    def macs_fvcore(self) -> int:
+        """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""
+        norms = sum(2 * part.depth * part.embed_dim for part in self.parts)
+        final = self.parts[-1].embed_dim if self.norm_params() else 0
+        return self.macs() + 5 * self.num_tokens * (norms + final)
+
+    # -- the model -----------------------------------------------------------------------------------
 
     def timm_kwargs(self) -> dict[str, Any]:
         """Arguments for the timm model, JSON-serialisable so that timm can store them."""
@@ -241,10 +289,15 @@ class ViTShape(ShapeBase):
         """The segment as text, such as ``192:1-6``."""
         return str(self.segments[0])
 
+    @property
+    def parts(self) -> tuple[ViTShape, ...]:
+        """The shape itself."""
+        return (self,)
+
     # -- parameters ----------------------------------------------------------------------------------
 
     def layer_params(self) -> Sizes:
-        """Name and shape of every parameter of one layer, in timm's order."""
+        """The parameters of one layer."""
         width, hidden = self.embed_dim, self.hidden_dim
         return {
             "norm1.weight": (width,),
@@ -267,7 +320,7 @@ class ViTShape(ShapeBase):
         return "fc_norm" if self.ending == "official" else "norm"
 
     def stem_params(self) -> Sizes:
-        """Name and shape of the ordinary parts before the layers: class token, positions, patch projection."""
+        """Class token, positions, patch projection."""
         width = self.embed_dim
         stem: Sizes = {"cls_token": (1, 1, width)} if self.class_token else {}
         stem["pos_embed"] = (1, self.num_tokens, width)
@@ -276,31 +329,16 @@ class ViTShape(ShapeBase):
         return stem
 
     def norm_params(self) -> Sizes:
-        """Name and shape of the final norm's parameters."""
+        """Scale and shift of the final norm."""
         return {f"{self.norm_name}.weight": (self.embed_dim,), f"{self.norm_name}.bias": (self.embed_dim,)}
 
     def head_params(self) -> Sizes:
-        """Name and shape of the linear head's parameters; empty without classes."""
+        """The linear head; empty without classes."""
         if not self.num_classes:
             return {}
         return {"head.weight": (self.num_classes, self.embed_dim), "head.bias": (self.num_classes,)}
 
-    def all_params(self) -> Sizes:
-        """Name and shape of every parameter of the model, under timm's names and in timm's order."""
-        params = self.stem_params()
-        for i in range(self.depth):
-            params |= {f"blocks.{i}.{name}": shape for name, shape in self.layer_params().items()}
-        return params | self.norm_params() | self.head_params()
-
     # -- multiply-adds -------------------------------------------------------------------------------
-
-    def macs(self) -> int:
-        """Multiply-adds of one image: convolution, linear layers and the two attention products.
-
-        Equals half of what ``torch.utils.flop_counter.FlopCounterMode`` counts on the built model, exactly.
-        The papers print such a number as "FLOPs"; see ``macs_fvcore`` for the convention they counted with.
-        """
-        return self.patch_macs() + self.depth * self.layer_macs() + self.embed_dim * self.num_classes
 
     def patch_macs(self) -> int:
         """Multiply-adds of the patch projection."""
@@ -311,11 +349,6 @@ class ViTShape(ShapeBase):
         tokens, width = self.num_tokens, self.embed_dim
         linear = tokens * width * (4 * width + 2 * self.hidden_dim)
         return linear + 2 * tokens**2 * width
-
-    def macs_fvcore(self) -> int:
-        """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""
-        norms = 2 * self.depth + 1
-        return self.macs() + 5 * self.num_tokens * self.embed_dim * norms
 
     def macs_fvcore_expansion(self) -> int:
         """``macs_fvcore`` plus one multiply-add per layer parameter for the sums of equation 1 (TLEG).

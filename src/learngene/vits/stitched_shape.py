@@ -7,7 +7,6 @@ one segment into the next. Like ``shape.py``, this module imports no torch; only
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,8 +52,7 @@ class StitchedShape(ShapeBase):
             raise ShapeError("shape: a stitched shape has two segments or more; one alone is a plain ViTShape")
         if not isinstance(self.final_norm, bool):
             raise ShapeError(f"shape: final_norm must be true or false, not {self.final_norm!r}")
-        for index in range(len(self.segments)):
-            self.part(index)  # which validates everything a segment has in common with a plain shape
+        _ = self.parts  # whose making validates what a segment has in common with a plain shape
 
     # -- making shapes -------------------------------------------------------------------------------
 
@@ -75,15 +73,11 @@ class StitchedShape(ShapeBase):
 
     # -- derived sizes -------------------------------------------------------------------------------
 
-    def part(self, index: int) -> ViTShape:
-        """One segment as a plain ViT of its own: its blocks, and the stem and head that its row has."""
-        segment = self.segments[index]
-        return ViTShape(segment.embed_dim, segment.depth, segment.num_heads, **_common(self))
-
     @property
-    def parts(self) -> list[ViTShape]:
-        """Every segment as a plain ViT."""
-        return [self.part(index) for index in range(len(self.segments))]
+    def parts(self) -> tuple[ViTShape, ...]:
+        """Every segment as a plain ViT: its blocks, and the stem and head that its row has."""
+        common = _common(self)
+        return tuple(ViTShape(each.embed_dim, each.depth, each.num_heads, **common) for each in self.segments)
 
     @property
     def path(self) -> str:
@@ -107,29 +101,9 @@ class StitchedShape(ShapeBase):
 
     # -- parameters ----------------------------------------------------------------------------------
 
-    def stem_params(self) -> Sizes:
-        """Name and shape of the parts before the layers, at the first segment's width."""
-        return self.part(0).stem_params()
-
     def norm_params(self) -> Sizes:
-        """Name and shape of the final norm's parameters, at the last segment's width."""
-        return self.part(-1).norm_params() if self.final_norm else {}
-
-    def head_params(self) -> Sizes:
-        """Name and shape of the linear head's parameters; empty without classes."""
-        return self.part(-1).head_params()
-
-    def all_params(self) -> Sizes:
-        """Name and shape of every parameter of the model, under its names and in its order."""
-        params = self.stem_params()
-        blocks = itertools.count()
-        for before, part in zip([None, *self.parts], self.parts, strict=False):
-            for place, i in zip(range(part.depth), blocks, strict=False):
-                params |= {f"blocks.{i}.{name}": shape for name, shape in part.layer_params().items()}
-                if before is not None and place == 0:
-                    params[f"blocks.{i}.stitch.weight"] = (part.embed_dim, before.embed_dim)
-                    params[f"blocks.{i}.stitch.bias"] = (part.embed_dim,)
-        return params | self.norm_params() | self.head_params()
+        """The final norm, at the last segment's width, if it is applied."""
+        return self.parts[-1].norm_params() if self.final_norm else {}
 
     def params_snnet(self) -> int:
         """``params`` as SN-Net's code counts a stitched path: without class token and position embedding.
@@ -138,20 +112,6 @@ class StitchedShape(ShapeBase):
         number, and for whole rows the count of everything.
         """
         return self.replace(final_norm=True).params_without_positions()
-
-    # -- multiply-adds -------------------------------------------------------------------------------
-
-    def macs(self) -> int:
-        """Multiply-adds of one image, as ``ViTShape.macs`` counts them, with the stitch layers."""
-        layers = sum(part.depth * part.layer_macs() for part in self.parts)
-        widths = [part.embed_dim for part in self.parts]
-        stitches = sum(self.num_tokens * a * b for a, b in itertools.pairwise(widths))
-        return self.part(0).patch_macs() + layers + stitches + self.embed_dim * self.num_classes
-
-    def macs_fvcore(self) -> int:
-        """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""
-        norms = sum(2 * part.depth * part.embed_dim for part in self.parts)
-        return self.macs() + 5 * self.num_tokens * (norms + self.final_norm * self.embed_dim)
 
     # -- the model -----------------------------------------------------------------------------------
 

@@ -1,8 +1,7 @@
 """The computational graph of a ViT as GHN-3 sees it, in closed form: no tracing, no model.
 
 A plain ViT is a chain of sums. Every half block, attention or MLP, is an edge from one sum to the next beside a detour
-of five nodes. So the shortest path between any two nodes is known: to the end of a detour, along the sums, and into
-another detour.
+of five nodes.
 """
 
 from __future__ import annotations
@@ -131,37 +130,19 @@ def _nearest(value: int, known: tuple[int, ...]) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _distances(depth: int, attention_node: bool) -> np.ndarray:
-    """Shortest directed paths between all nodes.
+    """Shortest directed paths between the nodes that ``_nodes`` lists; 0 where there is none of at most ``CUT_OFF``."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import dijkstra
 
-    Node u leaves to sum ``exit[u]`` after ``out[u]`` steps, and node v is reached from sum ``entry[v]`` after
-    ``into[v]``. Sums are one step apart. Nodes of one chain, such as a detour, reach each other along it.
-    """
-    far = 10**6
-    # Input, patch weight and patch bias are a chain into sum 0, and the position table is another.
-    leave, out, enter, into = [0, 0, 0, 0, 0], [3, 2, 1, 1, 0], [-far] * 4 + [0], [0] * 5
-    chain, place = [-1, -1, -1, -2, -3], [0, 1, 2, 0, 0]
+    # Input, patch weight, patch bias and position table, all of which lead into the first sum.
+    edges, last_sum = [(0, 1), (1, 2), (2, 4), (3, 4)], 4
     for half in range(2 * depth):
-        length = 6 if attention_node and half % 2 == 0 else 5
-        for step in range(1, length + 1):
-            leave.append(half + 1)
-            out.append(length + 1 - step)
-            enter.append(half)
-            into.append(step)
-            chain.append(half)
-            place.append(step)
-        for values, value in ((leave, half + 1), (out, 0), (enter, half + 1), (into, 0), (place, 0)):
-            values.append(value)
-        chain.append(-4 - half)
-    for step in range(1, 4):  # final norm, head weight, head bias
-        for values, value in ((leave, far), (out, 0), (enter, 2 * depth), (into, step), (place, step)):
-            values.append(value)
-        chain.append(2 * depth)
-    exits, outs, entries, intos, chains, places = (
-        np.array(values) for values in (leave, out, enter, into, chain, place)
-    )
-    along = entries[None, :] - exits[:, None]
-    lengths = np.where(along >= 0, outs[:, None] + along + intos[None, :], 0)
-    apart = places[None, :] - places[:, None]
-    lengths = np.where((chains[:, None] == chains[None, :]) & (apart > 0), apart, lengths)
-    np.fill_diagonal(lengths, 0)
-    return np.where(lengths > CUT_OFF, 0, lengths)
+        detour = 6 if attention_node and half % 2 == 0 else 5
+        next_sum = last_sum + detour + 1
+        edges += [(node, node + 1) for node in range(last_sum, next_sum)] + [(last_sum, next_sum)]
+        last_sum = next_sum
+    edges += [(node, node + 1) for node in range(last_sum, last_sum + 3)]  # final norm, head weight, head bias
+    start, end = zip(*edges, strict=True)
+    count = last_sum + 4
+    lengths = dijkstra(csr_array((np.ones(len(edges)), (start, end)), (count, count)), unweighted=True, limit=CUT_OFF)
+    return np.where(np.isinf(lengths), 0, lengths).astype(np.int64)

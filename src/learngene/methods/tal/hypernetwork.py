@@ -170,13 +170,6 @@ class Hypernetwork(Method):
 
     # -- shapes ----------------------------------------------------------------------------------------------------
 
-    @property
-    def options(self) -> Mapping[str, str]:
-        """The task, where there are task layers."""
-        if not self.task_aware:
-            return {}
-        return {"task": "name of a task that the gene was tuned on; none leaves the task layers out"}
-
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """The auxiliary shape is the default of what is predicted, so it must be possible."""
         self._refuse_shape(auxiliary)
@@ -330,6 +323,9 @@ class TAL(Hypernetwork):
     title: ClassVar[str] = "Task-Aware Learngene"
     paper: ClassVar[str] = "anonymous, under review"
     task_aware: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, str]] = {
+        "task": "name of a task that the gene was tuned on; none leaves the task layers out"
+    }
 
 
 def hypernetwork_of(method: Method) -> Hypernetwork:
