@@ -322,83 +322,49 @@ def test_the_schema_requires_what_a_reader_needs(key: str, metadata: dict[str, A
 
 # -- the tensors of the methods ----------------------------------------------------------------------------
 
-MISFITS: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any], dict[str, Any]], object], str]] = {
-    "head of vanilla-lg": (
-        "vanilla-lg", {}, lambda _, t: t.update({"head.bias": torch.zeros(3)}), "unexpected tensor 'head.bias'",
-    ),
-    "stem of vanilla-lg": (
-        "vanilla-lg", {"stem": True}, lambda _, t: t.pop("pos_embed"), "tensor 'pos_embed' is missing",
-    ),
-    "fewer layers of vanilla-lg": (
-        "vanilla-lg", {}, lambda m, _: m["settings"].update(last=2), "unexpected tensor 'layer1.",
-    ),
-    "head of lsamd": (
-        "lsamd", {"layers": (1, 3)}, lambda _, t: t.update({"head.bias": torch.zeros(3)}), "unexpected tensor 'head.",
-    ),
-    "another layer of lsamd": (
-        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(layers=[1, 2]), "'layer1.norm1.weight' is miss",
-    ),
-    "layers of lsamd out of order": (
-        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(layers=[3, 1]), "out of order",
-    ),
-    "layers of lsamd beyond the shape": (
-        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(layers=[1, 5]), "there is no block 5",
-    ),
-    "stem of lsamd": (
-        "lsamd", {"layers": (1, 3)}, lambda m, _: m["settings"].update(stem=False), "unexpected tensor '",
-    ),
-    "head of weight-selection": (
-        "weight-selection", {}, lambda m, _: m["settings"].update(head=False), "unexpected tensor 'head.",
-    ),
-    "another layer of share-init": (
-        "share-init", {}, lambda _, t: t.update({"shared1.norm1.bias": torch.zeros(16)}), "unexpected tensor 'shared1.",
-    ),
-    "positions of mini-init": (
-        "mini-init", {"blocks": 2}, lambda _, t: t.pop("layer3.attn.position"), "'layer3.attn.position' is missing",
-    ),
-    "norms of mini-init": (
-        "mini-init", {"blocks": 2}, lambda _, t: t.update({"block0.norm1.bias": torch.zeros(16)}), "unexpected tensor",
-    ),
-    "buckets of mini-init": (
-        "mini-init", {"blocks": 2}, lambda _, t: t.update({"layer0.attn.position": torch.zeros(8, 50)}), "has shape",
-    ),
-    "blocks of mini-init": (
-        "mini-init", {"blocks": 2}, lambda m, _: m["settings"].update(blocks=3), "not a multiple of the 3 shared",
-    ),
-    "anything of scratch": (
-        "scratch", {}, lambda _, t: t.update({"pos_embed": torch.zeros(1, 4, 16)}), "unexpected tensor 'pos_embed'",
-    ),
-    "a stitch of pool": (
-        "pool", {"rows": [8, 16]}, lambda _, t: t.pop("stitch.0.1.2.bias"), "tensor 'stitch.0.1.2.bias' is missing",
-    ),
-    "more stitches of pool": (
-        "pool", {"rows": [8, 16]}, lambda _, t: t.update({"stitch.0.1.3.bias": torch.zeros(16)}),
-        "unexpected tensor 'stitch.0.1.3.bias'",
-    ),
-    "direction of pool": (
-        "pool", {"rows": [8, 16]}, lambda m, _: m["settings"].update(direction="down"), "'stitch.1.0.0.weight' is miss",
-    ),
-    "a row of pool": (
-        "pool", {"rows": [8, 16]}, lambda m, _: m["settings"].update(rows=[8, 12, 16]), "cannot have heads of 8",
-    ),
-    "a block of sn-net": (
-        "sn-net", {"rows": [[8, 2, 1], 16]}, lambda _, t: t.pop("row0.blocks.1.norm1.bias"), "norm1.bias' is missing",
-    ),
-    "depth of sn-net": (
-        "sn-net", {"rows": [[8, 2, 1], 16]}, lambda m, _: m["settings"].update(rows=[[8, 1, 1], 16]),
-        "unexpected tensor 'row0.blocks.1.",
-    ),
-    "width of sn-net": (
-        "sn-net", {"rows": [[8, 2, 1], 16]}, lambda m, _: m["shape"].update(embed_dim=24, num_heads=3),
-        "the last row must be the auxiliary shape",
-    ),
-    "a layer of pre-fin": (
-        "pre-fin", {}, lambda _, t: t.pop("layer2.mlp.fc2.bias"), "tensor 'layer2.mlp.fc2.bias' is missing",
-    ),
-}  # fmt: skip
+Tensors = dict[str, torch.Tensor]
 
 
-@pytest.mark.parametrize(("name", "settings", "change", "message"), MISFITS.values(), ids=MISFITS)
+def without(name: str) -> Callable[[dict[str, Any], Tensors], object]:
+    return lambda _, tensors: tensors.pop(name)
+
+
+def with_extra(name: str, *size: int) -> Callable[[dict[str, Any], Tensors], object]:
+    return lambda _, tensors: tensors.update({name: torch.zeros(size)})
+
+
+def with_setting(**settings: Any) -> Callable[[dict[str, Any], Tensors], object]:
+    return lambda metadata, _: metadata["settings"].update(settings)
+
+
+LSAMD, MINI, POOL, SN_NET = {"layers": (1, 3)}, {"blocks": 2}, {"rows": [8, 16]}, {"rows": [[8, 2, 1], 16]}
+MISFITS: list[tuple[str, dict[str, Any], Callable[[dict[str, Any], Tensors], object], str]] = [
+    ("vanilla-lg", {"stem": True}, without("pos_embed"), "tensor 'pos_embed' is missing"),
+    ("vanilla-lg", {}, with_setting(last=2), "unexpected tensor 'layer1."),
+    ("lsamd", LSAMD, with_extra("head.bias", 3), "unexpected tensor 'head."),
+    ("lsamd", LSAMD, with_setting(layers=[1, 2]), "'layer1.norm1.weight' is miss"),
+    ("lsamd", LSAMD, with_setting(layers=[3, 1]), "out of order"),
+    ("lsamd", LSAMD, with_setting(layers=[1, 5]), "there is no block 5"),
+    ("lsamd", LSAMD, with_setting(stem=False), "unexpected tensor '"),
+    ("weight-selection", {}, with_setting(head=False), "unexpected tensor 'head."),
+    ("share-init", {}, with_extra("shared1.norm1.bias", 16), "unexpected tensor 'shared1."),
+    ("mini-init", MINI, without("layer3.attn.position"), "'layer3.attn.position' is missing"),
+    ("mini-init", MINI, with_extra("block0.norm1.bias", 16), "unexpected tensor"),
+    ("mini-init", MINI, with_extra("layer0.attn.position", 8, 50), "has shape"),
+    ("mini-init", MINI, with_setting(blocks=3), "not a multiple of the 3 shared"),
+    ("scratch", {}, with_extra("pos_embed", 1, 4, 16), "unexpected tensor 'pos_embed'"),
+    ("pool", POOL, without("stitch.0.1.2.bias"), "tensor 'stitch.0.1.2.bias' is missing"),
+    ("pool", POOL, with_extra("stitch.0.1.3.bias", 16), "unexpected tensor 'stitch.0.1.3.bias'"),
+    ("pool", POOL, with_setting(direction="down"), "'stitch.1.0.0.weight' is miss"),
+    ("pool", POOL, with_setting(rows=[8, 12, 16]), "cannot have heads of 8"),
+    ("sn-net", SN_NET, without("row0.blocks.1.norm1.bias"), "norm1.bias' is missing"),
+    ("sn-net", SN_NET, with_setting(rows=[[8, 1, 1], 16]), "unexpected tensor 'row0.blocks.1."),
+    ("sn-net", SN_NET, lambda m, _: m["shape"].update(embed_dim=24, num_heads=3), "the last row must be the auxil"),
+    ("pre-fin", {}, without("layer2.mlp.fc2.bias"), "tensor 'layer2.mlp.fc2.bias' is missing"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "change", "message"), MISFITS)
 def test_a_file_with_other_tensors_than_its_method_has_is_refused(
     name: str, settings: dict[str, Any], change: Callable[..., object], message: str, tmp_path: Path
 ) -> None:

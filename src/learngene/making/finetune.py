@@ -32,7 +32,6 @@ from learngene.training.scores import SetScore, task_score
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.vits.descendant_folder import PROVENANCE, TimmModel, load_descendant, save_descendant
 from learngene.vits.segmenter import Segmenter, segment
-from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, shape_from
 
 
@@ -191,8 +190,7 @@ def _refuse_unused(recipe: FinetuneRecipe, what: str, *fields: str) -> None:
 
 def scratch(shape: Shape, seed: int = 0, class_names: list[str] | None = None) -> TimmModel:
     """A timm ViT of a shape with timm's random initialisation: what every method has to beat."""
-    own = shape if isinstance(shape, ViTShape) else shape.part(-1)
-    return Learngene(find_method("scratch"), own).expand(shape, seed=seed, class_names=class_names)
+    return Learngene(find_method("scratch"), shape.parts[-1]).expand(shape, seed=seed, class_names=class_names)
 
 
 def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, keep: bool, show: bool) -> TrainResult:

@@ -184,11 +184,12 @@ class StitchedRows(Method):
         heads = self._heads(auxiliary)
         for segment in segments:
             if segment.embed_dim not in heads:
-                raise self._no_row(segment.embed_dim, auxiliary)
+                known = ", ".join(map(str, heads))
+                raise ShapeError(f"{self.name}: no row has width {segment.embed_dim}; rows have {known}")
             if segment.num_heads != (own := heads[segment.embed_dim]):
                 raise ShapeError(
                     f"{self.name}: row {segment.embed_dim} has {own} heads, not {segment.num_heads}; "
-                    f"heads are never reinterpreted; name the path, or or give segments"
+                    f"heads are never reinterpreted; name the path, or give segments"
                 )
         if segments not in _paths(self, auxiliary):
             raise self._no_path("+".join(map(str, segments)), segments, auxiliary)
@@ -196,10 +197,6 @@ class StitchedRows(Method):
     def _heads(self, auxiliary: ViTShape) -> dict[int, int]:
         """The heads of every row, by its width."""
         return {row.embed_dim: row.num_heads for row in self.row_shapes(auxiliary)}
-
-    def _no_row(self, width: int, auxiliary: ViTShape) -> ShapeError:
-        known = ", ".join(str(width) for width in self._heads(auxiliary))
-        return ShapeError(f"{self.name}: no row has width {width}; rows have {known}")
 
     def named_shape(self, auxiliary: ViTShape, name: str) -> Shape:
         """The path ``192:1-4+768:5-6``, or that of the papers' numbers of blocks from each row, such as ``4+2``.
@@ -210,10 +207,7 @@ class StitchedRows(Method):
         rows, paths = self.row_shapes(auxiliary), self.paths(auxiliary)
         if ":" in name:
             heads = self._heads(auxiliary)
-            pieces = path_pieces(name)
-            if strange := [width for width, *_ in pieces if width not in heads]:
-                raise self._no_row(strange[0], auxiliary)
-            segments = tuple(Segment(width, heads[width], first, last) for width, first, last in pieces)
+            segments = tuple(Segment(width, heads.get(width, 0), *blocks) for width, *blocks in path_pieces(name))
             self._refuse_segments(auxiliary, segments)
             return _paths(self, auxiliary)[segments]
         counts = name.replace(" ", "").split("+")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +52,7 @@ MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
 """Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
 
 
-class ShapeBase(ABC):
+class ShapeBase(metaclass=ABCMeta):
     """What plain and stitched shapes have in common; both are frozen dataclasses with the fields named here.
 
     A model is a sequence of ``parts``, each as wide as its row: a plain shape is its own only part.
