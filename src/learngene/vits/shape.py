@@ -70,7 +70,7 @@ class ShapeBase(metaclass=ABCMeta):
 
     @property
     @abstractmethod
-    def parts(self) -> tuple[ViTShape, ...]:
+    def parts(self) -> list[ViTShape]:
         """Every segment as a plain ViT: its blocks, and the stem and head that its row has."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -290,9 +290,9 @@ class ViTShape(ShapeBase):
         return str(self.segments[0])
 
     @property
-    def parts(self) -> tuple[ViTShape, ...]:
+    def parts(self) -> list[ViTShape]:
         """The shape itself."""
-        return (self,)
+        return [self]
 
     # -- parameters ----------------------------------------------------------------------------------
 

@@ -74,10 +74,10 @@ class StitchedShape(ShapeBase):
     # -- derived sizes -------------------------------------------------------------------------------
 
     @property
-    def parts(self) -> tuple[ViTShape, ...]:
+    def parts(self) -> list[ViTShape]:
         """Every segment as a plain ViT: its blocks, and the stem and head that its row has."""
         common = _common(self)
-        return tuple(ViTShape(each.embed_dim, each.depth, each.num_heads, **common) for each in self.segments)
+        return [ViTShape(each.embed_dim, each.depth, each.num_heads, **common) for each in self.segments]
 
     @property
     def path(self) -> str:
