@@ -261,14 +261,6 @@ class StitchedRows(Method):
             )
         self._refuse_segments(auxiliary, shape.segments)
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """The blocks of every row, ``rowR.blocks.I...``, and the stitch layers."""
-        return {
-            name: size
-            for name, size in self.gene_tensors(auxiliary).items()
-            if name.startswith("stitch.") or ".blocks." in name
-        }
-
     def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """Every row as a whole model, ``row0.`` before timm's names, then the stitch layers."""
         rows = self.row_shapes(auxiliary)

@@ -104,8 +104,8 @@ class Hypernetwork(Method):
 
     # -- the gene's tensors --------------------------------------------------------------------------------------
 
-    def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the hypernetwork's parameters; they do not depend on the auxiliary shape."""
+    def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """The hypernetwork's parameters, whatever the auxiliary shape; stem, norm and head are predicted, too."""
         hid, heads = self.config.hid, self.config.encoder_heads
         out: dict[str, tuple[int, ...]] = {
             "encoder.types": (NODE_TYPES, hid),
@@ -129,7 +129,7 @@ class Hypernetwork(Method):
         return out | _norm("encoder.norm", hid) | self.decoder_tensors() | {"class_position": (LARGEST,)}
 
     def decoder_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the decoder's parameters."""
+        """Those of the decoder."""
         hid, rank = self.config.hid, self.config.rank
         return {
             **_linear("decoder.fc1", hid, 4 * hid),
@@ -137,10 +137,6 @@ class Hypernetwork(Method):
             **_linear("decoder.fc3", 8 * hid, 2 * rank * rank),
             **_linear("decoder.expand", rank, self.config.expansion),
         }
-
-    def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """All of a gene: stem, norm and head are predicted, too."""
-        return self.layer_tensors(auxiliary)
 
     def fixed(self, name: str) -> bool:
         """The class token's position is not predicted, in the authors' code either: one random row, never trained."""
