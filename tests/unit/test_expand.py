@@ -223,17 +223,6 @@ def test_stem_norm_and_head_are_carried_or_not_held(key: str) -> None:
             assert name not in tensors or torch.equal(model.state_dict()[name], tensors[name]), name
 
 
-@pytest.mark.parametrize("key", ["pool", "pool-down", "sn-net"])
-def test_a_path_has_the_stem_of_its_first_row_and_norm_and_head_of_its_last(key: str) -> None:
-    gene = gene_of(key)
-    state, tensors = gene.expand("16:1-3+8:3-4" if key == "pool-down" else "8:1-2+16:2-4").state_dict(), gene.tensors()
-    first, last = ("row1", "row0") if key == "pool-down" else ("row0", "row1")
-    for name in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
-        assert torch.equal(state[name], tensors[f"{first}.{name}"]), name
-    for name in ("norm.weight", "norm.bias", "head.weight", "head.bias"):
-        assert torch.equal(state[name], tensors[f"{last}.{name}"]), name
-
-
 @pytest.mark.parametrize("classes", [2, 4])
 def test_another_task_gets_a_fresh_seeded_head_and_keeps_the_rest(classes: int) -> None:
     gene = pico_gene()

@@ -257,12 +257,13 @@ class Learngene(nn.Module):
         Raises:
             ShapeError: If the method cannot make the shape, or a layer or module does not exist.
         """
-        about = self.tasks().get(task) if isinstance(task, str) else task
-        if isinstance(about, TaskEmbedding) and num_classes is None and not isinstance(shape, ViTShape):
+        named = self.tasks().get(task) if isinstance(task, str) else task
+        about = named if isinstance(named, TaskEmbedding) else None
+        if about and num_classes is None and not isinstance(shape, ViTShape):
             num_classes = len(about.classes)
         shape = self._target(shape, num_classes)
         weights = self.weights(shape, task=task, **options)
-        if isinstance(about, TaskEmbedding) and shape.num_classes not in (0, len(about.classes)):
+        if about and shape.num_classes not in (0, len(about.classes)):
             text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
             warnings.warn(f"{self.method.name}: {text}", stacklevel=2)
         for caution in self.method.cautions(self.shape, shape, task=task, **options):
@@ -271,17 +272,13 @@ class Learngene(nn.Module):
         expected = shape.all_params()
         generator = torch.Generator().manual_seed(seed)
         own = {tensor.untyped_storage().data_ptr() for tensor in self.parameters()}
-        state: dict[str, Tensor] = {}
-        new: list[str] = []
-        for name in expected:
-            if name in weights and name in keep:
-                # A copy of a gene tensor must not be the gene tensor, nor may two layers share one or be parts of one.
-                value, memory = weights[name], weights[name].untyped_storage()
-                whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
-                state[name] = value if whole else value.clone()
-            else:
-                state[name] = init_value(name, expected, generator)
-                new.append(name)
+        new = [name for name in expected if name not in weights or name not in keep]
+        state = {name: init_value(name, expected, generator) for name in new}
+        for name in expected.keys() - state.keys():
+            # A copy of a gene tensor must not be the gene tensor, nor may two layers share one or be parts of one.
+            value, memory = weights[name], weights[name].untyped_storage()
+            whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
+            state[name] = value if whole else value.clone()
         model = shape.skeleton()
         model.load_state_dict(state, strict=True, assign=True)
         tag, preprocessing = f"learngene_{self.method.name}", self._preprocessing(about)
@@ -300,11 +297,11 @@ class Learngene(nn.Module):
         }
         return model.eval()
 
-    def _preprocessing(self, task: object) -> dict[str, Any]:
+    def _preprocessing(self, task: TaskEmbedding | None) -> dict[str, Any]:
         """How images are prepared: of a task that the gene was tuned on as that task's were."""
         own: dict[str, Any] = {}
         for entry in self.metadata.get("tasks", []):
-            if isinstance(task, TaskEmbedding) and entry.get("embedding", {}).get("fingerprint") == task.fingerprint:
+            if task and entry.get("embedding", {}).get("fingerprint") == task.fingerprint:
                 own = entry
         keys = ("mean", "std", "interpolation", "crop_pct")
         return {**self.metadata.get("preprocessing", {}), **{key: own[key] for key in keys if key in own}}
@@ -317,8 +314,8 @@ class Learngene(nn.Module):
         shape = shape or self.shape
         return shape if num_classes is None else shape.replace(num_classes=num_classes)
 
-    def _class_names(self, shape: Shape, task: object) -> list[str] | None:
-        names = list(task.classes) if isinstance(task, TaskEmbedding) else self.metadata.get("classes")
+    def _class_names(self, shape: Shape, task: TaskEmbedding | None) -> list[str] | None:
+        names = list(task.classes) if task else self.metadata.get("classes")
         return names if names and len(names) == shape.num_classes else None
 
     # -- the gene file -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import Float, Integer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from learngene.methods.tal.graph import Graph
 from learngene.methods.tal.sizes import DEGREES, PATHS, NetworkConfig
@@ -32,15 +33,15 @@ def encode(
 
     Without the embedding of each graph's task the task layers are left out, as in stage 1.
     """
-    longest = max(len(graph.types) for graph in graphs)
-    types, sizes, distances = (
-        torch.stack([_padded(getattr(graph, name), longest) for graph in graphs]).to(tensors["encoder.types"].device)
-        for name in ("types", "sizes", "distances")
-    )
+    device, counts = tensors["encoder.types"].device, [len(graph.types) for graph in graphs]
+    longest = max(counts)
+    types = pad_sequence([graph.types for graph in graphs], batch_first=True).to(device)
+    sizes = pad_sequence([graph.sizes for graph in graphs], batch_first=True).to(device)
+    square = [F.pad(graph.distances, (0, longest - n) * 2) for graph, n in zip(graphs, counts, strict=True)]
+    distances = torch.stack(square).to(device)
     x, bias = _inputs(tensors, types, sizes, distances), _edge_bias(tensors, distances)
-    counts = [len(graph.types) for graph in graphs]
     if min(counts) < longest:
-        valid = torch.arange(longest, device=types.device) < torch.tensor(counts, device=types.device)[:, None]
+        valid = torch.arange(longest, device=device) < torch.tensor(counts, device=device)[:, None]
         x = x * valid[..., None]
         bias = bias.masked_fill(~(valid[:, None, :, None] & valid[:, None, None, :]), -32768.0)
     for layer in range(config.encoder_layers):
@@ -49,14 +50,6 @@ def encode(
         hidden = F.gelu(linear(tensors, f"{name}.fc1", _norm(tensors, f"{name}.norm2", x)))
         x = x + linear(tensors, f"{name}.fc2", hidden)
     return _norm(tensors, "encoder.norm", x)
-
-
-def _padded(values: Tensor, length: int) -> Tensor:
-    """A graph's values with zeros behind them (and below, of distances)."""
-    more = length - len(values)
-    if values.ndim == 1:
-        return F.pad(values, (0, more))
-    return F.pad(values, (0, more if values.shape[1] == len(values) else 0, 0, more))
 
 
 def _inputs(
