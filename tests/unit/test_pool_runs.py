@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -69,12 +70,9 @@ def test_a_run_is_a_function_of_its_recipe(images: Path) -> None:
         torch.manual_seed(caller)
         return state(made(None, images, train={**HARD, "epochs": 1, **train}))
 
-    assert same(run(1), run(2))
-    assert not same(run(1), run(1, seed=1))
-
-
-def test_a_run_in_memory_is_the_run_in_a_folder(images: Path, tmp_path: Path) -> None:
-    assert same(state(made(None, images)), state(made(tmp_path / "pool", images)))
+    first = run(1)
+    assert same(first, run(2))
+    assert not same(first, run(1, seed=1))
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -96,15 +94,6 @@ def test_untuned_stitch_layers_are_the_transformation_matrices(direction: str, i
     assert gene.metadata["training"]["updates"] == 9
 
 
-def test_rows_are_the_same_whatever_is_done_with_them(images: Path) -> None:
-    tm, ls = (made(None, images, pool={"tune": None, "stitches": stitches}) for stitches in ("tm", "ls"))
-    for key, value in tm.tensors().items():
-        assert torch.equal(value, ls.tensors()[key]) != key.startswith("stitch."), key
-    tuned = made(None, images)
-    assert all(not torch.equal(value, tm.tensors()[key]) for key, value in tuned.tensors().items()
-               if key.startswith("stitch.") and key.endswith("weight"))  # fmt: skip
-
-
 def test_rows_and_paths_can_be_trained_differently(images: Path) -> None:
     gene = made(None, images, pool={"rows": {"epochs": 3}, "tune": {"batch_size": 24, "lr": 1e-3}})
     assert gene.metadata["training"]["updates"] == 2 * 3 * 3 + 1
@@ -123,7 +112,7 @@ def test_labels_alone_need_no_ancestry(images: Path) -> None:
 
 def test_predictions_of_any_classifier_can_be_distilled(images: Path) -> None:
     torch.manual_seed(0)
-    ancestry = Ancestry(timm.create_model("resnet10t", num_classes=3))
+    ancestry = Ancestry(timm.create_model("test_resnet", num_classes=3))
     gene = made(None, images, ancestry, pool={"terms": ["pred"], "stitches": "ls", "images": 12})
     labels = made(None, images, ancestry, pool={"points": [0, 0], "stitches": "ls", "images": 12})
     assert not torch.equal(gene.tensors()["row0.head.weight"], labels.tensors()["row0.head.weight"])
@@ -132,14 +121,6 @@ def test_predictions_of_any_classifier_can_be_distilled(images: Path) -> None:
 def test_a_path_can_be_a_teacher_with_least_squares(images: Path) -> None:
     gene = made(None, images, Ancestry(pool().expand("2+1")), pool={"stitches": "ls", "images": 12})
     assert len(gene.metadata["paths"]) == 9
-
-
-def test_a_guide_changes_paths_and_not_rows(images: Path, tmp_path: Path) -> None:
-    genes = [made(tmp_path / guide, images, pool={"guide": guide, "kept": str(tmp_path / "rows")})
-             for guide in ("none", "soft", "hard")]  # fmt: skip
-    states = [state(gene) for gene in genes]
-    assert not any(same(one, other) for one, other in zip(states, states[1:] + states[:1], strict=True))
-    assert len(list((tmp_path / "rows").iterdir())) == 2
 
 
 def test_a_descendant_of_a_pool_is_tuned_elsewhere(images: Path) -> None:
@@ -186,45 +167,29 @@ def test_blocks_are_dropped_as_often_as_in_their_own_row(images: Path, monkeypat
 
 
 def test_pools_share_their_rows(images: Path, tmp_path: Path) -> None:
-    kept = {"kept": str(tmp_path / "rows")}
-    first = made(tmp_path / "first", images, pool=kept)
-    rows = {path: content for path, content in files(tmp_path / "rows").items()}
-    assert len(list((tmp_path / "rows").iterdir())) == 2
-    changes: list[dict[str, Any]] = [
-        {"pool": {**kept, "tune": {"lr": 1e-4}}},
-        {"pool": {**kept, "tune": None}},
-        {"pool": {**kept, "stitches": "ls", "images": 12}},
-        {"pool": {**kept, "guide": "soft"}},
-        {"settings": {"rows": [16, 32], "final_norm": False}, "pool": kept},
-        {"settings": {"rows": [16, 32], "direction": "down"}, "pool": kept},
-    ]
-    for number, change in enumerate(changes):
-        again = made(tmp_path / f"again{number}", images, **change)
-        assert {path.parent.name for path in files(tmp_path / "rows")} == {path.parent.name for path in rows}, change
-        assert {path: content for path, content in files(tmp_path / "rows").items() if path in rows} == rows, change
-        assert not same(state(again), state(first))
-    alone = made(tmp_path / "alone", images)
-    assert same(state(alone), state(first))
-    assert {path.name for path in (tmp_path / "alone").iterdir() if path.is_dir()} == {
-        "paths", *(path.name for path in (tmp_path / "rows").iterdir())
-    }  # fmt: skip
-
-
-def test_pools_of_another_storage_type_share_their_rows(images: Path, tmp_path: Path) -> None:
-    kept = {"kept": str(tmp_path / "rows")}
-    made(tmp_path / "full", images, pool=kept)
-    before = files(tmp_path / "rows")
-    made(tmp_path / "half", images, pool=kept, dtype="float16")
-    assert files(tmp_path / "rows") == before
-
-
-def test_a_wider_pool_finds_the_narrower_ones_rows(images: Path, tmp_path: Path) -> None:
-    kept = {"kept": str(tmp_path / "rows")}
-    made(tmp_path / "two", images, pool=kept)
-    before = files(tmp_path / "rows")
-    made(tmp_path / "three", images, settings={"rows": [16, 24, 32]}, pool=kept)
-    assert len(list((tmp_path / "rows").iterdir())) == 3
-    assert {path: content for path, content in files(tmp_path / "rows").items() if path in before} == before
+    rows: dict[str, Any] = {"kept": str(tmp_path / "rows")}
+    changes: dict[str, dict[str, Any]] = {
+        "first": {},
+        "tm": {"pool": {"tune": None}},
+        "ls": {"pool": {"tune": None, "stitches": "ls", "images": 12}},
+        "soft": {"pool": {"guide": "soft"}},
+        "hard": {"pool": {"guide": "hard"}, "dtype": "float16"},
+        "down": {"settings": {"rows": [16, 32], "direction": "down", "final_norm": False}},
+        "wider": {"settings": {"rows": [16, 24, 32]}},
+    }
+    states, before = {}, None
+    for name, change in changes.items():
+        gene = made(tmp_path / name, images, **{**change, "pool": {**rows, **change.get("pool", {})}})
+        states[name], after = state(gene), files(tmp_path / "rows")
+        before = before or after
+        assert {path: content for path, content in after.items() if path in before} == before, name
+        assert len(list((tmp_path / "rows").iterdir())) == (3 if name == "wider" else 2), name
+    assert not any(same(states[one], states[other]) for one, other in itertools.combinations(states, 2))
+    for key, value in states["tm"].items():
+        assert torch.equal(value, states["ls"][key]) != ("stitch." in key), key
+        if "stitch." in key and key.endswith("weight"):
+            assert not torch.equal(value, states["first"][key])
+    assert same(states["first"], state(made(None, images)))
 
 
 @pytest.mark.parametrize(
@@ -285,26 +250,22 @@ def whole(images: Path) -> Learngene:
     return made(None, images, **GUIDED)
 
 
-@pytest.mark.parametrize(
-    ("step", "where"),
-    [
-        (2, "epoch 1, step 2"),  # of the narrow row
-        (10, "epoch 2, step 1"),  # of the wide row
-        (12, "epoch 2, step 3"),
-        (13, "epoch 1, step 1"),  # of the paths
-        (14, "epoch 1, step 2"),
-        (17, "epoch 2, step 2"),
-    ],
-)
 def test_a_stopped_and_continued_pool_is_the_same_pool(
-    step: int, where: str, images: Path, tmp_path: Path, whole: Learngene, stop_after: Any
+    images: Path, tmp_path: Path, whole: Learngene, stop_after: Any
 ) -> None:
-    interrupted = teacher()
-    stop_after(interrupted, 1 + step)  # the first call checks the image size
-    with pytest.raises(InterruptedRun) as stop:
-        made(tmp_path / "stopped", images, interrupted, **GUIDED)
-    assert stop.value.where == where
-    assert not (tmp_path / "stopped.safetensors").exists()
+    # Counted anew in every run, of which the first call checks the image size.
+    for step, where in (
+        (1 + 2, "epoch 1, step 2"),  # of the narrow row
+        (1 + 4 + 6, "epoch 2, step 3"),  # of the wide row: all its steps, but not the score behind them
+        (1 + 1, "epoch 1, step 1"),  # of the paths
+        (1 + 4, "epoch 2, step 2"),
+    ):
+        interrupted = teacher()
+        stop_after(interrupted, step)
+        with pytest.raises(InterruptedRun) as stop:
+            made(tmp_path / "stopped", images, interrupted, **GUIDED)
+        assert stop.value.where == where
+        assert not (tmp_path / "stopped.safetensors").exists()
     continued = made(tmp_path / "stopped", images, **GUIDED)
     assert same(state(continued), state(whole))
     for key in ("paths", "accuracy"):
@@ -316,52 +277,44 @@ class CrashError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", ["row 32", "paths", "scoring"])
 def test_a_crashed_pool_goes_on(
-    stage: str, images: Path, tmp_path: Path, whole: Learngene, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, whole: Learngene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_stage, score_paths = pooling_run.run_stage, pooling_run.score_paths
+    run_stage = pooling_run.run_stage
+    trained: dict[Path, bytes] = {}
+    for stage, count in (("row 32", 2), ("paths", 4), ("scoring", 6)):
 
-    def crashing(given: Any, *arguments: Any, **options: Any) -> Any:
-        if given.name == stage:
-            raise CrashError
-        return run_stage(given, *arguments, **options)
+        def crash(given: Any = None, *arguments: Any, stage: str = stage, **options: Any) -> Any:
+            if stage == "scoring" or given.name == stage:
+                raise CrashError
+            return run_stage(given, *arguments, **options)
 
-    def crash(*_: Any) -> Any:
-        if stage == "scoring":
-            raise CrashError
-        return score_paths(*_)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pooling_run, "run_stage", crashing)
-        patch.setattr(pooling_run, "score_paths", crash)
-        with pytest.raises(CrashError):
-            made(tmp_path / "run", images, **GUIDED)
-    before = files(tmp_path / "run")
+        with monkeypatch.context() as patch:
+            patch.setattr(pooling_run, "accuracies" if stage == "scoring" else "run_stage", crash)
+            with pytest.raises(CrashError):
+                made(tmp_path / "run", images, **GUIDED)
+        found = files(tmp_path / "run")
+        there = {path: found[path] for path in found if path.name in ("last.pt", "result.json")}
+        assert len(there) == count
+        assert there.items() >= trained.items()
+        trained = there
     continued = made(tmp_path / "run", images, **GUIDED)
     assert same(state(continued), state(whole))
     assert continued.metadata["paths"] == whole.metadata["paths"]
-    trained = {path for path in before if path.name in ("last.pt", "result.json")}
-    assert len(trained) == {"row 32": 2, "paths": 4, "scoring": 6}[stage]
-    assert all(path.read_bytes() == before[path] for path in trained)
+    assert files(tmp_path / "run").items() >= trained.items()
 
 
-def test_running_a_finished_pool_again_changes_nothing(images: Path, tmp_path: Path) -> None:
+def test_a_finished_pool_is_found_and_another_recipe_in_its_folder_refused(images: Path, tmp_path: Path) -> None:
     first = made(tmp_path / "pool", images)
+    folders = sorted(path.name.partition("-s0-")[0] for path in (tmp_path / "pool").iterdir() if path.is_dir())
+    assert folders == ["paths", "row-w16d3", "row-w32d3"]
     before = {path: content for path, content in files(tmp_path).items() if "tfevents" not in path.name}
-    again = made(tmp_path / "pool", images)
-    after = files(tmp_path)
-    assert {path: after[path] for path in before} == before
-    assert same(state(again), state(first))
-
-
-def test_another_recipe_in_the_same_folder_is_refused_before_anything_is_trained(images: Path, tmp_path: Path) -> None:
-    made(tmp_path / "pool", images)
-    before = files(tmp_path)
+    assert same(state(made(tmp_path / "pool", images)), state(first))
     for changes in ({"train": {**QUICK, "lr": 0.5}}, {"pool": {"tune": {"lr": 0.5}}}):
         with pytest.raises(LearngeneError, match=r"holds a run with .*lr=.*, but this one has .*lr=0.5"):
             made(tmp_path / "pool", images, **changes)
-        assert files(tmp_path) == before, changes
+    after = {path: content for path, content in files(tmp_path).items() if "tfevents" not in path.name}
+    assert after == before
 
 
 def test_a_folder_that_is_no_run_is_left_alone(images: Path, tmp_path: Path) -> None:
@@ -399,9 +352,6 @@ def test_anchors_become_rows(sizes: list[tuple[int, int]], changes: dict[str, An
         assert torch.equal(gene.expand(f"{w}:1-{d}")(pixels), model(pixels))
         scored = next(path for path in gene.metadata["paths"] if path["path"] == f"{w}:1-{d}")
         assert scored["top1"] == pytest.approx(evaluate(model.model, str(images)).top1, abs=1e-4)
-    tuned = snnet(images, models, shape, settings=settings)
-    assert not same(state(tuned), state(gene))
-    assert tuned.metadata["training"]["updates"] == 3
 
 
 def test_an_snnet_starts_with_least_squares_on_training_images(images: Path) -> None:
@@ -413,6 +363,9 @@ def test_an_snnet_starts_with_least_squares_on_training_images(images: Path) -> 
     least_squares_stitches(again, [pixels for pixels, _ in loader], print)
     for key, value in gene.tensors().items():
         torch.testing.assert_close(value, again.tensors()[key], rtol=1e-3, atol=1e-4)
+    tuned = snnet(images, models)
+    assert not same(state(tuned), state(gene))
+    assert tuned.metadata["training"]["updates"] == 3
 
 
 def test_few_images_for_least_squares_are_warned_of(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

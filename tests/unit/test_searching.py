@@ -16,8 +16,7 @@ from comparisons import written
 from learngene import Ancestry
 from learngene.data.batches import eval_loader
 from learngene.making.search.make import run
-from learngene.making.search.paths import TaskPath, layer_usage, read_path
-from learngene.making.search.select import above, selected, soft_usage, usage
+from learngene.making.search.paths import TaskPath, above, read_path, selected, soft_usage, usage
 from learngene.making.search.task_search import SearchInputs, prepare, search_task, super_stage
 from learngene.making.search.usage_map import usage_picture
 from learngene.recipe.loading import apply_overrides
@@ -267,15 +266,13 @@ def test_a_path_is_read_without_noise(
 ) -> None:
     changes = {"routing": {"route": route, "noise": noise}}
     made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, **changes)
-    spec = made.recipe.task("two")
-    filled = spec.data.model_copy(update={"mean": (0.5,) * 3, "std": (0.5,) * 3})
-    net = super_stage(made, spec, made.images["two"]).module
+    net = super_stage(made, "two").module
     torch.manual_seed(3)
     for layer in net.layers:  # type: ignore[union-attr]
         torch.nn.init.normal_(layer.adapter.W1, std=2.0)
         torch.nn.init.normal_(layer.adapter.W2, std=2.0)
-    loader = eval_loader(made.images["two"][1], filled, img_size=8)
-    found = [layer_usage(net.train(), loader) for _ in range(2)]  # type: ignore[arg-type]
+    loader = eval_loader(made.images["two"].val, made.specs["two"].data, img_size=8)
+    found = [net.train().layer_usage(loader) for _ in range(2)]  # type: ignore[arg-type]
     assert found[0] == found[1]
     assert len({value for values in found[0] for value in values}) > 2
     path = search_task(made, "two", keep=False, show=False)
@@ -314,7 +311,11 @@ def test_a_data_set_may_be_trained_in_its_own_way(ancestry: Path, sets: dict[str
     changes = {"tasks": {"two": {"train": {"lr": 1e-2, "epochs": 3}}}}
     recipe = search_recipe(search_fields(ancestry, sets, tmp_path / "s", **changes))
     done = run(recipe, show=False, say=lambda _: None)
-    assert [(task["lr"], task["epochs"]) for task in done.record["tasks"]] == [(3e-3, 1), (1e-2, 3), (3e-3, 1)]
+    assert [(task["lr"], task["epochs"]) for task in done.metadata["search"]["tasks"]] == [
+        (3e-3, 1),
+        (1e-2, 3),
+        (3e-3, 1),
+    ]
     log = (recipe.task("two").out / "metrics.jsonl").read_text().splitlines()
     assert len(log) == 3
 
@@ -323,7 +324,7 @@ def test_images_of_another_size_are_searched_at_that_size(
     ancestry: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:
     made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, tasks={"two": {"data": {"img_size": 16}}})
-    assert super_stage(made, made.recipe.task("two"), made.images["two"]).img_size == 16
+    assert super_stage(made, "two").img_size == 16
     assert len(search_task(made, "two", keep=False, show=False).share) == 4
 
 
@@ -332,7 +333,7 @@ def test_a_searched_super_net_trains_specific_blocks_adapters_norm_and_head(
 ) -> None:
     for name, head in (("two", "model.head."), ("blocks", "model.head.")):
         made = prepared_of(ancestry, {name: sets[name]}, tmp_path)
-        net = super_stage(made, made.recipe.task(name), made.images[name]).module
+        net = super_stage(made, name).module
         trained = {key for key, value in net.named_parameters() if value.requires_grad}
         assert all(
             ".specific." in key or ".adapter." in key or key.rpartition(".")[0].endswith(("norm", "fc_norm"))
@@ -344,7 +345,7 @@ def test_a_searched_super_net_trains_specific_blocks_adapters_norm_and_head(
 
 def test_routing_is_that_of_the_recipe(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
     made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, routing={"route": "img", "gate": "scale"})
-    net = super_stage(made, made.recipe.task("two"), made.images["two"]).module
+    net = super_stage(made, "two").module
     assert all(layer.spec == Routing(route="img", gate="scale") for layer in net.layers)  # type: ignore[union-attr]
 
 
@@ -377,7 +378,8 @@ def test_a_data_set_that_fails_does_not_lose_the_others(
     assert not (tmp_path / "s.safetensors").exists()
     monkeypatch.setattr(task_search, "run_stage", real)
     lines.clear()
-    assert run(recipe, show=False, say=lines.append).path == tmp_path / "s.safetensors"
+    run(recipe, show=False, say=lines.append)
+    assert (tmp_path / "s.safetensors").exists()
     assert [line.partition(":")[0] for line in lines] == ["colours", "two"]
 
 

@@ -148,7 +148,7 @@ class Update(nn.Module):
 
 def layer_of(spec):
     torch.manual_seed(4)
-    layer = RoutedBlock(Update(torch.randn(WIDTH)), WIDTH, spec, 1)
+    layer = RoutedBlock(Update(torch.randn(WIDTH)), WIDTH, spec)
     layer.specific.weight.data = torch.randn(WIDTH)
     nn.init.normal_(layer.adapter.W1)
     return layer
@@ -248,7 +248,7 @@ def test_a_tie_of_a_sample_goes_to_the_base_block():
 
 
 def test_noise_is_random_in_training_only():
-    adapter = DatasetAdapter(WIDTH, Routing(noise="gaussian"), 1)
+    adapter = DatasetAdapter(WIDTH, Routing(noise="gaussian"))
     x = torch.randn(400, 5, WIDTH)
     torch.manual_seed(0)
     first, second = adapter.train()(x)[0], adapter(x)[0]
@@ -258,7 +258,7 @@ def test_noise_is_random_in_training_only():
 
 
 def test_literal_noise_is_equation_1_as_printed():
-    adapter = DatasetAdapter(WIDTH, Routing(noise="literal"), 1).eval()
+    adapter = DatasetAdapter(WIDTH, Routing(noise="literal")).eval()
     torch.manual_seed(1)
     nn.init.normal_(adapter.W1)
     nn.init.normal_(adapter.W2)
@@ -270,7 +270,7 @@ def test_literal_noise_is_equation_1_as_printed():
 
 def test_descriptors_look_at_the_tokens_of_their_name():
     torch.manual_seed(2)
-    adapters = {name: DatasetAdapter(WIDTH, Routing(noise="none", descriptor=name), 1) for name in DESCRIPTORS}
+    adapters = {name: DatasetAdapter(WIDTH, Routing(noise="none", descriptor=name)) for name in DESCRIPTORS}
     weight = torch.randn(WIDTH, 2)
     for adapter in adapters.values():
         adapter.W1.data = weight

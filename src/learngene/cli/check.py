@@ -109,7 +109,7 @@ def _check_search(recipe: SearchRecipe) -> Iterator[str]:
     for name, (train, val) in prepared.images.items():
         spec = prepared.specs[name]
         updates = len(train) // spec.train.batch_size * spec.train.epochs
-        there = "searched" if read_path(spec.out) else _saved(prepared.resolved(name))
+        there = "searched" if read_path(spec.out) else _saved(spec)
         there = there or f"{updates} steps of {spec.train.batch_size} images"
         yield f"task {name}: {len(train)} training and {len(val)} validation images, {there}"
     refuse_taken(recipe)

@@ -96,7 +96,6 @@ def picture(
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     if Path(model).suffix == ".safetensors":
         from learngene.cli.pictures.pool import pool_picture
-        from learngene.cli.pictures.tasks import task_picture
         from learngene.genes.gene_file import read_header
         from learngene.making.search.usage_map import search_picture
 
@@ -106,6 +105,8 @@ def picture(
         if "search" in method.origins:
             search_picture(model, out)
         elif method.making == "hyper":
+            from learngene.cli.pictures.tasks import task_picture
+
             task_picture(model, out)
         else:
             pool_picture(model, out, path)

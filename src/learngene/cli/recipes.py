@@ -44,12 +44,13 @@ def search(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = N
 
     loaded = read_recipe(SearchRecipe, recipe, overrides, data)
     from learngene.making.search.make import run
+    from learngene.making.steps import gene_path
 
-    done = run(loaded, processes=processes)
-    used = " ".join(f"{layer}:{count}" for layer, count in enumerate(done.record["usage"], start=1))
-    say(f"base blocks of layers, by how many of {len(done.paths)} data sets they are used: {used}")
-    say(f"{done.path}: blocks {', '.join(map(str, done.record['layers']))}; map in {loaded.out}/usage.png")
-    suggest("plan", done.path)
+    record, path = run(loaded, processes=processes).metadata["search"], gene_path(loaded.out)
+    used = " ".join(f"{layer}:{count}" for layer, count in enumerate(record["usage"], start=1))
+    say(f"base blocks of layers, by how many of {len(record['tasks'])} data sets they are used: {used}")
+    say(f"{path}: blocks {', '.join(map(str, record['layers']))}; map in {loaded.out}/usage.png")
+    suggest("plan", path)
 
 
 @app.command()

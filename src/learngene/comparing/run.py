@@ -263,7 +263,7 @@ def _search_inputs(recipe: SearchRecipe, opened: OpenTasks) -> SearchInputs:
 def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: OpenTasks) -> str:
     if isinstance(job.recipe, SearchRecipe):
         found = keep_selected(_search_inputs(job.recipe, opened), job.path)
-        return f"blocks {','.join(str(layer) for layer in found.record['layers'])}"
+        return f"blocks {','.join(str(layer) for layer in found.metadata['search']['layers'])}"
     if isinstance(job.recipe, TuneRecipe):
         _refuse_failed(job.recipe.out)
         tuned = run_tune(job.recipe, images={task: opened[task] for task in job.recipe.tasks}, show=False)

@@ -23,14 +23,8 @@ def refuse(inputs: CondenseInputs) -> None:
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Trains the gene in place; see ``making.condense.Maker``."""
-    recipe = inputs.recipe
-    set_drop_path(inputs.gene.skeleton(), recipe.train.drop_path)
-    return run_stage(auxiliary_stage(inputs), recipe, inputs.images, keep=keep, show=show), {}
-
-
-def auxiliary_stage(inputs: CondenseInputs) -> Stage:
-    """What is trained when condensing at one auxiliary shape: the gene, by distillation, labels or both."""
-    gene, ancestry, distill = inputs.gene, inputs.ancestry, inputs.recipe.distill
+    recipe, gene, ancestry, distill = inputs.recipe, inputs.gene, inputs.ancestry, inputs.recipe.distill
+    set_drop_path(gene.skeleton(), recipe.train.drop_path)
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
         # The teacher sees the same mixed and erased batch, as in the authors' code.
@@ -38,6 +32,6 @@ def auxiliary_stage(inputs: CondenseInputs) -> Stage:
         teacher = ancestry(images) if ancestry and distill.alpha > 0 else student.detach()
         return distillation_loss(student, teacher, targets, distill)
 
-    shape, name = gene.shape, f"condense {gene.method.name}"
-    made = made_of(ancestry)
-    return Stage(name, gene, objective, shape.img_size, shape.in_chans, inputs.companions, made_of=made)
+    size, made = (gene.shape.img_size, gene.shape.in_chans), made_of(ancestry)
+    stage = Stage(f"condense {gene.method.name}", gene, objective, *size, inputs.companions, made_of=made)
+    return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}

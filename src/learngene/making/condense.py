@@ -21,11 +21,10 @@ from learngene.making.arguments import Data, ancestry_fields, data_fields, loade
 from learngene.making.hyper import stage1
 from learngene.making.inputs import CondenseInputs
 from learngene.making.pool import make as pool_rows
-from learngene.making.steps import MadeGene, gene_path, refuse_gene_path, train_gene
+from learngene.making.steps import MadeGene, gene_path, train_gene, training_record
 from learngene.methods import method as find_method
 from learngene.methods.base import Making
 from learngene.recipe.condense import CondenseRecipe
-from learngene.system.environment import environment
 from learngene.training.stage import TrainResult
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.shape import ViTShape
@@ -106,11 +105,7 @@ def prepare(
     images: Splits | None = None,
     anchors: Sequence[Ancestry] = (),
 ) -> CondenseInputs:
-    """Loads ancestry and data, builds the gene and checks that all of it fits together.
-
-    Raises:
-        LearngeneError: One line that says what does not fit; nothing has been written.
-    """
+    """Loads ancestry and data, builds the gene and checks that all of it fits together; nothing is written."""
     images = open_splits(recipe.data, opened=images, labels_for="condensing")
     kind = find_method(recipe.method, recipe.settings)
     teacher = (ancestry or Ancestry.from_spec(recipe.ancestry)) if recipe.ancestry else None
@@ -134,54 +129,37 @@ def run(
 ) -> MadeGene:
     """Runs a condensing recipe, or continues it if its run folder holds an unfinished run.
 
-    Args:
-        recipe: What to do.
-        ancestry: The teacher, if it is loaded already.
-        anchors: An SN-Net's anchors, if they are loaded already.
-        images: The training and validation images, if they are open already.
-        keep: Write the run folder and the gene file.
-        show: Whether to print progress.
+    Ancestry, anchors and images are given if they are loaded already. Without ``keep`` nothing is written.
 
     Raises:
         LearngeneError: If anything does not fit or cannot be written.
     """
-    path = gene_path(recipe.out) if keep else None
-    if path:
-        refuse_foreign_gene(path, recipe.method)
+    if keep:
+        refuse_foreign_gene(gene_path(recipe.out), recipe.method)
     inputs = prepare(recipe, ancestry, images, anchors)
-    gene = inputs.gene
-    if path:
-        refuse_gene_path(path, gene)
 
     def train() -> tuple[TrainResult, dict[str, Any]]:
-        result, more = MAKERS[gene.method.making].train(inputs, keep=keep, show=show)
-        return result, provenance(inputs, result) | more
+        result, more = MAKERS[inputs.gene.method.making].train(inputs, keep=keep, show=show)
+        return result, _provenance(inputs, result) | more
 
-    return train_gene(gene, path, recipe.dtype, train)
+    return train_gene(inputs.gene, recipe, train, keep=keep)
 
 
-def provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
+def _provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, images = inputs.recipe, inputs.images
+    said = recipe.model_dump(mode="json", include={"train", "distill", "pool", "hyper"}, exclude_none=True)
     return {
         "ancestry": inputs.ancestry.identity if inputs.ancestry else {},
         **({"anchors": [anchor.identity for anchor in inputs.anchors]} if inputs.anchors else {}),
         "preprocessing": preprocessing_record(recipe.data, recipe.shape.img_size),
         "classes": images.train.class_names,
         "data": {
-            "source": [Path(source).name for source in recipe.data.sources],
+            "source": recipe.data.names,
             "train_images": len(images.train),
             "val_images": len(images.val),
             "fingerprint": images.train.fingerprint(),
         },
-        "training": {
-            "epochs": recipe.train.epochs,
-            "updates": result.updates,
-            "images": result.images,
-            "seconds": round(result.seconds, 1),
-            "seed": recipe.train.seed,
-            "recipe": recipe.model_dump(mode="json", include={"train", "distill", "pool", "hyper"}, exclude_none=True),
-        },
+        "training": training_record(recipe, result, said),
         "accuracy": {key: round(value, 4) for key, value in asdict(result.final).items()},
-        "versions": environment()["versions"],
     }

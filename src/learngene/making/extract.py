@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -61,8 +62,8 @@ def extract(
         "versions": environment()["versions"],
     }
     if images is not None and data is not None:
-        sources = [Path(source).name for source in data_section(data).sources]
-        metadata["data"] = {"source": sources, "train_images": len(images), "fingerprint": images.fingerprint()}
+        names = data_section(data).names
+        metadata["data"] = {"source": names, "train_images": len(images), "fingerprint": images.fingerprint()}
     if teacher.class_names:
         metadata["classes"] = teacher.class_names
     return Learngene(kind, shape, tensors, metadata=metadata)
@@ -184,25 +185,23 @@ def mean_activity(
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def watch(module: nn.Module, name: str) -> torch.utils.hooks.RemovableHandle:
+    def watch(module: nn.Module, name: str) -> None:
         def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             size = inputs[0].abs().flatten(0, -2)
             sums[name] = sums.get(name, 0) + size.sum(0).double()
             counts[name] = counts.get(name, 0) + len(size)
 
-        return module.register_forward_pre_hook(add)
+        hooks.enter_context(module.register_forward_pre_hook(add))
 
-    handles = []
-    for i, block in enumerate(model.blocks):
-        handles += [watch(block.norm1, "residual"), watch(block.norm2, "residual")]
-        handles += [watch(block.attn.proj, f"blocks.{i}.heads"), watch(block.mlp.fc2, f"blocks.{i}.hidden")]
     device = next(model.parameters()).device
-    try:
+    with contextlib.ExitStack() as hooks:
+        for i, block in enumerate(model.blocks):
+            watch(block.norm1, "residual")
+            watch(block.norm2, "residual")
+            watch(block.attn.proj, f"blocks.{i}.heads")
+            watch(block.mlp.fc2, f"blocks.{i}.hidden")
         for images in batches:
             model(images.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
     means = {name: (total / counts[name]).float() for name, total in sums.items()}
     for i, block in enumerate(model.blocks):
         name = f"blocks.{i}.heads"

@@ -215,7 +215,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
         **getattr(model, "learngene", {}),
         "class_names": images.train.class_names,
         "finetuned": {
-            "data": [Path(source).name for source in recipe.data.sources],
+            "data": recipe.data.names,
             "train": recipe.train.model_dump(mode="json"),
             "accuracy": asdict(result.final),
         },

@@ -7,8 +7,9 @@ waits for what others are making, goes on where a step was stopped, and lets one
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,9 @@ import torch
 
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.tune import TuneRecipe
+from learngene.system.environment import environment
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.files import refuse_full_disk, take_lock
 from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
@@ -26,10 +30,6 @@ from learngene.training.stage import TrainResult
 Recipe = TypeVar("Recipe")
 Outcome = TypeVar("Outcome")
 Say = Callable[[str], None]
-
-
-def silent(_text: str) -> None:
-    """Says nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,11 @@ def missing(steps: Iterable[Step[Any]], wanted: Callable[[Step[Any]], bool]) -> 
 
 
 def run_steps(
-    steps: Iterable[Step[Any]], *, locks: Path | None = None, failed: dict[str, str] | None = None, say: Say = silent
+    steps: Iterable[Step[Any]],
+    *,
+    locks: Path | None = None,
+    failed: dict[str, str] | None = None,
+    say: Say | None = None,
 ) -> Iterator[tuple[Step[Any], Any]]:
     """Makes every step that nobody else has made or is making, and waits for those.
 
@@ -90,32 +94,28 @@ def run_steps(
         waiting = True
         for step in list(pending):
             if any(other.path in lost for other in step.needs):
-                lost.add(step.path)
-            elif (outcome := step.found()) is not None:
-                yield step, outcome
-            elif any(other in pending for other in step.needs):
-                continue
-            else:
-                lock = take_lock(locks / f"{step.path.name}-{step.path.parent.name}.lock") if locks else None
-                if locks and lock is None:
+                outcome = None
+            elif (outcome := step.found()) is None:
+                if any(other in pending for other in step.needs):
                     continue
-                try:
+                free = contextlib.ExitStack()
+                lock = take_lock(locks / f"{step.path.name}-{step.path.parent.name}.lock") if locks else free
+                if lock is None:
+                    continue
+                with lock:
                     if (outcome := step.found()) is None:
                         outcome = _made(step, failed, say)
-                finally:
-                    if lock is not None:
-                        lock.close()
-                if outcome is None:
-                    lost.add(step.path)
-                else:
-                    yield step, outcome
             pending.remove(step)
             waiting = False
+            if outcome is None:
+                lost.add(step.path)
+            else:
+                yield step, outcome
         if waiting:
             time.sleep(POLL_SECONDS)
 
 
-def _made(step: Step[Any], failed: dict[str, str] | None, say: Say) -> Any:
+def _made(step: Step[Any], failed: dict[str, str] | None, say: Say | None) -> Any:
     """The outcome of a step that is made now; None if its data, the memory or its training failed it."""
     start = time.perf_counter()
     try:
@@ -124,9 +124,11 @@ def _made(step: Step[Any], failed: dict[str, str] | None, say: Say) -> Any:
         if failed is None or not (isinstance(error, (LearngeneError, MemoryError)) or _out_of_memory(error)):
             raise
         failed[step.name] = str(error) if isinstance(error, LearngeneError) else _first_line(error)
-        say(f"{step.name}: failed: {failed[step.name]}")
+        if say:
+            say(f"{step.name}: failed: {failed[step.name]}")
         return None
-    say(f"{step.name}: {step.describe(outcome)}, {time.perf_counter() - start:.1f} s")
+    if say:
+        say(f"{step.name}: {step.describe(outcome)}, {time.perf_counter() - start:.1f} s")
     return outcome
 
 
@@ -152,7 +154,7 @@ def run_shared(
     *,
     processes: int,
     locks: Path | None,
-    say: Say,
+    say: Say | None,
     reached: Callable[[], str],
 ) -> tuple[dict[Path, Any], dict[str, str]]:
     """Runs steps here and in further processes, until all are made or have failed.
@@ -216,21 +218,36 @@ def refuse_gene_path(path: Path, gene: Learngene) -> None:
 
 
 def train_gene(
-    gene: Learngene, path: Path | None, dtype: str, train: Callable[[], tuple[TrainResult, dict[str, Any]]]
+    gene: Learngene,
+    recipe: CondenseRecipe | TuneRecipe,
+    train: Callable[[], tuple[TrainResult, dict[str, Any]]],
+    *,
+    keep: bool,
 ) -> MadeGene:
-    """Trains a gene in one step and writes it.
-
-    Args:
-        gene: Trained in place.
-        path: Of its file; None writes none.
-        dtype: Storage type of the file.
-        train: Trains it; returns how that went, and the gene's metadata.
-    """
+    """Trains a gene in place, in one step, and writes its file if ``keep``; ``train`` also gives its metadata."""
+    path = gene_path(recipe.out) if keep else None
+    if path:
+        refuse_gene_path(path, gene)
 
     def make_it() -> MadeGene:
-        result, gene.metadata = train()
+        result, metadata = train()
+        gene.metadata = {**metadata, "versions": environment()["versions"]}
         if path:
-            write_once(lambda: gene.save(path, dtype=dtype))
+            write_once(lambda: gene.save(path, dtype=recipe.dtype))
         return MadeGene(gene, path, result)
 
     return make(Step(f"gene {gene.method.name}", path or Path(gene.method.name), make_it))
+
+
+def training_record(
+    recipe: CondenseRecipe | TuneRecipe, result: TrainResult, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a gene tells of its training: what it cost, and ``said``, the parts of the recipe that it comes from."""
+    return {
+        "epochs": recipe.train.epochs,
+        "updates": result.updates,
+        "images": result.images,
+        "seconds": round(result.seconds, 1),
+        "seed": recipe.train.seed,
+        "recipe": said,
+    }

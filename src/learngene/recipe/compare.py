@@ -219,7 +219,7 @@ class CompareRecipe(Section):
         """Results are known by the file names of their images, so two sets must not have the same."""
         seen: dict[tuple[str, ...], tuple[str, list[str]]] = {}
         for task, data in {SOURCE: self.data, **self.tasks}.items():
-            names = tuple(Path(source).name for source in data.sources)
+            names = tuple(data.names)
             other, sources = seen.setdefault(names, (task, data.sources))
             if sources != data.sources:
                 raise RecipeError(

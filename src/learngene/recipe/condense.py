@@ -12,7 +12,7 @@ from learngene.methods import Method, method
 from learngene.methods.stitching import rows_of
 from learngene.methods.tal import hypernetwork_of
 from learngene.recipe.hyper import Stage1Hyper, stage1_hyper
-from learngene.recipe.one_line_faults import validated
+from learngene.recipe.one_line_faults import changed
 from learngene.recipe.pool import PoolSpec
 from learngene.recipe.sections import (
     AncestrySpec,
@@ -24,7 +24,6 @@ from learngene.recipe.sections import (
     GeneType,
     Section,
     Train,
-    merge,
 )
 from learngene.system.errors import RecipeError
 
@@ -96,12 +95,9 @@ class CondenseRecipe(Section):
 
     def row_train(self) -> Train:
         """How the rows of a pool are trained."""
-        return self._trained(self.pool.rows if self.pool else {}, "pool.rows")
+        return changed(self.train, self.pool.rows if self.pool else {}, "pool.rows")
 
     def path_train(self) -> Train | None:
         """How the paths of a pool are tuned; None leaves them untuned."""
         changes = self.pool.tune if self.pool else {}
-        return None if changes is None else self._trained(changes, "pool.tune")
-
-    def _trained(self, changes: Mapping[str, Any], where: str) -> Train:
-        return validated(Train, merge(self.train.model_dump(exclude_unset=True), changes), where)
+        return None if changes is None else changed(self.train, changes, "pool.tune")

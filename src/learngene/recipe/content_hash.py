@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from learngene.recipe.sections import DataSpec, Section
@@ -48,7 +47,7 @@ def hashed_content(section: Section) -> dict[str, Any]:
             place = place[parent]
         del place[name]
     if isinstance(section, DataSpec):
-        values["source"] = [Path(source).name for source in section.sources]
+        values["source"] = section.names
     return values
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from learngene.recipe.sections import Section
+from learngene.recipe.sections import Section, merge
 from learngene.system.errors import LearngeneError, RecipeError
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -29,6 +29,11 @@ def validated(kind: type[SectionType], fields: Mapping[str, Any], where: str) ->
         raise RecipeError(f"{where}: {error}") from None
     except ValidationError as error:
         raise RecipeError(f"{where}: {_told(error, fields)}") from None
+
+
+def changed(section: SectionType, changes: Mapping[str, Any], where: str) -> SectionType:
+    """A section with what differs from it; its other entries are as they were said, so that presets still count."""
+    return validated(type(section), merge(section.model_dump(exclude_unset=True), changes), where)
 
 
 def _told(error: ValidationError, given: Mapping[str, Any]) -> str:

@@ -174,6 +174,11 @@ class DataSpec(Section):
         """The source as a list."""
         return [self.source] if isinstance(self.source, str) else list(self.source)
 
+    @property
+    def names(self) -> list[str]:
+        """The sources' file names, by which results know them wherever they lie."""
+        return [Path(source).name for source in self.sources]
+
 
 _PLAIN = dict(color_jitter=0.0, rand_augment=None, erasing=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0, repeats=1)
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from learngene.methods import method
 from learngene.recipe.hyper import Hyper
-from learngene.recipe.one_line_faults import validated
+from learngene.recipe.one_line_faults import changed
 from learngene.recipe.sections import (
     Above0,
     AncestrySpec,
@@ -21,7 +21,6 @@ from learngene.recipe.sections import (
     GeneType,
     Section,
     Train,
-    merge,
 )
 from learngene.system.errors import RecipeError
 
@@ -89,5 +88,4 @@ class TuneRecipe(Section):
 
     def task_train(self, name: str) -> Train:
         """The train section of a task, with its own augmentation."""
-        fields = merge(self.train.model_dump(exclude_unset=True), {"augment": self.tasks[name].augment})
-        return validated(Train, fields, f"tasks.{name}.augment")
+        return changed(self.train, {"augment": self.tasks[name].augment}, f"tasks.{name}.augment")

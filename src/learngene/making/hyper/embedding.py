@@ -44,15 +44,9 @@ def embed_task(ancestry: Ancestry | str | Path, data: Data | DataSpec, *, name: 
 
 
 def task_of(gene: Learngene, task: str, ancestry: str | None = None) -> TaskEmbedding:
-    """A task that a gene was tuned on, by name, or the embedding of a folder's, tar's or named set's images.
+    """A task that a gene of TAL was tuned on, by name, or the embedding of a folder's, tar's or named set's images.
 
-    Args:
-        gene: A gene of TAL.
-        task: A name that the gene knows, else where the images are.
-        ancestry: Where the gene's ancestry is, if it is no longer where it was.
-
-    Raises:
-        LearngeneError: If it is neither, or the ancestry cannot be loaded or is another.
+    ``ancestry`` says where the gene's ancestry is, if it is no longer where it was; no other is taken.
     """
     if not gene.method.task_aware:
         raise LearngeneError(f"--task: a gene of {gene.method.name} predicts for no task; leave it out")

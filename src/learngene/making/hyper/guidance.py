@@ -25,10 +25,9 @@ def guidance_term(
     """
     # Of pooled features the distribution is over channels; channel-wise there is one over patches for every channel.
     log_student, log_teacher = (F.log_softmax(x.float() / spec.temperature, dim=1) for x in (student, teacher))
-    if spec.direction == "teacher-student":
-        total = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    else:
-        total = F.kl_div(log_teacher, log_student, reduction="sum", log_target=True)
+    if spec.direction == "student-teacher":
+        log_student, log_teacher = log_teacher, log_student
+    total = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     if student.ndim == 3:
         total = total / student.shape[2]
     if spec.tau_squared:

@@ -1,6 +1,7 @@
 """Meta-batches: ViTs of several shapes, predicted by a hypernetwork and run on the same images.
 
-Both stages train on them. What differs is the objective, and that stage 2 says for which task they are predicted.
+Both stages train on them. What differs is that an ancestry may guide stage 1 (TAL, equations 4 to 6), and that stage 2
+says for which task they are predicted.
 """
 
 from __future__ import annotations
@@ -49,9 +50,13 @@ class MetaBatch(nn.Module):
 
     Attributes:
         gene: The hypernetwork.
+        hyper: How it is trained.
         shapes: What to predict in training; in evaluation it is the gene's own shape.
         task: The embedding to predict for; None leaves the task layers out.
         num_classes: Of the task.
+        guidance: How an ancestry guides, for which M is made; None if none does.
+        teacher_width: The ancestry's features.
+        drop_path: Stochastic depth of the predicted ViTs' last layer.
     """
 
     def __init__(
@@ -63,15 +68,6 @@ class MetaBatch(nn.Module):
         teacher_width: int = 0,
         drop_path: float = 0.0,
     ) -> None:
-        """Prepares prediction.
-
-        Args:
-            gene: The hypernetwork.
-            hyper: How it is trained.
-            guidance: How an ancestry guides, for which M is made.
-            teacher_width: The ancestry's features; 0 if there is none.
-            drop_path: Stochastic depth of the predicted ViTs' last layer.
-        """
         super().__init__()
         self.gene, self.method, self.hyper = gene, hypernetwork_of(gene.method), hyper
         self.shapes: list[ViTShape] = [gene.shape]
@@ -81,20 +77,13 @@ class MetaBatch(nn.Module):
         self._readings: dict[ViTShape, _Reading] = {}
         self.guidance = guidance if guidance and guidance.alpha > 0 and teacher_width else None
         self.teacher_width = teacher_width
-        hid = self.method.config.hid
-        if self.guidance and self.guidance.map == "predicted":
+        hid, kind = self.method.config.hid, self.guidance and self.guidance.map
+        if kind == "predicted":
             # M has no node in the graph, so it has a vector of its own, which the decoder reads like a node's.
             self.map_vector = nn.Parameter(torch.zeros(hid).normal_(std=hid**-0.5, generator=_generator(0)))
-        if self.guidance and self.guidance.map == "learned":
-            widths = gene.method.widths(gene.shape)
-            self.maps = nn.ParameterDict(
-                {
-                    str(width): nn.init.kaiming_uniform_(
-                        torch.empty(self.teacher_width, width), a=5**0.5, generator=_generator(width)
-                    )
-                    for width in sorted({width for width, _ in widths})
-                }
-            )
+        if kind == "learned":
+            widths = {width for width, _ in gene.method.widths(gene.shape)}
+            self.maps = nn.ParameterDict({str(width): _drawn(teacher_width, width) for width in sorted(widths)})
 
     def draw(self) -> None:
         """Draws the shapes of a step by torch's generator, which the loop has seeded for it."""
@@ -146,6 +135,11 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _drawn(rows: int, width: int) -> Tensor:
+    """A matrix M to be learned, which starts like PyTorch's linear layers."""
+    return nn.init.kaiming_uniform_(torch.empty(rows, width), a=5**0.5, generator=_generator(width))
+
+
 def meta_loss(
     predicted: list[Predicted],
     targets: Tensor,
@@ -162,8 +156,7 @@ def meta_loss(
         guidance: How the ancestry guides.
         teacher: The ancestry's features of the same images; None for labels alone.
     """
-    losses: list[Tensor] = []
-    terms: dict[str, list[Tensor]] = {"labels": [], "guide": [], "penalty": []}
+    terms: dict[str, list[Tensor]] = {"loss": [], "labels": [], "guide": [], "penalty": []}
     for logits, features, matrix, norms in predicted:
         loss = classification_loss(logits, targets)
         terms["labels"].append(loss)
@@ -174,6 +167,5 @@ def meta_loss(
             loss = (1 - guidance.alpha) * loss + guidance.alpha * guide
         if hyper.penalty:
             terms["penalty"].append(norms)
-        losses.append(loss + hyper.penalty * norms)
-    means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
-    return {"loss": torch.stack(losses).mean(), **means}
+        terms["loss"].append(loss + hyper.penalty * norms)
+    return {name: torch.stack(values).mean() for name, values in terms.items() if values}

@@ -22,10 +22,9 @@ from learngene.vits.shape import ViTShape
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless shape, images and guide fit together."""
     inputs.refuse_other_size()  # an ancestry guides by its features, which know no classes
-    recipe = inputs.recipe
     if inputs.ancestry:
-        method, hyper = hypernetwork_of(inputs.gene.method), recipe.hyper or Stage1Hyper()
-        refuse_guide(inputs.ancestry, recipe.shape, method, hyper.guidance)
+        method, hyper = hypernetwork_of(inputs.gene.method), inputs.recipe.hyper or Stage1Hyper()
+        refuse_guide(inputs.ancestry, inputs.recipe.shape, method, hyper.guidance)
 
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
@@ -40,13 +39,12 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         teacher = ancestry.features(batch, patches=patches) if ancestry else None
         return meta_loss(model(batch), targets, hyper, guidance, teacher)
 
-    shape = gene.shape
     stage = Stage(
         f"train {gene.method.name}",
         meta,
         objective,
-        shape.img_size,
-        shape.in_chans,
+        gene.shape.img_size,
+        gene.shape.in_chans,
         companions=inputs.companions,
         before_step=lambda _epoch, _step: meta.draw(),
         uses_all=False,

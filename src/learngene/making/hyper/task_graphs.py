@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
-from learngene.genes.gene_file import read_header
-from learngene.methods import Method
+from learngene.genes.gene import Learngene
 from learngene.methods.tal import hypernetwork_of
+from learngene.methods.tal.encoder import encode, mean_over_nodes
+from learngene.methods.tal.predict import graph_of
 from learngene.system.errors import LearngeneError
-
-if TYPE_CHECKING:
-    from learngene.genes.gene import Learngene
-
 
 DEPTHS = tuple(range(3, 13))
 """The paper's ten ViTs; a gene that was trained on a list of sizes shows the depths of the list."""
@@ -47,6 +44,7 @@ class TaskGraphs:
         return between / total if total > 0 else 0.0
 
 
+@torch.no_grad()
 def task_graphs(gene: Learngene | str | Path) -> TaskGraphs:
     """Encodes ViTs of the gene's own width for every task that it knows.
 
@@ -58,41 +56,27 @@ def task_graphs(gene: Learngene | str | Path) -> TaskGraphs:
     Raises:
         LearngeneError: If it knows no tasks.
     """
-    import torch
-
-    from learngene.genes.gene import Learngene
-    from learngene.methods.tal.encoder import encode, mean_over_nodes
-    from learngene.methods.tal.predict import graph_of
-
     where = "gene" if isinstance(gene, Learngene) else str(gene)
-    if not isinstance(gene, Learngene):
-        refuse_taskless(where, read_header(gene).method)
-        gene = Learngene.load(gene)
-    refuse_taskless(where, gene.method)
+    gene = gene if isinstance(gene, Learngene) else Learngene.load(gene)
+    if not gene.method.task_aware:
+        raise LearngeneError(
+            f"{where}: a gene of method {gene.method.name}, which has no task layers, so there are no graphs of tasks "
+            "to draw; pictures of layers need a descendant folder, see `learngene expand`"
+        )
     kind = hypernetwork_of(gene.method)
     tasks, sizes = gene.tasks(), kind.architectures
     if not tasks:
         raise LearngeneError(f"{where}: knows no tasks, only stage 1 was done; tune it on some with `learngene tune`")
     depths = DEPTHS if isinstance(sizes, str) else tuple(sorted({depth for depth, _, _ in sizes}))
     rows = []
-    with torch.no_grad():
-        for task in tasks.values():
-            shape = gene.shape.replace(num_classes=len(task.classes))
-            graphs = [graph_of(kind.config, shape.replace(depth=depth)) for depth in depths]
-            vectors = gene.task_vector(task).expand(len(depths), -1)
-            nodes = encode(kind.config, gene.tensors(), graphs, vectors)
-            rows.append(mean_over_nodes(nodes, [len(graph.types) for graph in graphs]).cpu().double().numpy())
+    for task in tasks.values():
+        shape = gene.shape.replace(num_classes=len(task.classes))
+        graphs = [graph_of(kind.config, shape.replace(depth=depth)) for depth in depths]
+        vectors = gene.task_vector(task).expand(len(depths), -1)
+        nodes = encode(kind.config, gene.tensors(), graphs, vectors)
+        rows.append(mean_over_nodes(nodes, [len(graph.types) for graph in graphs]).cpu().double().numpy())
     points, shares = principal(np.concatenate(rows))
     return TaskGraphs(tuple(tasks), depths, points.reshape(len(tasks), len(depths), 2), shares)
-
-
-def refuse_taskless(where: str, kind: Method) -> None:
-    """Raises ``LearngeneError`` if graphs of a gene of this method are the same for every task."""
-    if not kind.task_aware:
-        raise LearngeneError(
-            f"{where}: a gene of method {kind.name}, which has no task layers, so there are no "
-            "graphs of tasks to draw; pictures of layers need a descendant folder, see `learngene expand`"
-        )
 
 
 def principal(

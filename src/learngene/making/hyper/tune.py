@@ -18,13 +18,12 @@ from learngene.making.arguments import Data, ancestry_fields, data_fields, loade
 from learngene.making.hyper.embedding import embedding_of
 from learngene.making.hyper.meta import MetaBatch, meta_loss
 from learngene.making.hyper.stage1 import refuse_task_dim
-from learngene.making.steps import MadeGene, gene_path, refuse_gene_path, train_gene
+from learngene.making.steps import MadeGene, train_gene, training_record
 from learngene.methods import default_settings
 from learngene.methods import method as find_method
 from learngene.methods.tal import hypernetwork_of
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.tune import TuneRecipe
-from learngene.system.environment import environment
 from learngene.system.errors import Faults, LearngeneError
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts
@@ -113,10 +112,10 @@ def prepare(
     ancestry: Ancestry | None = None,
     images: Mapping[str, Splits] | None = None,
 ) -> TuneInputs:
-    """Loads gene, ancestry and data and checks that all of it fits together; nothing is computed yet.
+    """Loads gene, ancestry and data and checks that all of it fits together; nothing is computed or written.
 
     Raises:
-        LearngeneError: One line per fault; nothing has been written.
+        LearngeneError: For the first fault of gene or ancestry, or one line per task with a fault.
     """
     gene = _starting_gene(recipe, gene)
     task_aware = gene.method.task_aware if recipe.task_layers is None else recipe.task_layers
@@ -125,8 +124,8 @@ def prepare(
         ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
     if recipe.task_layers is not None:
         gene = with_task_layers(gene, ancestry.width if ancestry and task_aware else 0)
-    method = hypernetwork_of(gene.method)
-    method.refuse_trained(gene.shape)
+    method, shape = hypernetwork_of(gene.method), gene.shape
+    method.refuse_trained(shape)
     if ancestry is not None and task_aware:
         refuse_task_dim(ancestry, method)
         given = gene.metadata.get("ancestry", {}).get("sha256")
@@ -136,22 +135,21 @@ def prepare(
                 f"{ancestry.identity['sha256'][:12]}, not {given[:12]}); its features mean something else"
             )
     refuse_unknown_optimizer(recipe.train)
+    # Tasks that have no mean and std of their own take those of stage 1, else the ancestry's.
+    cfg = gene.metadata.get("preprocessing") or (ancestry.preprocessing if ancestry else vit_cfg(shape, "", {}))
+    place: dict[str, Any] = {"processes": make_accelerator().num_processes, "in_chans": shape.in_chans}
     tasks: dict[str, TaskImages] = {}
     faults = Faults()
-    processes, chans = make_accelerator().num_processes, gene.shape.in_chans
     for name, task in recipe.tasks.items():
         with faults.at(f"task {name}"):
-            given, train = (images or {}).get(name), recipe.task_train(name)
-            spec = fill_preprocessing(task.data, _preprocessing(gene, ancestry))
-            opened = open_splits(
-                spec, train, opened=given, labels_for="tuning a hypernetwork", processes=processes, in_chans=chans
-            )
-            if spec.img_size not in (None, gene.shape.img_size):
+            given, train, data = (images or {}).get(name), recipe.task_train(name), fill_preprocessing(task.data, cfg)
+            opened = open_splits(data, train, opened=given, labels_for="tuning a hypernetwork", **place)
+            if data.img_size not in (None, shape.img_size):
                 raise LearngeneError(
-                    f"data.img_size {spec.img_size} differs from the gene's {gene.shape.img_size}; leave it out"
+                    f"data.img_size {data.img_size} differs from the gene's {shape.img_size}; leave it out"
                 )
-            method.refuse(gene.shape, gene.shape.replace(num_classes=len(opened.train.class_names)))
-            tasks[name] = TaskImages(opened, spec, train)
+            method.refuse(shape, shape.replace(num_classes=len(opened.train.class_names)))
+            tasks[name] = TaskImages(opened, data, train)
     faults.refuse()
     return TuneInputs(recipe, gene, ancestry, tasks)
 
@@ -172,14 +170,9 @@ def _starting_gene(recipe: TuneRecipe, gene: Learngene | None) -> Learngene:
 
 
 def with_task_layers(gene: Learngene, task_dim: int) -> Learngene:
-    """A copy of a gene with task layers, which start at zero as the authors' code has them, or without.
+    """A copy of a gene of LoGAH or TAL with task layers, which start at zero as the authors' code has them, or without.
 
-    Args:
-        gene: Of LoGAH or TAL; what both have is kept.
-        task_dim: Width of the embeddings; 0 leaves task layers out.
-
-    Raises:
-        LearngeneError: If it is a gene of GHN-3, for which task layers are not defined.
+    ``task_dim`` is the width of the embeddings; 0 leaves task layers out.
     """
     if gene.method.name not in ("logah", "tal"):
         raise LearngeneError(f"task_layers: are TAL's, and so for genes of logah or tal, not of {gene.method.name}")
@@ -193,12 +186,6 @@ def with_task_layers(gene: Learngene, task_dim: int) -> Learngene:
     return Learngene(kind, gene.shape, tensors, metadata=gene.metadata)
 
 
-def _preprocessing(gene: Learngene, ancestry: Ancestry | None) -> Mapping[str, Any]:
-    """Where tasks that have no mean and std of their own take them from: stage 1, else the ancestry."""
-    given: Mapping[str, Any] | None = gene.metadata.get("preprocessing")
-    return given or (ancestry.preprocessing if ancestry else vit_cfg(gene.shape, "", {}))
-
-
 def run(
     recipe: TuneRecipe,
     *,
@@ -210,41 +197,29 @@ def run(
 ) -> MadeGene:
     """Runs stage 2, or continues it if its run folder holds an unfinished run.
 
-    Args:
-        recipe: What to do.
-        gene: The gene of stage 1, if it is loaded already.
-        ancestry: The ancestry, if it is loaded already.
-        images: Training and validation images by task, if they are open already.
-        keep: Write the run folder and the gene file.
-        show: Whether to print progress.
+    Gene, ancestry and the tasks' images are given if they are loaded already. Without ``keep`` nothing is written.
 
     Raises:
         LearngeneError: If anything does not fit or cannot be written.
     """
-    path = gene_path(recipe.out) if keep else None
     inputs = prepare(recipe, gene, ancestry, images)
-    if path:
-        refuse_gene_path(path, inputs.gene)
-        RunFolder(recipe.out, recipe)  # refuses another run's folder before the ancestry looks at all images
     both = joined({name: task.images for name, task in inputs.tasks.items()})
 
     def train() -> tuple[TrainResult, dict[str, Any]]:
-        embeddings = embed_tasks(inputs)
-        result = run_stage(tuning_stage(inputs, embeddings), recipe, both, keep=keep, show=show)
-        return result, provenance(inputs, embeddings, result)
+        if keep:
+            RunFolder(recipe.out, recipe)  # refuses another run's folder before the ancestry looks at all images
+        embeddings = {
+            name: embedding_of(inputs.ancestry, task.images.train, name, task.data)
+            for name, task in inputs.tasks.items()
+            if inputs.ancestry is not None
+        }
+        result = run_stage(_stage(inputs, embeddings), recipe, both, keep=keep, show=show)
+        return result, _provenance(inputs, embeddings, result)
 
-    return train_gene(inputs.gene, path, recipe.dtype, train)
-
-
-def embed_tasks(inputs: TuneInputs) -> dict[str, TaskEmbedding]:
-    """The embeddings of all tasks; none without task layers."""
-    if inputs.ancestry is None:
-        return {}
-    ancestry = inputs.ancestry
-    return {name: embedding_of(ancestry, task.images.train, name, task.data) for name, task in inputs.tasks.items()}
+    return train_gene(inputs.gene, recipe, train, keep=keep)
 
 
-def tuning_stage(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding]) -> Stage:
+def _stage(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding]) -> Stage:
     """What stage 2 trains: all of the hypernetwork, by the labels of one task per step."""
     recipe, gene = inputs.recipe, inputs.gene
     for name, parameter in gene.tensors().items():
@@ -258,8 +233,8 @@ def tuning_stage(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding]) ->
         model.num_classes = len(inputs.tasks[name].images.train.class_names)
         model.task = vectors[name].to(next(model.parameters()).device) if vectors else None
 
-    shape = gene.shape
-    feed = TaskFeed(inputs.tasks, recipe.train, recipe.temperature, shape.img_size, shape.in_chans, enter)
+    size = gene.shape.img_size, gene.shape.in_chans
+    feed = TaskFeed(inputs.tasks, recipe.train, recipe.temperature, *size, enter)
 
     def before_step(epoch: int, step: int) -> None:
         enter(meta, feed.turn(epoch, step))
@@ -272,8 +247,7 @@ def tuning_stage(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding]) ->
         f"tune {gene.method.name}",
         meta,
         objective,
-        shape.img_size,
-        shape.in_chans,
+        *size,
         before_step=before_step,
         uses_all=False,
         feed=feed,
@@ -281,38 +255,32 @@ def tuning_stage(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding]) ->
     )
 
 
-def provenance(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding], result: TrainResult) -> dict[str, Any]:
-    """The metadata of a tuned gene, as documented in ``docs/format.md``."""
+def _provenance(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding], result: TrainResult) -> dict[str, Any]:
+    """The metadata of a tuned gene, as documented in ``docs/format.md``: that of stage 1, but for what changed."""
     recipe, gene, scores = inputs.recipe, inputs.gene, asdict(result.final)
-    tasks = []
-    for name, task in inputs.tasks.items():
-        entry: dict[str, Any] = {
+    prepared = {name: preprocessing_record(task.data, gene.shape.img_size) for name, task in inputs.tasks.items()}
+    tasks = [
+        {
             "task": name,
-            "source": [Path(source).name for source in recipe.tasks[name].data.sources],
+            "source": task.data.names,
             "classes": task.images.train.class_names,
-            **preprocessing_record(task.data, gene.shape.img_size),
+            **prepared[name],
             "top1": round(scores["tasks"][name], 4),
+            **({"embedding": embeddings[name].to_dict()} if name in embeddings else {}),
         }
-        if name in embeddings:
-            entry["embedding"] = embeddings[name].to_dict()
-        tasks.append(entry)
-    first = next(iter(inputs.tasks.values()))
-    preprocessing = preprocessing_record(first.data, gene.shape.img_size)
-    earlier = gene.metadata.get("training")
+        for name, task in inputs.tasks.items()
+    ]
+    said = recipe.model_dump(mode="json", include={"train", "hyper", "temperature", "freeze_encoder"})
+    training = training_record(recipe, result, said)
+    if earlier := gene.metadata.get("training"):
+        seconds = round(result.seconds + earlier.get("seconds", 0.0), 1)
+        training |= {"seconds": seconds, "stage1": earlier}
     return {
+        "ancestry": {},
+        "preprocessing": next(iter(prepared.values())),
         **{key: value for key, value in gene.metadata.items() if key != "accuracy"},
-        "ancestry": inputs.ancestry.identity if inputs.ancestry else gene.metadata.get("ancestry", {}),
-        "preprocessing": gene.metadata.get("preprocessing") or preprocessing,
+        **({"ancestry": inputs.ancestry.identity} if inputs.ancestry else {}),
         "tasks": tasks,
         "accuracy": {key: round(scores[key], 4) for key in ("top1", "top5", "loss")},
-        "training": {
-            "epochs": recipe.train.epochs,
-            "updates": result.updates,
-            "images": result.images,
-            "seconds": round(result.seconds + (earlier or {}).get("seconds", 0.0), 1),
-            "seed": recipe.train.seed,
-            "recipe": recipe.model_dump(mode="json", include={"train", "hyper", "temperature", "freeze_encoder"}),
-            **({"stage1": earlier} if earlier else {}),
-        },
-        "versions": environment()["versions"],
+        "training": training,
     }

@@ -17,6 +17,7 @@ from learngene.training.losses import Parts, classification_loss, distillation_l
 from learngene.training.stage import Objective
 
 Images = Float[Tensor, "batch channels height width"]
+Logits = Float[Tensor, "batch classes"]
 Distances = Float[Tensor, " blocks"]
 
 
@@ -33,15 +34,7 @@ class RowDistillation(nn.Module):
     def __init__(
         self, student: nn.Module, width: int, numbers: Sequence[int], ancestry_widths: Sequence[int], spec: PoolSpec
     ) -> None:
-        """Draws the matrices from torch's generator, as ``nn.Linear`` does.
-
-        Args:
-            student: The auxiliary model.
-            width: Of its tokens.
-            numbers: Its distilled blocks, counted from 1.
-            ancestry_widths: Of the ancestry's tokens at the blocks they are distilled from.
-            spec: Which terms, with or without bias, and whether matrices are learned at equal width.
-        """
+        """Draws the matrices from torch's generator, as ``nn.Linear`` does; ``width`` is that of the student."""
         super().__init__()
         self.student, self.numbers = student, list(numbers)
 
@@ -56,9 +49,7 @@ class RowDistillation(nn.Module):
 
         self.W, self.M = matrices("blk"), matrices("att")
 
-    def forward(
-        self, images: Images, ancestry: Features | None = None
-    ) -> Float[Tensor, "batch classes"] | tuple[Float[Tensor, "batch classes"], Distances, Distances]:
+    def forward(self, images: Images, ancestry: Features | None = None) -> Logits | tuple[Logits, Distances, Distances]:
         """Logits; given the ancestry's features of the same images, also every block's term of L_blk and of L_att."""
         if ancestry is None:
             logits: Tensor = self.student(images)
@@ -94,16 +85,15 @@ def row_objective(ancestry: Ancestry | None, numbers: Sequence[int], spec: PoolS
         spec: Which terms make up L_dis (equation 6).
         distill: Alpha, and temperature, divergence and reduction of L_pred (equation 3).
     """
+    features = bool({"blk", "att"} & set(spec.terms))
+    alpha = distill.alpha
 
-    def by_labels(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        return {"loss": classification_loss(model(images), targets)}
-
-    def distilled(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        assert ancestry is not None
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
+        if ancestry is None or not numbers:
+            return {"loss": classification_loss(model(images), targets)}
         with torch.no_grad(), watched(ancestry.model, numbers if features else ()) as theirs:
             teacher = ancestry(images)
         logits, blocks, attentions = model(images, theirs)
-        alpha = distill.alpha
         if "pred" in spec.terms:
             parts = distillation_loss(logits, teacher, targets, distill)
         else:
@@ -112,5 +102,4 @@ def row_objective(ancestry: Ancestry | None, numbers: Sequence[int], spec: PoolS
         parts["loss"] = parts["loss"] + alpha * torch.cat([blocks, attentions]).sum()
         return parts | {name: of.sum() for name, of in (("blocks", blocks), ("attention", attentions)) if len(of)}
 
-    features = bool({"blk", "att"} & set(spec.terms))
-    return distilled if ancestry is not None and numbers else by_labels
+    return objective

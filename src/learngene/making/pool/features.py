@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from learngene.system.errors import LearngeneError
 
@@ -40,12 +39,11 @@ def watched(model: nn.Module, numbers: Sequence[int]) -> Iterator[Features]:
     def keep(into: list[Tensor]) -> Any:
         return lambda _module, _inputs, output: into.append(output)
 
-    handles = []
-    for number in numbers:
-        block: Any = model.blocks[number - 1]  # type: ignore[index]
-        handles += [block.attn.register_forward_hook(keep(found.attentions)),
-                    block.register_forward_hook(keep(found.blocks))]  # fmt: skip
-    with _removed(handles):
+    with contextlib.ExitStack() as hooks:
+        for number in numbers:
+            block: Any = model.blocks[number - 1]  # type: ignore[index]
+            hooks.enter_context(block.attn.register_forward_hook(keep(found.attentions)))
+            hooks.enter_context(block.register_forward_hook(keep(found.blocks)))
         yield found
 
 
@@ -53,21 +51,12 @@ def stream(row: nn.Module, images: Tensor) -> list[Tensor]:
     """Tokens that enter every block of a Vision Transformer, and those that leave its last one."""
     found: list[Tensor] = []
     blocks: list[nn.Module] = list(row.blocks)  # type: ignore[arg-type]
-    handles = [block.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0])) for block in blocks]
-    handles.append(blocks[-1].register_forward_hook(lambda _module, _inputs, output: found.append(output)))
-    with _removed(handles):
+    with contextlib.ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0])))
+        hooks.enter_context(blocks[-1].register_forward_hook(lambda _module, _inputs, output: found.append(output)))
         row(images)
     return found
-
-
-@contextlib.contextmanager
-def _removed(handles: Sequence[RemovableHandle]) -> Iterator[None]:
-    """Removes hooks behind the block, whatever happens in it."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def refuse_unreadable(model: nn.Module, label: str) -> None:

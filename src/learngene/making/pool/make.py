@@ -22,11 +22,11 @@ from learngene.making.inputs import CondenseInputs
 from learngene.making.pool.distil import RowDistillation, row_objective
 from learngene.making.pool.features import feature_widths
 from learngene.making.pool.rows import (
+    DENSE,
     END,
     LABELS,
     distilled_blocks,
     path_recipe,
-    points_of,
     pool_of,
     row_recipe,
     row_recipes,
@@ -47,8 +47,8 @@ from learngene.training.losses import Parts, classification_loss, guided_loss
 from learngene.training.run import finished, run_stage, write_once
 from learngene.training.run_folder import MARKER, refuse_other_recipe
 from learngene.training.scores import Accuracy, accuracies
-from learngene.training.stage import Objective, Stage, TrainResult, set_drop_path
-from learngene.vits.stitched_shape import Shape, StitchedShape
+from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.vits.stitched_shape import StitchedShape
 
 LS_BATCH = 10
 """Images whose features are in memory at once while stitch layers are fitted."""
@@ -77,10 +77,13 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         refuse_other_recipe(recipe.out, recipe)
         text = dump_recipe(recipe)
         write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(text)))
-    paths = path_recipe(recipe)
-    rows = [_anchor(anchor) for anchor in inputs.anchors]
-    rows = rows or [row for _, row in run_steps(row_steps(inputs, keep=keep, show=show))]
+    steps = [
+        Step(f"row {index}", row.out, partial(distil_row, inputs, index, keep=keep, show=show))
+        for index, row in enumerate(row_recipes(recipe))
+    ]
+    rows = [_anchor(anchor) for anchor in inputs.anchors] or [row for _, row in run_steps(steps)]
     _fill_rows(gene, rows)
+    paths = path_recipe(recipe)
     if not (keep and paths and (paths.out / "last.pt").exists()):
         _start_stitches(recipe, gene, rows, images.train, show)
     elastic = ElasticViT(gene)
@@ -90,7 +93,11 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         stage = path_stage(elastic, inputs.ancestry, pool_of(recipe))
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
         _set_drop_paths(elastic, 0.0)
-    scores, method = score_paths(elastic, recipe, images.val), rows_of(gene.method)
+    loader = eval_loader(images.val, recipe.data, img_size=gene.shape.img_size, in_chans=gene.shape.in_chans)
+    elastic.to(make_accelerator().device)
+    scores = accuracies(elastic.views(), loader, precision=recipe.train.precision)
+    elastic.to("cpu")
+    method = rows_of(gene.method)
     listed = [
         {"path": path.path, "blocks": method.counts(path), "top1": round(scores[path].top1, 4)}
         for path in method.paths(gene.shape)
@@ -98,21 +105,8 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     return _together(results, scores[gene.shape]), {"paths": listed}
 
 
-def row_steps(inputs: CondenseInputs, *, keep: bool, show: bool) -> list[Step[Row]]:
-    """A step per row that is distilled, from narrow to wide."""
-    return [
-        Step(f"row {index}", row.out, partial(distil_row, inputs, index, keep=keep, show=show))
-        for index, row in enumerate(row_recipes(inputs.recipe))
-    ]
-
-
 def refuse(inputs: CondenseInputs) -> None:
-    """Checks ancestry and anchors against images and rows, before anything is trained.
-
-    Raises:
-        LearngeneError: If a teacher is of another task, a block that is needed cannot be read, or an anchor is not the
-            row it stands for.
-    """
+    """Raises ``LearngeneError`` if a teacher is of another task, or ancestry or anchors are not what rows need."""
     recipe = inputs.recipe
     for teacher in (*inputs.companions, *inputs.anchors):
         inputs.refuse_other_task(teacher)
@@ -124,8 +118,7 @@ def refuse(inputs: CondenseInputs) -> None:
     for number, (anchor, row) in enumerate(zip(inputs.anchors, rows, strict=False), start=1):
         found = plain_shape(anchor)
         if found != row:
-            differing = [name for name in row.to_dict() if getattr(found, name) != getattr(row, name)]
-            field = differing[0]
+            field = next(name for name in row.to_dict() if getattr(found, name) != getattr(row, name))
             raise LearngeneError(
                 f"anchors: number {number}, {anchor.identity['source']}, has {field} {getattr(found, field)}, but its "
                 f"row has {getattr(row, field)}; set settings.rows and shape to what the anchors are"
@@ -151,13 +144,9 @@ def refuse(inputs: CondenseInputs) -> None:
 
 
 def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) -> Row:
-    """Trains one row as an auxiliary model (equations 3 to 8), or finds it trained.
+    """Trains one row, from narrow to wide, as an auxiliary model (equations 3 to 8), or finds it trained.
 
-    Args:
-        inputs: Of the pool.
-        index: Which row, from narrow to wide.
-        keep: Keep its state, so that other pools can share it.
-        show: Whether to print progress.
+    With ``keep`` its state is kept, so that other pools can share it.
     """
     recipe, ancestry = inputs.recipe, inputs.ancestry
     mine = row_recipe(recipe, index)
@@ -186,7 +175,10 @@ def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[li
         return distilled_blocks(row.depth, END), [1], []  # predictions alone: no block is read
     model: Any = ancestry.model
     last = feature_widths(model, label, [len(getattr(model, "blocks", ())) or 1], size, row.num_tokens)[0]
-    points = points_of(recipe, last)
+    if pool.points is not None:
+        points = pool.points[0]
+    else:  # the paper's choice by width (Table 4)
+        points = END if last == row.embed_dim or row.depth < DENSE else DENSE
     mine, theirs = distilled_blocks(row.depth, points), distilled_blocks(len(model.blocks), points)
     widths = feature_widths(model, label, theirs, size, row.num_tokens)
     return mine, theirs, widths
@@ -230,35 +222,30 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
     Every process draws its own from the generator that the loop has seeded for (seed, epoch, step, process). Tensors
     that a step does not use get no gradient and are left alone by the optimizer.
     """
-    shapes = list(elastic.views())
-    widest = elastic.gene.shape
+    shapes, widest = list(elastic.views()), elastic.gene.shape
+    guide = ancestry if pool.guide != "none" else None
 
     def draw(_epoch: int, _step: int) -> None:
         elastic.set_path(shapes[int(torch.randint(len(shapes), ()))])
 
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
+        logits = model(images)
+        if guide is None:
+            return {"loss": classification_loss(logits, targets)}
+        return guided_loss(logits, guide(images), targets, pool)
+
     return Stage(
         "paths",
         elastic,
-        _path_objective(ancestry, pool),
+        objective,
         widest.img_size,
         widest.in_chans,
-        companions=(ancestry,) if ancestry and pool.guide != "none" else (),
+        companions=(guide,) if guide else (),
         before_step=draw,
         before_scoring=lambda: elastic.set_path(widest),
         uses_all=False,
         made_of=made_of(ancestry),
     )
-
-
-def _path_objective(ancestry: Ancestry | None, pool: PoolSpec) -> Objective:
-    def labels(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        return {"loss": classification_loss(model(images), targets)}
-
-    def guided(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        assert ancestry is not None
-        return guided_loss(model(images), ancestry(images), targets, pool)
-
-    return labels if pool.guide == "none" else guided
 
 
 def _set_drop_paths(elastic: ElasticViT, rate: float) -> None:
@@ -273,16 +260,6 @@ def _set_drop_paths(elastic: ElasticViT, rate: float) -> None:
                 for block in range(segment.first - 1, segment.last)
             ]
         set_drop_path(view, rate, rates)
-
-
-def score_paths(elastic: ElasticViT, recipe: CondenseRecipe, images: ImageSet) -> dict[Shape, Accuracy]:
-    """Accuracy of every path on the validation images, each of which is read once."""
-    shape = elastic.gene.shape
-    loader = eval_loader(images, recipe.data, img_size=shape.img_size, in_chans=shape.in_chans)
-    elastic.to(make_accelerator().device)
-    scores = accuracies(elastic.views(), loader, precision=recipe.train.precision)
-    elastic.to("cpu")
-    return scores
 
 
 def _together(results: Sequence[TrainResult], final: Accuracy) -> TrainResult:

@@ -20,12 +20,8 @@ DENSE, END, LABELS = 3, 1, 0
 def distilled_blocks(depth: int, points: int) -> list[int]:
     """The blocks of a model that are compared, counted from 1: the last of each level (section "Dense Distillation").
 
-    Args:
-        depth: Of the model. With 6 blocks and 3 points these are 2, 4 and 6; of an ancestry of 12, 4, 8 and 12.
-        points: 3 for all three levels, 2 for the upper two, 1 for the last block, 0 for none.
-
-    Raises:
-        LearngeneError: If the model is too shallow to have levels.
+    3 points are all three levels, 2 the upper two, 1 is the last block, 0 none. Of 6 blocks, 3 points are 2, 4 and 6;
+    of an ancestry's 12, they are 4, 8 and 12.
     """
     if points > 1 and depth < DENSE:
         raise LearngeneError(f"pool.points: {points} points need 3 blocks or more, not {depth}; use 1 point")
@@ -36,14 +32,6 @@ def pool_of(recipe: CondenseRecipe) -> PoolSpec:
     """The pool section, which every recipe of a method with rows has."""
     assert recipe.pool is not None
     return recipe.pool
-
-
-def points_of(recipe: CondenseRecipe, ancestry_width: int) -> int:
-    """At how many points a row is distilled: as its recipe says, else the paper's choice by width (Table 4)."""
-    row, given = recipe.shape, pool_of(recipe).points
-    if given is not None:
-        return given[0]
-    return END if row.embed_dim == ancestry_width or row.depth < DENSE else DENSE
 
 
 def row_shapes(recipe: CondenseRecipe) -> list[ViTShape]:
@@ -75,9 +63,8 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
     rows, share the row.
     """
     row, pool = row_shapes(recipe)[index], pool_of(recipe)
-    points = None if pool.points is None else [pool.points[index]]
     reduced = PoolSpec(
-        points=points,
+        points=None if pool.points is None else [pool.points[index]],
         terms=sorted(pool.terms),
         transform_bias=pool.transform_bias,
         learn_equal_width=pool.learn_equal_width,
@@ -90,13 +77,12 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
     if ancestry is not None:
         source = "/".join(Path(ancestry.source).parts[-2:])
         parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])
-    out = (pool.kept or recipe.out) / f"row-w{row.embed_dim}d{row.depth}-s{train.seed}-{short_hash(parts)}"
     changes = {
         "dtype": "float32",  # of the gene file, which is nothing to a row
         "shape": row,
         "settings": {"row": row.embed_dim},
         "pool": reduced,
         "train": train,
-        "out": out,
+        "out": (pool.kept or recipe.out) / f"row-w{row.embed_dim}d{row.depth}-s{train.seed}-{short_hash(parts)}",
     }
     return recipe.model_copy(update=changes)

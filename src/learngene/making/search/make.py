@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
 from learngene.making.arguments import Data, ancestry_fields, data_fields, loaded, recipe_of, require_mapping
 from learngene.making.extract import extract
-from learngene.making.search.paths import TaskPath, read_path
-from learngene.making.search.select import selected, soft_usage, usage
+from learngene.making.search.paths import TaskPath, read_path, selected, soft_usage, usage
 from learngene.making.search.task_search import (
     SearchInputs,
     found_path,
@@ -26,7 +24,7 @@ from learngene.making.search.task_search import (
     search_task,
 )
 from learngene.making.search.usage_map import usage_picture
-from learngene.making.steps import Say, Step, gene_path, run_shared, silent
+from learngene.making.steps import Say, Step, gene_path, run_shared
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.loading import dump_recipe
 from learngene.recipe.search import SearchRecipe
@@ -39,23 +37,6 @@ from learngene.training.run import write_once
 from learngene.training.run_folder import MARKER, refuse_other_kind
 
 RECORD = "search.json"
-
-
-@dataclass
-class SearchResult:
-    """What a search made.
-
-    Attributes:
-        gene: The base blocks that were selected, untouched.
-        path: Where the gene was written.
-        paths: Of all data sets.
-        record: What the gene file says about the search.
-    """
-
-    gene: Learngene
-    path: Path | None
-    paths: list[TaskPath]
-    record: dict[str, Any]
 
 
 def search(
@@ -111,8 +92,8 @@ def search(
         select=select,
         out=out,
     )
-    say = announce if show else silent
-    return run(recipe, ancestry=loaded(ancestry), processes=processes, keep=out is not None, show=show, say=say).gene
+    say = announce if show else None
+    return run(recipe, ancestry=loaded(ancestry), processes=processes, keep=out is not None, show=show, say=say)
 
 
 def run(
@@ -123,20 +104,13 @@ def run(
     processes: int = 1,
     keep: bool = True,
     show: bool = True,
-    say: Say = announce,
-) -> SearchResult:
+    say: Say | None = announce,
+) -> Learngene:
     """Runs a search, or continues it: data sets that have their path are not searched again.
 
-    Any number of processes, on one or several machines with a common folder, may run the same recipe at the same time.
-
-    Args:
-        recipe: What to do.
-        ancestry: The ancestry, if it is loaded already.
-        images: Training and validation images by data set, if they are open already.
-        processes: Started here. With several on a CPU, each gets its share of the threads.
-        keep: Write run folders and the gene file.
-        show: Whether to print progress; with several processes only one line per data set.
-        say: Told of every finished data set.
+    Any number of processes, on one or several machines with a common folder, may run the same recipe at the same time;
+    ``processes`` are started here. Ancestry and images are given if they are loaded already. Without ``keep`` nothing
+    is written. ``say`` is told of every finished data set.
 
     Raises:
         LearngeneError: If anything does not fit, if data sets could not be searched (the others' paths are kept), or if
@@ -146,18 +120,17 @@ def run(
     if gene_file:
         refuse_taken(recipe)
     inputs = prepare(recipe, ancestry, images)
-    if keep:
-        refuse_other_paths(inputs)
     if gene_file:
+        refuse_other_paths(inputs)
         refuse_full_disk(gene_file, search_bytes(inputs))
         refuse_unwritable(recipe.kept or recipe.out)
         write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(dump_recipe(recipe))))
-    steps = [_step(inputs, name, keep=keep, show=show) for name in recipe.tasks]
+    steps = _steps(inputs, keep=keep, show=show)
     # Under torchrun all processes train one super net together, and none may keep it from the others.
     alone = make_accelerator().num_processes == 1
     outcomes, failed = run_shared(
         recipe,
-        _task_steps,
+        _steps_elsewhere,
         steps,
         processes=processes if any(step.found() is None for step in steps) else 1,
         locks=(recipe.kept or recipe.out) / "locks" if keep and alone else None,
@@ -172,21 +145,23 @@ def run(
     return keep_selected(inputs, gene_file, [outcomes[step.path] for step in steps])
 
 
-def _task_steps(recipe: SearchRecipe) -> list[Step[TaskPath]]:
+def _steps_elsewhere(recipe: SearchRecipe) -> list[Step[TaskPath]]:
     """What a further process has to do."""
-    inputs = prepare(recipe)
-    return [_step(inputs, name, keep=True, show=False) for name in recipe.tasks]
+    return _steps(prepare(recipe), keep=True, show=False)
 
 
-def _step(inputs: SearchInputs, name: str, *, keep: bool, show: bool) -> Step[TaskPath]:
-    """The search of one data set."""
-    return Step(
-        name,
-        inputs.specs[name].out,
-        make=partial(search_task, inputs, name, keep=keep, show=show),
-        found=partial(found_path, inputs, name) if keep else lambda: None,
-        describe=described,
-    )
+def _steps(inputs: SearchInputs, *, keep: bool, show: bool) -> list[Step[TaskPath]]:
+    """The search of every data set."""
+    return [
+        Step(
+            name,
+            spec.out,
+            make=partial(search_task, inputs, name, keep=keep, show=show),
+            found=partial(found_path, inputs, name) if keep else lambda: None,
+            describe=described,
+        )
+        for name, spec in inputs.specs.items()
+    ]
 
 
 def described(path: TaskPath) -> str:
@@ -212,22 +187,11 @@ def refuse_taken(recipe: SearchRecipe) -> None:
     refuse_other_kind(recipe.out, recipe)
 
 
-# -- one data set ------------------------------------------------------------------------------------------
+def keep_selected(inputs: SearchInputs, gene_file: Path | None, paths: list[TaskPath] | None = None) -> Learngene:
+    """Counts usage (equation 3), draws it, keeps the blocks that enough data sets use and writes the gene, if to a file.
 
-
-# -- all data sets -----------------------------------------------------------------------------------------
-
-
-def keep_selected(inputs: SearchInputs, gene_file: Path | None, paths: list[TaskPath] | None = None) -> SearchResult:
-    """Counts usage (equation 3), draws it, keeps the blocks that enough data sets use and writes the gene.
-
-    Args:
-        inputs: The search.
-        gene_file: The gene file to write, None for none.
-        paths: Of all data sets; read from their run folders by default.
-
-    Raises:
-        LearngeneError: If a path is missing, or no block is used by enough data sets; the map is drawn all the same.
+    Paths that are not given are read from their run folders. If one is missing, or no block is used by enough data
+    sets, ``LearngeneError`` says so; the map is drawn all the same.
     """
     recipe = inputs.recipe
     paths = paths or [path for name in recipe.tasks if (path := found_path(inputs, name))]
@@ -235,7 +199,7 @@ def keep_selected(inputs: SearchInputs, gene_file: Path | None, paths: list[Task
         raise LearngeneError(
             f"search: {len(paths)} of {len(recipe.tasks)} data sets are searched; run the search again"
         )
-    record = search_record(recipe, paths)
+    record = _record(recipe, paths)
     try:
         record["layers"] = list(selected(paths, recipe.select, recipe.tau))
     except LearngeneError as error:
@@ -243,49 +207,45 @@ def keep_selected(inputs: SearchInputs, gene_file: Path | None, paths: list[Task
         raise LearngeneError(f"{error}{old}") from None
     finally:
         if gene_file:
-            _keep_record(record, recipe.out)
+            text = json.dumps(record, indent=1) + "\n"
+            write_once(lambda: write_file(recipe.out / RECORD, lambda temporary: temporary.write_text(text)))
+            write_once(lambda: usage_picture(record, recipe.out / "usage.png"))
     gene = extract(inputs.ancestry, method="lsamd", settings={"layers": record["layers"], "stem": recipe.stem})
-    seconds = sum(path.seconds for path in paths)
     gene.metadata["training"] = {
         "epochs": recipe.train.epochs,
-        "seconds": seconds,
+        "seconds": sum(path.seconds for path in paths),
         "seed": recipe.train.seed,
         "recipe": {"train": recipe.train.model_dump(mode="json")},
     }
     gene.metadata["search"] = record
     if gene_file:
         write_once(lambda: gene.save(gene_file, dtype=recipe.dtype))
-    return SearchResult(gene, gene_file, paths, record)
+    return gene
 
 
-def _keep_record(record: dict[str, Any], folder: Path) -> None:
-    text = json.dumps(record, indent=1) + "\n"
-    write_once(lambda: write_file(folder / RECORD, lambda temporary: temporary.write_text(text)))
-    write_once(lambda: usage_picture(record, folder / "usage.png"))
-
-
-def search_record(recipe: SearchRecipe, paths: list[TaskPath]) -> dict[str, Any]:
+def _record(recipe: SearchRecipe, paths: list[TaskPath]) -> dict[str, Any]:
     """What a gene file says about the search behind it, as documented in ``docs/format.md``."""
+    tasks = [
+        {
+            "task": path.task,
+            "source": recipe.tasks[path.task].data.names,
+            "data": path.data,
+            "layers": list(path.base_layers),
+            "share": list(path.share),
+            "soft": list(path.soft),
+            "metric": path.metric,
+            "score": path.score,
+            "lr": recipe.task(path.task).train.lr,
+            "epochs": path.epochs,
+            "seconds": path.seconds,
+        }
+        for path in paths
+    ]
+    how_many = {"tau": recipe.tau} if recipe.select.rule == "threshold" else {"k": recipe.select.blocks}
     return {
-        "tasks": [
-            {
-                "task": path.task,
-                "source": [Path(source).name for source in recipe.tasks[path.task].data.sources],
-                "data": path.data,
-                "layers": list(path.base_layers),
-                "share": list(path.share),
-                "soft": list(path.soft),
-                "metric": path.metric,
-                "score": path.score,
-                "lr": recipe.task(path.task).train.lr,
-                "epochs": path.epochs,
-                "seconds": path.seconds,
-            }
-            for path in paths
-        ],
+        "tasks": tasks,
         "usage": usage(paths),
         "soft_usage": [round(value, 4) for value in soft_usage(paths)],
-        "select": recipe.select.model_dump(mode="json", exclude_none=True)
-        | ({"tau": recipe.tau} if recipe.select.rule == "threshold" else {"k": recipe.select.blocks}),
+        "select": recipe.select.model_dump(mode="json", exclude_none=True) | how_many,
         "routing": recipe.routing.model_dump(mode="json"),
     }

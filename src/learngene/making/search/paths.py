@@ -1,20 +1,19 @@
-"""The path of a data set through its super net: which layers take the base block, by how many samples, how surely."""
+"""The paths of data sets through their super nets, and which base blocks the learngene keeps because of them.
+
+A path says for every layer whether the data set takes the base block, by how many samples, and how surely.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from learngene.recipe.search import Selection
 from learngene.system.errors import LearngeneError
 from learngene.system.records import Record, RecordError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from learngene.making.search.super_net import SuperNet
 
 NAME = "path.json"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -72,11 +71,7 @@ def damaged(folder: Path) -> LearngeneError:
 
 
 def read_path(folder: Path) -> TaskPath | None:
-    """The path that a run folder holds; None if its super net is not trained yet.
-
-    Raises:
-        LearngeneError: If the file is damaged.
-    """
+    """The path that a run folder holds; None if its super net is not trained yet."""
     if not (folder / NAME).exists():
         return None
     try:
@@ -85,26 +80,43 @@ def read_path(folder: Path) -> TaskPath | None:
         raise damaged(folder) from None
 
 
-def layer_usage(net: SuperNet, batches: Iterable[tuple[Tensor, Any]]) -> tuple[list[float], list[float]]:
-    """Runs a super net without noise and looks at its adapters.
+def usage(paths: Sequence[TaskPath]) -> list[int]:
+    """G_i of equation 3: by how many data sets every base block is used, first layer first."""
+    return [sum(used) for used in zip(*(path.uses for path in paths), strict=True)]
 
-    Args:
-        net: The trained net; put into evaluation mode. Every layer sees what the layers before it chose.
-        batches: Normalised images of the evaluation split, with labels that are not looked at.
 
-    Returns:
-        Per layer: the share of samples that prefer the base block, and their mean probability of it.
+def soft_usage(paths: Sequence[TaskPath]) -> list[float]:
+    """The same with probabilities instead of choices: more than the paper looks at, and never all zero."""
+    return [sum(soft) for soft in zip(*(path.soft for path in paths), strict=True)]
+
+
+def above(counts: Sequence[int], tau: int) -> tuple[int, ...]:
+    """The layers, counted from 1, that more than ``tau`` data sets use."""
+    return tuple(layer for layer, count in enumerate(counts, start=1) if count > tau)
+
+
+def selected(paths: Sequence[TaskPath], spec: Selection, tau: int) -> tuple[int, ...]:
+    """The layers whose base blocks become the learngene, counted from 1 and in the ancestry's order.
+
+    By the threshold rule these are the blocks that more than ``tau`` data sets use. If there are none, the refusal says
+    what other thresholds would keep.
     """
-    import torch
+    counts, soft = usage(paths), soft_usage(paths)
+    if spec.rule == "top_k":
+        # Choices hide how close they were: over seeds, sums of probabilities rank the blocks far more alike.
+        ranked = sorted(range(len(counts)), key=lambda i: (soft[i], counts[i]), reverse=True)
+        return tuple(sorted(i + 1 for i in ranked[: spec.blocks]))
+    kept = above(counts, tau)
+    if not kept:
+        lower = {low: above(counts, low) for low in range(tau - 1, -1, -1)}
+        instead = "; ".join([f"tau={low} keeps {_listed(found)}" for low, found in lower.items() if found][:3])
+        instead = instead or "no base block is used by any data set"
+        raise LearngeneError(
+            f"select: no base block is used by more than tau={tau} of {len(paths)} data sets (used by "
+            f"{_listed(counts)}): {instead}; or use select.rule=top_k select.tau=null"
+        )
+    return kept
 
-    device = next(net.parameters()).device
-    prefer = torch.zeros(len(net.layers), dtype=torch.float64)
-    sure, count = torch.zeros_like(prefer), 0
-    net.eval()
-    with torch.inference_mode():
-        for images, _ in batches:
-            net(images.to(device))
-            prefer += torch.stack([layer.prefers.double().sum() for layer in net.layers]).cpu()
-            sure += torch.stack([layer.probability.double().sum() for layer in net.layers]).cpu()
-            count += len(images)
-    return (prefer / count).tolist(), (sure / count).tolist()
+
+def _listed(values: Sequence[int]) -> str:
+    return ",".join(str(value) for value in values)

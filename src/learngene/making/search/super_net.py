@@ -8,6 +8,7 @@ net is timm's VisionTransformer with other blocks, so it has timm's forward and 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,18 +34,11 @@ class DatasetAdapter(nn.Module):
     are trained from the start; without noise all samples are undecided, which counts as the base block (equation 3).
     """
 
-    def __init__(self, width: int, spec: Routing, prefix_tokens: int) -> None:
-        """Makes an adapter.
-
-        Args:
-            width: Of the tokens.
-            spec: Noise and descriptor.
-            prefix_tokens: Tokens before the patches; the class token is the first of them.
-        """
+    def __init__(self, width: int, spec: Routing) -> None:
         super().__init__()
         self.W1 = nn.Parameter(torch.zeros(width, 2))
         self.W2 = nn.Parameter(torch.zeros(width, 2))
-        self.spec, self.prefix_tokens = spec, prefix_tokens
+        self.spec = spec
 
     def forward(self, x: Tokens) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
         """P(hB) of every sample, and whether it prefers the base block."""
@@ -72,7 +66,7 @@ class RoutedBlock(nn.Module):
     """One layer: base block, specific block and adapter, of which one block runs.
 
     Attributes:
-        base: The ancestry's block, frozen.
+        base: The ancestry's block, frozen and not copied.
         specific: Its trained copy.
         adapter: The DAD.
         probability: P(hB) of every sample of the last batch.
@@ -82,19 +76,11 @@ class RoutedBlock(nn.Module):
     probability: Float[Tensor, " batch"]
     prefers: Bool[Tensor, " batch"]
 
-    def __init__(self, base: nn.Module, width: int, spec: Routing, prefix_tokens: int) -> None:
-        """Puts a copy and an adapter beside a block.
-
-        Args:
-            base: The ancestry's block; its parameters are shared, not copied.
-            width: Of the tokens.
-            spec: How samples are routed and how the adapter learns.
-            prefix_tokens: Tokens before the patches.
-        """
+    def __init__(self, base: nn.Module, width: int, spec: Routing) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.specific = copy.deepcopy(base).requires_grad_(True)
-        self.adapter = DatasetAdapter(width, spec, prefix_tokens)
+        self.adapter = DatasetAdapter(width, spec)
         self.spec = spec
 
     def forward(self, x: Tokens, *args: Any, **kwargs: Any) -> Tokens:
@@ -171,12 +157,11 @@ class SuperNet(nn.Module):
     """A model whose layers are routed, with what is needed to train it and to read its paths.
 
     Attributes:
-        model: A timm ViT, or a segmenter around one, with routed blocks.
+        model: What ``routed`` made, with or without another head, or a segmenter around it.
         layers: The routed blocks, first layer first.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Wraps a model made by ``routed``, with or without another head."""
         super().__init__()
         self.model = model
         self.layers = [module for module in model.modules() if isinstance(module, RoutedBlock)]
@@ -189,6 +174,27 @@ class SuperNet(nn.Module):
     def specific_share(self) -> Float[Tensor, ""]:
         """Mean P(hD) over layers and samples of the last batch: what a preference for base blocks weighs down."""
         return torch.stack([1 - layer.probability.mean() for layer in self.layers]).mean()
+
+    @torch.inference_mode()
+    def layer_usage(self, batches: Iterable[tuple[Tensor, Any]]) -> tuple[list[float], list[float]]:
+        """What the adapters say without noise; every layer sees what the layers before it chose.
+
+        Args:
+            batches: Normalised images of the evaluation split, with labels that are not looked at.
+
+        Returns:
+            Per layer: the share of samples that prefer the base block, and their mean probability of it.
+        """
+        device = next(self.parameters()).device
+        sums, count = torch.zeros(2, len(self.layers), dtype=torch.float64), 0
+        self.eval()
+        for images, _ in batches:
+            self(images.to(device))
+            said = [torch.stack([layer.prefers.double(), layer.probability.double()]) for layer in self.layers]
+            sums += torch.stack(said, dim=1).sum(dim=-1).cpu()
+            count += len(images)
+        share, soft = (sums / count).tolist()
+        return share, soft
 
     def no_weight_decay(self) -> set[str]:
         """The adapters; norms and biases are never decayed."""
@@ -213,6 +219,5 @@ def routed(ancestry: Any, spec: Routing, img_size: int | None = None) -> Any:
     model.requires_grad_(False)
     for norm in (model.norm, model.fc_norm):
         norm.requires_grad_(True)
-    prefix = model.num_prefix_tokens
-    model.blocks = nn.Sequential(*(RoutedBlock(block, model.embed_dim, spec, prefix) for block in model.blocks))
+    model.blocks = nn.Sequential(*(RoutedBlock(block, model.embed_dim, spec) for block in model.blocks))
     return model

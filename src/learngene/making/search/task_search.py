@@ -15,7 +15,7 @@ from learngene.genes.ancestry import Ancestry
 from learngene.making.extract import plain_shape
 from learngene.making.finetune import fresh_head
 from learngene.making.search.paths import NAME as PATH_FILE
-from learngene.making.search.paths import TaskPath, damaged, layer_usage, read_path
+from learngene.making.search.paths import TaskPath, damaged, read_path
 from learngene.making.search.super_net import SuperNet, routed
 from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.system.errors import Faults, InterruptedRun, LearngeneError
@@ -36,47 +36,40 @@ class SearchInputs:
         ancestry: Whose blocks are searched.
         shape: Its shape.
         images: Training and validation images by data set.
-        specs: How each data set is searched.
+        specs: How each data set is searched, with the ancestry's mean and std where its section leaves them open.
         data: Fingerprints of each data set's training and validation images, both of which decide its path.
     """
 
     recipe: SearchRecipe
     ancestry: Ancestry
     shape: ViTShape
-    images: dict[str, Splits] = field(default_factory=dict)
+    images: dict[str, Splits]
     specs: dict[str, TaskSearch] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
-
-    def resolved(self, name: str) -> TaskSearch:
-        """How a data set is searched, with the ancestry's mean and std where its section leaves them open."""
-        spec = self.specs[name]
-        return spec.model_copy(update={"data": fill_preprocessing(spec.data, self.ancestry.model.pretrained_cfg)})
 
 
 def prepare(
     recipe: SearchRecipe, ancestry: Ancestry | None = None, images: Mapping[str, Splits] | None = None
 ) -> SearchInputs:
-    """Loads the ancestry, opens all data sets and checks that each can be searched.
+    """Loads the ancestry, opens all data sets and checks that each can be searched; nothing is written.
 
     Raises:
-        LearngeneError: One line per fault; nothing has been written.
+        LearngeneError: One line per fault.
     """
     ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
     out = SearchInputs(recipe, ancestry, plain_shape(ancestry), dict(images or {}))
     faults = Faults()
     for name in recipe.tasks:
         with faults.at(f"task {name}"):
-            spec = out.specs[name] = recipe.task(name)
-            out.images[name] = open_splits(
-                out.resolved(name).data,
-                spec.train,
-                opened=out.images.get(name),
-                processes=make_accelerator().num_processes,
-                in_chans=out.shape.in_chans,
-            )
+            spec = recipe.task(name)
+            data, train = fill_preprocessing(spec.data, ancestry.model.pretrained_cfg), spec.train
+            out.specs[name] = spec.model_copy(update={"data": data})
+            processes, chans = make_accelerator().num_processes, out.shape.in_chans
+            opened = out.images.get(name)
+            out.images[name] = open_splits(data, train, opened=opened, processes=processes, in_chans=chans)
             out.data[name] = "-".join(split.fingerprint() for split in out.images[name])
-            refuse_unknown_optimizer(spec.train)
-            out.shape.replace(img_size=spec.data.img_size or out.shape.img_size)
+            refuse_unknown_optimizer(train)
+            out.shape.replace(img_size=data.img_size or out.shape.img_size)
     faults.refuse()
     if recipe.select.rule == "top_k" and recipe.select.blocks > out.shape.depth:
         depth = out.shape.depth
@@ -87,11 +80,7 @@ def prepare(
 
 
 def refuse_other_paths(inputs: SearchInputs) -> None:
-    """Looks at all paths that are there, so that a wrong one shows before the others are searched.
-
-    Raises:
-        LearngeneError: One line per path that is damaged, or of another ancestry or other images.
-    """
+    """Looks at all paths that are there, so that wrong ones show, a line each, before the others are searched."""
     faults = Faults()
     for name in inputs.recipe.tasks:
         with faults.at(f"task {name}"):
@@ -105,11 +94,7 @@ def search_bytes(inputs: SearchInputs) -> int:
 
 
 def found_path(inputs: SearchInputs, name: str) -> TaskPath | None:
-    """A data set's path if it is searched already.
-
-    Raises:
-        LearngeneError: If it is the path of another ancestry or of other images.
-    """
+    """A data set's path if it is searched already; that of another ancestry or of other images is refused."""
     folder = inputs.specs[name].out
     path = read_path(folder)
     if path is None:
@@ -129,14 +114,10 @@ def found_path(inputs: SearchInputs, name: str) -> TaskPath | None:
 def search_task(inputs: SearchInputs, name: str, *, keep: bool, show: bool) -> TaskPath:
     """Trains the super net of one data set, or continues it, and reads its path.
 
-    Args:
-        inputs: The search.
-        name: Which data set.
-        keep: Keep the state of the training in a run folder until the path is there.
-        show: Whether to print progress.
+    With ``keep``, the state of the training is kept in a run folder until the path is there.
     """
-    images, spec = inputs.images[name], inputs.resolved(name)
-    stage = super_stage(inputs, spec, images)
+    images, spec = inputs.images[name], inputs.specs[name]
+    stage = super_stage(inputs, name)
     net = stage.module
     assert isinstance(net, SuperNet)
     try:
@@ -145,7 +126,7 @@ def search_task(inputs: SearchInputs, name: str, *, keep: bool, show: bool) -> T
         raise InterruptedRun(stop.signal_number, f"{stop.where} of {name}") from None
     size = {"img_size": stage.img_size, "in_chans": stage.in_chans, "batch_size": max(spec.train.batch_size, 64)}
     loader = eval_loader(images.val, spec.data, **size)
-    share, soft = layer_usage(net.to(make_accelerator().device), loader)
+    share, soft = net.to(make_accelerator().device).layer_usage(loader)
     path = TaskPath(
         task=name,
         ancestry=inputs.ancestry.identity["sha256"],
@@ -169,11 +150,12 @@ def _finish(path: TaskPath, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def super_stage(inputs: SearchInputs, spec: TaskSearch, images: Splits) -> Stage:
+def super_stage(inputs: SearchInputs, name: str) -> Stage:
     """What is trained for one data set: its specific blocks and adapters, its final norm and its head."""
+    images, spec = inputs.images[name].train, inputs.specs[name]
     size = spec.data.img_size or inputs.shape.img_size
-    model = fresh_head(routed(inputs.ancestry.model, spec.routing, size), images.train, spec.train.seed)
-    net, task = SuperNet(model), task_loss(images.train)
+    model = fresh_head(routed(inputs.ancestry.model, spec.routing, size), images, spec.train.seed)
+    net, task = SuperNet(model), task_loss(images)
 
     def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
         labels = task(wrapped(batch), targets)
@@ -184,4 +166,4 @@ def super_stage(inputs: SearchInputs, spec: TaskSearch, images: Splits) -> Stage
         return {"loss": labels + weight * specific, "labels": labels, "specific": specific}
 
     # A step uses one block per layer; processes have to find out which.
-    return Stage(f"search {spec.task}", net, objective, size, inputs.shape.in_chans, uses_all=False)
+    return Stage(f"search {name}", net, objective, size, inputs.shape.in_chans, uses_all=False)
