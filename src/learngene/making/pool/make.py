@@ -175,10 +175,8 @@ def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[li
         return distilled_blocks(row.depth, END), [1], []  # predictions alone: no block is read
     model: Any = ancestry.model
     last = feature_widths(model, label, [len(getattr(model, "blocks", ())) or 1], size, row.num_tokens)[0]
-    if pool.points is not None:
-        points = pool.points[0]
-    else:  # the paper's choice by width (Table 4)
-        points = END if last == row.embed_dim or row.depth < DENSE else DENSE
+    by_width = END if last == row.embed_dim or row.depth < DENSE else DENSE  # the paper's choice (Table 4)
+    points = by_width if pool.points is None else pool.points[0]
     mine, theirs = distilled_blocks(row.depth, points), distilled_blocks(len(model.blocks), points)
     widths = feature_widths(model, label, theirs, size, row.num_tokens)
     return mine, theirs, widths

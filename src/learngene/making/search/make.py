@@ -188,7 +188,7 @@ def refuse_taken(recipe: SearchRecipe) -> None:
 
 
 def keep_selected(inputs: SearchInputs, gene_file: Path | None, paths: list[TaskPath] | None = None) -> Learngene:
-    """Counts usage (equation 3), draws it, keeps the blocks that enough data sets use and writes the gene, if to a file.
+    """Counts usage (equation 3), draws it, and makes a gene of the blocks that enough data sets use.
 
     Paths that are not given are read from their run folders. If one is missing, or no block is used by enough data
     sets, ``LearngeneError`` says so; the map is drawn all the same.
