@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 # Set before torch is imported, and inherited by the commands that tests start: one thread (pico models gain nothing
 # from a second), no accelerator (what is compared bit by bit is the CPU), no network, no cache but the suite's own.
@@ -21,10 +24,17 @@ os.environ |= {
     "LEARNGENE_CACHE": tempfile.mkdtemp(prefix="learngene-test-cache-"),
 }
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
 atexit.register(shutil.rmtree, os.environ["LEARNGENE_CACHE"], ignore_errors=True)
+
+# How long an example takes says something about the machine only.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 # Under test, the modules that handle tensors check their shape annotations at every call.
 install_import_hook(
@@ -34,6 +44,7 @@ install_import_hook(
 
 from hyper import SHORT, home  # noqa: E402
 from learngene.cli import main  # noqa: E402 - after the hook
+from learngene.training.log import TrainLog  # noqa: E402
 from pico import CLI, Outcome, make_ancestry, make_images  # noqa: E402
 from processes import Command, Start  # noqa: E402
 from searches import make_sets  # noqa: E402
@@ -77,20 +88,19 @@ def stage1(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fold
     return out.with_name("home.safetensors")
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CLI:
+@pytest.fixture(scope="session")
+def cli() -> CLI:
     """Runs the command line in this process: ``cli("plan", gene)`` gives its exit code and what it printed."""
 
     def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["learngene", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", ["learngene", *map(str, arguments)])
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return Outcome(code, out.getvalue(), err.getvalue())
 
     return run
 
@@ -129,3 +139,21 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     yield run
     for command in started:
         command.process.kill()
+        command.process.join()
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``stop_at(number, epoch=1)``: this process gets the signal as soon as a run has logged an epoch like that."""
+    log = TrainLog.epoch
+
+    def arrange(number: int, **like: int) -> None:
+        def epoch(self: TrainLog, entry: Mapping[str, Any], parts: Mapping[str, float]) -> None:
+            log(self, entry, parts)
+            if like.items() <= entry.items():
+                monkeypatch.setattr(TrainLog, "epoch", log)  # once
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(TrainLog, "epoch", epoch)
+
+    return arrange

@@ -6,10 +6,13 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pico import Outcome
 
@@ -40,25 +43,23 @@ class Command:
         self.process = SERVER.Process(target=_run, args=([*map(str, arguments)], environment, *self.paths))
         self.process.start()
 
-    def until(self, happened: Callable[[], bool], seconds: float = 100) -> Command:
-        """Waits for something that the command will do."""
-        end = time.monotonic() + seconds
+    def until(self, happened: Callable[[], bool]) -> Command:
+        """Waits for something that the command will do, however long it takes."""
         while not happened():
             assert self.process.is_alive(), self.wait()
-            assert time.monotonic() < end
-            time.sleep(0.005)
+            self.process.join(0.01)
         return self
 
-    def send(self, number: signal.Signals, group: bool = False) -> Command:
-        """Sends a signal to the process, or as a terminal does to its whole group."""
+    def interrupt(self) -> Command:
+        """Ctrl-C, as a terminal sends it to the whole group."""
         assert self.process.pid is not None
-        (os.killpg if group else os.kill)(self.process.pid, number)
+        os.killpg(self.process.pid, signal.SIGINT)
         return self
 
-    def wait(self, seconds: float = 120) -> Outcome:
+    def wait(self) -> Outcome:
         """What it did, once it has ended."""
-        self.process.join(seconds)
-        assert self.process.exitcode is not None, f"still running after {seconds} s"
+        self.process.join()
+        assert self.process.exitcode is not None
         out, err = (path.read_text() if path.exists() else "" for path in self.paths)
         return Outcome(self.process.exitcode, out, err)
 
@@ -66,10 +67,15 @@ class Command:
 Start = Callable[..., Command]
 
 
-def logged(run: Path, epochs: int = 1) -> Callable[[], bool]:
-    """Whether a run has logged so many epochs."""
-    log = run / "metrics.jsonl"
-    return lambda: log.exists() and len(log.read_text().splitlines()) >= epochs
+def program(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """Starts a program in a group of its own, which takes Ctrl-C even if the suite runs in the background of a shell.
+
+    What it and all that it starts print has an end when all of them have ended.
+    """
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    more: dict[str, Any] = {"preexec_fn": heed, "start_new_session": True, "env": os.environ | environment}
+    return subprocess.Popen([*map(str, arguments)], text=True, **pipes, **more)
 
 
 def ranks(count: int) -> list[dict[str, str]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import shutil
 import signal
-import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 import pytest
 
 from comparisons import compare_fields, contents, results, written
-from learngene.cli import main
 from pico import CLI, FAST, Outcome, command, make_images
-from processes import Start, logged
+from processes import Start
 from runs import metrics
 
 CONTENDERS: dict[str, Any] = {
@@ -55,25 +53,24 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, images: Path) -> tuple[Path, Outcome]:
+def finished(tmp_path_factory: pytest.TempPathFactory, cli: CLI, images: Path) -> tuple[Path, Outcome]:
     """The folder of a whole comparison and what the command said; read only."""
     folder = tmp_path_factory.mktemp("compare")
     make_images(folder / "two", train=10, classes=("blue", "red"))
     tasks = {"two": {"source": str(folder / "two"), "workers": 0}}
     changes = {"contenders": CONTENDERS, "tasks": tasks, "budgets": {"one": {"tasks": ["home"]}}}
     recipe = written(folder / "r.yaml", compare_fields(folder, images, **changes))
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["learngene", "compare", str(recipe)])
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return folder, Outcome(code, out.getvalue(), err.getvalue())
+    return folder, cli("compare", recipe)
 
 
 @pytest.fixture
-def place(finished: tuple[Path, Outcome], tmp_path: Path) -> Place:
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the plots, which take longest."""
+    monkeypatch.setattr("learngene.comparing.plots.save_plots", lambda *_: [])
+
+
+@pytest.fixture
+def place(undrawn: None, finished: tuple[Path, Outcome], tmp_path: Path) -> Place:
     shutil.copytree(finished[0], tmp_path / "copy")
     return Place(finished[0] / "r.yaml", tmp_path / "copy")
 
@@ -212,10 +209,10 @@ def test_collecting_runs_and_trains_nothing(cli: CLI, place: Place) -> None:
 
 
 def test_files_that_are_no_results_are_named_and_kept(cli: CLI, place: Place) -> None:
-    damaged, foreign, other = place.one("tleg"), place.one("scratch"), place.one("pre-fin")
+    damaged, foreign, other, lacking = (place.one(name) for name in ("tleg", "scratch", "pre-fin", "vanilla-lg"))
+    shutil.copy(lacking, other)
     damaged.write_text(damaged.read_text()[:100])
     foreign.write_text(json.dumps({"accuracy": 99.9}))
-    shutil.copy(lacking := place.one("vanilla-lg"), other)
     content = json.loads(lacking.read_text())
     del content["steps"], content["digest"]
     lacking.write_text(json.dumps(content))
@@ -308,50 +305,40 @@ def test_what_only_one_contender_asks_for_is_refused_first_too(
 # -- several processes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_runners_in_one_folder_share_the_work(start: Start, images: Path, tmp_path: Path) -> None:
+    """One of them is the console script itself, which starts its workers as it does for users."""
     path = written(tmp_path / "r.yaml", compare_fields(tmp_path, images))
-    both = [process.wait() for process in [start("compare", path), start("compare", path)]]
-    assert [(done.code, done.err) for done in both] == [(0, "")] * 2
-    jobs = announced("".join(done.out for done in both))
-    assert len(jobs) == len(set(jobs)) == 1 + 1 + 8
+    other = start("compare", path)
+    mine = command("compare", path, "--processes", 2, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    done = [other.wait(), Outcome(mine.returncode, mine.stdout, mine.stderr)]
+    assert [(each.code, each.err) for each in done] == [(0, "")] * 2
+    jobs = announced("".join(each.out for each in done))
+    assert len(jobs) == len(set(jobs)) == 1 + 1 + 8, done
     assert len(results(tmp_path / "out")) == 8
-    assert all("8 cells; written: " in done.out for done in both)
+    assert all("8 cells; written: " in each.out for each in done)
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-@pytest.mark.slow
-def test_a_command_starts_several_processes(images: Path, tmp_path: Path) -> None:
-    """The console script itself, which starts its workers as it does for users."""
-    path = written(tmp_path / "r.yaml", compare_fields(tmp_path, images))
-    done = command("compare", path, "--processes", 2)
-    assert (done.returncode, done.stderr) == (0, "")
-    jobs = announced(done.stdout)
-    assert len(jobs) == len(set(jobs)) == 1 + 1 + 8, done.stdout
-    assert "8 cells; written: " in done.stdout
-
-
-def test_a_comparison_that_was_stopped_continues(cli: CLI, start: Start, images: Path, tmp_path: Path) -> None:
+def test_a_comparison_that_was_stopped_continues(
+    cli: CLI, stop_at: Callable[..., None], images: Path, tmp_path: Path, undrawn: None
+) -> None:
     changes = {
-        "condense": {"epochs": 30, "eval_every": 30, "save_every": 10},
+        "condense": {"epochs": 3, "eval_every": 3, "save_every": 3},
         "run": {"contenders": ["pre-fin"], "shapes": ["d2"]},
         "contenders": {"pre-fin": {"method": "pre-fin", "each": True}},
     }
     path = written(tmp_path / "r.yaml", compare_fields(tmp_path, images, **changes))
-
-    def runs() -> list[Path]:
-        return [path.parent for path in (tmp_path / "store").glob("pre-fin-*/metrics.jsonl")]
-
-    process = start("compare", path).until(lambda: any(logged(run, 2)() for run in runs()))
-    done = process.send(signal.SIGINT).wait()
+    stop_at(signal.SIGINT, epoch=2)
+    done = cli("compare", path)
     assert (done.code, announced(done.out)) == (130, [])
-    assert done.err.startswith("learngene: stopped and saved at epoch ")
-    assert done.err.endswith("; the same command continues\n")
+    assert done.err == "learngene: stopped and saved at epoch 3, step 1; the same command continues\n"
     assert not list((tmp_path / "store").glob("*.safetensors"))
-    assert 2 <= int(done.err.split("epoch ")[1].split(",")[0]) < 30
     again = cli("compare", path)
     assert (again.code, again.err) == (0, "")
     assert announced(again.out)[0] == "gene pre-fin d2 seed 0"
-    assert [line["epoch"] for line in metrics(runs()[0])] == list(range(1, 31))
+    (log,) = (tmp_path / "store").glob("pre-fin-*/metrics.jsonl")
+    assert [line["epoch"] for line in metrics(log.parent)] == [1, 2, 3]
     assert cli("compare", path, f"out={tmp_path / 'whole'}", f"store={tmp_path / 'other'}").code == 0
     for name, content in results(tmp_path / "whole").items():
         other = results(tmp_path / "out")[name]
@@ -361,7 +348,9 @@ def test_a_comparison_that_was_stopped_continues(cli: CLI, start: Start, images:
 # -- failures ----------------------------------------------------------------------------------------------
 
 
-def test_a_training_that_diverges_is_recorded_and_the_others_survive(cli: CLI, images: Path, tmp_path: Path) -> None:
+def test_a_training_that_diverges_is_recorded_and_the_others_survive(
+    cli: CLI, images: Path, tmp_path: Path, undrawn: None
+) -> None:
     wild = {"wild": {"method": "scratch", "tune": {"lr": 1e30, "optimizer": "momentum"}}}
     fields = compare_fields(tmp_path, images, contenders=wild, budgets={"one": {"epochs": 2}})
     path = written(tmp_path / "r.yaml", fields)
@@ -381,7 +370,7 @@ def test_a_training_that_diverges_is_recorded_and_the_others_survive(cli: CLI, i
     assert {row["budget"] for row in rows if row["contender"] == "wild"} == {"untuned"}
 
 
-def test_a_gene_that_diverges_costs_only_its_own_cells(cli: CLI, images: Path, tmp_path: Path) -> None:
+def test_a_gene_that_diverges_costs_only_its_own_cells(cli: CLI, images: Path, tmp_path: Path, undrawn: None) -> None:
     fields = compare_fields(tmp_path, images, contenders={"tleg": {"train": {**FAST, "lr": 1e30}}})
     found = cli("compare", written(tmp_path / "r.yaml", fields))
     assert found.code == 2

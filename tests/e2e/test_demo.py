@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,29 +138,3 @@ CHECKS = {"genes": check_genes, "pool": check_pool, "lsamd": check_lsamd, "tal":
 
 def test_a_demo_that_there_is_not_is_refused(cli: CLI) -> None:
     assert cli("demo", "--method", "pol").code == 2
-
-
-HELD = """
-import time
-from learngene.system.processes import end_with_parent, spread
-
-def work(arguments, number, processes):
-    end_with_parent()
-    print("at work", flush=True)
-    time.sleep(600)
-
-if __name__ == "__main__":
-    spread(work, "", 2)
-"""
-
-
-@pytest.mark.slow
-def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -> None:
-    (tmp_path / "held.py").write_text(HELD)
-    process = subprocess.Popen([sys.executable, tmp_path / "held.py"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert [process.stdout.readline(), process.stdout.readline()] == ["at work\n"] * 2
-    process.send_signal(signal.SIGKILL)
-    # What they print on has an end only when all of them have ended.
-    assert process.communicate(timeout=60)[0] == ""
-    assert process.returncode == -signal.SIGKILL

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import torch
 import yaml
 
 import learngene
+from comparisons import contents
 from learngene.system.errors import LearngeneError
 from pico import CLI, FAST, command, condense_fields, finetune_fields, make_images, pico_gene, pico_shape
 
@@ -33,10 +38,6 @@ def place(tmp_path: Path, images: Path, ancestry_folder: Path) -> Path:
     return tmp_path
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 COMMANDS: dict[str, tuple[str, str]] = {
     "unknown key": ("condense condense.yaml train.epoch=3", "unknown key 'epoch'; did you mean 'epochs'"),
     "unknown key, finetune": ("finetune finetune.yaml train.lrr=3", "unknown key 'lrr'; did you mean 'lr'"),
@@ -52,16 +53,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stages 1,1 add up to 2 layers, but the auxiliary shape has depth 4",
     ),
     "ancestry": ("condense condense.yaml ancestry.source=levit_348", "did you mean 'levit_384'"),
-    "pinned ancestry": ("condense condense.yaml ancestry.sha256=abc", "the name now means other weights"),
-    "classes of the ancestry": ("condense condense.yaml data.source=digits", "3 classes but the data has 10"),
     "classes of the shape": ("condense condense.yaml shape.num_classes=4", "the auxiliary shape has 4"),
     "normalisation": ("condense condense.yaml data.mean=[0,0,0]", "differs from the ancestry's"),
-    "image size": ("condense condense.yaml shape.img_size=16", "takes images of 8 px with 3 channels"),
-    "no data": ("condense condense.yaml data.source=/nowhere", "/nowhere: no such folder or tar"),
-    "batch too large": ("condense condense.yaml train.batch_size=26", "24 training images are fewer"),
     "batch too large, finetune": ("finetune finetune.yaml train.batch_size=26", "24 training images are fewer"),
-    "micro batch": ("condense condense.yaml train.augment.mixup=1 train.micro_batch=1", "(mixing needs pairs)"),
-    "unknown optimizer": ("condense condense.yaml train.optimizer=adamx", "unknown optimizer 'adamx'"),
     "diverging": ("condense condense.yaml train.lr=1e30", "the loss became "),
     "depth below stages": ("finetune finetune.yaml shape.depth=2", "depth 2 is below the 3 stages"),
     "heads of another": ("finetune finetune.yaml shape.num_heads=4", "has num_heads 2, not 4"),
@@ -170,84 +164,66 @@ def test_classes_of_other_names_are_refused(name: str, cli: CLI, place: Path) ->
 
 def test_check_of_a_finetune_recipe_refuses_too(cli: CLI, place: Path) -> None:
     result = cli("check", place / "finetune.yaml", "shape.depth=2")
-    assert result.code == 2
-    assert "depth 2 is below the 3 stages" in result.err
+    assert (result.code, "depth 2 is below the 3 stages" in result.err) == (2, True)
 
 
 # -- output paths ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["condense", "condense.yaml", "out=foreign"], "exists and was not written by learngene"),
-        (["condense", "condense.yaml", "out=thesis"], "exists and is not a gene"),
-        (["condense", "condense.yaml", "out=notes.txt"], "exists and is a file, not a folder"),
-        (["finetune", "finetune.yaml", "out=notes.txt/run"], "write notes.txt/run: Not a directory; choose another"),
-        (["finetune", "finetune.yaml", "out=foreign"], "exists and was not written by learngene"),
-        (
-            ["finetune", "finetune.yaml", "out=half"],
-            "by learngene (it has no learngene.json)",
-        ),
-        (["expand", "gene.safetensors", "--out", "foreign"], "exists and was not written by learngene"),
-        (["expand", "gene.safetensors", "--out", "notes.txt"], "exists and is a file, not a folder"),
-        (["expand", "gene.safetensors", "--out", "notes.txt/des"], "cannot write"),
-        (["export", "des", "--out", "foreign"], "exists and is no ONNX file"),
-        (["export", "des", "--out", "notes.txt"], "exists and is no ONNX file"),
-        (["demo", "--out", "foreign"], "exists and was not written by learngene"),
-    ],
-    ids=str,
-)
+OUTPUTS: list[tuple[str, str]] = [
+    ("condense condense.yaml out=notes.txt", "exists and is a file, not a folder"),
+    ("finetune finetune.yaml out=notes.txt/run", "write notes.txt/run: Not a directory; choose another"),
+    ("finetune finetune.yaml out=foreign", "exists and was not written by learngene"),
+    ("finetune finetune.yaml out=half", "by learngene (it has no learngene.json)"),
+    ("expand gene.safetensors --out foreign", "exists and was not written by learngene"),
+    ("expand gene.safetensors --out notes.txt", "exists and is a file, not a folder"),
+    ("expand gene.safetensors --out notes.txt/des", "cannot write"),
+    ("export des --out foreign", "exists and is no ONNX file"),
+    ("export des --out notes.txt", "exists and is no ONNX file"),
+    ("demo --out foreign", "exists and was not written by learngene"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), OUTPUTS, ids=str)
 def test_an_output_that_is_not_ours_is_refused_and_left_alone(
-    arguments: list[str], expected: str, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: str, expected: str, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    (place / "foreign").mkdir()
-    (place / "foreign" / "mine.txt").write_text("mine")
-    (place / "half" / "descendant").mkdir(parents=True)
-    (place / "half" / "recipe.yaml").write_text("{}")
-    (place / "half" / "descendant" / "mine.txt").write_text("mine")
-    for name in ("thesis.safetensors", "notes.txt"):
-        (place / name).write_text("mine")
+    for name in ("foreign/mine.txt", "half/descendant/mine.txt", "half/recipe.yaml", "notes.txt"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("{}")
     before = contents(place)
-    assert expected in refused(*arguments)
+    assert expected in refused(*shlex.split(arguments))
     assert contents(place) == before
 
 
 # -- gene files --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["plan", "expand", "info", "eval", "finetune"])
+@pytest.mark.parametrize(
+    "command",
+    ["plan {0}", "expand {0} --out new", "info {0} --verify", "eval {0} --data digits", "finetune finetune.yaml"],
+)
 def test_every_command_refuses_a_damaged_gene(
-    name: str, refused: Refused, place: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
     gene = place / "gene.safetensors"
-    arguments = {
-        "plan": ["plan", gene],
-        "expand": ["expand", gene, "--out", "new"],
-        "info": ["info", gene, "--verify"],
-        "eval": ["eval", gene, "--data", images],
-        "finetune": ["finetune", "finetune.yaml"],
-    }[name]
-    content = gene.read_bytes()
+    arguments, content = shlex.split(command.format(gene)), gene.read_bytes()
     gene.write_bytes(content[:-1])
     assert "truncated" in refused(*arguments)
     torch.save({"a": 1}, gene)
     assert "a pickle, not a gene file; learngene never unpickles a gene" in refused(*arguments)
-    flipped = bytearray(content)
-    flipped[-1] ^= 1
-    gene.write_bytes(flipped)
-    if name != "plan":  # planning reads the header only
+    if not command.startswith("plan"):  # planning reads the header only
+        gene.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         assert "the content does not match its digest" in refused(*arguments)
     assert not (place / "new").exists()
 
 
 def test_a_gene_may_be_read_unverified_if_asked(cli: CLI, place: Path) -> None:
     gene = place / "gene.safetensors"
-    content = bytearray(gene.read_bytes())
-    content[-1] ^= 1
-    gene.write_bytes(content)
+    content = gene.read_bytes()
+    gene.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert cli("expand", gene, "--out", place / "new", "--no-verify").code == 0
     assert (place / "new" / "model.safetensors").exists()
 
@@ -289,13 +265,9 @@ def test_the_real_command_exits_with_two_and_one_line(place: Path) -> None:
     )
 
 
-def test_debug_shows_the_traceback(place: Path, cli: CLI) -> None:
+def test_debug_raises_the_error_itself(place: Path, cli: CLI) -> None:
     with pytest.raises(LearngeneError, match="is below the 3 stages"):
         cli("--debug", "expand", place / "gene.safetensors", "--depth", 2, "--out", place / "new")
-    done = command("--debug", "plan", place / "none.safetensors")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "GeneFileError" in done.stderr.splitlines()[-1]
 
 
 def test_a_bug_is_called_a_bug(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,9 +281,6 @@ def test_a_bug_is_called_a_bug(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
-    import subprocess
-    import sys
-
     script = Path(sys.executable).with_name("learngene")
     shell = f"set -o pipefail; {script} plan {place / 'gene.safetensors'} --explain | head -n 1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
@@ -336,9 +305,6 @@ def test_a_run_that_would_not_fit_on_the_disk_is_refused_before_it_starts(
 def test_a_disk_that_fills_up_while_training_stops_the_run_and_keeps_the_last_state(
     cli: CLI, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-    import os
-
     save, calls = torch.save, []
 
     def filling(content: object, path: object) -> None:

@@ -18,8 +18,8 @@ from comparisons import contents, written
 from learngene import Ancestry
 from learngene.making.extract import extract
 from masked import make_masked
-from pico import CLI, FAST, MIXED, finetune_fields, make_images, pico_gene
-from processes import Start, logged
+from pico import CLI, finetune_fields, make_images, pico_gene
+from processes import Start
 from runs import metrics
 from searches import search_fields, search_recipe
 
@@ -122,103 +122,82 @@ def test_an_empty_selection_is_told_and_leaves_paths_and_map(cli: CLI, recipe: P
         (tmp_path / "s.safetensors").unlink(missing_ok=True)
 
 
-def test_searches_share_what_is_kept(cli: CLI, recipe: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+def test_searches_share_what_is_kept(
+    cli: CLI, recipe: Path, ancestry: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
     assert cli("search", recipe, f"kept={tmp_path / 'kept'}").code == 0
     assert len(list((tmp_path / "kept").glob("*/path.json"))) == 3
-    other = search_fields("", sets, tmp_path / "other")
-    del other["tasks"]["two"]
-    fields = {**other, "ancestry": search_recipe_source(recipe), "kept": str(tmp_path / "kept")}
-    done = cli("search", written(tmp_path / "other.yaml", fields))
+    two = {name: path for name, path in sets.items() if name != "two"}
+    other = search_fields(ancestry, two, tmp_path / "other", kept=str(tmp_path / "kept"))
+    done = cli("search", written(tmp_path / "other.yaml", other))
     assert done.code == 0, done.err
     assert len(done.out.splitlines()) == 3  # no line for a data set that was searched
     assert len(record_of(tmp_path / "other.safetensors")["tasks"]) == 2
 
 
-def search_recipe_source(recipe: Path) -> dict[str, str]:
-    from learngene.recipe.loading import read_fields
-
-    source: dict[str, str] = read_fields(recipe)["ancestry"]
-    return source
-
-
 # -- stopped, shared ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Enough for epochs of twelve steps, and something quick before and behind it."""
-    root = tmp_path_factory.mktemp("many")
-    return {
-        "first": make_images(root / "first"),
-        "many": make_images(root / "many", train=32, val=2),
-        "last": make_masked(root / "last"),
-    }
-
-
 def test_a_search_that_is_stopped_twice_gives_the_gene_of_one_that_was_not(
-    cli: CLI, start: Start, ancestry: Path, many: dict[str, Path], tmp_path: Path
+    cli: CLI, stop_at: Callable[..., None], recipe: Path, tmp_path: Path
 ) -> None:
-    slow = {"train": {**MIXED, "epochs": 10, "eval_every": 5, "save_every": 5}}
-    fields = search_fields(ancestry, many, tmp_path / "whole", tasks={"many": slow})
-    recipe = written(tmp_path / "r.yaml", fields)
-    assert cli("search", recipe).code == 0
-    again = ["search", recipe, f"out={tmp_path / 'stopped'}"]
-    name = search_recipe(fields).task("many").out.name
-    run = tmp_path / "stopped" / name
-    for epochs, number in ((1, signal.SIGINT), (5, signal.SIGTERM)):
-        done = start(*again).until(logged(run, epochs)).send(number).wait()
+    again = ["search", recipe, "tasks.two.train.epochs=3", "tasks.two.train.eval_every=3"]
+    again += ["tasks.two.train.augment.mixup=0.8"]
+    assert cli(*again, f"out={tmp_path / 'whole'}").code == 0
+    for epoch, number in ((1, signal.SIGINT), (2, signal.SIGTERM)):
+        stop_at(number, epoch=epoch, epochs=3)
+        done = cli(*again)
         assert done.code == 128 + number
-        line = done.err.splitlines()[-1]
-        assert line.startswith("learngene: stopped and saved at epoch ")
-        assert line.endswith(" of many; the same command continues")
-        assert "Traceback" not in done.err
-        saved = json.loads(torch.load(run / "last.pt", weights_only=True)["progress"])
-        where = f"continues after epoch {saved['epoch']}, step {saved['step']}"
+        where = f"learngene: stopped and saved at epoch {epoch + 1}, step 1 of two; the same command continues"
+        assert done.err.splitlines()[-1] == where
         found = cli("check", *again[1:]).out
-        assert "task first: 24 training and 12 validation images, searched\n" in found
-        assert f"task many: 96 training and 6 validation images, {where}\n" in found
-        assert "task last: 12 training and 4 validation images, 1 steps of 8 images\n" in found
-        assert sorted(path.parent.name[:5] for path in (tmp_path / "stopped").glob("*/path.json")) == ["first"]
-        assert not (tmp_path / "stopped.safetensors").exists()
+        assert "task colours: 24 training and 12 validation images, searched\n" in found
+        assert f"task two: 20 training and 8 validation images, continues after epoch {epoch}, step 1\n" in found
+        assert "task blocks: 12 training and 4 validation images, 1 steps of 8 images\n" in found
+        assert [path.parent.name[:7] for path in (tmp_path / "s").glob("*/path.json")] == ["colours"]
+        assert not (tmp_path / "s.safetensors").exists()
     assert cli(*again).code == 0
-    assert record_of(tmp_path / "stopped.safetensors") == record_of(tmp_path / "whole.safetensors")
-    assert metrics(run) == metrics(tmp_path / "whole" / name)
+    assert record_of(tmp_path / "s.safetensors") == record_of(tmp_path / "whole.safetensors")
+    (run,) = (tmp_path / "s").glob("two-*")
+    assert metrics(run) == metrics(tmp_path / "whole" / run.name)
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_all_processes_which_save_and_are_named(
-    cli: CLI, start: Start, ancestry: Path, many: dict[str, Path], tmp_path: Path
+    cli: CLI, start: Start, ancestry: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:
-    slow = {"train": {**MIXED, "epochs": 500, "eval_every": 500, "save_every": 500}}
-    tasks = {"many": many["many"], "first": many["first"]}
-    fields = search_fields(ancestry, tasks, tmp_path / "s", tasks=dict.fromkeys(tasks, slow))
+    endless = {"train": {"epochs": 100_000, "eval_every": 100_000, "save_every": 100_000}}
+    tasks = {name: sets[name] for name in ("two", "colours")}
+    fields = search_fields(ancestry, tasks, tmp_path / "s", tasks=dict.fromkeys(tasks, endless))
     recipe = written(tmp_path / "r.yaml", fields)
-    runs = [search_recipe(fields).task(name).out for name in tasks]
-    process = start("search", recipe, "--processes", 2).until(lambda: all(logged(run, 2)() for run in runs))
-    done = process.send(signal.SIGINT, group=True).wait()
+    logs = [search_recipe(fields).task(name).out / "metrics.jsonl" for name in tasks]
+    process = start("search", recipe, "--processes", 2).until(
+        lambda: all(log.exists() and log.read_text() for log in logs)
+    )
+    done = process.interrupt().wait()
     assert (done.code, done.out) == (130, "")
-    assert done.err == "learngene: stopped and saved at the last step of many, first; the same command continues\n"
+    assert done.err == "learngene: stopped and saved at the last step of two, colours; the same command continues\n"
     found = cli("check", recipe).out
-    assert [line.partition(":")[0] for line in found.splitlines() if ", continues after epoch " in line] == [
-        "task many",
-        "task first",
-    ]
+    told = [line.partition(":")[0] for line in found.splitlines() if ", continues after epoch " in line]
+    assert told == ["task two", "task colours"]
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_commands_find_the_same_paths_as_one(
-    cli: CLI, start: Start, ancestry: Path, many: dict[str, Path], tmp_path: Path
+    cli: CLI, start: Start, ancestry: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:
-    recipe = written(tmp_path / "r.yaml", search_fields(ancestry, many, tmp_path / "one", train={"epochs": 3}))
+    recipe = written(tmp_path / "r.yaml", search_fields(ancestry, sets, tmp_path / "one"))
     assert cli("search", recipe).code == 0
     one = record_of(tmp_path / "one.safetensors")
     both = [start("search", recipe, f"out={tmp_path / 'both'}") for _ in range(2)]
     two = start("search", recipe, f"out={tmp_path / 'two'}", "--processes", 2).wait()
     assert (two.code, two.err) == (0, "")
-    assert sorted(line.partition(":")[0] for line in two.out.splitlines()[:3]) == sorted(many)
+    assert sorted(line.partition(":")[0] for line in two.out.splitlines()[:3]) == sorted(sets)
     assert record_of(tmp_path / "two.safetensors") == one
     told = [process.wait() for process in both]
     assert [done.code for done in told] == [0, 0], told
     lines = [line for done in told for line in done.out.splitlines() if ": base blocks in layers" in line]
-    assert sorted(line.partition(":")[0] for line in lines) == sorted(many)
+    assert sorted(line.partition(":")[0] for line in lines) == sorted(sets)
     assert record_of(tmp_path / "both.safetensors") == one
 
 
@@ -400,18 +379,13 @@ def test_a_task_named_twice_in_a_file_is_refused(recipe: Path, refused: Refused)
 def test_recipes_of_other_kinds_and_genes_without_a_search_are_refused(
     recipe: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    assert "a search recipe; run it with `learngene search`" in refused("condense", recipe)
-    assert "a search recipe; run it with `learngene search`" in refused("finetune", recipe)
-    fields = finetune_fields("vit", "digits", tmp_path / "x", train=FAST)
-    other = written(tmp_path / "f.yaml", fields)
+    for command in ("condense", "finetune"):
+        assert "a search recipe; run it with `learngene search`" in refused(command, recipe)
+    other = written(tmp_path / "f.yaml", finetune_fields("vit", "digits", tmp_path / "x"))
     assert "a finetune recipe; run it with `learngene finetune`" in refused("search", other)
     pico_gene("lsamd", {"layers": [1, 3]}).save(tmp_path / "g.safetensors")
-    line = refused("picture", tmp_path / "g.safetensors", "--out", tmp_path / "p.png")
-    assert (
-        f"{tmp_path / 'g.safetensors'}: made without a search, so there is no map of the blocks that data sets took;"
-        in line
-    )
-    assert "is of lsamd, which has no paths; leave it out" in refused(
-        "picture", tmp_path / "g.safetensors", "--path", "1+2", "--out", tmp_path / "p.png"
-    )
+    picture = ["picture", tmp_path / "g.safetensors", "--out", tmp_path / "p.png"]
+    text = "g.safetensors: made without a search, so there is no map of the blocks that data sets took;"
+    assert text in refused(*picture)
+    assert "is of lsamd, which has no paths; leave it out" in refused(*picture, "--path", "1+2")
     assert not (tmp_path / "p.png").exists()

@@ -1,4 +1,4 @@
-"""Every example in the README and in docs/ is run as it stands, on 100 digits instead of 1,797."""
+"""Every example in the README and in docs/ is run as it stands, on 100 digits, and recipes for two epochs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SKIPPED = ("make ", "export ", "pip ", "ACCELERATE_USE_CPU=true torchrun", "torchrun")
 SKIPPED_ARGUMENTS = {"train.compile=true"}
 FEW_CELLS = ["run.seeds=[0]", "run.shapes=[d3]", "run.contenders=[tleg, scratch]", "run.budgets=[tuned]"]
-FEW_CELLS += ["condense.epochs=5"]
+FEW_CELLS += ["condense.epochs=5", "ancestries.teacher.train.epochs=2"]
+FEW_EPOCHS = ["train.epochs=2", "train.schedule.warmup_epochs=0"]
 
 
 class Block(NamedTuple):
@@ -68,6 +69,8 @@ def run_shell(text: str, cli: CLI) -> int:
             continue
         if arguments[:2] == ["learngene", "compare"]:  # in one process, and few cells
             arguments = [part for part in arguments if part not in ("--processes", "2")] + FEW_CELLS
+        if arguments[1:2] in (["condense"], ["finetune"]) and arguments[2].startswith("recipes/"):
+            arguments += FEW_EPOCHS
         if arguments[0] == "learngene":
             result = cli(*arguments[1:])
             assert result.code == 0, f"{line}\n{result.err}"

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from comparisons import contents
 from learngene import Ancestry, finetune, scratch
 from learngene.system.errors import InterruptedRun, LearngeneError
+from learngene.training.stage import TrainResult
 from pico import FAST, MIXED, pico_shape
-from runs import HARD, condensed, same, state, tuned
+from runs import HARD, condensed, metrics, same, state, tuned
 
 # -- stopping and going on ---------------------------------------------------------------------------------
 
@@ -43,10 +45,46 @@ def stop_after() -> Iterator[Callable[[nn.Module, int, int], None]]:
         handle.remove()
 
 
-def history(path: Path) -> list[dict[str, Any]]:
-    """What a run has logged, without what depends on the clock."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+@pytest.fixture
+def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, int], None]:
+    """Makes a training step of a model end as nothing that is expected does."""
+
+    def arrange(model: nn.Module, step: int) -> None:
+        steps: list[bool] = []
+
+        def kill(*_: object) -> None:
+            steps.append(torch.is_grad_enabled())
+            if sum(steps) == step:
+                raise KilledError
+
+        model.register_forward_hook(kill)
+
+    return arrange
+
+
+class KilledError(Exception):
+    pass
+
+
+def fresh() -> nn.Module:
+    return scratch(pico_shape(depth=2), seed=1)
+
+
+def run(model: nn.Module, images: Path, out: Path, train: dict[str, Any]) -> TrainResult:
+    return finetune(model, data={"source": str(images), "workers": 0}, out=out, show=False, **train)
+
+
+TRAINS = {"fp32": HARD, "parts": {**HARD, "micro_batch": 4, "precision": "bf16"}}
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, tuple[nn.Module, TrainResult, Path]]:
+    """Runs that nothing stopped: model, result and folder; read only."""
+    out, folder = {}, tmp_path_factory.mktemp("wholes")
+    for name, train in TRAINS.items():
+        model = fresh()
+        out[name] = model, run(model, images, folder / name, train), folder / name
+    return out
 
 
 @pytest.mark.parametrize(
@@ -59,65 +97,55 @@ def history(path: Path) -> list[dict[str, Any]]:
         (6, signal.SIGINT, "epoch 2, step 3"),
     ],
 )
-@pytest.mark.parametrize("train", [HARD, {**HARD, "micro_batch": 4, "precision": "bf16"}], ids=["fp32", "parts"])
+@pytest.mark.parametrize("train", TRAINS)
 def test_a_stopped_and_continued_run_is_bit_for_bit_the_run_that_was_not(
-    step: int, number: int, where: str, train: dict[str, Any], images: Path, tmp_path: Path, stop_after: Any
+    step: int, number: int, where: str, train: str, wholes: Any, images: Path, tmp_path: Path, stop_after: Any
 ) -> None:
-    data = {"source": str(images), "workers": 0}
-
-    def fresh() -> nn.Module:
-        return scratch(pico_shape(depth=2), seed=1)
-
-    whole = fresh()
-    expected = finetune(whole, data=data, out=tmp_path / "whole", show=False, **train)
-    stopped = fresh()
+    whole, expected, folder = wholes[train]
+    stopped, continued = fresh(), fresh()
     # A step runs forward once per accumulated part.
-    stop_after(stopped, step * (2 if "micro_batch" in train else 1), number)
+    stop_after(stopped, step * (2 if train == "parts" else 1), number)
     with pytest.raises(InterruptedRun) as stop:
-        finetune(stopped, data=data, out=tmp_path / "stopped", show=False, **train)
+        run(stopped, images, tmp_path / "stopped", TRAINS[train])
     assert (stop.value.where, stop.value.signal_number) == (where, number)
     assert not (tmp_path / "stopped" / "descendant").exists()
-    continued = fresh()
-    found = finetune(continued, data=data, out=tmp_path / "stopped", show=False, **train)
+    found = run(continued, images, tmp_path / "stopped", TRAINS[train])
     assert same(state(continued), state(whole))
     assert expected.averaged is not None
     assert found.averaged is not None
     assert same(state(found.averaged), state(expected.averaged))
     assert found.final == expected.final
-    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    assert metrics(tmp_path / "stopped") == metrics(folder)
     assert (found.updates, found.images) == (expected.updates, expected.images)
 
 
-@pytest.mark.parametrize("step", [2, 4])
 def test_a_stopped_and_continued_gene_is_the_same_gene(
-    step: int, images: Path, ancestry_folder: Path, tmp_path: Path, stop_after: Any
+    images: Path, ancestry_folder: Path, tmp_path: Path, stop_after: Any
 ) -> None:
     whole = condensed(tmp_path / "whole", images, Ancestry(ancestry_folder), train=HARD)
     interrupted = Ancestry(ancestry_folder)
-    stop_after(interrupted, 1 + step)  # the first call checks the image size
+    stop_after(interrupted, 1 + 2)  # the first call checks the image size
     with pytest.raises(InterruptedRun):
         condensed(tmp_path / "stopped", images, interrupted, train=HARD)
     assert not (tmp_path / "stopped.safetensors").exists()
     assert (tmp_path / "stopped" / "last.pt").exists()
     continued = condensed(tmp_path / "stopped", images, Ancestry(ancestry_folder), train=HARD)
     assert same(state(continued), state(whole))
-    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
     assert continued.metadata["accuracy"] == whole.metadata["accuracy"]
 
 
 def test_a_scaled_run_goes_on_with_its_scale(images: Path, tmp_path: Path, stop_after: Any) -> None:
     train = {**FAST, "precision": "fp16"}
     whole, _ = tuned(images, **train)
-    stopped = scratch(pico_shape(depth=2), seed=1)
+    stopped, continued = fresh(), fresh()
     stop_after(stopped, 4)
-    data = {"source": str(images), "workers": 0}
     with pytest.raises(InterruptedRun):
-        finetune(stopped, data=data, out=tmp_path / "run", show=False, **train)
+        run(stopped, images, tmp_path / "run", train)
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert saved["scaler"]["scale"] == 65536.0
     assert saved["scaler"]["_growth_tracker"] == 4
-    continued = scratch(pico_shape(depth=2), seed=1)
-    finetune(continued, data=data, out=tmp_path / "run", show=False, **train)
+    run(continued, images, tmp_path / "run", train)
     assert same(state(continued), state(whole))
 
 
@@ -143,49 +171,33 @@ def test_signals_are_ours_only_while_training(images: Path) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_killed_run_goes_on_from_its_last_saved_epoch(images: Path, tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    data, train = {"source": str(images), "workers": 0}, {**HARD, "epochs": 3}
-    whole, _ = tuned(images, **train)
-    killed = scratch(pico_shape(depth=2), seed=1)
-    steps: list[int] = []
-
-    def kill(*_: object) -> None:
-        steps.append(torch.is_grad_enabled())
-        if sum(steps) == 8:
-            raise KilledError
-
-    killed.register_forward_hook(kill)
+@pytest.mark.parametrize(("save_every", "step"), [(1, 8), (1, 11), (2, 11)])
+def test_a_killed_run_goes_on_from_its_last_saved_epoch_and_logs_every_epoch_once(
+    save_every: int, step: int, images: Path, tmp_path: Path, kill_after: Any
+) -> None:
+    train = {**HARD, "epochs": 4, "save_every": save_every}
+    whole, killed, continued = fresh(), fresh(), fresh()
+    run(whole, images, tmp_path / "whole", train)
+    kill_after(killed, step)
     with pytest.raises(KilledError):
-        finetune(killed, data=data, out=tmp_path / "run", show=False, **train)
-    continued = scratch(pico_shape(depth=2), seed=1)
-    finetune(continued, data=data, out=tmp_path / "run", show=False, **train)
+        run(killed, images, tmp_path / "run", train)
+    run(continued, images, tmp_path / "run", train)
     assert same(state(continued), state(whole))
-    assert [line["epoch"] for line in history(tmp_path / "run")] == [1, 2, 3]
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("save_every", [1, 2])
-def test_epochs_that_are_trained_again_are_logged_once(save_every: int, images: Path, tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_folder: Path) -> Path:
+    """The folder around a finished run; read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    condensed(folder / "run", images, Ancestry(ancestry_folder))
+    return folder
 
-    data, train = {"source": str(images), "workers": 0}, {**FAST, "epochs": 4, "save_every": save_every}
-    killed = scratch(pico_shape(depth=2), seed=1)
-    steps: list[int] = []
 
-    def kill(*_: object) -> None:
-        steps.append(torch.is_grad_enabled())
-        if sum(steps) == 11:
-            raise KilledError
-
-    killed.register_forward_hook(kill)
-    with pytest.raises(KilledError):
-        finetune(killed, data=data, out=tmp_path / "run", show=False, **train)
-    continued = scratch(pico_shape(depth=2), seed=1)
-    finetune(continued, data=data, out=tmp_path / "run", show=False, **train)
-    assert [line["epoch"] for line in history(tmp_path / "run")] == [1, 2, 3, 4]
+@pytest.fixture
+def place(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be spoiled."""
+    return shutil.copytree(finished, tmp_path / "place")
 
 
 @pytest.mark.parametrize(
@@ -202,31 +214,28 @@ def test_epochs_that_are_trained_again_are_logged_once(save_every: int, images: 
     ids=str,
 )
 def test_another_recipe_in_the_same_folder_is_refused(
-    changes: dict[str, Any], message: str, images: Path, ancestry_folder: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, images: Path, ancestry_folder: Path, place: Path
 ) -> None:
-    condensed(tmp_path / "run", images, Ancestry(ancestry_folder))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    before = contents(place)
     with pytest.raises(LearngeneError, match=message):
-        condensed(tmp_path / "run", images, Ancestry(ancestry_folder), **changes)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+        condensed(place / "run", images, Ancestry(ancestry_folder), **changes)
+    assert contents(place) == before
 
 
 def test_a_run_is_not_continued_on_other_images(images: Path, tmp_path: Path, stop_after: Any) -> None:
-    train = {**FAST, "batch_size": 4}
+    train, stopped = {**FAST, "batch_size": 4}, fresh()
     mine = shutil.copytree(images, tmp_path / "images")
-    data = {"source": str(mine), "workers": 0}
-    stopped = scratch(pico_shape(depth=2), seed=1)
     stop_after(stopped, 2)
     with pytest.raises(InterruptedRun):
-        finetune(stopped, data=data, out=tmp_path / "run", show=False, **train)
+        run(stopped, mine, tmp_path / "run", train)
     before = (tmp_path / "run" / "last.pt").read_bytes()
     one = next((mine / "train" / "red").iterdir())
     other = one.rename(one.with_name("other.png"))
     with pytest.raises(LearngeneError, match="run holds a run on other training images; choose another out"):
-        finetune(scratch(pico_shape(depth=2), seed=1), data=data, out=tmp_path / "run", show=False, **train)
+        run(fresh(), mine, tmp_path / "run", train)
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
     other.rename(one)
-    finetune(scratch(pico_shape(depth=2), seed=1), data=data, out=tmp_path / "run", show=False, **train)
+    run(fresh(), mine, tmp_path / "run", train)
 
 
 def test_what_does_not_change_the_result_may_change(
@@ -249,49 +258,38 @@ def test_what_does_not_change_the_result_may_change(
     ids=["cut", "empty", "text", "last byte"],
 )
 def test_a_damaged_state_is_refused_and_left_alone(
-    spoil: Callable[[bytes], bytes], images: Path, ancestry_folder: Path, tmp_path: Path
+    spoil: Callable[[bytes], bytes], images: Path, ancestry_folder: Path, place: Path
 ) -> None:
-    condensed(tmp_path / "run", images, Ancestry(ancestry_folder))
-    path = tmp_path / "run" / "last.pt"
+    path = place / "run" / "last.pt"
     path.write_bytes(spoil(path.read_bytes()))
     damaged = path.read_bytes()
-    with pytest.raises(
-        LearngeneError, match=r"last.pt: the saved state is damaged .* delete it to start this run again"
-    ):
-        condensed(tmp_path / "run", images, Ancestry(ancestry_folder))
+    message = r"last.pt: the saved state is damaged .* delete it to start this run again"
+    with pytest.raises(LearngeneError, match=message):
+        condensed(place / "run", images, Ancestry(ancestry_folder))
     assert path.read_bytes() == damaged
 
 
-def test_a_state_of_another_model_is_refused(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
-    condensed(tmp_path / "run", images, Ancestry(ancestry_folder))
-    path = tmp_path / "run" / "last.pt"
+def test_a_state_of_another_model_is_refused(images: Path, ancestry_folder: Path, place: Path) -> None:
+    path = place / "run" / "last.pt"
     saved = torch.load(path, weights_only=True)
     saved["module"].pop("pos_embed")
     torch.save(saved, path)
     with pytest.raises(LearngeneError, match="the saved state does not fit this run"):
-        condensed(tmp_path / "run", images, Ancestry(ancestry_folder))
+        condensed(place / "run", images, Ancestry(ancestry_folder))
 
 
 def test_running_a_finished_run_again_changes_nothing(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
     condensed(tmp_path / "run", images, Ancestry(ancestry_folder), train=HARD)
-    files = [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and "tfevents" not in path.name]
-    before = {path: path.read_bytes() for path in files}
-    assert {path.name for path in files} >= {
-        "recipe.yaml",
-        "metrics.jsonl",
-        "last.pt",
-        "run.safetensors",
-        "result.json",
-    }
+    before = {name: was for name, (was, _) in contents(tmp_path).items() if "tfevents" not in name}
+    run_files = {f"run/{name}" for name in ("recipe.yaml", "metrics.jsonl", "last.pt", "result.json")}
+    assert before.keys() >= {"run.safetensors", *run_files}
     condensed(tmp_path / "run", images, Ancestry(ancestry_folder), train=HARD)
-    for path, content in before.items():
-        assert path.read_bytes() == content, path
+    after = {name: was for name, (was, _) in contents(tmp_path).items()}
+    assert before.items() <= after.items()
 
 
 def test_the_run_folder_holds_the_best_state(images: Path, tmp_path: Path) -> None:
-    data = {"source": str(images), "workers": 0}
-    model = scratch(pico_shape(depth=2), seed=1)
-    result = finetune(model, data=data, out=tmp_path / "run", show=False, **{**FAST, "epochs": 4})
+    result = run(fresh(), images, tmp_path / "run", {**FAST, "epochs": 4})
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     progress = json.loads(best["progress"])
     assert progress["best"] == result.best
@@ -300,9 +298,8 @@ def test_the_run_folder_holds_the_best_state(images: Path, tmp_path: Path) -> No
     assert progress["epoch"] == 1 + tops.index(max(tops))
 
 
-def test_the_result_is_recorded_once(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
-    condensed(tmp_path / "run", images, Ancestry(ancestry_folder))
-    record = json.loads((tmp_path / "run" / "result.json").read_text())
+def test_the_result_is_recorded_once(finished: Path) -> None:
+    record = json.loads((finished / "run" / "result.json").read_text())
     assert record["error"] is None
     assert record["recipe"]["method"] == "tleg"
     assert (record["cost"]["updates"], record["cost"]["images"]) == (6, 48)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +91,19 @@ def test_alone_a_step_raises_what_goes_wrong(tmp_path: Path) -> None:
     assert make(written(tmp_path / "b")) == "b"
 
 
-def test_a_step_that_another_process_makes_is_waited_for_and_not_made_twice(tmp_path: Path) -> None:
+def test_a_step_that_another_process_makes_is_waited_for_and_not_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     theirs, mine = written(tmp_path / "theirs", order=order), written(tmp_path / "mine", order=order)
     lock = take_lock(tmp_path / "locks" / f"theirs-{tmp_path.name}.lock")
     assert lock is not None
 
-    def finish() -> None:
+    def finish(_seconds: float) -> None:
         (tmp_path / "theirs").write_text("from elsewhere")
         lock.close()
 
-    timer = threading.Timer(0.2, finish)
-    timer.start()
+    monkeypatch.setattr("learngene.making.steps.time.sleep", finish)
     outcomes = {step.name: outcome for step, outcome in run_steps([theirs, mine], locks=tmp_path / "locks")}
-    timer.join()
     assert outcomes == {"theirs": "from elsewhere", "mine": "mine"}
     assert order == ["mine"]

@@ -19,9 +19,24 @@ from learngene.genes.ancestry import weights_sha256
 from learngene.genes.gene import Learngene
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.training.scores import accuracy
-from learngene.training.stage import set_drop_path
+from learngene.training.stage import TrainResult, set_drop_path
 from pico import FAST, MIXED, batch, pico_shape
-from runs import HARD, SGD, condensed, losses, same, state, tuned
+from runs import HARD, SGD, condensed, losses, metrics, same, state, tuned
+
+
+@pytest.fixture(scope="module")
+def plain(images: Path) -> tuple[nn.Module, TrainResult]:
+    """A run without any option; read only."""
+    return tuned(images)
+
+
+@pytest.fixture(scope="module")
+def hard(images: Path, ancestry_folder: Path) -> tuple[Learngene, str, Ancestry]:
+    """A gene that was condensed with every option, its ancestry, and the hash of the ancestry's weights before."""
+    ancestry = Ancestry(ancestry_folder)
+    before = weights_sha256(ancestry.model)
+    return condensed(None, images, ancestry, train=HARD), before, ancestry
+
 
 # -- what a run is -----------------------------------------------------------------------------------------
 
@@ -81,8 +96,8 @@ def test_accuracy_counts_images_not_batches() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_accuracy_can_be_measured_in_half_precision(precision: str, images: Path) -> None:
-    model, _ = tuned(images)
+def test_accuracy_can_be_measured_in_half_precision(precision: str, plain: Any, images: Path) -> None:
+    model, _ = plain
     full, half = (learngene.evaluate(model, str(images), precision=p) for p in ("fp32", precision))
     assert half.loss != full.loss
     assert half.loss == pytest.approx(full.loss, rel=0.02)
@@ -114,8 +129,8 @@ def test_clipping_limits_the_length_of_a_step(clip: float, step: float | None, i
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_keeps_full_precision_weights(precision: str, images: Path) -> None:
-    _, full = tuned(images)
+def test_half_precision_keeps_full_precision_weights(precision: str, plain: Any, images: Path) -> None:
+    _, full = plain
     model, half = tuned(images, precision=precision)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert losses(half) != losses(full)
@@ -123,17 +138,17 @@ def test_half_precision_keeps_full_precision_weights(precision: str, images: Pat
 
 
 @pytest.mark.parametrize("use", [False, True])
-def test_the_average_is_kept_if_asked_for(use: bool, images: Path) -> None:
+def test_the_average_is_kept_if_asked_for(use: bool, plain: Any, images: Path) -> None:
     model, result = tuned(images, ema_decay=0.7, use_ema=use)
     assert result.averaged is not None
     assert same(state(model), state(result.averaged)) == use
-    plain, _ = tuned(images)
-    assert same(state(model), state(plain)) != use
+    assert same(state(model), state(plain[0])) != use
 
 
 def test_layers_can_learn_at_their_own_rates(images: Path) -> None:
+    before = state(scratch(pico_shape(depth=2), seed=1))
+
     def moved(**train: Any) -> list[float]:
-        before = state(scratch(pico_shape(depth=2), seed=1))
         model, _ = tuned(images, **{**FAST, "epochs": 1, "batch_size": 24, "weight_decay": 0.0, **train})
         keys = ("blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight", "head.weight")
         return [(state(model)[key] - before[key]).abs().median().item() for key in keys]
@@ -157,7 +172,7 @@ def test_an_unknown_optimizer_is_refused(images: Path) -> None:
         tuned(images, optimizer="adamx")
 
 
-def test_dropped_paths_rise_linearly_and_are_gone_afterwards(images: Path) -> None:
+def test_dropped_paths_rise_linearly_and_are_gone_afterwards(plain: Any, images: Path) -> None:
     model = scratch(pico_shape(depth=5))
     set_drop_path(model, 0.2)
     assert isinstance(model.blocks[0].drop_path1, nn.Identity)
@@ -167,7 +182,7 @@ def test_dropped_paths_rise_linearly_and_are_gone_afterwards(images: Path) -> No
     assert not any(isinstance(module, DropPath) for module in model.modules())
     trained, result = tuned(images, drop_path=0.5)
     assert not any(isinstance(module, DropPath) for module in trained.modules())
-    assert losses(result) != losses(tuned(images)[1])
+    assert losses(result) != losses(plain[1])
 
 
 def test_paths_of_other_models_cannot_be_dropped() -> None:
@@ -180,18 +195,26 @@ def test_paths_of_other_models_cannot_be_dropped() -> None:
 # -- condensing --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"first_layer": 2}], ids=str)
-def test_the_linear_constraint_holds_after_training(
-    settings: dict[str, Any], images: Path, ancestry_folder: Path
-) -> None:
-    gene = condensed(None, images, Ancestry(ancestry_folder), settings=settings, train=HARD)
-    start = Learngene(gene.method, gene.shape)
+def layers_are_linear(gene: Learngene, first: int) -> None:
+    start, weights = Learngene(gene.method, gene.shape), gene.weights()
     assert all((gene.tensors()[key] - value).abs().max() > 1e-4 for key, value in start.tensors().items())
-    weights = gene.weights()
-    first = settings.get("first_layer", 1) - 1
     for name in gene.shape.layer_params():
         layers = torch.stack([weights[f"blocks.{i}.{name}"] for i in range(first, 4)])
         torch.testing.assert_close(layers.diff(dim=0, n=2), torch.zeros_like(layers[2:]), atol=1e-6, rtol=0)
+
+
+def test_training_keeps_the_linear_constraint_the_descendant_and_the_ancestry(hard: Any) -> None:
+    gene, before, ancestry = hard
+    layers_are_linear(gene, 0)
+    x = batch(gene.shape, 5)
+    assert torch.equal(gene.eval()(x), gene.expand()(x))
+    assert weights_sha256(ancestry.model) == before
+    assert not ancestry.model.training
+
+
+def test_the_linear_constraint_may_begin_later(images: Path, ancestry_folder: Path) -> None:
+    gene = condensed(None, images, Ancestry(ancestry_folder), settings={"first_layer": 2}, train=HARD)
+    layers_are_linear(gene, 1)
 
 
 def test_repeats_of_a_stage_stay_one_layer_after_training(images: Path, ancestry_folder: Path) -> None:
@@ -200,12 +223,6 @@ def test_repeats_of_a_stage_stay_one_layer_after_training(images: Path, ancestry
     for name in gene.shape.layer_params():
         assert torch.equal(state_[f"blocks.1.{name}"], state_[f"blocks.3.{name}"])
     assert not torch.equal(state_["blocks.0.mlp.fc1.weight"], state_["blocks.1.mlp.fc1.weight"])
-
-
-def test_the_auxiliary_model_is_the_descendant_after_training(images: Path, ancestry_folder: Path) -> None:
-    gene = condensed(None, images, Ancestry(ancestry_folder), train=HARD)
-    x = batch(gene.shape, 5)
-    assert torch.equal(gene.eval()(x), gene.expand()(x))
 
 
 def test_the_teacher_sees_the_very_images_of_the_student(
@@ -228,22 +245,17 @@ def test_the_teacher_sees_the_very_images_of_the_student(
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("distill", ["tleg-paper", {"preset": "tleg-paper", "alpha": 0.9}])
-def test_condensing_from_python_takes_a_preset_or_a_section(distill: Any, images: Path, ancestry_folder: Path) -> None:
+@pytest.mark.parametrize(("distill", "alpha"), [("tleg-paper", 0.5), ({"preset": "tleg-paper", "alpha": 0.9}, 0.9)])
+def test_condensing_from_python_takes_a_preset_or_a_section(
+    distill: Any, alpha: float, images: Path, ancestry_folder: Path
+) -> None:
     arguments: dict[str, Any] = {"shape": pico_shape(), "data": {"source": str(images), "workers": 0}, "show": False}
-    gene = learngene.condense(ancestry_folder, method="tleg", distill=distill, **arguments, **FAST)
+    arguments |= {**FAST, "epochs": 1}
+    gene = learngene.condense(ancestry_folder, method="tleg", distill=distill, **arguments)
     found = gene.metadata["training"]["recipe"]["distill"]
-    assert (found["preset"], found["alpha"]) == ("tleg-paper", 0.5 if isinstance(distill, str) else 0.9)
+    assert (found["preset"], found["alpha"]) == ("tleg-paper", alpha)
     with pytest.raises(LearngeneError, match="distill: unknown preset 'tleg-papr'; did you mean 'tleg-paper'"):
-        learngene.condense(ancestry_folder, method="tleg", distill="tleg-papr", **arguments, **FAST)
-
-
-def test_the_ancestry_is_not_touched(images: Path, ancestry_folder: Path) -> None:
-    ancestry = Ancestry(ancestry_folder)
-    before = weights_sha256(ancestry.model)
-    condensed(None, images, ancestry, train=HARD)
-    assert weights_sha256(ancestry.model) == before
-    assert not ancestry.model.training
+        learngene.condense(ancestry_folder, method="tleg", distill="tleg-papr", **arguments)
 
 
 def test_the_published_alpha_never_sees_labels_and_alpha_zero_never_asks_the_teacher(
@@ -307,20 +319,18 @@ def poisoned(model: nn.Module, step: int) -> nn.Module:
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     step: int, where: str, images: Path, tmp_path: Path
 ) -> None:
-    data, train = {"source": str(images), "workers": 0}, {**HARD, "epochs": 3}
-    whole, _ = tuned(images, **train)
-    model = poisoned(scratch(pico_shape(depth=2), seed=1), step)
+    data = {"source": str(images), "workers": 0}
+    model, mended = poisoned(scratch(pico_shape(depth=2), seed=1), step), scratch(pico_shape(depth=2), seed=1)
     with pytest.raises(TrainingDivergedError, match=f"the loss became nan in {where}") as error:
-        finetune(model, data=data, out=tmp_path / "run", show=False, **train)
+        finetune(model, data=data, out=tmp_path / "run", show=False, **HARD)
     assert len(str(error.value).splitlines()) == 1
     assert ("last good state is in" in str(error.value)) == (step > 3)
     assert all(value.isfinite().all() for value in state(model).values())
     assert not (tmp_path / "run" / "descendant").exists()
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["error"] == str(error.value)
-    mended = scratch(pico_shape(depth=2), seed=1)
-    finetune(mended, data=data, out=tmp_path / "run", show=False, **train)
-    assert same(state(mended), state(whole))
+    finetune(mended, data=data, out=tmp_path / "run", show=False, **HARD)
+    assert same(state(mended), state(tuned(images, **HARD)[0]))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["error"] is None
 
 
@@ -346,13 +356,12 @@ def test_losses_of_an_epoch_are_averaged_over_its_steps(images: Path) -> None:
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_parts_of_a_loss_are_logged_and_add_up(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
-    train: dict[str, Any] = {**FAST, "epochs": 2, "micro_batch": 4}
+def test_parts_of_a_loss_are_logged_and_add_up(plain: Any, images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
+    train: dict[str, Any] = {**FAST, "micro_batch": 4}
     condensed(tmp_path / "run", images, Ancestry(ancestry_folder), distill={"alpha": 0.25}, train=train)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path / "run")
     assert len(lines) == 2
     for entry in lines:
         assert entry["distill"] > 0
         assert entry["loss"] == pytest.approx(0.25 * entry["distill"] + 0.75 * entry["labels"], rel=1e-6)
-    _, plain = tuned(images, epochs=1)
-    assert not {"labels", "distill"} & plain.history[0].keys()
+    assert not {"labels", "distill"} & plain[1].history[0].keys()

@@ -28,7 +28,7 @@ from learngene.recipe.sections import merge
 from learngene.system.environment import environment
 from learngene.system.errors import InterruptedRun, LearngeneError, nearest
 from learngene.system.files import refuse_foreign, write_file, write_folder
-from learngene.system.processes import announce, end_with_parent, spread, stopping
+from learngene.system.processes import announce, spread, stopping
 from learngene.vits.descendant_folder import PROVENANCE
 
 MARKER = "demo.json"
@@ -103,7 +103,6 @@ def _recipe(name: str, out: Path | None, seed: int, overrides: Sequence[str]) ->
 
 def _work(recipe: str, _number: int, _processes: int) -> None:
     """One process, of one thread: on small models they are faster than threads, and every machine adds alike."""
-    end_with_parent()
     torch.set_num_threads(1)
     with contextlib.suppress(InterruptedRun, LearngeneError):  # which the process that started this one reports
         compare(CompareRecipe.model_validate_json(recipe), say=_tell)

@@ -8,9 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
-
-import torch
 
 from learngene.system.errors import InterruptedRun
 
@@ -21,29 +20,63 @@ POLL_SECONDS = 0.5
 
 
 def announce(text: str) -> None:
-    """Prints a line at once, also into a file, so that several processes' lines can be followed."""
-    print(text, flush=True)
+    """Prints a line at once and in one piece, so that the lines of several processes can be followed in one file."""
+    # ``print`` writes the end of a line by itself where output is unbuffered, and two processes' lines run together.
+    print(f"{text}\n", end="", flush=True)
 
 
 def spread(work: Callable[[Task, int, int], None], task: Task, processes: int) -> None:
-    """Runs ``work(task, number, processes)`` in so many new processes and waits for all of them."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(task, number, processes)) for number in range(processes)]
-    for worker in workers:
-        worker.start()
+    """Runs ``work(task, number, processes)`` in so many new processes and waits for all of them.
+
+    Where the system can fork, they are forked from one that has imported the module of ``work`` and computed nothing:
+    it costs the seconds of that import once, and nothing of this process, such as an open accelerator, is inherited.
+    """
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    workers: list[BaseProcess] = []
     try:
+        if forks:
+            _start_server(work.__module__)
+        for number in range(processes):
+            workers.append(context.Process(target=_begin, args=(work, task, number, processes)))
+            workers[-1].start()
         for worker in workers:
             worker.join()
     except KeyboardInterrupt:
-        for worker in workers:
+        begun = [worker for worker in workers if worker.pid]  # one that was just being started ends with this process
+        for worker in begun:
             worker.terminate()
-        for worker in workers:
+        for worker in begun:
             worker.join()
         raise
 
 
+def _start_server(module: str) -> None:
+    """Starts the process that workers are forked from; its imports are deaf to Ctrl-C, which is for the workers."""
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # else the server starts it, and that opens the ears again
+    forkserver.set_forkserver_preload([module])
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+
+def _begin(work: Callable[[Task, int, int], None], task: Task, number: int, processes: int) -> None:
+    """What a worker does: it hears Ctrl-C again, and ends with the process that started it."""
+    _end_with_parent()
+    with contextlib.suppress(KeyboardInterrupt):  # the process that started this one says that it stopped
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        work(task, number, processes)
+
+
 def take_share(number: int, processes: int) -> None:
     """Gives a process of several its own accelerator if there are enough, else its share of the threads."""
+    import torch
+
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if count:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % count)
@@ -51,15 +84,17 @@ def take_share(number: int, processes: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """Makes this process end when the one that started it has, however that ended: it cannot always say so itself."""
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)  # the main thread may be anywhere; files get their names when they are whole
+        parent.join()
+        os._exit(1)  # the main thread may be anywhere; files get their names when they are whole
 
+    if not parent.is_alive():
+        os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
 
