@@ -119,22 +119,6 @@ def test_a_stopped_and_continued_run_is_bit_for_bit_the_run_that_was_not(
     assert (found.updates, found.images) == (expected.updates, expected.images)
 
 
-def test_a_stopped_and_continued_gene_is_the_same_gene(
-    images: Path, ancestry_folder: Path, tmp_path: Path, stop_after: Any
-) -> None:
-    whole = condensed(tmp_path / "whole", images, Ancestry(ancestry_folder), train=HARD)
-    interrupted = Ancestry(ancestry_folder)
-    stop_after(interrupted, 1 + 2)  # the first call checks the image size
-    with pytest.raises(InterruptedRun):
-        condensed(tmp_path / "stopped", images, interrupted, train=HARD)
-    assert not (tmp_path / "stopped.safetensors").exists()
-    assert (tmp_path / "stopped" / "last.pt").exists()
-    continued = condensed(tmp_path / "stopped", images, Ancestry(ancestry_folder), train=HARD)
-    assert same(state(continued), state(whole))
-    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
-    assert continued.metadata["accuracy"] == whole.metadata["accuracy"]
-
-
 def test_a_scaled_run_goes_on_with_its_scale(images: Path, tmp_path: Path, stop_after: Any) -> None:
     train = {**FAST, "precision": "fp16"}
     whole, _ = tuned(images, **train)

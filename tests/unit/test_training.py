@@ -167,11 +167,6 @@ def test_any_optimizer_of_timm_trains(optimizer: str, images: Path) -> None:
     assert result.updates == 3
 
 
-def test_an_unknown_optimizer_is_refused(images: Path) -> None:
-    with pytest.raises(LearngeneError, match="unknown optimizer 'adamx'; did you mean 'adam"):
-        tuned(images, optimizer="adamx")
-
-
 def test_dropped_paths_rise_linearly_and_are_gone_afterwards(plain: Any, images: Path) -> None:
     model = scratch(pico_shape(depth=5))
     set_drop_path(model, 0.2)
@@ -334,9 +329,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     assert json.loads((tmp_path / "run" / "result.json").read_text())["error"] is None
 
 
-def test_a_rate_that_is_far_too_high_is_named(images: Path) -> None:
-    with pytest.raises(TrainingDivergedError, match=r"the loss became \S+ in epoch \d+, step \d+; lower train.lr"):
-        tuned(images, lr=1e30)
+@pytest.mark.parametrize(
+    ("train", "error", "message"),
+    [
+        ({"lr": 1e30}, TrainingDivergedError, r"the loss became \S+ in epoch \d+, step \d+; lower train.lr"),
+        ({"optimizer": "adamx"}, LearngeneError, "unknown optimizer 'adamx'; did you mean 'adam"),
+    ],
+    ids=str,
+)
+def test_what_cannot_train_is_named(train: dict[str, Any], error: type[Exception], message: str, images: Path) -> None:
+    with pytest.raises(error, match=message):
+        tuned(images, **train)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "poly"])
