@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from learngene.system.errors import InterruptedRun
 
@@ -32,13 +32,14 @@ def spread(work: Callable[[Task, int, int], None], task: Task, processes: int) -
     it costs the seconds of that import once, and nothing of this process, such as an open accelerator, is inherited.
     """
     forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    told = dict(os.environ), work, task
     workers: list[BaseProcess] = []
     try:
-        if forks:
+        if context.get_start_method() == "forkserver":
             _start_server(work.__module__)
         for number in range(processes):
-            workers.append(context.Process(target=_begin, args=(work, task, number, processes)))
+            workers.append(context.Process(target=_begin, args=(*told, number, processes)))
             workers[-1].start()
         for worker in workers:
             worker.join()
@@ -64,9 +65,12 @@ def _start_server(module: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
-def _begin(work: Callable[[Task, int, int], None], task: Task, number: int, processes: int) -> None:
+def _begin(
+    environment: dict[str, str], work: Callable[[Task, int, int], None], task: Task, number: int, processes: int
+) -> None:
     """What a worker does: it hears Ctrl-C again, and ends with the process that started it."""
     _end_with_parent()
+    os.environ |= environment  # which may have changed since the server was started
     with contextlib.suppress(KeyboardInterrupt):  # the process that started this one says that it stopped
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
