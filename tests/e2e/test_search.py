@@ -106,7 +106,7 @@ def test_an_empty_selection_is_told_and_leaves_paths_and_map(cli: CLI, recipe: P
     assert cli("search", recipe).code == 0
     for file in (tmp_path / "s").glob("*/path.json"):  # paths without a single base block
         content = json.loads(file.read_text())
-        file.write_text(json.dumps({**content, "share": [0.25] * 4}))
+        file.write_text(json.dumps({**content, "share": [0.25] * 4, "digest": ""}))
     gene = (tmp_path / "s.safetensors").read_bytes()
     for old in (f"; {tmp_path / 's.safetensors'} is of an earlier selection", ""):
         done = cli("search", recipe, "select={rule: threshold, k: null, tau: 2}")
