@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from learngene.comparing.cells import lay_out
 from learngene.comparing.jobs import Cell, Comparison
+from learngene.comparing.results import ResultRow
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import merge
@@ -62,6 +64,13 @@ def cell(comparison: Comparison, contender: str, shape: str = "d2", task: str = 
         if (c.contender, c.shape_name, c.task, c.budget, c.seed) == (contender, shape, task, budget, seed)
     ]
     return found
+
+
+def result_row(contender: str, depth: int = 4, seed: int = 0, **values: Any) -> ResultRow:
+    """A row made by hand, 0 where nothing is said."""
+    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(ResultRow)}
+    fields |= {"contender": contender, "method": contender, "shape": f"d{depth}", "task": "home", "budget": "short"}
+    return ResultRow(**{**fields, "seed": seed, "depth": depth, "hardware": "cpu", "curve": (), **values})
 
 
 def results(out: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from comparisons import contents
-from learngene.comparing.cells import lay_out
+from learngene.comparing.cells import lay_out_declared
 from learngene.comparing.claims.groups import comparison_of, load_claims
 from learngene.comparing.claims.reproduce import table
 from learngene.comparing.claims.verdict_file import judge_claim
@@ -38,11 +38,7 @@ def committed(path: Path) -> Any:
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_cell_of_a_group_is_there_and_gives_the_committed_verdict(name: str) -> None:
     recipe = comparison_of(GROUPS[name], "laptop", overrides=[f"out={RESULTS}"], declared=True)
-    assert recipe.sizes
-    images = {task: size.images for task, size in recipe.sizes.items()}
-    classes = {task: size.classes for task, size in recipe.sizes.items()}
-    masked = [task for task, size in recipe.sizes.items() if size.masks]
-    found = collect(lay_out(recipe, classes, images, masked=masked), images)
+    found = collect(*lay_out_declared(recipe))
     assert ([cell.path.name for cell in found.missing], found.failed, found.foreign) == ([], {}, [])
     claims = [judge_claim(claim, found.rows, "laptop").model_dump(mode="json") for claim in GROUPS[name].claims]
     assert decided(table(found.rows), claims) == committed(RESULTS / "claims" / f"{name}.json")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from comparisons import compare_fields, contents, written
-from learngene.comparing.cells import lay_out
+from learngene.comparing.cells import lay_out_declared
 from learngene.comparing.claims.estimate import estimate
 from learngene.comparing.claims.groups import (
     SCALES,
@@ -41,10 +41,8 @@ def comparison(name: str, scale: str) -> Comparison:
     """The jobs of a group at a scale with its first seed, by the sizes its protocol declares."""
     recipe = comparison_of(GROUPS[name], scale, declared=True)
     assert len(recipe.run.seeds) >= 3  # fewer say nothing
-    assert recipe.sizes is not None
-    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seeds": recipe.run.seeds[:1]})})
-    sizes = recipe.sizes.items()
-    return lay_out(recipe, {k: v.classes for k, v in sizes}, {k: v.images for k, v in sizes})
+    run = recipe.run.model_copy(update={"seeds": recipe.run.seeds[:1]})
+    return lay_out_declared(recipe.model_copy(update={"run": run}))[0]
 
 
 def kept(cells: list[Cell], some: Filter) -> list[Cell]:
@@ -291,10 +289,10 @@ def test_a_folder_that_holds_no_claims_is_refused(tmp_path: Path) -> None:
         load_claims(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.yaml").write_text("- 1")
-    with pytest.raises(LearngeneError, match="a group of claims is a mapping"):
+    with pytest.raises(LearngeneError, match="is a mapping of keys to values"):
         load_claims(tmp_path)
     (tmp_path / "a" / "b.yaml").write_text("a: [")
-    with pytest.raises(LearngeneError, match="cannot be read"):
+    with pytest.raises(LearngeneError, match="not valid YAML"):
         load_claims(tmp_path)
     for name in ("b", "c"):
         written(tmp_path / "a" / f"{name}.yaml", {**FIELDS, **RUN})

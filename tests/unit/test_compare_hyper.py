@@ -9,7 +9,7 @@ import pytest
 
 from comparisons import CLASSES, IMAGES, cell, compare_fields, laid_out, recipe_of, results, written
 from hyper import PICO
-from learngene.comparing.cells import lay_out
+from learngene.comparing.cells import lay_out_declared
 from learngene.comparing.claims.estimate import estimate
 from learngene.comparing.claims.groups import ClaimGroup
 from learngene.comparing.cost import gene_macs
@@ -119,7 +119,7 @@ def test_a_hypernetwork_costs_its_vits_and_the_teacher_and_stage_1_once() -> Non
         recipe_of(fields()),
     )  # fmt: skip
     assert line.startswith(f"a.b: 1 ancestries, {len(found.genes)} genes, {len(found.cells)} cells; ")
-    assert lay_out(recipe_of(fields()), CLASSES, IMAGES).cells == found.cells
+    assert lay_out_declared(recipe_of(fields()))[0].cells == found.cells
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

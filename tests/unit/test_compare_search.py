@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from comparisons import CLASSES, IMAGES, cell, compare_fields, laid_out, recipe_of, results, written
-from learngene.comparing.cells import lay_out
+from learngene.comparing.cells import lay_out_declared
 from learngene.comparing.claims.estimate import estimate
 from learngene.comparing.claims.groups import ClaimGroup
 from learngene.comparing.cost import cost_of, gene_macs, images_seen, part_macs
@@ -174,11 +174,8 @@ def _choices(record: dict[str, Any]) -> tuple[int, ...]:
 
 
 def test_a_segmentation_set_may_be_declared_without_data() -> None:
-    recipe = recipe_of(fields(sizes={"zwei": {"masks": True}}))
-    assert recipe.sizes is not None
-    sizes = recipe.sizes.items()
-    found = lay_out(recipe, {k: v.classes for k, v in sizes}, {k: v.images for k, v in sizes}, masked=["zwei"])
-    assert len(searches(found)) == 4
+    found, images = lay_out_declared(recipe_of(fields(sizes={"zwei": {"masks": True}})))
+    assert (len(searches(found)), found.masked, images) == (4, ["zwei"], IMAGES)
 
 
 def test_a_task_may_have_images_of_its_own_size() -> None:

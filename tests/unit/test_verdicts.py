@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 import pytest
 
+from comparisons import result_row
 from learngene.comparing.claims.exact import EXACT_TESTS
 from learngene.comparing.claims.groups import Statistic
 from learngene.comparing.claims.verdict import Verdict, half_width, judge, overall
@@ -20,10 +20,7 @@ T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 9: 1.833}
 
 
 def row(contender: str, value: float, seed: int = 0, depth: int = 4, **changes: Any) -> ResultRow:
-    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(ResultRow)}
-    fields |= {"contender": contender, "method": contender, "shape": f"d{depth}", "task": "home", "budget": "short"}
-    fields |= {"seed": seed, "depth": depth, "last_top1": value, "hardware": "cpu", "curve": ()}
-    return ResultRow(**{**fields, **changes})
+    return result_row(contender, depth, seed, **{"last_top1": value, **changes})
 
 
 def seeds(contender: str, *values: float, **changes: Any) -> list[ResultRow]:
@@ -129,11 +126,7 @@ VALUES: dict[str, tuple[list[ResultRow], dict[str, Any], tuple[float, ...]]] = {
     "several": (DEPTHS, {"of": {"contender": ["a", "b"], "shape": ["d2", "d4"]}}, (8, 8.5, 9)),
     "one task": (PLACES, {"of": {"task": "two"}}, (2, 2, 2)),
     "task and budget": (PLACES, {"of": {"task": "home", "budget": "long"}}, (4, 4, 4)),
-    "less another task": (
-        PLACES,
-        {"of": {"task": "two"}, "minus": [{"task": "home", "budget": ["short"]}]},
-        (1, 1, 1),
-    ),
+    "less another task": (PLACES, {"of": {"task": "two"}, "minus": [{"task": "home", "budget": ["short"]}]}, (1, 1, 1)),
     "slope per layer": (SLOPES, {"slope": True}, (3, 3.01, 3.02)),
     "difference of slopes": (SLOPES + STEEPER, {"slope": True, **LESS_B}, (-2, -1.99, -1.98)),
     # Depths 1, 2, 4 and values 1, 2, 9: sums 7, 12, 21, 41, so (3 x 41 - 7 x 12) / (3 x 21 - 49) = 39 / 14.
@@ -144,9 +137,7 @@ VALUES: dict[str, tuple[list[ResultRow], dict[str, Any], tuple[float, ...]]] = {
     ),
     "share": (seeds("a", 3, 4, 5) + seeds("b", 2, 2, 2), {"relative": True, **LESS_B}, (0.5, 1.0, 1.5)),
     "share of less than 0": (
-        seeds("a", 3, 4, 5) + seeds("b", -2, -2, -2),
-        {"relative": True, **LESS_B},
-        (2.5, 3.0, 3.5),
+        seeds("a", 3, 4, 5) + seeds("b", -2, -2, -2), {"relative": True, **LESS_B}, (2.5, 3.0, 3.5)
     ),
     "own metrics": (FIRST, {"metric": "first_top1", "minus_metric": "last_top1", **LESS_B}, (10, 10, 10)),
     "one metric": (FIRST, {"metric": "first_top1", **LESS_B}, (-69, -69, -69)),
@@ -210,9 +201,7 @@ MISSING: dict[str, tuple[list[ResultRow], dict[str, Any], str]] = {
     ),
     "some results of a seed": (seeds("a", 1, 1, 1, 1, depth=4) + seeds("a", 9, 9, 9, depth=12), {}, "seed 3: 1 result"),
     "a slope over a single depth": (seeds("a", 1, 2, 3), {"slope": True}, UNDEFINED),
-    "a share of nothing": (
-        seeds("a", 1, 1, 1) + seeds("b", 0, 0, 0), {"relative": True, **LESS_B}, UNDEFINED
-    ),
+    "a share of nothing": (seeds("a", 1, 1, 1) + seeds("b", 0, 0, 0), {"relative": True, **LESS_B}, UNDEFINED),
     "numbers that are none": (seeds("a", 1, math.nan, 3), {}, "seed 1: a result is not a number"),
     "searches that always agree": (searches((1, 1), (1, 1)), {"agreement": True, **LESS_B}, UNDEFINED),
     "empty searches": (searches((), ()), {"agreement": True, **LESS_B}, UNDEFINED),

@@ -66,6 +66,14 @@ def lay_out(
     return out
 
 
+def lay_out_declared(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int]]:
+    """Like ``lay_out``, by the sizes that a recipe declares and without its data; returns the training images, too."""
+    sizes = recipe.sizes or {}
+    images = {task: size.images for task, size in sizes.items()}
+    masked = [task for task, size in sizes.items() if size.masks]
+    return lay_out(recipe, {task: size.classes for task, size in sizes.items()}, images, masked=masked), images
+
+
 def _possible(out: Comparison, spec: ContenderSpec, shape_name: str, gene: GeneJob) -> bool:
     try:
         gene.method.refuse(gene.shape, _shape(out, shape_name, SOURCE), **spec.options)

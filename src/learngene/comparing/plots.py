@@ -88,13 +88,10 @@ def styles(rows: Sequence[ResultRow]) -> dict[str, Style]:
     own, used = dict(OWN_COLORS), set()
     names = {row.contender: row.method for row in rows}
     taken = {own[method] for method in names.values() if method in own}
-    others = [color for color in COLORS if color not in taken] or list(COLORS)
-    count = 0
-    for number, (name, method) in enumerate(names.items()):
-        color = own.pop(method, None)
-        if color is None:
-            color, count = others[count % len(others)], count + 1
-        out[name] = Style(color, MARKERS[number % len(MARKERS)], color in used)
+    others = itertools.cycle(color for color in COLORS if color not in taken)
+    for (name, method), marker in zip(names.items(), itertools.cycle(MARKERS), strict=False):
+        color = own.pop(method, None) or next(others)
+        out[name] = Style(color, marker, color in used)
         used.add(color)
     return out
 

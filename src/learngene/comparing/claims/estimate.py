@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learngene.comparing.cells import lay_out
+from learngene.comparing.cells import lay_out_declared
 from learngene.comparing.claims.groups import ClaimGroup
 from learngene.comparing.cost import ancestry_macs, cost_of, own_macs, part_macs
 from learngene.recipe.compare import SOURCE, CompareRecipe
@@ -15,10 +15,7 @@ def estimate(group: ClaimGroup, recipe: CompareRecipe) -> str:
         return f"{group.id}: exact tests only, nothing is trained"
     if recipe.sizes is None:
         raise LearngeneError(f"{group.id}: this protocol declares no sizes, so its cost cannot be known without data")
-    images = {task: size.images for task, size in recipe.sizes.items()}
-    masked = [task for task, size in recipe.sizes.items() if size.masks]
-    classes = {task: size.classes for task, size in recipe.sizes.items()}
-    comparison = lay_out(recipe, classes, images, masked=masked)
+    comparison, images = lay_out_declared(recipe)
     # A row, a super net or a stage 1 is trained once, whatever the number of genes that share it.
     parts = {path: macs for gene in comparison.genes for path, macs in part_macs(gene, images).items()}
     genes = sum(own_macs(gene, images) for gene in comparison.genes) + sum(parts.values())

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from learngene.comparing.claims.exact import EXACT_TESTS
 from learngene.comparing.results import ResultRow
 from learngene.recipe.compare import CompareRecipe
-from learngene.recipe.loading import apply_overrides, load_yaml, read_fields, with_data
+from learngene.recipe.loading import apply_overrides, read_fields, with_data
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import Section, merge
 from learngene.system.errors import LearngeneError, RecipeError, nearest
@@ -133,15 +132,7 @@ def load_claims(folder: Path | None = None) -> dict[str, ClaimGroup]:
     folder = folder or find_folder("claims")
     groups: dict[str, ClaimGroup] = {}
     for path in sorted(folder.glob("*/*.yaml")):
-        try:
-            fields = load_yaml(path.read_text())
-        except RecipeError as error:
-            raise RecipeError(f"{path}: {error}") from None
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-        if not isinstance(fields, dict):
-            raise RecipeError(f"{path}: a group of claims is a mapping of keys to values")
-        group = validated(ClaimGroup, fields, str(path))
+        group = validated(ClaimGroup, read_fields(path), str(path))
         if group.id in groups:
             raise RecipeError(f"{path}: another file has the id '{group.id}' already")
         groups[group.id] = group
