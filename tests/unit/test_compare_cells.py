@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from comparisons import IMAGES, cell, compare_fields, laid_out, recipe_of
-from learngene.comparing.cost import ancestry_macs, cost_of, gene_macs
+from learngene.comparing.cost import Cost, ancestry_macs, cost_of, gene_macs
 from learngene.comparing.run import OpenTasks, steps
 from learngene.recipe.compare import CompareRecipe
 from learngene.system.errors import LearngeneError, RecipeError
@@ -230,51 +231,39 @@ def test_the_hand_agrees_with_the_shapes() -> None:
     assert [cell(comparison, "tleg", shape).shape.macs() for shape in ("d2", "d3")] == [D2, D3] == [20528, 29232]
 
 
-def test_tuning_costs_three_passes_and_nothing_else_from_scratch() -> None:
-    comparison = laid_out(compare_fields(budgets={"one": {"epochs": 2}}, tune={"batch_size": 10}))
-    cost = cost_of(cell(comparison, "scratch"), comparison, IMAGES)
-    assert (cost.tune, cost.gene, cost.ancestry) == (2 * 20 * 3 * D2, 0, 0)  # two whole batches of 24 images
-    assert cost.total == cost.tune
+LABELS = {"contenders": {"tleg": {"distill": {"preset": "none"}}}}
+TAKEN = {"contenders": {"vanilla": {"method": "vanilla-lg", "ancestry": "vit", "settings": {"last": 1}}},
+         "ancestries": {"vit": {"train": {"epochs": 3}}}}  # fmt: skip
+OWN = {**TWO, "contenders": {"pre-fin": {"method": "pre-fin", "each": True},
+                             "own": {"method": "distilled", "each": True, "ancestry": "vit"}}}  # fmt: skip
+ONCE, TEACH = EPOCH * 3, EPOCH  # an epoch of training, and of a teacher's looks, at home
+COSTS: dict[str, tuple[str, str, dict[str, Any], Cost]] = {
+    "whole batches": ("scratch", "d2", {"budgets": {"one": {"epochs": 2}}, "tune": {"batch_size": 10}},
+                      Cost(2 * 20 * 3 * D2, 0, 0, 1, 2)),
+    "nothing": ("scratch", "d2", {"budgets": {"one": {"epochs": 0}}}, Cost(0, 0, 0, 1, 2)),
+    "shared by shapes": ("tleg", "d2", {}, Cost(ONCE * D2, (ONCE + TEACH) * D4, ONCE * D4, 2, 2)),
+    "not by seeds": ("tleg", "d2", {"run": {"seeds": [0, 1]}}, Cost(ONCE * D2, (ONCE + TEACH) * D4, ONCE * D4, 2, 2)),
+    "by tasks": ("tleg", "d2", TWO, Cost(ONCE * D2, (ONCE + TEACH) * D4, ONCE * D4, 4, 4)),
+    "by tasks alone": ("tleg", "d2", {**TWO, "run": {"shapes": ["d2"]}},
+                       Cost(ONCE * D2, (ONCE + TEACH) * D4, ONCE * D4, 2, 2)),
+    "labels have no teacher": ("tleg", "d2", LABELS, Cost(ONCE * D2, ONCE * D4, 0, 2, 2)),
+    "extracted": ("vanilla", "d2", TAKEN, Cost(ONCE * D2, 0, 3 * ONCE * D4, 2, 2)),
+    "a gene for each shape": ("pre-fin", "d3", OWN, Cost(ONCE * D3, ONCE * D3, 0, 2, 4)),
+    "with a teacher": ("own", "d3", OWN, Cost(ONCE * D3, ONCE * D3 + TEACH * D4, ONCE * D4, 2, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_the_cost_of_a_descendant(case: str) -> None:
+    contender, shape, changes, expected = COSTS[case]
+    comparison = laid_out(compare_fields(**changes))
+    assert cost_of(cell(comparison, contender, shape), comparison, IMAGES) == expected
+
+
+def test_the_total_is_the_tuning_and_the_shares_of_gene_and_ancestry() -> None:
+    comparison = laid_out(compare_fields(**TWO))
+    assert cost_of(cell(comparison, "tleg"), comparison, IMAGES).total == ONCE * D2 + Fraction(EPOCH * 7 * D4, 4)
     assert cost_of(cell(comparison, "scratch", budget="untuned"), comparison, IMAGES).total == 0
-
-
-@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
-def test_gene_and_ancestry_are_shared_by_shapes_and_tasks(seeds: list[int]) -> None:
-    for changes, users in (({}, 2), (TWO, 4), ({**TWO, "run": {"shapes": ["d2"]}}, 2)):
-        fields = compare_fields(**changes)
-        fields["run"]["seeds"] = seeds
-        comparison = laid_out(fields)
-        cost = cost_of(cell(comparison, "tleg"), comparison, IMAGES)
-        assert cost.tune == EPOCH * 3 * D2
-        assert cost.gene == EPOCH * (3 * D4 + D4)  # the auxiliary model learns, the teacher looks
-        assert cost.ancestry == EPOCH * 3 * D4
-        assert (cost.gene_shared_by, cost.ancestry_shared_by) == (users, users)
-        assert cost.total == pytest.approx(EPOCH * 3 * D2 + EPOCH * 7 * D4 / users)
-
-
-def test_a_gene_from_labels_alone_has_no_teacher_to_pay() -> None:
-    comparison = laid_out(compare_fields(contenders={"tleg": {"distill": {"preset": "none"}}}))
-    cost = cost_of(cell(comparison, "tleg"), comparison, IMAGES)
-    assert (cost.gene, cost.ancestry) == (EPOCH * 3 * D4, 0)
-
-
-def test_an_extracted_gene_costs_its_ancestry() -> None:
-    vanilla = {"vanilla": {"method": "vanilla-lg", "ancestry": "vit", "settings": {"last": 1}}}
-    comparison = laid_out(compare_fields(contenders=vanilla, ancestries={"vit": {"train": {"epochs": 3}}}))
-    cost = cost_of(cell(comparison, "vanilla", budget="untuned"), comparison, IMAGES)
-    assert (cost.gene, cost.ancestry, cost.total) == (0, 3 * EPOCH * 3 * D4, 3 * EPOCH * 3 * D4 / 2)
-
-
-def test_a_gene_for_each_shape_is_paid_by_that_shape() -> None:
-    contenders = {"pre-fin": {"method": "pre-fin", "each": True}, "own": {"method": "distilled", "each": True,
-                                                                         "ancestry": "vit"}}  # fmt: skip
-    comparison = laid_out(compare_fields(**TWO, contenders=contenders))
-    for shape, macs in (("d2", D2), ("d3", D3)):
-        cost = cost_of(cell(comparison, "pre-fin", shape), comparison, IMAGES)
-        assert (cost.gene, cost.gene_shared_by, cost.ancestry) == (EPOCH * 3 * macs, 2, 0)
-        cost = cost_of(cell(comparison, "own", shape), comparison, IMAGES)
-        assert (cost.gene, cost.gene_shared_by) == (EPOCH * (3 * macs + D4), 2)
-        assert (cost.ancestry, cost.ancestry_shared_by) == (EPOCH * 3 * D4, 4)
 
 
 def test_a_loaded_ancestry_costs_nothing_but_its_looks() -> None:
