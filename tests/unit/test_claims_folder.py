@@ -285,19 +285,18 @@ def test_a_group_that_cannot_be_tested_is_refused(case: str, tmp_path: Path) -> 
 
 
 def test_a_folder_that_holds_no_claims_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LearngeneError, match="holds no claims"):
-        load_claims(tmp_path)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b.yaml").write_text("- 1")
-    with pytest.raises(LearngeneError, match="is a mapping of keys to values"):
-        load_claims(tmp_path)
-    (tmp_path / "a" / "b.yaml").write_text("a: [")
-    with pytest.raises(LearngeneError, match="not valid YAML"):
-        load_claims(tmp_path)
-    for name in ("b", "c"):
-        written(tmp_path / "a" / f"{name}.yaml", {**FIELDS, **RUN})
-    with pytest.raises(LearngeneError, match=r"c\.yaml: another file has the id 'tiny.one' already"):
-        load_claims(tmp_path)
+    twice = json.dumps({**FIELDS, **RUN})
+    for files, line in (
+        ({}, "holds no claims"),
+        ({"b": "- 1"}, r"b\.yaml: a recipe is a mapping"),
+        ({"b": "a: ["}, r"b\.yaml: not valid YAML"),
+        ({"b": twice, "c": twice}, r"c\.yaml: another file has the id 'tiny.one' already"),
+    ):
+        for name, text in files.items():
+            (tmp_path / "a" / f"{name}.yaml").write_text(text)
+        with pytest.raises(LearngeneError, match=line):
+            load_claims(tmp_path)
 
 
 def test_a_run_that_names_what_the_protocol_lacks_is_refused() -> None:

@@ -299,21 +299,19 @@ def test_an_epoch_less_of_tuning_pays_for_the_gene() -> None:
     assert cell(comparison, "tleg", "d2").key != cell(laid_out(compare_fields()), "tleg", "d2").key
 
 
-def test_impossible_equal_costs_are_all_named() -> None:
+@pytest.mark.parametrize(
+    ("equal_to", "contenders", "line"),
+    [
+        ("scratch", ["scratch", "tleg"], "budgets: no equal cost is possible: tleg at d2 costs more than scratch "
+         "before any tuning; tleg at d3 costs more than scratch before any tuning"),
+        ("tleg", ["scratch"], "budgets.one.cost_of: contender 'tleg' is not run; add it to run.contenders"),
+    ],
+)  # fmt: skip
+def test_impossible_equal_costs_are_refused(equal_to: str, contenders: list[str], line: str) -> None:
+    budgets = {"one": {"epochs": 1, "cost_of": equal_to}}
     with pytest.raises(LearngeneError) as error:
-        laid_out(compare_fields(budgets={"one": {"epochs": 1, "cost_of": "scratch"}}))
-    assert str(error.value) == (
-        "budgets: no equal cost is possible: tleg at d2 costs more than scratch before any tuning; "
-        "tleg at d3 costs more than scratch before any tuning"
-    )
-
-
-def test_costs_cannot_be_those_of_a_contender_that_is_not_run() -> None:
-    budgets = {"one": {"epochs": 1, "cost_of": "tleg"}}
-    with pytest.raises(
-        LearngeneError, match=r"budgets.one.cost_of: contender 'tleg' is not run; add it to run.contenders"
-    ):
-        laid_out(compare_fields(budgets=budgets, run={"contenders": ["scratch"]}))
+        laid_out(compare_fields(budgets=budgets, run={"contenders": contenders}))
+    assert str(error.value) == line
 
 
 def test_equal_contenders_get_equal_epochs() -> None:
