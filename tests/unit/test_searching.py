@@ -1,4 +1,4 @@
-"""Searching: recipes and what they refuse, paths, usage and selection, runs in memory and in a folder."""
+"""Searching: paths, usage and selection, runs in memory and in a folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from learngene.making.search.make import run
 from learngene.making.search.paths import TaskPath, above, read_path, selected, soft_usage, usage
 from learngene.making.search.task_search import SearchInputs, prepare, search_task, super_stage
 from learngene.making.search.usage_map import usage_picture
-from learngene.recipe.loading import apply_overrides
 from learngene.recipe.search import Routing, Selection
-from learngene.recipe.sections import Train
-from learngene.system.errors import LearngeneError, RecipeError
+from learngene.system.errors import LearngeneError
 from pico import CLI, FAST, condense_fields, make_images
 from searches import path_of, search_fields, search_recipe
 
@@ -79,13 +77,6 @@ def test_an_empty_selection_says_which_thresholds_would_not_be() -> None:
         selected([path_of("a", [0.1, 0.2])], Selection(rule="threshold"), 0)
 
 
-def test_the_default_threshold_is_half_of_the_data_sets(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
-    twelve = {f"t{number}": tmp_path / str(number) for number in range(12)}
-    fields = search_fields(ancestry, twelve, tmp_path / "s", select={"rule": "threshold", "k": None})
-    assert search_recipe(fields).tau == 6
-    assert search_recipe(search_fields(ancestry, sets, tmp_path, select={"rule": "threshold", "k": None})).tau == 1
-
-
 def test_a_path_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = path_of("a", [0.25, 1.0], [0.5, 0.75])
     path.write(tmp_path / "path.json")
@@ -104,17 +95,11 @@ def test_a_path_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_damaged_path_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path_of("a", [0.25, 1.0]).write(tmp_path / "path.json")
     file = tmp_path / "path.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(LearngeneError) as error:
-        read_path(tmp_path)
-    assert str(error.value) == f"{file}: damaged; delete {tmp_path} to search this data set again"
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"kind": "learngene path"}', "\x00"], ids=repr)
-def test_a_path_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "path.json").write_text(text)
-    with pytest.raises(LearngeneError, match=r"path\.json: damaged"):
-        read_path(tmp_path)
+    for text in (json.dumps({**json.loads(file.read_text()), **change}), "", "[]", "{", "\x00"):
+        file.write_text(text)
+        with pytest.raises(LearngeneError) as error:
+            read_path(tmp_path)
+        assert str(error.value) == f"{file}: damaged; delete {tmp_path} to search this data set again"
 
 
 def test_a_map_is_drawn_with_and_without_a_selection(tmp_path: Path) -> None:
@@ -122,96 +107,6 @@ def test_a_map_is_drawn_with_and_without_a_selection(tmp_path: Path) -> None:
     for name, record in (("with", {"layers": [1]}), ("without", {})):
         usage_picture({"tasks": tasks, "usage": [2, 0], **record}, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-
-
-# -- recipes -----------------------------------------------------------------------------------------------
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no data sets": ({"tasks": None}, "tasks: Input should be a mapping of keys to values"),
-    "all removed": ({"tasks": {"a": None, "b": None}}, "recipe: tasks: empty; give at least one"),
-    "no name": ({"tasks": {"": {"data": {"source": "x"}}}}, "tasks: '' cannot name a folder"),
-    "folder above": ({"tasks": {"..": {"data": {"source": "x"}}}}, "tasks: '..' cannot name a folder"),
-    "slash": ({"tasks": {"a/b": {"data": {"source": "x"}}}}, "tasks: 'a/b' cannot name a folder; use letters, digits"),
-    "long": ({"tasks": {"a" * 101: {"data": {"source": "x"}}}}, "is too long for a folder; use 100 characters"),
-    "a number": ({"tasks": {1: {"data": {"source": "x"}}}}, "Input should be a valid string"),
-    "no mapping": ({"tasks": {"x": "digits"}}, "recipe: tasks.x: Input should be a mapping of keys to values (given"),
-    "source": ({"tasks": {"x": {"data": {"source": 3}}}}, "recipe: tasks.x.data.source: Input should be a valid"),
-    "typo": ({"tasks": {"x": {"dat": {}}}}, "recipe: tasks.x: unknown key 'dat'; did you mean 'data'?"),
-    "name of a type": ({"tasks": {"str": {"data": {"source": 3}}}}, "recipe: tasks.str.data.source: Input should be"),
-    "no data": ({"tasks": {"x": {}}}, "tasks.x.data: required, but missing"),
-    "drop path": ({"train": {"drop_path": 0.1}}, "tasks.a: train.drop_path is not for super nets"),
-    "drop path of one": ({"tasks": {"b": {"train": {"drop_path": 0.1}}}}, "tasks.b: train.drop_path"),
-    "layer decay": ({"train": {"layer_decay": 0.9}}, "tasks.a: train.layer_decay is for fine-tuning"),
-    "unknown train": ({"tasks": {"b": {"train": {"lrr": 1}}}}, "tasks.b.train: unknown key 'lrr'; did you mean"),
-    "negative tau": ({"select": {"tau": -1}}, "select.tau: Input should be greater than or equal to 0 (given: -1)"),
-    "large tau": ({"select": {"tau": 2}}, "no block can be used by more than 2 of 2 data sets; use 0 to 1"),
-    "k of threshold": ({"select": {"rule": "threshold", "k": 3}}, "select: k means nothing for rule threshold"),
-    "tau of top k": ({"select": {"rule": "top_k", "k": 1, "tau": 1}}, "select: tau means nothing for rule top_k"),
-    "a gate that never begins": ({"routing": {"gate": "two-branch"}}, "routing: without noise a two-branch gate"),
-    "compared by no gate": (
-        {"routing": {"compared": 0.5}},
-        "recipe: routing: compared means nothing for gate straight-through; leave it out, or use gate: two-branch",
-    ),
-    "k of zero": ({"select": {"rule": "top_k", "k": 0}}, "select.k: Input should be greater than or equal to 1"),
-    "rule": ({"select": {"rule": "most"}}, "select.rule: Input should be 'threshold' or 'top_k'"),
-    "route": ({"routing": {"route": "imgs"}}, "routing.route: Input should be 'batch' or 'img' (given: 'imgs')"),
-    "gate": ({"routing": {"gate": "hard"}}, "routing.gate: Input should be 'straight-through', 'two-branch' or"),
-    "noise": ({"routing": {"noise": "white"}}, "routing.noise: Input should be 'gaussian', 'literal' or 'none'"),
-    "descriptor": ({"routing": {"descriptor": "max"}}, "routing.descriptor: Input should be 'mean', 'cls' or 'vote'"),
-    "preference": ({"routing": {"prefer_base": -1}}, "routing.prefer_base: Input should be greater than or equal"),
-    "unknown key": ({"routing": {"rout": "img"}}, "routing: unknown key 'rout'; did you mean 'route'?"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_recipe_that_cannot_be_searched_is_refused(case: str) -> None:
-    changes, line = REFUSED[case]
-    fields = search_fields("vit", {"a": Path("a"), "b": Path("b")}, Path("out"), **changes)
-    if "select" not in changes or "k" not in changes["select"]:
-        fields["select"] = changes.get("select", {})
-    with pytest.raises(RecipeError) as error:
-        search_recipe(fields)
-    assert line in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_data_set_that_is_null_is_left_out() -> None:
-    fields = search_fields("vit", {"a": Path("a"), "b": Path("b")}, Path("out"))
-    assert list(search_recipe(apply_overrides(fields, ["tasks.a=null"])).tasks) == ["b"]
-
-
-def test_the_same_data_under_two_names_is_refused(tmp_path: Path) -> None:
-    for same in (tmp_path / "a", tmp_path / "b" / ".." / "a"):
-        with pytest.raises(RecipeError, match="tasks: one and other are the same data; leave one out"):
-            search_recipe(search_fields("vit", {"one": tmp_path / "a", "other": same}, tmp_path))
-    other = {"data": {"source": str(tmp_path / "a"), "img_size": 16}}
-    with pytest.raises(RecipeError, match="are the same data"):
-        search_recipe(search_fields("vit", {"one": tmp_path / "a"}, tmp_path, tasks={"other": other}))
-
-
-def test_data_that_has_the_same_file_name_elsewhere_is_other_data(tmp_path: Path) -> None:
-    recipe = search_recipe(search_fields("vit", {"a": tmp_path / "a" / "set", "b": tmp_path / "b" / "set"}, tmp_path))
-    assert recipe.task("a").out != recipe.task("b").out
-
-
-def test_what_decides_a_path_names_its_folder_and_nothing_else_does(ancestry: Path, sets: dict[str, Path]) -> None:
-    def folder(**changes: Any) -> str:
-        return search_recipe(search_fields(ancestry, sets, Path("out"), **changes)).task("two").out.name
-
-    one = folder()
-    assert one.startswith("two-s0-")
-    for same in (
-        {"select": {"k": 1}}, {"stem": False}, {"dtype": "float16"}, {"train": {"save_every": 3}},
-        {"tasks": {"two": {"data": {"workers": 2}}}}, {"tasks": {"colours": {"train": {"lr": 1.0}}}},
-        {"ancestry": {"source": f"/elsewhere/{ancestry.parent.name}/{ancestry.name}"}},
-    ):  # fmt: skip
-        assert folder(**same) == one, same
-    for other in (
-        {"train": {"lr": 1.0}}, {"tasks": {"two": {"train": {"lr": 1.0}}}}, {"routing": {"route": "img"}},
-        {"train": {"seed": 1}}, {"tasks": {"two": {"data": {"img_size": 16}}}}, {"ancestry": {"source": "other"}},
-    ):  # fmt: skip
-        assert folder(**other) != one, other
-    assert search_recipe(search_fields(ancestry, sets, Path("out"), kept="kept")).task("two").out == Path("kept") / one
 
 
 # -- runs --------------------------------------------------------------------------------------------------
@@ -247,20 +142,32 @@ def test_a_search_in_memory_writes_nothing_and_keeps_the_ancestrys_blocks(
     assert torch.isfinite(gene.expand(5, num_classes=2)(torch.zeros(1, 3, 8, 8))).all()
 
 
-def test_search_refuses_what_cannot_be(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
-    tasks = {"two": str(sets["two"])}
-    with pytest.raises(LearngeneError, match="rates: no data set 'tow' among two"):
-        learngene.search(str(ancestry), tasks=tasks, rates={"tow": 1.0})
-    with pytest.raises(LearngeneError, match="several processes share a run folder; give out"):
-        learngene.search(str(ancestry), tasks=tasks, processes=2)
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"rates": {"tow": 1.0}}, "rates: no data set 'tow' among two"),
+        ({"processes": 2}, "several processes share a run folder; give out"),
+        ({"epoch": 3}, "unknown key 'epoch'; did you mean 'epochs'"),
+        ({"tasks": ["two"]}, "search: tasks must be a mapping from names of data sets"),
+        ({"rates": 1e-3}, "search: rates must be a mapping from names of data sets"),
+        ({"select": "top_k"}, "select: Input should be"),
+        ({"routing": "img"}, "routing: Input should be"),
+    ],
+    ids=str,
+)
+def test_what_python_is_given_by_mistake_is_refused_in_one_line(
+    changes: dict[str, Any], line: str, ancestry: Path, sets: dict[str, Path]
+) -> None:
+    with pytest.raises(LearngeneError, match=line):
+        learngene.search(ancestry, **{"tasks": {"two": str(sets["two"])}, **changes})
+
+
+def test_processes_load_the_ancestry_themselves(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(LearngeneError, match="every process loads the ancestry itself; give its timm name"):
-        learngene.search(Ancestry(ancestry), tasks=tasks, processes=2, out=tmp_path / "s")
-    with pytest.raises(LearngeneError, match="unknown key 'epoch'; did you mean 'epochs'"):
-        learngene.search(str(ancestry), tasks=tasks, epoch=3)
+        learngene.search(Ancestry(ancestry), tasks={"two": str(sets["two"])}, processes=2, out=tmp_path / "s")
 
 
-@pytest.mark.parametrize("route", ["batch", "img"])
-@pytest.mark.parametrize("noise", ["gaussian", "literal", "none"])
+@pytest.mark.parametrize(("route", "noise"), [("img", "gaussian"), ("batch", "literal"), ("img", "none")])
 def test_a_path_is_read_without_noise(
     route: str, noise: str, ancestry: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -328,24 +235,18 @@ def test_images_of_another_size_are_searched_at_that_size(
     assert len(search_task(made, "two", keep=False, show=False).share) == 4
 
 
+@pytest.mark.parametrize("name", ["two", "blocks"])
 def test_a_searched_super_net_trains_specific_blocks_adapters_norm_and_head(
-    ancestry: Path, sets: dict[str, Path], tmp_path: Path
+    name: str, ancestry: Path, sets: dict[str, Path], tmp_path: Path
 ) -> None:
-    for name, head in (("two", "model.head."), ("blocks", "model.head.")):
-        made = prepared_of(ancestry, {name: sets[name]}, tmp_path)
-        net = super_stage(made, name).module
-        trained = {key for key, value in net.named_parameters() if value.requires_grad}
-        assert all(
-            ".specific." in key or ".adapter." in key or key.rpartition(".")[0].endswith(("norm", "fc_norm"))
-            or key.startswith(head) for key in trained
-        )  # fmt: skip
-        assert {key for key, _ in net.named_parameters() if ".specific." in key} <= trained
-        assert not any(".base." in key for key in trained)
-
-
-def test_routing_is_that_of_the_recipe(ancestry: Path, sets: dict[str, Path], tmp_path: Path) -> None:
-    made = prepared_of(ancestry, {"two": sets["two"]}, tmp_path, routing={"route": "img", "gate": "scale"})
-    net = super_stage(made, "two").module
+    made = prepared_of(ancestry, {name: sets[name]}, tmp_path, routing={"route": "img", "gate": "scale"})
+    net = super_stage(made, name).module
+    trained = {key for key, value in net.named_parameters() if value.requires_grad}
+    assert all(
+        ".specific." in key or ".adapter." in key or key.rpartition(".")[0].endswith(("norm", "fc_norm"))
+        or key.startswith("model.head.") for key in trained
+    )  # fmt: skip
+    assert {key for key, _ in net.named_parameters() if ".specific." in key} <= trained
     assert all(layer.spec == Routing(route="img", gate="scale") for layer in net.layers)  # type: ignore[union-attr]
 
 
@@ -420,20 +321,6 @@ def test_paths_of_another_ancestry_or_other_images_are_refused_before_training(
         ]
 
 
-def test_a_preset_of_one_data_set_replaces_what_all_have_in_common(ancestry: Path, tmp_path: Path) -> None:
-    sets = {name: tmp_path / name for name in ("a", "b")}
-    common = {"train": {"augment": {"preset": "light"}}}
-    recipe = search_recipe(
-        search_fields(ancestry, sets, tmp_path, **common, tasks={"a": {"train": {"augment": {"preset": "none"}}}})
-    )
-    assert recipe.task("a").train.augment.scale is None
-    assert recipe.task("a").train.augment.hflip == 0
-    assert recipe.task("b").train.augment.scale == (0.6, 1.0)
-    assert recipe.task("a").train.batch_size == recipe.task("b").train.batch_size
-    whole = search_recipe(search_fields(ancestry, sets, tmp_path, tasks={"a": {"train": {"preset": "official"}}}))
-    assert whole.task("a").train.model_copy(update={"seed": 0}) == Train(preset="official")
-
-
 def test_a_path_is_refused_once_its_validation_images_differ(ancestry: Path, tmp_path: Path) -> None:
     folder = make_images(tmp_path / "mine")
     recipe = search_recipe(search_fields(ancestry, {"mine": folder}, tmp_path / "s"))
@@ -464,15 +351,3 @@ def test_folders_and_genes_of_other_commands_are_left_alone(
         (tmp_path / f"{name}.safetensors").unlink()
     assert "holds a condense run" in cli("search", search, f"out={tmp_path / 'c'}").err
     assert "holds a search run" in cli("condense", condense, f"out={tmp_path / 's'}").err
-
-
-def test_what_python_is_given_by_mistake_is_refused_in_one_line(ancestry: Path, sets: dict[str, Path]) -> None:
-    tasks = {"two": str(sets["two"])}
-    for wrong, text in (
-        ({"tasks": list(tasks)}, "search: tasks must be a mapping from names of data sets"),
-        ({"tasks": tasks, "rates": 1e-3}, "search: rates must be a mapping from names of data sets"),
-        ({"tasks": tasks, "select": "top_k"}, "select: Input should be"),
-        ({"tasks": tasks, "routing": "img"}, "routing: Input should be"),
-    ):
-        with pytest.raises(LearngeneError, match=text):
-            learngene.search(ancestry, **wrong)  # type: ignore[arg-type]

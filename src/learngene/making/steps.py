@@ -164,15 +164,12 @@ def run_shared(
         steps: Lays out the steps in a further process; importable by name.
         own: The steps of this process.
         processes: Started beside this one if more than 1, each with its share of the machine.
-        locks: See ``run_steps``.
-        say: Told of every step that was made or failed.
-        reached: Says what is kept when the run is stopped.
+        locks: As ``say``, see ``run_steps``.
+        say: Whom to tell.
+        reached: Says what is kept when the run is stopped, which raises ``InterruptedRun``.
 
     Returns:
         The outcomes by path, and the reasons of the steps that failed, by name.
-
-    Raises:
-        InterruptedRun: If it was stopped; the same command goes on.
     """
     failed: dict[str, str] = {}
     with stopping(reached):

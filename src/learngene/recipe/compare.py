@@ -264,13 +264,7 @@ class CompareRecipe(Section):
                 yield f"budgets.{name}.cost_of", budget.cost_of, self.contenders
 
     def train(self, section: Literal["condense", "tune"], *changes: Mapping[str, Any], where: str = "") -> Train:
-        """One of the train sections with changes applied in turn, the last of which wins.
-
-        Args:
-            section: Of genes and ancestries, or of descendants.
-            *changes: Fields that differ.
-            where: What error messages call the last change.
-        """
+        """One of the train sections with changes applied in turn; ``where`` is what errors call the last of them."""
         fields: dict[str, Any] = getattr(self, section)
         for change in changes:
             fields = merge(fields, change)

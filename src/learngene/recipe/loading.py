@@ -49,11 +49,7 @@ def read_fields(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 
 def with_data(fields: Any, data: Path | None) -> Any:
-    """Fields with every ``$DATA`` replaced by a folder, so that recipes do not say where images lie.
-
-    Raises:
-        RecipeError: If a recipe needs the folder and there is none.
-    """
+    """Fields with every ``$DATA`` replaced by a folder, so that recipes do not say where images lie."""
     if isinstance(fields, Mapping):
         return {key: with_data(value, data) for key, value in fields.items()}
     if isinstance(fields, list):
@@ -66,11 +62,7 @@ def with_data(fields: Any, data: Path | None) -> Any:
 
 
 def apply_overrides(fields: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Fields with ``key.sub=value`` assignments applied; values are YAML.
-
-    Raises:
-        RecipeError: If an assignment is not of that form.
-    """
+    """Fields with ``key.sub=value`` assignments applied; values are YAML."""
     out = merge(fields, {})
     for assignment in overrides:
         key, sign, value = assignment.partition("=")
@@ -84,15 +76,7 @@ def apply_overrides(fields: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def build_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Validates the fields of a recipe.
-
-    Args:
-        fields: Plain values, as YAML gives them; ``kind`` says which recipe it is.
-        where: What error messages call the recipe.
-
-    Raises:
-        RecipeError: One line that names the place, what is wrong, and what would be right.
-    """
+    """A recipe from plain values, as YAML gives them; ``kind`` says which, and ``where`` is what errors call it."""
     kind = fields.get("kind", "condense" if "method" in fields else "finetune")
     if kind not in list(KINDS):  # a list, as what is given need not be hashable
         raise RecipeError(f"{where}: unknown kind '{kind}'{nearest(str(kind), KINDS)}")
@@ -123,12 +107,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Plain values from YAML.
-
-    Raises:
-        RecipeError: If a mapping has a key twice; the message has no file's name in it.
-        yaml.YAMLError: If it is not YAML.
-    """
+    """Plain values from YAML; a key that is given twice is refused by a ``RecipeError`` without a file's name."""
     return yaml.load(text, Loader=_Loader)
 
 

@@ -49,13 +49,7 @@ class PoolSpec(Section):
     kept: Path | None = Field(None, description="where rows are kept, to be shared by pools; else in the run folder")
 
     def refuse(self, kind: StitchedRows, *, ancestry: bool, anchors: int) -> None:
-        """Raises ``RecipeError`` if it says too much or too little for a method's rows.
-
-        Args:
-            kind: The method.
-            ancestry: Whether there is a teacher.
-            anchors: How many pretrained ViTs are to become rows.
-        """
+        """Raises ``RecipeError`` if it says too much or too little for a method's rows, teacher and anchors."""
         rows = len(kind.rows)
         if self.guide != "none" and not ancestry:
             raise RecipeError(f"ancestry is missing: pool.guide {self.guide} needs a teacher")

@@ -11,20 +11,42 @@ from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.hyper.meta import MetaBatch, meta_loss
 from learngene.making.inputs import CondenseInputs
 from learngene.methods.tal import Hypernetwork, hypernetwork_of
-from learngene.recipe.hyper import Guidance, Stage1Hyper
+from learngene.recipe.hyper import Stage1Hyper
 from learngene.system.errors import LearngeneError
 from learngene.training.losses import Parts
 from learngene.training.run import run_stage
 from learngene.training.stage import Stage, TrainResult
-from learngene.vits.shape import ViTShape
 
 
 def refuse(inputs: CondenseInputs) -> None:
-    """Raises ``LearngeneError`` unless shape, images and guide fit together."""
+    """Raises ``LearngeneError`` unless shape, images and guide fit together, and its features where they are used."""
     inputs.refuse_other_size()  # an ancestry guides by its features, which know no classes
-    if inputs.ancestry:
-        method, hyper = hypernetwork_of(inputs.gene.method), inputs.recipe.hyper or Stage1Hyper()
-        refuse_guide(inputs.ancestry, inputs.recipe.shape, method, hyper.guidance)
+    ancestry, shape, hyper = inputs.ancestry, inputs.recipe.shape, inputs.recipe.hyper or Stage1Hyper()
+    if ancestry is None:
+        return
+    method, guidance = hypernetwork_of(inputs.gene.method), hyper.guidance
+    label = ancestry.identity["source"]
+    patches = guidance.features == "channel-wise"
+    zeros = torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size, device=ancestry.device)
+    try:
+        found = ancestry.features(zeros, patches=patches)
+    except (AssertionError, RuntimeError) as error:
+        raise LearngeneError(
+            f"ancestry {label} does not take images of {shape.img_size} px with {shape.in_chans} channels; change "
+            f"shape.img_size or pass ancestry.model_args={{img_size: {shape.img_size}}} ({str(error).splitlines()[0]})"
+        ) from None
+    if patches and found.shape[1] != shape.grid_size**2:
+        raise LearngeneError(
+            f"ancestry {label} has {found.shape[1]} patches but the predicted ViTs have {shape.grid_size**2}; "
+            "channel-wise guidance needs as many, features: pooled does not"
+        )
+    refuse_task_dim(ancestry, method)
+    expansion, need = method.config.expansion, min(ancestry.width, method.config.max_shape)
+    if method.decoder == "low-rank" and guidance.map == "predicted" and need > expansion:
+        raise LearngeneError(
+            f"ancestry {label} has {ancestry.width} features, but the decoder that predicts M has factors of "
+            f"{expansion} rows; set settings.expansion={need} or more, or hyper.guidance.map=learned"
+        )
 
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
@@ -51,32 +73,6 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         made_of=made_of(ancestry, method=gene.method),
     )
     return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}
-
-
-def refuse_guide(ancestry: Ancestry, shape: ViTShape, method: Hypernetwork, guidance: Guidance) -> None:
-    """Raises ``LearngeneError`` unless the ancestry takes the images, and its features fit where they are used."""
-    label = ancestry.identity["source"]
-    patches = guidance.features == "channel-wise"
-    zeros = torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size, device=ancestry.device)
-    try:
-        found = ancestry.features(zeros, patches=patches)
-    except (AssertionError, RuntimeError) as error:
-        raise LearngeneError(
-            f"ancestry {label} does not take images of {shape.img_size} px with {shape.in_chans} channels; change "
-            f"shape.img_size or pass ancestry.model_args={{img_size: {shape.img_size}}} ({str(error).splitlines()[0]})"
-        ) from None
-    if patches and found.shape[1] != shape.grid_size**2:
-        raise LearngeneError(
-            f"ancestry {label} has {found.shape[1]} patches but the predicted ViTs have {shape.grid_size**2}; "
-            "channel-wise guidance needs as many, features: pooled does not"
-        )
-    refuse_task_dim(ancestry, method)
-    expansion, need = method.config.expansion, min(ancestry.width, method.config.max_shape)
-    if method.decoder == "low-rank" and guidance.map == "predicted" and need > expansion:
-        raise LearngeneError(
-            f"ancestry {label} has {ancestry.width} features, but the decoder that predicts M has factors of "
-            f"{expansion} rows; set settings.expansion={need} or more, or hyper.guidance.map=learned"
-        )
 
 
 def refuse_task_dim(ancestry: Ancestry, method: Hypernetwork) -> None:

@@ -79,11 +79,8 @@ def _distances(matrices: nn.ModuleList, ancestry: Sequence[Tensor], mine: Sequen
 def row_objective(ancestry: Ancestry | None, numbers: Sequence[int], spec: PoolSpec, distill: Distill) -> Objective:
     """The loss of a row, equation 8: labels and distillation, weighed by ``distill.alpha`` on the latter.
 
-    Args:
-        ancestry: The teacher; None learns from labels alone.
-        numbers: The ancestry's distilled blocks, counted from 1; none learns from labels alone.
-        spec: Which terms make up L_dis (equation 6).
-        distill: Alpha, and temperature, divergence and reduction of L_pred (equation 3).
+    The pool section says which terms make up L_dis (equation 6), the distill section what L_pred is (equation 3).
+    Without an ancestry, or distilled blocks of it, counted from 1, a row learns from labels alone.
     """
     features = bool({"blk", "att"} & set(spec.terms))
     alpha = distill.alpha

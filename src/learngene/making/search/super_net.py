@@ -202,15 +202,10 @@ class SuperNet(nn.Module):
 
 
 def routed(ancestry: Any, spec: Routing, img_size: int | None = None) -> Any:
-    """The ancestry with routed layers: frozen but for specific blocks, adapters, final norm and head.
+    """A plain timm ViT with routed layers: frozen but for specific blocks, adapters, final norm and head.
 
-    Args:
-        ancestry: A plain timm Vision Transformer; its frozen parameters are shared with the result, not copied.
-        spec: How samples are routed.
-        img_size: Side of the images if it differs; position embeddings are then resampled.
-
-    Returns:
-        A timm Vision Transformer that computes exactly what the ancestry does, whatever its adapters say.
+    It shares the ancestry's frozen parameters, and computes exactly what that does, whatever its adapters say. For
+    images of another size, position embeddings are resampled.
     """
     shared = [*ancestry.patch_embed.parameters(), *ancestry.blocks.parameters()]
     model = copy.deepcopy(ancestry, {id(parameter): parameter for parameter in shared})
