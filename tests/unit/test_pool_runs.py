@@ -172,9 +172,7 @@ def test_pools_share_their_rows(images: Path, tmp_path: Path) -> None:
         "first": {},
         "tm": {"pool": {"tune": None}},
         "ls": {"pool": {"tune": None, "stitches": "ls", "images": 12}},
-        "soft": {"pool": {"guide": "soft"}},
         "hard": {"pool": {"guide": "hard"}, "dtype": "float16"},
-        "down": {"settings": {"rows": [16, 32], "direction": "down", "final_norm": False}},
         "wider": {"settings": {"rows": [16, 24, 32]}},
     }
     states, before = {}, None
@@ -215,6 +213,7 @@ def test_rows_of_another_training_are_kept_apart(changes: dict[str, Any], images
 
     assert folder(**changes) != folder()
     assert folder() == folder(pool={"tune": {"lr": 1.0}}) == folder(pool={"terms": ["att", "blk", "pred"]})
+    assert folder() == folder(settings={"rows": [16, 32], "direction": "down", "final_norm": False})
 
 
 # -- stopped and continued ---------------------------------------------------------------------------------
