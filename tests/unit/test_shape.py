@@ -36,7 +36,7 @@ def shapes(draw: st.DrawFn) -> ViTShape:
     )
 
 
-SOME_TIME = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SOME_TIME = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SOME_TIME
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_timm_model(shape: ViTShape) -> None:
 @given(shapes())
 def test_macs_are_half_of_what_the_flop_counter_counts(shape: ViTShape) -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        VisionTransformer(**shape.timm_kwargs()).eval()(torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size))
+        shape.skeleton().eval()(torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size))
     assert 2 * shape.macs() == counter.get_total_flops()
 
 

@@ -141,9 +141,8 @@ def test_partial_initialisation_leaves_other_layers_and_their_stitches_fresh() -
         assert torch.equal(value, whole.state_dict()[key]) == (key not in fresh), key
 
 
-@pytest.mark.parametrize("path", ["2+2", "16:1-3"])
-def test_a_path_is_exported(path: str, tmp_path: Path) -> None:
-    model = pool().expand(path)
+def test_a_path_is_exported(tmp_path: Path) -> None:
+    model = pool().expand("2+2")
     assert export_onnx(model, tmp_path / "path.onnx") < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "path.onnx"), providers=["CPUExecutionProvider"])
     images = batch(pool().shape, 5)

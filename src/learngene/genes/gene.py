@@ -138,7 +138,10 @@ class Learngene(nn.Module):
         self.method.refuse(self.shape, shape, **options)
         out = self.method.weights(self.tensors(), self.shape, shape, **options)
         if "pos_embed" in out and out["pos_embed"].shape[1] != shape.num_tokens:
-            out["pos_embed"] = _resample(out["pos_embed"], shape)
+            from timm.layers import resample_abs_pos_embed
+
+            grid, prefix = [shape.grid_size, shape.grid_size], int(shape.class_token)
+            out["pos_embed"] = resample_abs_pos_embed(out["pos_embed"], grid, num_prefix_tokens=prefix)
         return out
 
     def tasks(self) -> dict[str, TaskEmbedding]:
@@ -397,15 +400,6 @@ def _task_name(task: str | TaskEmbedding | Tensor) -> str:
     if isinstance(task, TaskEmbedding):
         return task.name
     return task if isinstance(task, str) else "an embedding"
-
-
-def _resample(pos_embed: Tensor, shape: Shape) -> Tensor:
-    """Position embeddings for another number of patches, by timm's bicubic interpolation."""
-    from timm.layers import resample_abs_pos_embed
-
-    return resample_abs_pos_embed(
-        pos_embed, new_size=[shape.grid_size, shape.grid_size], num_prefix_tokens=int(shape.class_token)
-    )
 
 
 def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:

@@ -6,7 +6,6 @@ of five nodes.
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,25 +106,15 @@ def _rows(size: tuple[int, int, int, int], channels: tuple[int, ...]) -> tuple[i
     """Rows of a size in the tables of channels and sides; the last row of each stands for none."""
     if size == NONE:
         return len(channels), len(channels), len(SPATIAL), len(SPATIAL)
-    out, wide_in, height, width = size
-    return _channel(out, channels), _channel(wide_in, channels), _side(height), _side(width)
+    # Ties go to the smaller row, but 4 to 7 channels go to 8, and a side of 2 goes to 3.
+    out, wide_in = (_nearest(8 if 3 < count < 8 else count, channels) for count in size[:2])
+    height, width = (_nearest(3 if side == 2 else side, SPATIAL) for side in size[2:])
+    return out, wide_in, height, width
 
 
-def _channel(count: int, channels: tuple[int, ...]) -> int:
-    """The nearest channel count, ties to the smaller; 4 to 7 go to 8."""
-    return _nearest(8 if 3 < count < 8 else count, channels)
-
-
-def _side(side: int) -> int:
-    """The nearest side, ties to the smaller; 2 goes to 3."""
-    return _nearest(3 if side == 2 else side, SPATIAL)
-
-
+@functools.cache
 def _nearest(value: int, known: tuple[int, ...]) -> int:
-    row = bisect.bisect_left(known, value)
-    if row == 0 or (row < len(known) and known[row] - value < value - known[row - 1]):
-        return row
-    return row - 1
+    return min(range(len(known)), key=lambda row: abs(known[row] - value))
 
 
 @functools.lru_cache(maxsize=64)
