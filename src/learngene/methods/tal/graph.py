@@ -1,4 +1,4 @@
-"""The computational graph of a ViT as GHN-3 sees it, in closed form: no tracing, no model.
+"""The computational graph of a ViT as GHN-3 sees it, from its shape alone: no tracing, no model.
 
 A plain ViT is a chain of sums. Every half block, attention or MLP, is an edge from one sum to the next beside a detour
 of five nodes.
