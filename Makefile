@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lint bench format requirements clean
+.PHONY: demo test test-all lint faults bench format requirements clean
 
 demo: $(STAMP)
 	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
@@ -23,6 +23,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/deptry src
+
+# Damaged files, killed runs, full disks, damaged images: about an hour, and root for the disks.
+faults: $(STAMP)
+	$(BIN)/python tests/faults/run.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -55,6 +56,13 @@ class Command:
         assert self.process.pid is not None
         os.killpg(self.process.pid, signal.SIGINT)
         return self
+
+    def kill(self) -> None:
+        """Kills the process and all that it started, at once."""
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):  # it leads no group yet, or has ended
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
 
     def wait(self) -> Outcome:
         """What it did, once it has ended."""

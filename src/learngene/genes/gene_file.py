@@ -38,6 +38,14 @@ class TensorEntry:
     begin: int
     end: int
 
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> TensorEntry:
+        """Reads an entry of the header; ``ValueError`` unless its values have the types that safetensors writes."""
+        found = cls(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+        if not isinstance(found.dtype, str) or not all(type(n) is int for n in (*found.shape, found.begin, found.end)):
+            raise ValueError("wrong types")
+        return found
+
 
 @dataclass(frozen=True)
 class GeneHeader:
@@ -194,10 +202,7 @@ def _read_table(path: Path) -> tuple[Any, dict[str, TensorEntry], int]:
                 raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes)")
             header = json.loads(file.read(length))
         embedded = header.pop("__metadata__", None)
-        tensors = {
-            name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-            for name, entry in header.items()
-        }
+        tensors = {name: TensorEntry.of(entry) for name, entry in header.items()}
         expected = 8 + length + max((entry.end for entry in tensors.values()), default=0)
     except FileNotFoundError:
         raise GeneFileError(f"{path}: no such gene file") from None

@@ -211,7 +211,7 @@ class ViTShape(ShapeBase):
                 raise ShapeError(f"shape: {name} must be a positive integer, not {value!r}")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise ShapeError(f"shape: num_classes must be an integer of 0 or more, not {self.num_classes!r}")
-        if not isinstance(self.mlp_ratio, (int, float)) or not 0 < self.mlp_ratio < math.inf:
+        if not isinstance(self.mlp_ratio, (int, float)) or not 0 < self.mlp_ratio < 1e6:
             raise ShapeError(f"shape: mlp_ratio must be a positive number, not {self.mlp_ratio!r}")
         if self.hidden_dim < 1:
             raise ShapeError(f"shape: mlp_ratio {self.mlp_ratio} of embed_dim {self.embed_dim} leaves the MLP no width")
