@@ -289,3 +289,18 @@ def test_the_result_is_recorded_once(finished: Path) -> None:
     assert (record["cost"]["updates"], record["cost"]["images"]) == (6, 48)
     assert record["metrics"]["history"][-1]["top1"] == record["metrics"]["final"]["top1"]
     assert record["data"]["train_images"] == 24
+
+
+def test_what_a_killed_run_left_half_written_goes_when_it_goes_on(images: Path, ancestry: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    condensed(run, images, Ancestry(ancestry), train={**FAST, "epochs": 1})
+    gene = tmp_path / "run.safetensors"
+    gene.unlink()
+    left = [run / ".last.pt.0123abcd.tmp", run / ".descendant.0123abcd.old", tmp_path / ".run.safetensors.89abcdef.tmp"]
+    left[1].mkdir()
+    for path in (left[0], left[1] / "config.json", left[2], tmp_path / ".other.safetensors.89abcdef.tmp"):
+        path.write_text("half")
+    condensed(run, images, Ancestry(ancestry), train={**FAST, "epochs": 1})
+    assert gene.exists()
+    assert [path for path in left if path.exists()] == []
+    assert (tmp_path / ".other.safetensors.89abcdef.tmp").exists()

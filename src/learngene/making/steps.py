@@ -8,6 +8,7 @@ waits for what others are making, goes on where a step was stopped, and lets one
 from __future__ import annotations
 
 import contextlib
+import glob
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.environment import environment
 from learngene.system.errors import InterruptedRun, LearngeneError
-from learngene.system.files import refuse_full_disk, take_lock
+from learngene.system.files import clear_unfinished, refuse_full_disk, take_lock
 from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.training.run import run_bytes, write_once
 from learngene.training.stage import TrainResult
@@ -120,6 +121,7 @@ def _made(step: Step[Any], failed: dict[str, str] | None, say: Say | None) -> An
     start = time.perf_counter()
     try:
         outcome = step.make()
+        clear_unfinished(step.path.parent, glob.escape(step.path.name))
     except (LearngeneError, RuntimeError, MemoryError) as error:
         if failed is None or not (isinstance(error, (LearngeneError, MemoryError)) or _out_of_memory(error)):
             raise

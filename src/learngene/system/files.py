@@ -44,6 +44,18 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def clear_unfinished(folder: Path, name: str = "*") -> None:
+    """Deletes what a killed process left half-written in a folder; only for who holds the lock on what is written.
+
+    Args:
+        folder: Where.
+        name: Of the file or folder that should have been written; anything by default.
+    """
+    for left in folder.glob(f".{name}.{'[0-9a-f]' * 8}.*"):
+        if left.suffix in (".tmp", ".old"):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
 def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> None:
     """Like ``write_file`` for a folder: filled under a temporary name, then moved into place.
 

@@ -21,7 +21,7 @@ from learngene.recipe.content_hash import later_defaults
 from learngene.recipe.loading import dump_recipe
 from learngene.recipe.sections import Section
 from learngene.system.errors import LearngeneError
-from learngene.system.files import refuse_foreign, take_lock, write_file
+from learngene.system.files import clear_unfinished, refuse_foreign, take_lock, write_file
 
 MARKER = "recipe.yaml"
 LOCK = ".lock"
@@ -103,6 +103,7 @@ class RunFolder:
         self._lock = take_lock(self.path / LOCK)
         if self._lock is None:
             raise LearngeneError(f"{self.path} is in use by another run; wait for it to end, or choose another out")
+        clear_unfinished(self.path)
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         write_file(self.path / MARKER, lambda temporary: temporary.write_text(self._recipe))
         write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
