@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from learngene.system.errors import LearngeneError
 def evaluate(
     model: Annotated[str, typer.Argument(help="descendant folder, gene file, or timm name with pretrained weights")],
     data: Data,
+    overrides: Annotated[list[str] | None, typer.Argument(help="data.key=value, such as data.max_pixels=1000")] = None,
     split: Annotated[str, typer.Option(help="val or train")] = "val",
     depth: Depth = None,
     path: PoolPath = None,
@@ -33,8 +35,9 @@ def evaluate(
     """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss."""
     from learngene.genes.ancestry import Ancestry
     from learngene.genes.gene import Learngene
-    from learngene.making.finetune import data_section, mask_names
+    from learngene.making.finetune import data_section, mask_names, open_for
     from learngene.making.finetune import evaluate as score
+    from learngene.recipe.loading import apply_overrides
     from learngene.training.scores import Accuracy
 
     fields: dict[str, Any] = {"source": list(data), "skip_corrupt": skip_corrupt, "ignore_index": ignore_index}
@@ -42,7 +45,10 @@ def evaluate(
         fields["root"] = str(root)
     if mask_classes is not None:
         fields["mask_classes"] = int(mask_classes) if mask_classes.isdecimal() else mask_classes.split(",")
-    section = data_section(fields)
+    for text in overrides or []:
+        if not text.startswith("data."):
+            raise LearngeneError(f"'{text}' is not of the form data.key=value; eval has no other settings")
+    section = data_section(apply_overrides({"data": fields}, overrides or [])["data"])
     if Path(model).is_file() or Path(model).suffix == ".safetensors":
         net: Any = Learngene.load(model).expand(path if path is not None else depth, **choices(options))
     elif depth is not None or path is not None:
@@ -50,7 +56,10 @@ def evaluate(
         raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is not one")
     else:
         net = Ancestry(model).model
-    result = score(net, section, split=split)
+    images = open_for(net, section, split)
+    result = score(net, section, images=images)
+    if not as_json:
+        print(f"{images.where}: {split} {images.counted()}", file=sys.stderr)
     if not isfinite(result.loss):
         raise LearngeneError(f"{model}: its outputs are not finite numbers, so its scores mean nothing")
     classes: list[tuple[str, float | None]] = []

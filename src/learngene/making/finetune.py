@@ -211,9 +211,11 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
     set_drop_path(model, 0.0)
     crop = 1.0 if images.train.segmentation else crop_pct(data, size)
     _record_preprocessing(model, data, size, chans, crop)
+    before = getattr(model, "learngene", {})
     model.learngene = {
-        **getattr(model, "learngene", {}),
+        **{name: entry for name, entry in before.items() if name != "mask_values"},
         "class_names": images.train.class_names,
+        **({"mask_values": data.mask_values} if data.mask_values else {}),
         "finetuned": {
             "data": recipe.data.names,
             "train": recipe.train.model_dump(mode="json"),
@@ -246,7 +248,7 @@ def evaluate(
         LearngeneError: If the data does not fit the model.
     """
     spec = data_section(data)
-    images = images or open_split(spec, split, _mask_classes(model))
+    images = images or open_for(model, spec, split)
     _refuse_classes(model, images)
     chans, size = input_size(model, spec)
     loader = eval_loader(images, fill_preprocessing(spec, model.pretrained_cfg), img_size=size, in_chans=chans)
@@ -254,6 +256,14 @@ def evaluate(
     score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
     model.to("cpu")
     return score
+
+
+def open_for(model: TimmModel, spec: DataSpec, split: str) -> ImageSet:
+    """A split as a model takes it: masks have its classes and mean what they did in training, unless the data says."""
+    values = getattr(model, "learngene", {}).get("mask_values")
+    if spec.mask_values is None and values is not None:
+        spec = spec.model_copy(update={"mask_values": values})
+    return open_split(spec, split, _mask_classes(model))
 
 
 def input_size(model: TimmModel, data: DataSpec) -> tuple[int, int]:
