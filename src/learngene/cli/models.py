@@ -58,10 +58,10 @@ def evaluate(
         net = Ancestry(model).model
     images = open_for(net, section, split)
     result = score(net, section, images=images)
-    if not as_json:
-        print(f"{images.where}: {split} {images.counted()}", file=sys.stderr)
     if not isfinite(result.loss):
         raise LearngeneError(f"{model}: its outputs are not finite numbers, so its scores mean nothing")
+    if not as_json:
+        print(f"{images.where}: {split} {images.counted()}", file=sys.stderr)
     classes: list[tuple[str, float | None]] = []
     if isinstance(result, Accuracy):
         scores = f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
