@@ -408,11 +408,7 @@ def weights_that_move(cell: tuple[int, int], shape: ViTShape) -> dict[str, Tenso
     return {name: value for name, value in moved.items() if value.max() > 0}
 
 
-@pytest.mark.parametrize(
-    ("cell", "token"),
-    [((4, 4), 0), ((4, 5), 1), ((5, 4), 8), ((11, 11), 63)],
-    ids=str,
-)
+@pytest.mark.parametrize(("cell", "token"), [((4, 4), 0), ((4, 5), 1), ((5, 4), 8), ((11, 11), 63)], ids=str)
 def test_a_cell_of_the_dense_kernel_is_one_token(cell: tuple[int, int], token: int) -> None:
     """An 8 x 8 grid takes rows and columns 4 to 11 of the kernel; the class token stands before all."""
     moved = weights_that_move(cell, token_shape(embed_dim=32, num_heads=4, img_size=32, patch_size=4))
