@@ -173,6 +173,7 @@ def expanded(kind: str) -> tuple[Any, Shape]:
     return gene.expand(3, num_classes=7), gene.shape.replace(depth=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tleg", "pool"])
 def test_descendants_take_a_head_and_are_exported(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
