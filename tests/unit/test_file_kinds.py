@@ -120,14 +120,18 @@ def test_images_that_pillow_cannot_read_are_broken_not_forgotten(tmp_path: Path)
         "c.svg": b"<svg/>",
         ".d.png.icloud": b"bplist00",
         "e.png": b"",
+        "f.ico": b"\0\0\1\0",
+        "g.pcx": b"\n\5",
     }.items():
         (red / name).write_bytes(content)
-    names = [f"train/red/{name}" for name in (".d.png.icloud", "a.heic", "b", "c.svg", "e.png", "raw.dng")]
+    names = [
+        f"train/red/{name}" for name in (".d.png.icloud", "a.heic", "b", "c.svg", "e.png", "f.ico", "g.pcx", "raw.dng")
+    ]
     made = opened(root, skip_corrupt=True)
     assert made.corrupt == names
-    assert made.counted().endswith("; left out: 6 corrupt (train/red/.d.png.icloud ...)")
+    assert made.counted().endswith("; left out: 8 corrupt (train/red/.d.png.icloud ...)")
     with pytest.raises(
-        DataError, match=r"6 of 12 images .* is train/red/.d.png.icloud \(not a format that Pillow reads"
+        DataError, match=r"8 of 14 images .* is train/red/.d.png.icloud \(not a format that Pillow reads"
     ):
         opened(root)
 

@@ -15,6 +15,7 @@ from learngene.data.pixels import opening
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".tga"),
+    *(".j2c", ".jpc", ".pcx", ".ico", ".icns", ".cur", ".sgi", ".dds", ".ras", ".xbm", ".xpm"),
     *(".heic", ".heif", ".jxl", ".svg", ".psd"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
