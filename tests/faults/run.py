@@ -47,6 +47,7 @@ def main(
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="learngene-faults-") as folder:
             found = PARTS[name](Path(folder), share, seed)
+            found["faults"] = [fault.replace(folder, "FOLDER").strip() for fault in found["faults"]]
         found |= {"seed": seed, "share": share, "seconds": round(time.perf_counter() - start, 1)}
         record["parts"][name] = {**found, "environment": environment()}
         out.write_text(json.dumps(record, indent=1) + "\n")

@@ -14,6 +14,7 @@ import torch
 from learngene.genes.gene_file import read_header
 from learngene.methods import method
 from learngene.system.errors import LearngeneError
+from learngene.system.files import write_file
 from pico import pico_gene
 
 
@@ -34,6 +35,25 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     monkeypatch.undo()
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:671] . unexpected pos 159040 vs 158928"
+        ),  # seen on a full disk
+    ],
+    ids=["system", "safetensors", "torch"],
+)
+def test_a_full_disk_is_told_in_words_however_a_library_says_it(error: Exception, tmp_path: Path) -> None:
+    def write(_: Path) -> None:
+        raise error
+
+    with pytest.raises(LearngeneError, match=r"cannot write .*: no space left on the device; nothing was changed"):
+        write_file(tmp_path / "file", write)
 
 
 LIMITED = """

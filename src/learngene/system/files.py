@@ -190,7 +190,8 @@ def _reason(error: Exception) -> str | None:
         return "no space left on the device" if error.errno == errno.ENOSPC else (error.strerror or str(error))
     # safetensors and torch wrap the operating system's error in their own.
     text = str(error).lower()
-    if "no space left" in text or "os error 28" in text:
+    # Torch's zip writer does not say why it came to stand elsewhere than it wrote to.
+    if "no space left" in text or "os error 28" in text or "unexpected pos" in text:
         return "no space left on the device"
     if "os error" in text or "io error" in text or "i/o error" in text:
         return str(error).splitlines()[0]
