@@ -14,10 +14,7 @@ from learngene.data.images import open_split
 from learngene.recipe.sections import DataSpec
 from pico import make_images
 
-FORMATS = {
-    "png": {}, "jpg": {}, "gif": {}, "bmp": {}, "webp": {}, "tif": {}, "ppm": {}, "jp2": {}, "ico": {}, "tga": {},
-    "pcx": {}, "avif": {},
-}  # fmt: skip
+FORMATS = ("png", "jpg", "gif", "bmp", "webp", "tif", "ppm", "jp2", "ico", "tga", "pcx", "avif")
 EACH = 100
 
 

@@ -62,10 +62,11 @@ def parse_path(text: Any, head_dim: int) -> tuple[Segment, ...]:
     Raises:
         ShapeError: If it is no such text.
     """
-    for width, _, _ in path_pieces(text):
+    pieces = path_pieces(text)
+    for width, _, _ in pieces:
         if not width or width % head_dim:
             raise ShapeError(f"shape: path '{text}': width {width} is no multiple of the head width {head_dim}")
-    return tuple(Segment(width, width // head_dim, first, last) for width, first, last in path_pieces(text))
+    return tuple(Segment(width, width // head_dim, first, last) for width, first, last in pieces)
 
 
 def path_pieces(text: Any) -> list[tuple[int, int, int]]:
