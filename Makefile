@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lint faults bench format requirements clean
+.PHONY: demo test test-all lint faults bench format schema requirements clean
 
 demo: $(STAMP)
 	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
@@ -42,6 +42,10 @@ $(STAMP): requirements.txt requirements-uv.txt pyproject.toml
 	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --no-index -e .
 	touch $@
+
+# Rewrites the JSON schema of a gene's metadata from its models.
+schema: $(STAMP)
+	$(BIN)/python -m learngene.genes.metadata_schema > docs/gene.schema.json
 
 # Rewrites the pinned files from pyproject.toml: versions and hashes, no addresses.
 requirements: $(STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from safetensors.torch import load_file, save_file
 import learngene
 from learngene import Ancestry
 from learngene.genes.gene_file import check_metadata, read_header
+from learngene.genes.metadata_schema import gene_schema
 from learngene.making.condense import run
 from learngene.making.extract import extract
 from learngene.making.search.make import run as run_search
-from learngene.methods import METHODS, default_settings
+from learngene.methods import METHODS
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import build_recipe
 from learngene.system.errors import GeneFileError
@@ -27,7 +29,8 @@ from learngene.vits.shape import ViTShape
 from pico import FAST, condense_fields, make_ancestry, make_images, pico_gene, pico_shape
 from searches import make_sets, search_fields, search_recipe
 
-SCHEMA: dict[str, Any] = json.loads((Path(__file__).parents[2] / "docs" / "gene.schema.json").read_text())
+FILE = Path(__file__).parents[2] / "docs" / "gene.schema.json"
+SCHEMA: dict[str, Any] = json.loads(FILE.read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
 HYPER = ("tal", "logah", "ghn3")
 
@@ -113,26 +116,33 @@ def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str
     assert faults(learngene.load(tmp_path / "g.safetensors").metadata) == []
 
 
-def test_the_schema_knows_every_method_and_field() -> None:
-    assert set(SCHEMA["properties"]["method"]["enum"]) == set(METHODS)
-    shape = SCHEMA["$defs"]["shape"]["properties"]
-    assert {name: field["default"] for name, field in shape.items()} == {**ViTShape().to_dict(), "norm_eps": 1e-6}
+def test_the_file_is_what_the_models_say() -> None:
+    assert FILE.read_text() == json.dumps(gene_schema(), indent=2) + "\n", "make schema writes it"
 
 
-def test_the_schema_has_the_settings_of_every_method(tmp_path: Path) -> None:
-    parts = [
-        (part["if"]["properties"]["method"], part["then"])
+def test_the_schema_has_every_method_and_field_with_its_default() -> None:
+    """Against a table by hand, of one field per kind of type."""
+    properties = {name: model["properties"] for name, model in SCHEMA["$defs"].items() if "properties" in model}
+    assert set(SCHEMA["properties"]["method"]["enum"]) == set(METHODS) <= set(properties)
+    for name, kind in {**METHODS, "Shape": ViTShape}.items():
+        assert set(properties[name]) == {field.name for field in dataclasses.fields(kind)}, name
+    count = {"type": "integer", "minimum": 1}
+    expected = {
+        ("Shape", "depth"): {**count, "default": 12},
+        ("Shape", "num_classes"): {"type": "integer", "minimum": 0, "default": 1000},
+        ("Shape", "norm_eps"): {"type": "number", "enum": [1e-6, 1e-5], "default": 1e-6},
+        ("sws", "stages"): {"type": "array", "items": count, "minItems": 1, "default": [3, 3, 4, 3, 3]},
+        ("pool", "direction"): {"type": "string", "enum": ["up", "down"], "default": "up"},
+        ("tal", "task_dim"): {**count, "default": 768},
+        ("logah", "task_dim"): {"const": 0, "default": 0},
+    }
+    assert {(kind, field): properties[kind][field] for kind, field in expected} == expected
+    versions = {
+        part["if"]["properties"]["method"]["const"]: part["then"]["properties"]["version"]["const"]
         for part in SCHEMA["allOf"]
-        if "method" in part["if"].get("properties", {})
-    ]
-    conditions = {kind["const"]: then for kind, then in parts if "const" in kind}
-    without = next(kind["enum"] for kind, _ in parts if "enum" in kind)
-    assert conditions.keys() | set(without) == set(METHODS)
-    for name, then in conditions.items():
-        settings = SCHEMA["$defs"][then["properties"]["settings"]["$ref"].rpartition("/")[2]]
-        known = json.loads(json.dumps(default_settings(METHODS[name])))
-        assert {key: field["default"] for key, field in settings["properties"].items()} == known, name
-    assert all(default_settings(METHODS[name]) == {} for name in without)
+        if "method" in part["if"]["properties"]
+    }
+    assert {name for name, version in versions.items() if version == 2} == {"tal", "logah", "ghn3"}
 
 
 def test_a_gene_condensed_without_ancestry_fits_the_schema(images: Path, tmp_path: Path) -> None:
@@ -167,9 +177,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_searched_gene_fits_the_schema(searched: dict[str, Any]) -> None:
     assert faults(searched) == []
     assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "paths", "tasks"}
-    record = SCHEMA["$defs"]["search"]
+    record = SCHEMA["$defs"]["Search"]
     assert set(searched["search"]) == set(record["properties"]) == set(record["required"])
-    task = SCHEMA["$defs"]["task"]
+    task = SCHEMA["$defs"]["SearchTask"]
     assert all(set(each) == set(task["properties"]) == set(task["required"]) for each in searched["search"]["tasks"])
     assert set(searched["search"]["routing"]) == set(record["properties"]["routing"]["properties"])
     assert searched["training"].keys() == {"epochs", "seconds", "seed", "recipe"}
@@ -205,11 +215,11 @@ def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) 
     assert set(SCHEMA["properties"]) - set(both) == {"anchors", "paths", "search"}
     assert "hyper" in home["training"]["recipe"]
     assert both["training"]["stage1"] == home["training"]
-    known = set(SCHEMA["$defs"]["tuned-task"]["properties"])
+    known = set(SCHEMA["$defs"]["TunedTask"]["properties"])
     for task in both["tasks"]:
         assert set(task) == (known if aware else known - {"embedding"})
         if aware:
-            embedding = SCHEMA["$defs"]["embedding"]
+            embedding = SCHEMA["$defs"]["Embedding"]
             assert set(task["embedding"]) == set(embedding["properties"]) == set(embedding["required"])
     for wrong in (
         {"task": 1},
@@ -237,7 +247,7 @@ SPOILED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "name missing": ("both", lambda search: search["tasks"][2].pop("task")),
     "share of another depth": ("reader", lambda search: search["tasks"][0].update(share=[0.5])),
     "layer beyond": ("reader", lambda search: search.update(layers=[5])),
-    "share beyond": ("schema", lambda search: search["tasks"][0].update(share=[2.0] * 4)),
+    "share beyond": ("both", lambda search: search["tasks"][0].update(share=[2.0] * 4)),
     "rule": ("schema", lambda search: search["select"].update(rule="most")),
     "route": ("schema", lambda search: search["routing"].update(route="imgs")),
 }

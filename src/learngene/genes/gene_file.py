@@ -228,7 +228,7 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
         if not isinstance(metadata.get(key, {}), dict):
             raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
     if metadata.keys() & {"paths", "search", "tasks"}:
-        from learngene.genes.metadata_records import fault_of_records
+        from learngene.genes.metadata import fault_of_records
 
         if fault := fault_of_records(metadata):
             raise GeneFileError(f"{path}: metadata entry {fault}")
