@@ -14,6 +14,7 @@ from learngene.system.errors import LearngeneError, RecipeError
 from learngene.vits.shape import MAX_DEPTH
 
 if TYPE_CHECKING:
+    from learngene.genes.ancestry import Ancestry
     from learngene.recipe.loading import Recipe
 
     SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
@@ -41,6 +42,15 @@ Depth = Annotated[int | None, typer.Option(help="layers to expand from a gene")]
 PoolPath = Annotated[str | None, typer.Option(help="path to expand from a pool's gene, such as 4+2")]
 Explain = Annotated[bool, typer.Option("--explain", help="show which gene layer feeds which layer")]
 Pretrained = Annotated[bool, typer.Option(help="load a timm name's pretrained weights")]
+Architecture = Annotated[str | None, typer.Option(help="of a checkpoint file: timm's name of the model")]
+ModelArgs = Annotated[
+    str | None, typer.Option(help="of a checkpoint file or timm name: arguments for timm, such as '{img_size: 32}'")
+]
+State = Annotated[str | None, typer.Option(help="of a checkpoint file: which of its states, such as model")]
+Preprocessing = Annotated[
+    str | None,
+    typer.Option(help="what the weights were trained with, such as '{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}'"),
+]
 Processes = Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1, max=256)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -79,6 +89,41 @@ def amount(text: str | None) -> float | None:
         return float(text[:-1] if scale > 1 else text) * scale
     except ValueError:
         raise LearngeneError(f"'{text}' is not a number such as 10M, 2.5G or 5000") from None
+
+
+def mapping(flag: str, text: str | None) -> dict[str, Any]:
+    """The mapping that a flag gives as YAML; an empty one if it is not given."""
+    import yaml
+
+    from learngene.recipe.loading import load_yaml
+
+    try:
+        out = load_yaml(text or "{}")
+    except yaml.YAMLError:
+        out = None
+    if not isinstance(out, dict):
+        raise LearngeneError(f"{flag} '{text}' is not a mapping such as '{{img_size: 32}}'")
+    return out
+
+
+def ancestry_of(
+    source: str,
+    architecture: str | None,
+    model_args: str | None,
+    state: str | None,
+    preprocessing: str | None,
+    pretrained: bool = True,
+) -> Ancestry:
+    """The model that a command's flags describe, as an ancestry section in a recipe would."""
+    from learngene.genes.ancestry import Ancestry
+    from learngene.recipe.one_line_faults import validated
+    from learngene.recipe.sections import OwnWeights
+
+    arguments = mapping("--model-args", model_args)
+    own = validated(OwnWeights, mapping("--preprocessing", preprocessing), "--preprocessing").preprocessing
+    return Ancestry(
+        source, architecture=architecture, model_args=arguments, pretrained=pretrained, state=state, preprocessing=own
+    )
 
 
 def layer_list(text: str) -> list[int]:

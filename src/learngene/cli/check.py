@@ -104,8 +104,7 @@ def _check_search(recipe: SearchRecipe) -> Iterator[str]:
 
     prepared = prepare(recipe)
     refuse_other_paths(prepared)
-    identity = prepared.ancestry.identity
-    yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}, {prepared.shape}"
+    yield f"ancestry: {prepared.ancestry.label}, {prepared.shape}"
     for name, (train, val) in prepared.images.items():
         spec = prepared.specs[name]
         updates = len(train) // spec.train.batch_size * spec.train.epochs
@@ -127,8 +126,7 @@ def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {prepared.gene.method.name} at {prepared.gene.shape}, {stored / 1e6:.3f} M parameters"
     if prepared.ancestry:
-        identity = prepared.ancestry.identity
-        yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
+        yield f"ancestry: {prepared.ancestry.label}"
     sizes = {name: len(task.images[0]) for name, task in prepared.tasks.items()}
     for name, share in sampling_shares(sizes, recipe.temperature).items():
         train, val = prepared.tasks[name].images
@@ -146,8 +144,7 @@ def _check_condense(recipe: CondenseRecipe, images: Splits) -> Generator[str, No
 
     prepared = prepare(recipe, images=images)
     if prepared.ancestry:
-        identity = prepared.ancestry.identity
-        yield f"ancestry: {identity['name']} {identity['tag']}, sha256 {identity['sha256'][:12]}"
+        yield f"ancestry: {prepared.ancestry.label}"
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
     refuse_gene_path(gene_path(recipe.out), prepared.gene)

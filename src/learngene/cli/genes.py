@@ -9,7 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from learngene.cli.app import Explain, GeneFile, Json, Options, Pretrained, amount, app, choices, layer_list, suggest
+from learngene.cli.app import (
+    Architecture,
+    Explain,
+    GeneFile,
+    Json,
+    ModelArgs,
+    Options,
+    Preprocessing,
+    Pretrained,
+    State,
+    amount,
+    ancestry_of,
+    app,
+    choices,
+    layer_list,
+    suggest,
+)
 from learngene.system.errors import LearngeneError
 
 
@@ -20,19 +36,21 @@ def extract(
     out: Annotated[Path, typer.Option(help="gene file to write (.safetensors)")],
     data: Annotated[list[str] | None, typer.Option(help="images to rank neurons on, for weight-subcloning")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="a setting, for example last=3")] = None,
-    architecture: Annotated[str | None, typer.Option(help="timm architecture of a checkpoint file")] = None,
+    architecture: Architecture = None,
+    model_args: ModelArgs = None,
+    state: State = None,
+    preprocessing: Preprocessing = None,
     pretrained: Pretrained = True,
     dtype: Annotated[str, typer.Option(help="storage type: float32, bfloat16 or float16")] = "float32",
 ) -> None:
     """Turn a trained ViT into a gene file as it is, without training."""
-    from learngene.genes.ancestry import Ancestry
     from learngene.genes.gene_file import refuse_foreign_gene
     from learngene.making.extract import extract as make_gene
     from learngene.making.extract import refuse_method
 
     refuse_foreign_gene(out)
     refuse_method(method, choices(settings), with_data=bool(data))
-    teacher = Ancestry(ancestry, architecture=architecture, pretrained=pretrained)
+    teacher = ancestry_of(ancestry, architecture, model_args, state, preprocessing, pretrained)
     gene = make_gene(teacher, method=method, settings=choices(settings), data=data or None)
     gene.save(out, dtype=dtype)
     stored = sum(parameter.numel() for parameter in gene.parameters())
@@ -197,13 +215,13 @@ def info(
     meta = header.metadata
     searched, tuned = meta.get("search", {}).get("tasks", []), meta.get("tasks", [])
     ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
-    origin = f"{ancestry.get('name')} {ancestry.get('tag', '')} sha256 {ancestry.get('sha256', '?')[:12]}"
+    names = [ancestry.get("name"), ancestry.get("tag"), f"sha256 {ancestry.get('sha256', '?')[:12]}"]
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
         "settings": ", ".join(f"{key}={value}" for key, value in meta["settings"].items()),
         "auxiliary shape": str(header.shape),
         "stored": f"{header.stored_params / 1e6:.3f} M parameters, {header.file_bytes / 1e6:.2f} MB",
-        "ancestry": origin if ancestry.get("name") else "none",
+        "ancestry": " ".join(filter(None, names)) if ancestry.get("name") else "none",
         "data": ", ".join(meta.get("data", {}).get("source", [])) or "none",
         "classes": str(header.shape.num_classes),
         "paths": f"{len(meta['paths'])}, see `learngene plan`" if meta.get("paths") else None,

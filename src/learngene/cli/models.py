@@ -10,19 +10,37 @@ from typing import Annotated, Any
 
 import typer
 
-from learngene.cli.app import Data, Depth, Json, Options, PoolPath, Pretrained, app, choices
+from learngene.cli.app import (
+    Architecture,
+    Data,
+    Depth,
+    Json,
+    ModelArgs,
+    Options,
+    PoolPath,
+    Preprocessing,
+    Pretrained,
+    State,
+    ancestry_of,
+    app,
+    choices,
+)
 from learngene.system.errors import LearngeneError
 
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="descendant folder, gene file, or timm name with pretrained weights")],
+    model: Annotated[str, typer.Argument(help="descendant folder, gene file, checkpoint file, or timm name")],
     data: Data,
     overrides: Annotated[list[str] | None, typer.Argument(help="data.key=value, such as data.max_pixels=1000")] = None,
     split: Annotated[str, typer.Option(help="val or train")] = "val",
     depth: Depth = None,
     path: PoolPath = None,
     options: Options = None,
+    architecture: Architecture = None,
+    model_args: ModelArgs = None,
+    state: State = None,
+    preprocessing: Preprocessing = None,
     root: Annotated[Path | None, typer.Option(help="where a data set given by name lies")] = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out broken images")] = False,
     ignore_index: Annotated[int, typer.Option(help="masks: the value of pixels that are not judged")] = 255,
@@ -33,12 +51,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss."""
-    from learngene.genes.ancestry import Ancestry
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
     from learngene.making.finetune import evaluate as score
     from learngene.recipe.loading import apply_overrides
     from learngene.training.scores import Accuracy
+    from learngene.vits.checkpoint import is_checkpoint
 
     fields: dict[str, Any] = {"source": list(data), "skip_corrupt": skip_corrupt, "ignore_index": ignore_index}
     if root is not None:
@@ -49,13 +67,13 @@ def evaluate(
         if not text.startswith("data."):
             raise LearngeneError(f"'{text}' is not of the form data.key=value; eval has no other settings")
     section = data_section(apply_overrides({"data": fields}, overrides or [])["data"])
-    if Path(model).is_file() or Path(model).suffix == ".safetensors":
+    if not is_checkpoint(model, architecture) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
         net: Any = Learngene.load(model).expand(path if path is not None else depth, **choices(options))
     elif depth is not None or path is not None:
         given = f"--depth {depth}" if path is None else f"--path {path}"
         raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is not one")
     else:
-        net = Ancestry(model).model
+        net = ancestry_of(model, architecture, model_args, state, preprocessing).model
     images = open_for(net, section, split)
     result = score(net, section, images=images)
     if not isfinite(result.loss):
@@ -91,9 +109,12 @@ def export(
 
 @app.command()
 def picture(
-    model: Annotated[str, typer.Argument(help="descendant folder, timm name with pretrained weights, or gene file")],
+    model: Annotated[str, typer.Argument(help="descendant folder, timm name, checkpoint file, or gene file")],
     out: Annotated[Path, typer.Option(help="PNG to write")],
     pretrained: Pretrained = True,
+    architecture: Architecture = None,
+    model_args: ModelArgs = None,
+    state: State = None,
     path: Annotated[str | None, typer.Option(help="path of a pool to highlight, such as 4+2")] = None,
 ) -> None:
     """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1).
@@ -103,7 +124,7 @@ def picture(
     """
     if out.suffix != ".png":
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
-    if Path(model).suffix == ".safetensors":
+    if architecture is None and Path(model).suffix == ".safetensors":
         from learngene.cli.pictures.pool import pool_picture
         from learngene.genes.gene_file import read_header
         from learngene.making.search.usage_map import search_picture
@@ -123,7 +144,6 @@ def picture(
         raise LearngeneError(f"--path {path}: only the gene file of a pool has paths, and {model} is not one")
     else:
         from learngene.cli.pictures.layers import layer_picture
-        from learngene.genes.ancestry import Ancestry
 
-        layer_picture(Ancestry(model, pretrained=pretrained).model, out)
+        layer_picture(ancestry_of(model, architecture, model_args, state, None, pretrained).model, out)
     print(out)

@@ -9,13 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from learngene.cli.app import (
+    Architecture,
     DataFolder,
     Depth,
+    ModelArgs,
     Overrides,
     PoolPath,
     Processes,
     RecipeFile,
+    State,
     app,
+    mapping,
     read_recipe,
     require_kind,
     say,
@@ -72,8 +76,11 @@ def tune(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = Non
 def finetune(
     recipe: Annotated[Path | None, typer.Argument(help="recipe (.yaml); or use --model and --data")] = None,
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option(help="gene file, descendant folder, or scratch")] = None,
+    model: Annotated[str | None, typer.Option(help="gene, folder, checkpoint, timm name, or scratch")] = None,
     data: Annotated[list[str] | None, typer.Option(help="digits, folder, tar or data set name")] = None,
+    architecture: Architecture = None,
+    model_args: ModelArgs = None,
+    state: State = None,
     depth: Depth = None,
     path: PoolPath = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
@@ -89,6 +96,9 @@ def finetune(
         recipe, given = None, [str(recipe), *given]
     flags: dict[str, Any] = {
         "model": model,
+        "architecture": architecture,
+        "model_args": mapping("--model-args", model_args) or None,
+        "state": state,
         "shape.depth": depth,
         "shape.path": path,
         "train.epochs": epochs,

@@ -47,9 +47,7 @@ class AncestryJob:
         """How to load it once it is there."""
         if self.spec.source is None:
             return AncestrySpec(source=str(self.path))
-        return AncestrySpec(
-            source=self.spec.source, architecture=self.spec.architecture, model_args=self.spec.model_args
-        )
+        return self.spec.loaded()
 
 
 @dataclass(frozen=True)

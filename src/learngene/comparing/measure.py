@@ -26,9 +26,9 @@ from learngene.recipe.finetune import FinetuneRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.training.scores import score_from
-from learngene.vits.descendant_folder import TimmModel
 from learngene.vits.linearity import layer_state, linearity
 from learngene.vits.shape import ViTShape
+from learngene.vits.timm_models import TimmModel
 
 
 def measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:

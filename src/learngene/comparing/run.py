@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from learngene.comparing.cells import lay_out
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob
 from learngene.comparing.measure import measure
 from learngene.comparing.results import Results, collect
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits, open_splits, refuse_unfit
-from learngene.genes.ancestry import Ancestry, refuse_unknown_architecture, timm_model
+from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import kept_parameters
 from learngene.making.condense import prepare as prepare_gene
 from learngene.making.condense import run as run_condense
@@ -41,6 +39,7 @@ from learngene.system.files import refuse_unwritable
 from learngene.system.processes import announce
 from learngene.training.record import NAME as RESULT_FILE
 from learngene.vits.shape import ViTShape
+from learngene.vits.timm_models import refuse_unknown_architecture, timm_model
 
 
 @dataclass
@@ -126,10 +125,7 @@ def _loaded_shapes(recipe: CompareRecipe) -> dict[str, ViTShape]:
     contenders = [recipe.contenders[name] for name in recipe.chosen("contenders")]
     names = {spec.ancestry for spec in contenders if spec.ancestry and not spec.trained}
     specs = {name: recipe.ancestries[name] for name in names if recipe.ancestries[name].source}
-    return {
-        name: plain_shape(Ancestry(spec.source or "", architecture=spec.architecture, model_args=spec.model_args))
-        for name, spec in specs.items()
-    }
+    return {name: plain_shape(Ancestry.from_spec(spec.loaded())) for name, spec in specs.items()}
 
 
 def _refuse_other_size(task: str, images: ImageSet, recipe: CompareRecipe) -> None:
@@ -233,9 +229,7 @@ def _train_ancestry(job: AncestryJob, opened: OpenTasks) -> str:
         model = scratch(job.shape, job.train.seed)
     else:
         arguments = {**spec.model_args, "num_classes": len(images[0].class_names)}
-        with torch.random.fork_rng():
-            torch.manual_seed(job.train.seed)
-            model = timm_model(spec.architecture or "", False, arguments)
+        model = timm_model(spec.architecture or "", False, arguments, seed=job.train.seed)
     tuning = FinetuneRecipe(model=job.name, data=job.data, train=job.train, out=job.folder)
     return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.main:.2f} %"
 

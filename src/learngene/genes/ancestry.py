@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +15,10 @@ from learngene.genes.gene_file import read_header
 from learngene.methods import Method
 from learngene.recipe.sections import AncestrySpec, DataSpec
 from learngene.system.errors import GeneFileError, LearngeneError
-from learngene.vits.descendant_folder import TimmModel, load_descendant
+from learngene.vits.checkpoint import is_checkpoint, load_checkpoint
+from learngene.vits.descendant_folder import load_descendant
 from learngene.vits.shape import ViTShape
-
-CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin")
-"""How the names of checkpoint files end."""
+from learngene.vits.timm_models import TimmModel, timm_model
 
 
 class Ancestry(nn.Module):
@@ -45,40 +40,55 @@ class Ancestry(nn.Module):
         model_args: Mapping[str, Any] | None = None,
         pretrained: bool = True,
         sha256: str | None = None,
+        state: str | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
         """Loads the model and fingerprints its weights.
 
         Args:
-            source: A timm model name (with its tag, to pin it), a descendant folder, a ``.safetensors`` file, a
-                ``.pth`` file (read with weights-only loading), or a timm model in memory.
+            source: A timm model name (with its tag, to pin it), a descendant folder, a checkpoint file, of which
+                nothing is executed, or a timm model in memory.
             architecture: timm's name of the architecture, for a checkpoint file.
             model_args: Arguments for ``timm.create_model``, for example ``{"img_size": 32}``.
-            pretrained: Whether a timm name loads its pretrained weights (from timm's cache or the network).
+            pretrained: Whether a timm name loads its pretrained weights (from timm's cache or the network). Without
+                them the weights are random, and the same every time.
             sha256: If given, any other weights are refused.
+            state: Which of several states in a checkpoint file, such as ``model`` beside ``model_ema``; by default as
+                timm chooses, an average first.
+            preprocessing: ``mean``, ``std``, ``interpolation`` or ``crop_pct`` of the weights' training, where they are
+                not what the source says; a checkpoint file says nothing, so it gets the architecture's.
 
         Raises:
             LearngeneError: If the source is unknown, unreadable, unsafe, or has another sha256.
         """
         super().__init__()
         arguments = dict(model_args or {})
-        names: Any = None
         self.model: TimmModel
         if isinstance(source, nn.Module):
             self.model, label = source, str(_cfg(source).get("architecture", type(source).__name__))
+        elif is_checkpoint(source, architecture) or str(source).lower().endswith(".safetensors"):
+            refuse_gene(Path(source))
+            self.model, label = load_checkpoint(source, architecture, arguments, state=state), Path(source).name
+        elif architecture is not None or state is not None:
+            given = "architecture" if architecture is not None else "state"
+            raise LearngeneError(
+                f"ancestry {source}: {given} is for a checkpoint file, which this is not; leave it out"
+            )
         elif Path(source).is_dir():
-            self.model, names, label = *_from_folder(Path(source), arguments), _folder_name(Path(source))
-        elif Path(source).suffix in CHECKPOINTS:
-            self.model, label = _from_checkpoint(Path(source), architecture, arguments), Path(source).name
+            self.model, label = load_descendant(source, **arguments), _folder_name(Path(source))
         else:
             self.model, label = timm_model(str(source), pretrained, arguments), str(source)
         self.model.eval().requires_grad_(False)
+        if preprocessing:
+            _prepared(self.model, label, preprocessing)
         cfg = self.model.pretrained_cfg
+        names = cfg.get("label_names") if not isinstance(source, nn.Module) else None
         self.preprocessing = _preprocessing(self.model)
         self.num_classes = int(self.model.num_classes)
         self.class_names: list[str] | None = list(names) if names else None
         self.identity = {
             "name": str(cfg.get("architecture") or label),
-            "tag": str(cfg.get("tag") or "") if pretrained else "random-weights",
+            "tag": _tag(source, self.model) if pretrained else "random-weights",
             "source": label,
             "sha256": weights_sha256(self.model),
         }
@@ -97,6 +107,8 @@ class Ancestry(nn.Module):
             model_args=spec.model_args,
             pretrained=spec.pretrained,
             sha256=spec.sha256,
+            state=spec.state,
+            preprocessing=spec.preprocessing,
         )
 
     def train(self, mode: bool = True) -> Ancestry:
@@ -168,7 +180,7 @@ class Ancestry(nn.Module):
             if given is not None and tuple(given) != tuple(self.preprocessing[field]):
                 raise LearngeneError(
                     f"data.{field} {tuple(given)} differs from the ancestry's {tuple(self.preprocessing[field])}; "
-                    f"leave data.{field} out to use the ancestry's"
+                    f"leave data.{field} out to use the ancestry's, or set ancestry.{field} if it was trained so"
                 )
         try:
             self(torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size, device=self.device))
@@ -179,6 +191,12 @@ class Ancestry(nn.Module):
                 f"{shape.img_size} px with {shape.in_chans}; change shape.img_size or pass "
                 f"ancestry.model_args={{img_size: {shape.img_size}}} ({str(error).splitlines()[0]})"
             ) from None
+
+    @property
+    def label(self) -> str:
+        """Its name, tag and the start of its sha256, as commands show it."""
+        name, tag, pin = (self.identity[key] for key in ("name", "tag", "sha256"))
+        return f"{name}{f' {tag}' if tag else ''}, sha256 {pin[:12]}"
 
     @property
     def device(self) -> torch.device:
@@ -230,102 +248,28 @@ def _preprocessing(model: TimmModel) -> dict[str, Any]:
     return {key: list(config[key]) if isinstance(config[key], tuple) else config[key] for key in keys}
 
 
-def timm_model(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> TimmModel:
-    """A timm model by name, with pretrained weights from timm's cache or the network if asked for.
-
-    Raises:
-        LearngeneError: If there is no such model, or its weights cannot be had.
-    """
-    import timm
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # without a network it prints a line per retry; one line from us is enough
-    architecture = name.split(":", 1)[-1] if ":" in name else name.partition(".")[0]
-    if ":" not in name and not timm.is_model(architecture):
-        if Path(name).is_file():
-            raise LearngeneError(
-                f"{name}: a file, but no model; give a checkpoint file ({', '.join(CHECKPOINTS)}), a descendant folder "
-                "or a timm name"
-            )
-        raise LearngeneError(f"'{name}' is no file or folder, and no timm model{_nearest_model(architecture)}")
-    try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0][:160]
-        hint = "; the network or timm's cache must hold its weights" if pretrained else ""
-        raise LearngeneError(f"timm model {name}: cannot be loaded{hint} ({reason})") from None
+def _prepared(model: TimmModel, label: str, preprocessing: Mapping[str, Any]) -> None:
+    """Makes a model say how images are prepared for it."""
+    chans = _preprocessing(model)["input_size"][0]
+    for key in ("mean", "std"):
+        if len(values := preprocessing.get(key, ())) not in (0, chans):
+            raise LearngeneError(f"ancestry {label}: {key} {tuple(values)} must have {chans} values, one per channel")
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **preprocessing}
 
 
-def _from_folder(path: Path, arguments: dict[str, Any]) -> tuple[TimmModel, list[str] | None]:
-    model = load_descendant(path, **arguments)
-    return model, json.loads((path / "config.json").read_text()).get("label_names")
+def _tag(source: str | Path | nn.Module, model: TimmModel) -> str:
+    """The tag of the weights. Of a model in memory timm's tag says what could have been loaded, so only ours counts."""
+    tag = str(model.pretrained_cfg.get("tag") or "")
+    known = not isinstance(source, nn.Module) or hasattr(model, "learngene") or tag == "learngene_trained"
+    return tag if known else ""
 
 
-def _from_checkpoint(path: Path, architecture: str | None, arguments: dict[str, Any]) -> TimmModel:
-    import timm
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise LearngeneError(f"ancestry {path}: no such file")
-    if architecture is None:
-        _refuse_gene(path)
-        raise LearngeneError(
-            f"ancestry {path}: a checkpoint file does not say which model it is; set ancestry.architecture, "
-            "for example deit_base_patch16_224"
-        )
-    try:
-        refuse_unknown_architecture(architecture)
-    except LearngeneError as error:
-        raise LearngeneError(f"ancestry.architecture: {error}") from None
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that it refuses a moment later
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise LearngeneError(f"ancestry {path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise LearngeneError(
-            f"ancestry {path}: holds more than tensors and is not unpickled; save its state_dict as .safetensors"
-        ) from None
-    except Exception as error:  # a damaged file can end torch's reader in any of them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LearngeneError(f"ancestry {path}: damaged or unreadable ({reason})") from None
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    model = timm.create_model(architecture, pretrained=False, **arguments)
-    try:
-        model.load_state_dict(state, strict=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise LearngeneError(
-            f"ancestry {path}: does not hold the weights of {architecture} with {arguments or 'default arguments'}: "
-            f"{lines[1] if len(lines) > 1 else lines[0]}"[:300]
-        ) from None
-    return model
-
-
-def _refuse_gene(path: Path) -> None:
+def refuse_gene(path: Path) -> None:
+    """Raises ``LearngeneError`` if a file that should hold a model is a gene."""
+    if not path.is_file():
+        return
     try:
         read_header(path)
     except GeneFileError:
         return
     raise LearngeneError(f"ancestry {path}: a gene file, not a model; expand it, and give the descendant folder")
-
-
-def refuse_unknown_architecture(name: str) -> None:
-    """Raises ``LearngeneError`` if timm has no such architecture; the message names the nearest."""
-    import timm
-
-    if not timm.is_model(name):
-        raise LearngeneError(f"'{name}' is no timm model{_nearest_model(name)}")
-
-
-def _nearest_model(name: str) -> str:
-    """The closest name that timm knows, as a continuation of a sentence; nothing if none is close."""
-    import timm
-
-    match = difflib.get_close_matches(name, timm.list_models(), n=1)
-    return f"; did you mean '{match[0]}'?" if match else ""

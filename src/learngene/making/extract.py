@@ -23,8 +23,8 @@ from learngene.methods import METHODS, Method
 from learngene.methods import method as find_method
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
-from learngene.vits.descendant_folder import TimmModel
 from learngene.vits.shape import ViTShape
+from learngene.vits.timm_models import TimmModel
 
 ACTIVITY_IMAGES = 512
 """Most images on which neurons are ranked: with 196 tokens each, every mean is over 100,000 values."""

@@ -16,7 +16,7 @@ from learngene.data.batches import eval_loader
 from learngene.data.images import ImageSet, open_split
 from learngene.data.preprocessing import crop_pct, fill_preprocessing
 from learngene.data.splits import Splits, open_splits
-from learngene.genes.ancestry import made_of, timm_model
+from learngene.genes.ancestry import made_of
 from learngene.genes.gene import Learngene
 from learngene.making.arguments import Data, data_fields, data_section, recipe_of
 from learngene.making.steps import Step, make
@@ -30,9 +30,11 @@ from learngene.training.losses import Parts, task_loss
 from learngene.training.run import run_bytes, run_stage, write_once
 from learngene.training.scores import SetScore, task_score
 from learngene.training.stage import Stage, TrainResult, set_drop_path
-from learngene.vits.descendant_folder import PROVENANCE, TimmModel, load_descendant, save_descendant
+from learngene.vits.checkpoint import is_checkpoint, load_checkpoint
+from learngene.vits.descendant_folder import PROVENANCE, load_descendant, save_descendant
 from learngene.vits.segmenter import Segmenter, segment
 from learngene.vits.stitched_shape import Shape, shape_from
+from learngene.vits.timm_models import TimmModel, timm_model
 
 
 def finetune(
@@ -136,6 +138,11 @@ def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
         _refuse_unused(recipe, "random weights", "options", "model_args")
         shape = shape_from({"num_classes": len(names), **_size(recipe, images), **recipe.shape})
         return scratch(shape, recipe.train.seed, class_names=names)
+    if is_checkpoint(source, recipe.architecture):
+        _refuse_unused(recipe, "a checkpoint, which has its shape", "shape", "options")
+        model = load_checkpoint(source, recipe.architecture, recipe.model_args, state=recipe.state)
+        return model if model.num_classes == len(names) else fresh_head(model, images, recipe.train.seed)
+    _refuse_unused(recipe, "what is no checkpoint file", "architecture", "state")
     if Path(source).is_dir():
         _refuse_unused(recipe, "a descendant, which has its shape", "shape", "options", "model_args")
         model = load_descendant(source)
@@ -153,9 +160,7 @@ def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     if not Path(source).exists() and Path(source).suffix != ".safetensors":
         _refuse_unused(recipe, "a timm model, which has its shape", "shape", "options")
         arguments = {**_size(recipe, images), **recipe.model_args, "num_classes": len(names)}
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.train.seed)
-            return timm_model(source, recipe.pretrained, arguments)
+        return timm_model(source, recipe.pretrained, arguments, seed=recipe.train.seed)
     _refuse_unused(recipe, "a gene", "model_args")
     gene = Learngene.load(source)
     changes = {"num_classes": len(names), **_size(recipe, images), **(recipe.shape or {})}

@@ -14,9 +14,11 @@ from learngene.recipe.one_line_faults import validated
 from learngene.recipe.search import Routing, Selection
 from learngene.recipe.sections import (
     Above0,
+    AncestrySpec,
     ByName,
     DataSpec,
     Distinct,
+    OwnWeights,
     Positive,
     Section,
     Seed,
@@ -31,7 +33,7 @@ SOURCE = "home"
 """Name of the task on which genes are condensed and ancestries trained; every comparison has it."""
 
 
-class ModelSpec(Section):
+class ModelSpec(OwnWeights):
     """An ancestry model: loaded as it is, or trained on the home task before anything else."""
 
     source: str | None = Field(None, description="timm name with pretrained weights, folder or checkpoint file")
@@ -45,7 +47,14 @@ class ModelSpec(Section):
     def _one_origin(self) -> ModelSpec:
         if self.source is None and (self.architecture is None) == (self.shape is None):
             raise RecipeError("ancestry: give source (a trained model), or architecture or shape (trained here)")
+        if self.source is None and self.own_weights:
+            raise RecipeError(f"ancestry: {next(iter(self.own_weights))} is for a source; leave it out")
         return self
+
+    def loaded(self) -> AncestrySpec:
+        """The section of an ancestry that is loaded as it is."""
+        named = {"source": self.source, "architecture": self.architecture, "model_args": self.model_args}
+        return AncestrySpec.model_validate(named | self.own_weights)
 
 
 LearnedTasks = Annotated[

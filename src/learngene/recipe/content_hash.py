@@ -12,7 +12,12 @@ KEY_LENGTH = 10
 FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
 """Entries that do not change what is computed."""
 
+_OWN_WEIGHTS = ("state", "mean", "std", "interpolation", "crop_pct")
+
 ADDED_LATER = {
+    "AncestrySpec": _OWN_WEIGHTS,
+    "ModelSpec": _OWN_WEIGHTS,
+    "FinetuneRecipe": ("architecture", "state"),
     "DataSpec": (
         *("mask_classes", "ignore_index", "mask_values", "mask_orientation"),
         *("background", "pixel_range", "max_pixels"),
@@ -42,9 +47,9 @@ def hashed_content(section: Section) -> dict[str, Any]:
         values.pop(name, None)
     for dotted in later_defaults(section):
         *parents, name = dotted.split(".")
-        place = values
+        place: Any = values
         for parent in parents:
-            place = place[parent]
+            place = place[int(parent)] if isinstance(place, list) else place[parent]
         del place[name]
     if isinstance(section, DataSpec):
         values["source"] = section.names
@@ -58,6 +63,9 @@ def later_defaults(section: Section) -> set[str]:
         value = getattr(section, name)
         if isinstance(value, Section):
             out |= {f"{name}.{inner}" for inner in later_defaults(value)}
+        elif isinstance(value, list):
+            for i, each in enumerate(value):
+                out |= {f"{name}.{i}.{inner}" for inner in later_defaults(each)} if isinstance(each, Section) else set()
         elif name in ADDED_LATER.get(type(section).__name__, ()) and value == described.default:
             out.add(name)
     return out

@@ -14,7 +14,11 @@ class FinetuneRecipe(Section):
     """A gene, a descendant folder or a timm architecture to a fine-tuned descendant folder."""
 
     kind: Literal["finetune"] = "finetune"
-    model: str = Field(description="gene file, descendant folder, timm model name, or scratch, of random weights")
+    model: str = Field(
+        description="gene file, descendant folder, timm model name, checkpoint file, or scratch, of random weights"
+    )
+    architecture: str | None = Field(None, description="timm architecture of a checkpoint file")
+    state: str | None = Field(None, description="which of several states in a checkpoint file")
     model_args: dict[str, Any] = Field({}, description="arguments for timm.create_model, for example img_size")
     pretrained: bool = Field(True, description="false: a timm model starts from random weights, by train.seed")
     shape: ShapeChanges | None = Field(

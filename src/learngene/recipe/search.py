@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from learngene.methods.lsamd import LSAMD
-from learngene.recipe.content_hash import short_hash
+from learngene.recipe.content_hash import hashed_content, short_hash
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import (
     AncestrySpec,
@@ -179,7 +179,7 @@ class SearchRecipe(Section):
         """
         task = self.tasks[name]
         train = validated(Train, _over(self.train.model_dump(exclude_unset=True), task.train), f"tasks.{name}.train")
-        ancestry = self.ancestry.model_dump(mode="json")
+        ancestry = hashed_content(self.ancestry)
         ancestry["source"] = "/".join(Path(self.ancestry.source).parts[-2:])  # wherever the folder lies
         # With one seed for all, every data set would draw the same noise, and paths would agree because of it.
         seed = int(short_hash([train.seed, name]), 16)

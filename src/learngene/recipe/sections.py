@@ -99,7 +99,31 @@ class Section(BaseModel):
         return given
 
 
-class AncestrySpec(Section):
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+
+class OwnWeights(Section):
+    """What one's own weights do not say of themselves: how images were prepared for them, and which of them count."""
+
+    state: str | None = Field(None, description="which of several states in a checkpoint file, such as model")
+    mean: tuple[float, ...] | None = Field(None, description="normalisation it was trained with; timm's by default")
+    std: tuple[Above0, ...] | None = Field(None, description="normalisation it was trained with; timm's by default")
+    interpolation: Interpolation | None = Field(None, description="of the resize it was trained with")
+    crop_pct: FractionAbove0 | None = Field(None, description="share of the image that its evaluation looks at")
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images were prepared, as far as it is said."""
+        given = {key: getattr(self, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+        return {key: value for key, value in given.items() if value is not None}
+
+    @property
+    def own_weights(self) -> dict[str, Any]:
+        """All that is said."""
+        return self.preprocessing | ({"state": self.state} if self.state is not None else {})
+
+
+class AncestrySpec(OwnWeights):
     """Where the ancestry model comes from."""
 
     source: str = Field(description="timm model name, descendant folder, or .safetensors/.pth checkpoint file")
@@ -125,7 +149,7 @@ class DataSpec(Section):
     img_size: Positive | None = Field(None, description="side in pixels; by default the model's, if timm records it")
     mean: tuple[float, ...] | None = Field(None, description="normalisation; the ancestry's by default")
     std: tuple[Above0, ...] | None = Field(None, description="normalisation; the ancestry's by default")
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"  # as DeiT
+    interpolation: Interpolation = "bicubic"  # as DeiT
     crop_pct: FractionAbove0 | None = Field(
         None, description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px"
     )

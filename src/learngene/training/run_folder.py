@@ -180,6 +180,8 @@ def refuse_other_recipe(path: Path, recipe: Section) -> None:
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in section.items():
+        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            value = {str(i): each for i, each in enumerate(value)}
         if isinstance(value, Mapping):
             out |= _flat(value, f"{prefix}{key}.")
         else:

@@ -16,12 +16,13 @@ from learngene.system.digest import DIGEST, content_digest
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_folder
 from learngene.vits.stitched_shape import Shape, shape_from
+from learngene.vits.timm_models import TimmModel
 
 PROVENANCE, TIMM_FILES = "learngene.json", ("config.json", "model.safetensors")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-TimmModel = Any
-"""A timm classifier, with ``pretrained_cfg``, ``num_classes`` and ``reset_classifier``; timm has no type for it."""
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Where folders of timm, transformers and Accelerate have their weights; the first one counts, as in timm."""
 
 
 def save_descendant(model: TimmModel, path: str | Path) -> None:
@@ -52,7 +53,9 @@ def save_descendant(model: TimmModel, path: str | Path) -> None:
 
 
 def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
-    """Loads a descendant folder, or any other timm folder, with stock timm.
+    """Loads a descendant folder, any other timm folder, or a ViT, DeiT or DINOv2 of the transformers library.
+
+    Weights in a pickle (``pytorch_model.bin``) are read with weights-only loading.
 
     Args:
         path: The folder.
@@ -64,17 +67,29 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
     import timm
     from safetensors import SafetensorError
 
+    from learngene.vits.transformers_folder import load_transformers
+
     path = Path(path)
-    for name in TIMM_FILES:
-        if not (path / name).is_file():
-            raise LearngeneError(f"{path}: not a descendant folder (no {name})")
+    if not (path / "config.json").is_file():
+        raise LearngeneError(f"{path}: not a descendant folder (no config.json)")
+    weights = weight_file(path)
+    if weights is None:
+        raise LearngeneError(f"{path}: not a descendant folder (no {' or '.join(WEIGHT_FILES[:2])})")
     try:
         record = _record(path)
-        model = timm.create_model(f"local-dir:{path}", pretrained=True, **changes)
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if "architecture" not in config and "model_type" in config:
+            model = load_transformers(path, config, weights, changes)
+        else:
+            model = timm.create_model(f"local-dir:{path}", pretrained=True, **changes)
         if record is not None:
             model.learngene = record
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise LearngeneError(f"{path}: cannot be loaded ({str(error).splitlines()[0][:200]})") from None
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, LearngeneError):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+        raise LearngeneError(f"{path}: cannot be loaded ({reason[:200]})") from None
     return model
 
 
@@ -92,6 +107,11 @@ def _record(path: Path) -> dict[str, Any] | None:
             f"{PROVENANCE} if you changed it on purpose"
         )
     return record
+
+
+def weight_file(path: Path) -> Path | None:
+    """The file of a folder that has its weights; None if there is none."""
+    return next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
 
 
 def model_arguments(model: TimmModel) -> dict[str, Any]:

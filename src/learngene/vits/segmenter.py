@@ -22,7 +22,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from learngene.system.errors import LearngeneError
-from learngene.vits.descendant_folder import TimmModel, model_arguments
+from learngene.vits.descendant_folder import model_arguments
+from learngene.vits.timm_models import TimmModel
 
 __all__ = ["Segmenter", "segment"]
 

@@ -77,6 +77,7 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
     if ancestry is not None:
         source = "/".join(Path(ancestry.source).parts[-2:])
         parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])
+        parts += [ancestry.own_weights] if ancestry.own_weights else []
     changes = {
         "dtype": "float32",  # of the gene file, which is nothing to a row
         "shape": row,
