@@ -13,6 +13,7 @@ from learngene import __version__
 from learngene.cli import experiments, genes, models, recipes  # noqa: F401 - they register their commands
 from learngene.cli.app import app
 from learngene.system.errors import InterruptedRun, LearngeneError
+from learngene.system.machine_faults import machine_fault
 
 
 @app.callback(invoke_without_command=True)
@@ -45,6 +46,8 @@ def main() -> None:
                 _fail(str(error), 2)
             if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
                 _usage(error)
+            if line := machine_fault(error):
+                _fail(line, 2)
             reason = " ".join(str(error)[:300].split())
             _fail(f"{type(error).__name__}: {reason} (a bug; --debug shows where)", 1)
 

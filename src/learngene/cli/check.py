@@ -17,7 +17,7 @@ from learngene.recipe.sections import Train
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_read_only
-from learngene.training.optimizer import refuse_unknown_optimizer
+from learngene.training.optimizer import refuse_optimizer
 from learngene.training.run import run_bytes
 from learngene.training.run_folder import MARKER, RunFolder
 from learngene.training.stage import set_drop_path
@@ -49,7 +49,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes{kind}"
     for name, spec in _trained(recipe):
         open_splits(recipe.data, spec, opened=splits)
-        refuse_unknown_optimizer(spec)
+        refuse_optimizer(spec)
         updates = len(train) // spec.batch_size * spec.epochs
         yield f"{name}: {spec.epochs} epochs, {updates} steps of {spec.batch_size} images"
     resolved: Recipe
@@ -84,7 +84,7 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
         yield f"task {task}: {images[task]} training and {len(val)} validation images, {len(train.class_names)} classes"
     for section in (recipe.train("condense"), recipe.train("tune")):
         accumulation(section, processes=1)
-        refuse_unknown_optimizer(section)
+        refuse_optimizer(section)
     cells = {cell.path for cell in comparison.cells}
     trained = [step for step in steps(comparison, opened) if step.path not in cells]
     there = sum(step.found() is not None for step in trained)
@@ -155,6 +155,7 @@ def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, 
     from learngene.data.preprocessing import fill_preprocessing
     from learngene.making.finetune import starting_model
     from learngene.vits.descendant_folder import PROVENANCE
+    from learngene.vits.input_size import image_config
 
     model = starting_model(recipe, images)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -162,7 +163,7 @@ def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, 
     refuse_foreign(recipe.out / "descendant", PROVENANCE)
     refuse_full_disk(recipe.out, run_bytes(model))
     set_drop_path(model, recipe.train.drop_path)
-    return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, model.pretrained_cfg)})
+    return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, image_config(model))})
 
 
 def _check_folder(recipe: CondenseRecipe | FinetuneRecipe | TuneRecipe) -> str:

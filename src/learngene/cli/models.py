@@ -48,6 +48,9 @@ def evaluate(
         str | None,
         typer.Option(help="masks: number of the classes, or their names with commas; the model's by default"),
     ] = None,
+    match_classes: Annotated[
+        str, typer.Option(help="name: images' classes are the model's of that name; place: of that number")
+    ] = "name",
     as_json: Json = False,
 ) -> None:
     """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss."""
@@ -59,6 +62,7 @@ def evaluate(
     from learngene.vits.checkpoint import is_checkpoint
 
     fields: dict[str, Any] = {"source": list(data), "skip_corrupt": skip_corrupt, "ignore_index": ignore_index}
+    fields["match_classes"] = match_classes
     if root is not None:
         fields["root"] = str(root)
     if mask_classes is not None:

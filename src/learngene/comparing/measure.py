@@ -89,7 +89,10 @@ def _descendant(cell: Cell, gene: Learngene | None, images: ImageSet) -> TimmMod
     if (task := _task_of(cell, gene, images)) is not None:
         options["task"] = task
     with warnings.catch_warnings(action="ignore"):  # shapes outside the trained range are what is asked about
-        return gene.expand(cell.shape, seed=cell.seed, class_names=names, **options)
+        model = gene.expand(cell.shape, seed=cell.seed, **options)
+    # A cell starts from the gene's head wherever the number of classes is the same, whatever they are called.
+    model.learngene["class_names"] = names
+    return model
 
 
 def _task_of(cell: Cell, gene: Learngene, images: ImageSet) -> TaskEmbedding | None:

@@ -21,6 +21,7 @@ from learngene.data.pixels import FULL_16, Decoding, Seen, opening, why_broken
 from learngene.recipe.mask_values import MASK_VALUES, class_names
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import CorruptError, DataError, NoSplitError
+from learngene.vits.class_names import composed
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 """How the names of timm's data sets begin."""
@@ -48,6 +49,8 @@ class ImageSet:
         decoding: How images become pixels.
         left: What lies beside the images and is none of them.
         seen: What the images needed to be decoded, once all of them were.
+        named: Whether the classes have names, and not only numbers that stand for them.
+        numbers: The class of every value that ``masks`` reads; None if they are the same.
     """
 
     where: str
@@ -60,6 +63,8 @@ class ImageSet:
     decoding: Decoding = field(default_factory=Decoding)
     left: Sequence[Left] = ()
     seen: Seen | None = None
+    named: bool = True
+    numbers: np.ndarray | None = None
 
     @property
     def segmentation(self) -> bool:
@@ -69,7 +74,9 @@ class ImageSet:
     @property
     def ignore_index(self) -> int | None:
         """The value of mask pixels that are not judged; None for images with a class each."""
-        return None if self.masks is None else self.masks.ignore_index
+        if self.masks is None:
+            return None
+        return self.masks.ignore_index if self.numbers is None else NOT_JUDGED
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,7 +103,8 @@ class ImageSet:
         """Decodes and checks the mask of an image of a size; see ``Masks``."""
         if self.masks is None:
             raise DataError(f"{self.where}: has no masks")
-        return self.masks.read(index, size, orientation)
+        values = self.masks.read(index, size, orientation)
+        return values if self.numbers is None else self.numbers[values]
 
     def _decoded(self, index: int, mode: str, seen: Seen | None = None) -> tuple[Image.Image, int]:
         """An image, and the EXIF orientation it is stored in."""
@@ -191,6 +199,26 @@ class ImageSet:
             seen=None,
         )
 
+    def numbered(self, class_names: Sequence[str], places: Sequence[int]) -> ImageSet:
+        """The set with its classes under other numbers.
+
+        Args:
+            class_names: Names of all classes, of which the set may lack some.
+            places: Where each of its own classes stands among them.
+        """
+        if list(class_names) == self.class_names and self.named:
+            return self
+        out = dataclasses.replace(self, class_names=list(class_names), named=True)
+        if self.masks is None:
+            out.labels = [places[label] for label in self.labels]
+        elif list(places) != list(range(len(places))):
+            numbers = np.full(MASK_VALUES, NOT_JUDGED, np.uint8)
+            numbers[: len(places)] = places
+            numbers[NOT_JUDGED if self.numbers is not None else self.masks.ignore_index] = NOT_JUDGED
+            out.masks = dataclasses.replace(self.masks, pixels=None)  # counts of other numbers
+            out.numbers = numbers if self.numbers is None else numbers[self.numbers]
+        return out
+
     def fingerprint(self) -> str:
         """A short hash of the names and labels: two sets with the same hash list the same images."""
         digest = hashlib.sha256()
@@ -250,7 +278,7 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
         raise DataError(f"data {where}: the split '{wanted}' has no images")
     if spec.mask_classes is not None and not images.segmentation:
         raise DataError(f"data {where}: has a class per image and no masks; leave data.mask_classes out")
-    if len(images.class_names) < 2:
+    if len(images.class_names) < 2 and (images.segmentation or split == "train"):  # others may lack classes
         if images.segmentation:
             raise DataError(
                 f"data {where}: all pixels of the training masks have value {images.class_names[0]}, or the ignored "
@@ -318,7 +346,10 @@ def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> Image
             "images/<split>/ and masks/<split>/"
         )
     folder = split_folder(split, splits, where)
-    chosen = sorted(((name, place) for part, name, place in found if part == folder), key=lambda p: (p[0], p[1].name))
+    named = zip(composed([name for _, name, _ in found]), found, strict=True)
+    chosen = sorted(
+        ((name, place) for name, (part, _, place) in named if part == folder), key=lambda p: (p[0], p[1].name)
+    )
     names = sorted({name for name, _ in chosen})
     index = {name: i for i, name in enumerate(names)}
     return ImageSet(
@@ -358,7 +389,14 @@ def _masked(
     left = [left for source in sources for left in source.left_of(_folder_of(source, split))]
     read = _Files([image for image, _ in pairs])
     return ImageSet(
-        f"data {where}", read, [image.name for image, _ in pairs], [0] * len(pairs), names, masks=made, left=left
+        f"data {where}",
+        read,
+        [image.name for image, _ in pairs],
+        [0] * len(pairs),
+        names,
+        masks=made,
+        left=left,
+        named=isinstance(known, list) or spec.mask_values is not None,
     )
 
 
@@ -440,6 +478,14 @@ def _named(spec: DataSpec, name: str, split: str) -> ImageSet:
         raise unusable(error) from None
     labels = getattr(dataset, "targets", None)
     labels = [read.label(i) for i in range(count)] if labels is None else [int(label) for label in labels]
-    classes = getattr(dataset, "classes", None) or [str(label) for label in range(max(labels) + 1)]
+    known = getattr(dataset, "classes", None) or _reader_classes(dataset, labels)
+    classes = [str(label) for label in known or range(max(labels) + 1)]
     names = [f"{split}-{index}" for index in range(count)]
-    return ImageSet(f"data {name}", read, names, labels, [str(c) for c in classes])
+    return ImageSet(f"data {name}", read, names, labels, classes, named=bool(known))
+
+
+def _reader_classes(dataset: Any, labels: Sequence[int]) -> list[str] | None:
+    """The names of classes that timm's reader of a data set knows; None if it does not know all of them."""
+    index: dict[str, int] = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    whole = sorted(index.values()) == list(range(len(index))) and len(index) > max(labels)
+    return sorted(index, key=index.__getitem__) if whole else None

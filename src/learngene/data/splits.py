@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from learngene.data.class_match import of_split
 from learngene.data.images import ImageSet, open_split
 from learngene.data.transforms import train_transform
 from learngene.recipe.sections import DataSpec, Train
@@ -61,15 +62,7 @@ def open_splits(
 def _opened(section: DataSpec) -> Splits:
     train = open_split(section, "train")
     val = open_split(section, "val", train.class_names if train.segmentation else None)
-    if train.class_names != val.class_names:
-        only = sorted(set(train.class_names) ^ set(val.class_names))
-        if not only:
-            raise DataError(f"{train.where}: the splits have the same classes, but in another order")
-        raise DataError(
-            f"{train.where}: the splits have different classes ({len(train.class_names)} and "
-            f"{len(val.class_names)}); '{only[0]}' is in one of them only"
-        )
-    return Splits(train, val)
+    return Splits(train, of_split(val, train))
 
 
 def refuse_unfit(images: ImageSet, train: Train | None = None, labels_for: str | None = None) -> None:

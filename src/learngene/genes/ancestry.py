@@ -16,7 +16,9 @@ from learngene.methods import Method
 from learngene.recipe.sections import AncestrySpec, DataSpec
 from learngene.system.errors import GeneFileError, LearngeneError
 from learngene.vits.checkpoint import is_checkpoint, load_checkpoint
+from learngene.vits.class_names import class_names
 from learngene.vits.descendant_folder import load_descendant
+from learngene.vits.input_size import image_config
 from learngene.vits.shape import ViTShape
 from learngene.vits.timm_models import TimmModel, timm_model
 
@@ -85,7 +87,7 @@ class Ancestry(nn.Module):
         names = cfg.get("label_names") if not isinstance(source, nn.Module) else None
         self.preprocessing = _preprocessing(self.model)
         self.num_classes = int(self.model.num_classes)
-        self.class_names: list[str] | None = list(names) if names else None
+        self.class_names = class_names(self.model)
         self.identity = {
             "name": str(cfg.get("architecture") or label),
             "tag": _tag(source, self.model) if pretrained else "random-weights",
@@ -241,11 +243,7 @@ def _cfg(model: TimmModel) -> dict[str, Any]:
 
 
 def _preprocessing(model: TimmModel) -> dict[str, Any]:
-    from timm.data import resolve_model_data_config
-
-    config = resolve_model_data_config(model)
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
-    return {key: list(config[key]) if isinstance(config[key], tuple) else config[key] for key in keys}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in image_config(model).items()}
 
 
 def _prepared(model: TimmModel, label: str, preprocessing: Mapping[str, Any]) -> None:

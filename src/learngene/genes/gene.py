@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from learngene.methods.tal.hypernetwork import hypernetwork_of
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.system.files import write_file
+from learngene.vits.class_names import places
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.fresh_weights import init_value
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
@@ -245,7 +246,8 @@ class Learngene(nn.Module):
             shape: The shape to make, just its depth, or the name of a pool's path, such as ``4+2``; the auxiliary shape
                 by default.
             num_classes: Classes of the new task, if they differ; the head is then fresh.
-            class_names: Names of the classes, which travel with the descendant. The gene's own by default.
+            class_names: Names of the classes, which travel with the descendant. The gene's own by default. A head that
+                the gene holds is carried in their order, and starts fresh if they are others than the gene's.
             layers: Fill only these layers, counted from 1 (TLEG Table 5); the others start fresh.
             modules: Fill only these of ``msa``, ``mlp``, ``ln`` in every layer (TLEG Table 4).
             seed: Of whatever starts fresh: a new head, or what ``layers`` and ``modules`` leave out.
@@ -271,6 +273,8 @@ class Learngene(nn.Module):
             warnings.warn(f"{self.method.name}: {text}", stacklevel=2)
         for caution in self.method.cautions(self.shape, shape, task=task, **options):
             warnings.warn(f"{self.method.name}: {caution}", stacklevel=2)
+        names = self._class_names(shape, about)
+        carry_head(weights, shape, names if self.method.making != "hyper" else None, class_names)
         keep = kept_parameters(shape, layers, modules)
         expected = shape.all_params()
         generator = torch.Generator().manual_seed(seed)
@@ -296,7 +300,7 @@ class Learngene(nn.Module):
             "layers": self.method.describe(self.shape, shape, **options),
             "fresh": new,
             "seed": seed,
-            "class_names": class_names or self._class_names(shape, about),
+            "class_names": class_names or names,
         }
         return model.eval()
 
@@ -400,6 +404,28 @@ def _task_name(task: str | TaskEmbedding | Tensor) -> str:
     if isinstance(task, TaskEmbedding):
         return task.name
     return task if isinstance(task, str) else "an embedding"
+
+
+def carry_head(
+    weights: dict[str, Tensor], shape: Shape, own: Sequence[str] | None, names: Sequence[str] | None
+) -> None:
+    """Puts the rows of a gene's head into the order of the wanted classes, or drops the head if they are others.
+
+    Args:
+        weights: Of a model of the shape; changed in place.
+        shape: The shape.
+        own: The gene's classes, if it has a head for them and says what they are called.
+        names: The wanted classes, if they have names.
+    """
+    if own is None or names is None:
+        return
+    found = places(names, own)
+    for name in shape.head_params():
+        if name in weights:
+            if found is None:
+                del weights[name]
+            elif found != list(range(len(found))):
+                weights[name] = weights[name][found]
 
 
 def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:

@@ -16,7 +16,7 @@ from learngene.training.stage import Stage, TrainResult, set_drop_path
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless the teacher, or the auxiliary shape alone, fits the images."""
     if inputs.ancestry:
-        inputs.refuse_other_task(inputs.ancestry)
+        inputs.match([inputs.ancestry])
     else:
         inputs.refuse_other_size()
 

@@ -5,6 +5,8 @@ The images decide the task: with a class each a classifier is trained, with mask
 
 from __future__ import annotations
 
+import copy
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
+from learngene.data.class_match import fits, numbered
 from learngene.data.images import ImageSet, open_split
 from learngene.data.preprocessing import crop_pct, fill_preprocessing
 from learngene.data.splits import Splits, open_splits
@@ -25,13 +28,16 @@ from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk
+from learngene.system.machine_faults import machine_faults
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, task_loss
 from learngene.training.run import run_bytes, run_stage, write_once
 from learngene.training.scores import SetScore, task_score
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.vits.checkpoint import is_checkpoint, load_checkpoint
+from learngene.vits.class_names import class_names, some
 from learngene.vits.descendant_folder import PROVENANCE, load_descendant, save_descendant
+from learngene.vits.input_size import image_config, input_size, is_fixed_size, resize, square_size
 from learngene.vits.segmenter import Segmenter, segment
 from learngene.vits.stitched_shape import Shape, shape_from
 from learngene.vits.timm_models import TimmModel, timm_model
@@ -49,7 +55,8 @@ def finetune(
 
     Args:
         model: A descendant, or any timm model with as many outputs as the data has classes; for images with masks one
-            with a segmentation head, see ``segment``.
+            with a segmentation head, see ``segment``. If it says that its classes are others, its head starts afresh;
+            if they are the same in another order, the data's are numbered as the model's.
         data: Where the images are, or a whole data section.
         out: A run folder, to be able to stop and go on, with the descendant in ``out/descendant``; None keeps
             everything in memory.
@@ -89,7 +96,7 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> FinetuneResult:
     refuse_full_disk(path, run_bytes(model))
 
     def tuned() -> FinetuneResult:
-        untuned = evaluate(model, recipe.data, images=images.val)
+        untuned = evaluate(model, recipe.data, images=images.val)  # whose classes are the model's by now
         return FinetuneResult(model, path, untuned, train_model(model, recipe, images, keep=True, show=show))
 
     return make(Step(f"descendant {path}", path, tuned))
@@ -98,14 +105,19 @@ def run(recipe: FinetuneRecipe, *, show: bool = True) -> FinetuneResult:
 def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     """The model a recipe starts from: expanded from a gene, loaded from a folder, or fresh.
 
-    Where the images have masks, a classifier's head is replaced by a fresh segmentation head.
+    Where the images have masks, a classifier's head is replaced by a fresh segmentation head. A head of other classes
+    is replaced, too. The model takes images of the size that the data section says.
 
     Raises:
-        LearngeneError: If the source is none of these, the shape cannot be made, or a segmenter meets images without
-            masks.
+        LearngeneError: If the source is none of these, the shape cannot be made, the model cannot take the images, or a
+            segmenter meets images without masks.
     """
     model = _source_model(recipe, images)
-    if images.segmentation and not isinstance(model, Segmenter):
+    resize(model, recipe.data.img_size)
+    becomes_segmenter = images.segmentation and not isinstance(model, Segmenter)
+    if not becomes_segmenter:
+        _refuse_other_task(model, images)
+    if becomes_segmenter or not fits(images, model, recipe.data):
         return fresh_head(model, images, recipe.train.seed)
     return model
 
@@ -127,16 +139,20 @@ def fresh_head(model: TimmModel, images: ImageSet, seed: int) -> TimmModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model.reset_classifier(len(names))
+    model.learngene = {**getattr(model, "learngene", {}), "class_names": names}
+    if "shape" in model.learngene and not isinstance(model, Segmenter):
+        model.learngene["shape"] = {**model.learngene["shape"], "num_classes": len(names)}
     return model
 
 
 def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     source, names = recipe.model, images.class_names
+    size = _own_size(recipe)
     if source == "scratch":
         if recipe.shape is None:
             raise LearngeneError("model scratch: needs a shape, for example shape: {embed_dim: 192, num_heads: 3}")
         _refuse_unused(recipe, "random weights", "options", "model_args")
-        shape = shape_from({"num_classes": len(names), **_size(recipe, images), **recipe.shape})
+        shape = shape_from({"num_classes": len(names), **size, **recipe.shape})
         return scratch(shape, recipe.train.seed, class_names=names)
     if is_checkpoint(source, recipe.architecture):
         _refuse_unused(recipe, "a checkpoint, which has its shape", "shape", "options")
@@ -145,46 +161,36 @@ def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     _refuse_unused(recipe, "what is no checkpoint file", "architecture", "state")
     if Path(source).is_dir():
         _refuse_unused(recipe, "a descendant, which has its shape", "shape", "options", "model_args")
-        model = load_descendant(source)
-        if images.segmentation:
-            _resize(model, recipe.data.img_size)
-            if not isinstance(model, Segmenter):
-                return model
-        _refuse_other_task(model, images)
-        if model.num_classes != len(names):
-            model = fresh_head(model, images, recipe.train.seed)
-            model.learngene = {**getattr(model, "learngene", {}), "class_names": names}
-            if "shape" in model.learngene and not isinstance(model, Segmenter):
-                model.learngene["shape"]["num_classes"] = len(names)
-        return model
+        return load_descendant(source)
     if not Path(source).exists() and Path(source).suffix != ".safetensors":
         _refuse_unused(recipe, "a timm model, which has its shape", "shape", "options")
-        arguments = {**_size(recipe, images), **recipe.model_args, "num_classes": len(names)}
+        size = size if images.segmentation or is_fixed_size(source) else {}  # others take any, and are not told
+        arguments = {**size, **recipe.model_args, "num_classes": len(names)}
         return timm_model(source, recipe.pretrained, arguments, seed=recipe.train.seed)
     _refuse_unused(recipe, "a gene", "model_args")
     gene = Learngene.load(source)
-    changes = {"num_classes": len(names), **_size(recipe, images), **(recipe.shape or {})}
+    changes = {"num_classes": len(names), **size, **(recipe.shape or {})}
     path = changes.pop("path", None)
     if path is not None and (double := [name for name in ("depth", "embed_dim", "num_heads") if name in changes]):
         raise LearngeneError(f"shape.path says depth, width and heads already; leave shape.{double[0]} out")
     own = gene.shape if path is None else gene.method.named_shape(gene.shape, str(path))
     shape = own.replace(**changes)
-    return gene.expand(shape, class_names=names, seed=recipe.train.seed, **recipe.options)
+    known = names if images.named and recipe.data.match_classes == "name" else None
+    return gene.expand(shape, class_names=known, seed=recipe.train.seed, **recipe.options)
 
 
-def _size(recipe: FinetuneRecipe, images: ImageSet) -> dict[str, int]:
-    """The image size that a new segmenter is made for, if the data section says one."""
+def _own_size(recipe: FinetuneRecipe) -> dict[str, int]:
+    """The image size that a new model is made for, if the data section says one.
+
+    Raises:
+        LearngeneError: If shape or arguments say another.
+    """
     size = recipe.data.img_size
-    return {"img_size": size} if images.segmentation and size is not None else {}
-
-
-def _resize(model: TimmModel, img_size: int | None) -> None:
-    """Makes a loaded Vision Transformer take images of another size, if it has to."""
-    if img_size is not None and hasattr(model, "set_input_size"):
-        if isinstance(model, Segmenter):
-            model.set_input_size(img_size)
-        else:
-            model.set_input_size(img_size=(img_size, img_size))
+    for where in ("shape", "model_args"):
+        other = (getattr(recipe, where) or {}).get("img_size", size)
+        if size is not None and other not in (size, [size, size]):
+            raise LearngeneError(f"data.img_size {size} differs from {where}.img_size {other}; leave one of them out")
+    return {} if size is None else {"img_size": size}
 
 
 def _refuse_unused(recipe: FinetuneRecipe, what: str, *fields: str) -> None:
@@ -200,10 +206,20 @@ def scratch(shape: Shape, seed: int = 0, class_names: list[str] | None = None) -
 
 def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, keep: bool, show: bool) -> TrainResult:
     """Trains a model on opened data and writes the descendant folder if ``keep``."""
-    _refuse_classes(model, images.train)
-    data = fill_preprocessing(recipe.data, model.pretrained_cfg)
+    _refuse_other_task(model, images.train)
+    if model.num_classes == len(images.train.class_names) and not fits(images.train, model, recipe.data):
+        names = class_names(model) or []
+        warnings.warn(
+            f"the model's classes ({some(names)}) are not those of {images.train.where} "
+            f"({some(images.train.class_names)}), so its head starts afresh",
+            stacklevel=3,
+        )
+        fresh_head(model, images.train, recipe.train.seed)
+    images = Splits(*(numbered(split, model, recipe.data) for split in images))
+    resize(model, recipe.data.img_size)
+    chans, size = square_size(model, recipe.data.img_size)
+    data = fill_preprocessing(recipe.data, image_config(model))
     recipe = recipe.model_copy(update={"data": data})
-    chans, size = input_size(model, data)
     set_drop_path(model, recipe.train.drop_path)
     loss = task_loss(images.train)
 
@@ -249,16 +265,23 @@ def evaluate(
         split: ``val`` or ``train``.
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
 
+    Classes are found by name where both sides have names: their order may differ, and the images may lack some.
+
     Raises:
         LearngeneError: If the data does not fit the model.
     """
     spec = data_section(data)
     images = images or open_for(model, spec, split)
-    _refuse_classes(model, images)
-    chans, size = input_size(model, spec)
-    loader = eval_loader(images, fill_preprocessing(spec, model.pretrained_cfg), img_size=size, in_chans=chans)
+    _refuse_other_task(model, images)
+    images = numbered(images, model, spec)
+    chans, size = square_size(model, spec.img_size)
+    if input_size(model)[1:] != (size, size):
+        model = copy.deepcopy(model)
+        resize(model, size)
+    loader = eval_loader(images, fill_preprocessing(spec, image_config(model)), img_size=size, in_chans=chans)
     device = make_accelerator().device
-    score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
+    with machine_faults():
+        score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
     model.to("cpu")
     return score
 
@@ -269,14 +292,6 @@ def open_for(model: TimmModel, spec: DataSpec, split: str) -> ImageSet:
     if spec.mask_values is None and values is not None:
         spec = spec.model_copy(update={"mask_values": values})
     return open_split(spec, split, _mask_classes(model))
-
-
-def input_size(model: TimmModel, data: DataSpec) -> tuple[int, int]:
-    """Channels and side of the images a timm model takes; the data section decides if it says so."""
-    from timm.data import resolve_model_data_config
-
-    chans, size, _ = resolve_model_data_config(model)["input_size"]
-    return chans, data.img_size or size
 
 
 def stage_name(model: TimmModel) -> str:
@@ -291,14 +306,13 @@ def _mask_classes(model: TimmModel) -> list[str] | int | None:
     """The classes that masks have if nobody says them: those of the segmenter that is judged on them."""
     if not isinstance(model, Segmenter):
         return None
-    names: list[str] | None = getattr(model, "learngene", {}).get("class_names")
-    return names or model.num_classes
+    return class_names(model) or model.num_classes
 
 
 def mask_names(model: TimmModel, data: DataSpec) -> list[str]:
-    """What to call the classes of a segmenter's pixels: as the data section says, else as the model does."""
-    given = data.mask_classes or _mask_classes(model)
-    return given if isinstance(given, list) else [str(value) for value in range(given or 0)]
+    """What to call the classes of a segmenter's pixels: as the model does, else as the data section."""
+    given = class_names(model) or data.mask_classes
+    return given if isinstance(given, list) else [str(value) for value in range(model.num_classes)]
 
 
 def _refuse_other_task(model: TimmModel, images: ImageSet) -> None:
@@ -315,20 +329,12 @@ def _refuse_other_task(model: TimmModel, images: ImageSet) -> None:
         )
 
 
-def _refuse_classes(model: TimmModel, images: ImageSet) -> None:
-    _refuse_other_task(model, images)
-    if model.num_classes != len(images.class_names):
-        raise LearngeneError(
-            f"the model has {model.num_classes} classes but {images.where} has {len(images.class_names)}; "
-            "expand it with the data's number of classes"
-        )
-
-
 def _record_preprocessing(model: TimmModel, data: DataSpec, size: int, chans: int, crop_pct: float) -> None:
     """Makes the model say how the images it was trained on were prepared."""
+    from_gene = "method" in getattr(model, "learngene", {})
     model.pretrained_cfg = model.default_cfg = {
         **model.pretrained_cfg,
-        "tag": model.pretrained_cfg.get("tag") if hasattr(model, "learngene") else "learngene_trained",
+        "tag": model.pretrained_cfg.get("tag") if from_gene else "learngene_trained",
         "input_size": (chans, size, size),
         "mean": data.mean,
         "std": data.std,

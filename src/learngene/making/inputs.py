@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from learngene.data.class_match import BY_PLACE, fits, numbered
 from learngene.data.splits import Splits
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError
+from learngene.vits.class_names import class_names, some
 
 
 @dataclass
@@ -48,12 +50,27 @@ class CondenseInputs:
                 f"data.img_size {size} differs from the auxiliary shape's {shape.img_size}; leave it out"
             )
 
-    def refuse_other_task(self, teacher: Ancestry) -> None:
-        """Raises ``LearngeneError`` unless a teacher knows the classes and takes the images of the auxiliary shape."""
-        names = self.images.train.class_names
-        teacher.refuse_mismatch(self.recipe.shape, len(names), self.recipe.data)
-        if teacher.class_names and teacher.class_names != names:
+    def match(self, teachers: Sequence[Ancestry]) -> None:
+        """Numbers the classes of the images as the teachers do.
+
+        Raises:
+            LearngeneError: Unless each knows the classes in the same order, and takes the auxiliary shape's images.
+        """
+        for teacher in teachers:
+            self._match(teacher)
+        orders = {tuple(names): teacher for teacher in teachers if (names := class_names(teacher.model))}
+        if len(orders) > 1 and self.recipe.data.match_classes == "name":
+            one, other, *_ = (teacher.identity["source"] for teacher in orders.values())
+            raise LearngeneError(
+                f"ancestries {one} and {other} have the same classes in different orders; use one of them"
+            )
+
+    def _match(self, teacher: Ancestry) -> None:
+        names, data = self.images.train.class_names, self.recipe.data
+        teacher.refuse_mismatch(self.recipe.shape, len(names), data)
+        if not fits(self.images.train, teacher.model, data):
             raise LearngeneError(
                 f"ancestry {teacher.identity['source']} was trained on other classes than the data has "
-                f"('{teacher.class_names[0]}', ... against '{names[0]}', ...)"
+                f"({some(teacher.class_names or [])} against {some(names)}); {BY_PLACE}"
             )
+        self.images = Splits(*(numbered(split, teacher.model, data) for split in self.images))

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
 from learngene.recipe.condense import CondenseRecipe
@@ -24,6 +22,7 @@ from learngene.recipe.tune import TuneRecipe
 from learngene.system.environment import environment
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.files import clear_unfinished, refuse_full_disk, take_lock
+from learngene.system.machine_faults import machine_fault
 from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
 from learngene.training.run import run_bytes, write_once
 from learngene.training.stage import TrainResult
@@ -117,29 +116,22 @@ def run_steps(
 
 
 def _made(step: Step[Any], failed: dict[str, str] | None, say: Say | None) -> Any:
-    """The outcome of a step that is made now; None if its data, the memory or its training failed it."""
+    """The outcome of a step that is made now; None if its data, the machine or its training failed it."""
     start = time.perf_counter()
     try:
         outcome = step.make()
         clear_unfinished(step.path.parent, glob.escape(step.path.name))
-    except (LearngeneError, RuntimeError, MemoryError) as error:
-        if failed is None or not (isinstance(error, (LearngeneError, MemoryError)) or _out_of_memory(error)):
+    except Exception as error:
+        reason = str(error) if isinstance(error, LearngeneError) else machine_fault(error)
+        if failed is None or reason is None:
             raise
-        failed[step.name] = str(error) if isinstance(error, LearngeneError) else _first_line(error)
+        failed[step.name] = reason
         if say:
-            say(f"{step.name}: failed: {failed[step.name]}")
+            say(f"{step.name}: failed: {reason}")
         return None
     if say:
         say(f"{step.name}: {step.describe(outcome)}, {time.perf_counter() - start:.1f} s")
     return outcome
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def make(step: Step[Outcome]) -> Outcome:

@@ -20,7 +20,7 @@ ADDED_LATER = {
     "FinetuneRecipe": ("architecture", "state"),
     "DataSpec": (
         *("mask_classes", "ignore_index", "mask_values", "mask_orientation"),
-        *("background", "pixel_range", "max_pixels"),
+        *("background", "pixel_range", "max_pixels", "match_classes"),
     ),
     "Schedule": ("kind", "power"),
     "Routing": ("compared", "preset"),

@@ -153,6 +153,11 @@ class DataSpec(Section):
     crop_pct: FractionAbove0 | None = Field(
         None, description="evaluation: resize to img_size / crop_pct, then crop; 0.875, or 1 up to 64 px"
     )
+    match_classes: Literal["name", "place"] = Field(
+        "name",
+        description="how the classes of images are found among a model's: by name, or by place, whatever they are "
+        "called",
+    )
     skip_corrupt: bool = Field(False, description="count and leave out images that cannot be decoded")
     workers: int = Field(2, ge=0, description="loader processes per training process; results do not depend on it")
     mask_classes: list[str] | int | None = Field(

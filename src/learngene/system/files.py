@@ -191,7 +191,8 @@ def _reason(error: Exception) -> str | None:
     # safetensors and torch wrap the operating system's error in their own.
     text = str(error).lower()
     # Torch's zip writer does not say why it came to stand elsewhere than it wrote to.
-    if "no space left" in text or "os error 28" in text or "unexpected pos" in text:
+    signs = ("no space left", "os error 28", "unexpected pos", "inline_container", "pytorchstreamwriter")
+    if any(sign in text for sign in signs):
         return "no space left on the device"
     if "os error" in text or "io error" in text or "i/o error" in text:
         return str(error).splitlines()[0]

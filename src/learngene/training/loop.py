@@ -27,6 +27,7 @@ from learngene.data.images import ImageSet
 from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
+from learngene.system.machine_faults import machine_faults
 from learngene.training.log import TrainLog
 from learngene.training.losses import Parts
 from learngene.training.optimizer import _scheduler, make_optimizer
@@ -66,11 +67,12 @@ def train(
 
     Raises:
         TrainingDivergedError: If the loss is no longer finite; the last saved state stays.
+        MachineError: If files, memory, processes, disk or device give out; the last saved state stays.
         InterruptedRun: After Ctrl-C or SIGTERM, when the state has been saved.
     """
     accelerator = accelerator or make_accelerator(stage.uses_all)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), machine_faults():
             return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator).train()
     finally:
         if folder:

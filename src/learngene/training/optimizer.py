@@ -13,16 +13,43 @@ from learngene.recipe.sections import Train
 from learngene.system.errors import LearngeneError, nearest
 
 
-def refuse_unknown_optimizer(spec: Train) -> None:
-    """Raises ``LearngeneError`` if timm has no optimizer of that name."""
+def refuse_optimizer(spec: Train, device: torch.device | None = None) -> None:
+    """Takes a step with an optimizer on a few numbers, so that what cannot be used here shows before a run begins.
+
+    Args:
+        spec: The train section.
+        device: Where the run will be; the accelerator by default, or the CPU without one.
+
+    Raises:
+        LearngeneError: If timm has no optimizer of that name, or it does not work here: some need CUDA, a package, or
+            gradients of gradients.
+    """
     known = list_optimizers()
     if spec.optimizer not in known:
         raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
+    default = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = device or default or torch.device("cpu")
+    tried = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)).to(device)
+    try:
+        optimizer = _optimizer(tried, spec)
+        tried(torch.ones(1, 2, device=device)).sum().backward()
+        optimizer.step()
+    except (AssertionError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        raise LearngeneError(
+            f"train.optimizer: '{spec.optimizer}' cannot be used here on {device.type} ({reason}); choose another, "
+            "such as adamw"
+        ) from None
 
 
 def make_optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
     """Builds timm's optimizer of that name, with norms, biases and position embeddings left undecayed."""
-    refuse_unknown_optimizer(spec)
+    with torch.random.fork_rng():
+        refuse_optimizer(spec, next(module.parameters()).device)
+    return _optimizer(module, spec)
+
+
+def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
     more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
     if "adam" in spec.optimizer or spec.optimizer == "lamb":
         more |= {"betas": spec.betas, "eps": spec.eps}

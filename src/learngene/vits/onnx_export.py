@@ -13,6 +13,7 @@ from torch import nn
 
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_file
+from learngene.vits.input_size import input_size
 
 TOLERANCE = 1e-3
 """Largest accepted difference of a logit, relative to the largest logit; float32 kernels differ by about 1e-6."""
@@ -41,11 +42,9 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise LearngeneError(f"export: package '{error.name}' is missing; pip install 'learngene[export]'") from None
-    from timm.data import resolve_model_data_config
-
     path = Path(path)
     _refuse_foreign(path)
-    size = tuple(resolve_model_data_config(model)["input_size"])
+    size = input_size(model)
     model = model.eval().cpu()
     differences: list[float] = []
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from learngene.system.errors import LearngeneError
 from learngene.vits.descendant_folder import model_arguments
+from learngene.vits.input_size import input_size
 from learngene.vits.timm_models import TimmModel
 
 __all__ = ["Segmenter", "segment"]
@@ -130,14 +131,16 @@ class Segmenter(nn.Module):
             "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^backbone\.(?:norm|fc_norm)\.", (99999,))],
         }
 
-    def set_input_size(self, img_size: int) -> None:
-        """Takes images with another side in pixels; position embeddings are resampled."""
-        self.backbone.set_input_size(img_size=(img_size, img_size))
-        update_model_input_size(self, (img_size, img_size))
-        chans = self.pretrained_cfg["input_size"][0]
-        self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, "input_size": (chans, img_size, img_size)}
-        if "shape" in getattr(self, "learngene", {}):
-            self.learngene["shape"]["img_size"] = img_size
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images, which timm asks of any model."""
+        return self.backbone.patch_embed.proj.in_channels
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        """Takes images of another height and width in pixels; position embeddings are resampled."""
+        self.backbone.set_input_size(img_size=img_size)
+        update_model_input_size(self, img_size)
+        self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *img_size)}
 
     def timm_arguments(self) -> dict[str, Any]:
         """Arguments that make timm rebuild it: the backbone's name and its own arguments, and the classes."""
@@ -187,8 +190,8 @@ def segment(
     if num_classes < 2:
         raise LearngeneError(f"a segmentation head needs two classes or more, not {num_classes}")
     record = copy.deepcopy(getattr(model, "learngene", {}))
-    size = model.patch_embed.img_size or model.pretrained_cfg["input_size"][1:]
-    cfg = {**model.pretrained_cfg, "input_size": (model.patch_embed.proj.in_channels, *size)}
+    size = input_size(model)[1:]
+    cfg = {**model.pretrained_cfg, "input_size": input_size(model)}
     model.reset_classifier(0)
     if "shape" in record:
         record["shape"] |= {"num_classes": 0, "img_size": size[0]}

@@ -27,7 +27,7 @@ from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import Faults, LearngeneError
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts
-from learngene.training.optimizer import refuse_unknown_optimizer
+from learngene.training.optimizer import refuse_optimizer
 from learngene.training.run import run_stage
 from learngene.training.run_folder import RunFolder
 from learngene.training.stage import Stage, TrainResult
@@ -134,7 +134,7 @@ def prepare(
                 f"ancestry {ancestry.identity['source']} is not the one that the gene was trained under (sha256 "
                 f"{ancestry.identity['sha256'][:12]}, not {given[:12]}); its features mean something else"
             )
-    refuse_unknown_optimizer(recipe.train)
+    refuse_optimizer(recipe.train)
     # Tasks that have no mean and std of their own take those of stage 1, else the ancestry's.
     cfg = gene.metadata.get("preprocessing") or (ancestry.preprocessing if ancestry else vit_cfg(shape, "", {}))
     place: dict[str, Any] = {"processes": make_accelerator().num_processes, "in_chans": shape.in_chans}

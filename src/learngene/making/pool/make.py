@@ -108,8 +108,7 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` if a teacher is of another task, or ancestry or anchors are not what rows need."""
     recipe = inputs.recipe
-    for teacher in (*inputs.companions, *inputs.anchors):
-        inputs.refuse_other_task(teacher)
+    inputs.match([*inputs.companions, *inputs.anchors])
     if not (inputs.companions or inputs.anchors):
         inputs.refuse_other_size()
     rows, kept = row_shapes(recipe), pool_of(recipe).kept

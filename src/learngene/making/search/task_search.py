@@ -21,7 +21,7 @@ from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.system.errors import Faults, InterruptedRun, LearngeneError
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, task_loss
-from learngene.training.optimizer import refuse_unknown_optimizer
+from learngene.training.optimizer import refuse_optimizer
 from learngene.training.run import finished, run_stage, write_once
 from learngene.training.stage import Stage
 from learngene.vits.shape import ViTShape
@@ -68,7 +68,7 @@ def prepare(
             opened = out.images.get(name)
             out.images[name] = open_splits(data, train, opened=opened, processes=processes, in_chans=chans)
             out.data[name] = "-".join(split.fingerprint() for split in out.images[name])
-            refuse_unknown_optimizer(train)
+            refuse_optimizer(train)
             out.shape.replace(img_size=data.img_size or out.shape.img_size)
     faults.refuse()
     if recipe.select.rule == "top_k" and recipe.select.blocks > out.shape.depth:

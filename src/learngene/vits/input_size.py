@@ -1,0 +1,96 @@
+"""The images that a model takes: one answer for training, evaluation, export and counting."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from learngene.system.errors import LearngeneError
+from learngene.vits.descendant_folder import TimmModel
+
+
+def input_size(model: TimmModel) -> tuple[int, int, int]:
+    """Channels, height and width in pixels of the images that a timm model was built for.
+
+    ``pretrained_cfg`` says for which its weights were trained, which is another size once ``img_size``, ``in_chans`` or
+    ``set_input_size`` was used. Of a model that takes images of any size, the size is the recommended one.
+    """
+    from timm.models import get_model_input_config
+
+    chans, height, width = get_model_input_config(model)["input_size"]
+    return int(chans), int(height), int(width)
+
+
+def is_fixed_size(name: str) -> bool:
+    """Whether a timm model of that name takes images of one size alone, which ``img_size`` then says."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    return bool(cfg and cfg.fixed_input_size)
+
+
+def image_config(model: TimmModel) -> dict[str, Any]:
+    """How images are prepared for a timm model: ``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct``.
+
+    Of a model of grey images whose weights come from colour, mean and deviation are the averages over the colours.
+    """
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    size = input_size(model)
+    out = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+    for key in ("mean", "std"):
+        values = tuple(out[key])
+        out[key] = (statistics.fmean(values),) if size[0] == 1 and len(values) > 1 else values
+    return {"input_size": size, **out}
+
+
+def square_size(model: TimmModel, img_size: int | None = None) -> tuple[int, int]:
+    """Channels and side of the square images that a model gets.
+
+    Args:
+        model: A timm model.
+        img_size: Side in pixels, if it is not the model's own.
+
+    Raises:
+        LearngeneError: If the model takes other images than square ones in grey or colour.
+    """
+    chans, height, width = input_size(model)
+    if chans not in (1, 3):
+        raise LearngeneError(f"the model takes images of {chans} channels; images are read in colour (3) or grey (1)")
+    if img_size is None and height != width:
+        raise LearngeneError(f"the model takes images of {height} x {width} px; set data.img_size, for square ones")
+    return chans, img_size or height
+
+
+def resize(model: TimmModel, img_size: int | None) -> None:
+    """Makes a timm model take square images of another size, in place; position embeddings are resampled.
+
+    Args:
+        model: A timm model, or a segmenter.
+        img_size: Side in pixels; None leaves the model as it is.
+
+    Raises:
+        LearngeneError: If the model cannot take such images.
+    """
+    chans, *own = input_size(model)
+    if img_size is None or own == [img_size, img_size]:
+        return
+    training = model.training
+    try:
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=(img_size, img_size))
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, chans, img_size, img_size, device=next(model.parameters()).device))
+    except (AssertionError, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        raise LearngeneError(
+            f"data.img_size {img_size}: the model takes images of {own[0]} x {own[1]} px, and not of this size "
+            f"({reason}); leave data.img_size out, or choose a multiple of the model's patches"
+        ) from None
+    finally:
+        model.train(training)
+    if "shape" in (record := getattr(model, "learngene", {})):
+        record["shape"]["img_size"] = img_size
