@@ -84,7 +84,6 @@ class Ancestry(nn.Module):
         if preprocessing:
             _prepared(self.model, label, preprocessing)
         cfg = self.model.pretrained_cfg
-        names = cfg.get("label_names") if not isinstance(source, nn.Module) else None
         self.preprocessing = _preprocessing(self.model)
         self.num_classes = int(self.model.num_classes)
         self.class_names = class_names(self.model)
