@@ -240,7 +240,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path | str], dict[str, Any], str]] = {
         {"pretrained": False, "model_args": {"img_sise": 3}},
         "timm model levit_128s: cannot be loaded (",
     ),
-    "no architecture": (a_checkpoint, {}, "set ancestry.architecture, for example deit_base_patch16_224"),
+    "no architecture": (
+        a_checkpoint,
+        {},
+        "say which model it is with architecture (--architecture), for example deit_base",
+    ),
     "unknown architecture": (a_checkpoint, {"architecture": "resnet10"}, "did you mean 'resnet10t'?"),
     "other architecture": (
         a_checkpoint,
@@ -249,19 +253,19 @@ REFUSED: dict[str, tuple[Callable[[Path], Path | str], dict[str, Any], str]] = {
     ),
     "other classes": (
         a_checkpoint,
-        {"architecture": "resnet10t"},
-        "the weights of resnet10t with default",
+        {"architecture": "resnet10t", "model_args": {"num_classes": 7}},
+        "the weights of resnet10t with {'num_classes': 7}",
     ),
     "missing file": (lambda path: path / "no.pth", RESNET, "no.pth: no such file"),
     "missing safetensors": (lambda path: path / "no.safetensors", RESNET, "no.safetensors: no such file"),
     "cut safetensors": (cut, RESNET, "w.safetensors: damaged or unreadable"),
     "cut pth": (cut_pth, RESNET, "w.pth: damaged or unreadable"),
     "text": (some_text, RESNET, "w.pth: "),
-    "not a state": (a_list, RESNET, "does not hold the weights of resnet10t"),
+    "not a state": (a_list, RESNET, "holds no tensors by name"),
     "another file": (a_recipe, {}, "s.yaml: a file, but no model; give a checkpoint file (.safetensors, .pth, .pt, "),
     "empty folder": (an_empty_folder, {}, "not a descendant folder (no config.json)"),
-    "cut folder": (half_a_folder, {}, "cannot be loaded"),
-    "broken config": (broken_config, {}, "cannot be loaded"),
+    "cut folder": (half_a_folder, {}, "a file was changed after it was written"),
+    "broken config": (broken_config, {}, "a file was changed after it was written"),
 }
 
 

@@ -261,7 +261,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "one class": (one_class, r"the split 'train' has one class \(red\); a classifier needs two"),
     "no train": (without_split("train"), r"no split 'train'; found: val"),
     "no val": (without_split("val"), r"no split 'val'; found: train"),
-    "different classes": (different_classes, r"the splits have different classes \(3 and 3\); 'red' is in one"),
+    "different classes": (
+        different_classes,
+        r"a class is in the validation images only: 'rot' is none of blue, green, red",
+    ),
     "text file": (text_file, r"images.txt: a file that is no tar; give a folder or a tar"),
     "zip": (zip_file, r"a.zip: a file that is no tar; give a folder or a tar"),
     "damaged tar": (damaged_tar("w"), r"i.tar: the tar is damaged or truncated"),

@@ -271,8 +271,9 @@ def test_a_data_set_that_fails_does_not_lose_the_others(
     with pytest.raises(LearngeneError) as error:
         run(recipe, show=False, say=lines.append)
     assert str(error.value).splitlines() == [
-        "task colours: CUDA out of memory. Tried to allocate 2.00 GiB.",
-        "task two: MemoryError",
+        "task colours: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); lower train.micro_batch, "
+        "data.img_size or data.workers",
+        "task two: out of memory (MemoryError); lower train.micro_batch, data.img_size or data.workers",
         "search: 1 of 3 data sets are searched; correct what failed and run the same command again",
     ]
     assert [line.partition(":")[0] for line in lines] == list(sets)

@@ -87,7 +87,7 @@ def test_a_segmenter_is_counted_saved_and_loaded(changes: dict[str, Any], tmp_pa
     assert same(state(load_descendant(tmp_path / "again")), state(model))
     larger = load_descendant(tmp_path / "des", img_size=16).eval()
     assert larger(batch(shape.replace(img_size=16))).shape == (2, 5, 16, 16)
-    again.set_input_size(16)
+    again.set_input_size((16, 16))
     assert torch.equal(again(batch(shape.replace(img_size=16))), larger(batch(shape.replace(img_size=16))))
     save_descendant(again, tmp_path / "larger")
     assert torch.equal(
@@ -398,8 +398,10 @@ def test_the_commands_from_gene_to_scores(masked: Path, tmp_path: Path, cli: CLI
     assert result.code == 0, result.err
     assert "mean IoU" in result.out.splitlines()[0]
     assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["sky", "road", "tree"]
-    content = json.loads(cli("eval", tuned, "--data", masked, "--mask-classes", "a,b,c", "--json").out)
-    assert content["classes"] == ["a", "b", "c"]
+    other = ("eval", tuned, "--data", masked, "--mask-classes", "a,b,c")
+    assert "'a' is none of sky, road, tree; if they are the same in the same order" in refused(*other)
+    content = json.loads(cli(*other, "data.match_classes=place", "--json").out)
+    assert content["classes"] == ["sky", "road", "tree"]
     assert content.keys() == {"miou", "pixel_accuracy", "ious", "loss", "images", "classes"}
     assert content["images"] == 4
     assert "value 255, but there are 3 classes" in refused("eval", tuned, "--data", masked, "--ignore-index", "2")

@@ -55,16 +55,16 @@ def test_only_what_the_goal_needs_is_missing(tmp_path: Path) -> None:
     assert missing(steps, lambda step: step is goal) == []
 
 
+LOWER = "; lower train.micro_batch, data.img_size or data.workers"
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (LearngeneError("no such images"), "no such images"),
-        (MemoryError(), "MemoryError"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "CUDA out of memory."),
-        (
-            RuntimeError("[enforce fail] can't allocate memory: you tried"),
-            "[enforce fail] can't allocate memory: you tried",
-        ),
+        (MemoryError(), f"out of memory (MemoryError){LOWER}"),
+        (torch.OutOfMemoryError("CUDA full.\nTried to allocate"), f"out of memory (CUDA full.){LOWER}"),
+        (RuntimeError("[fail] can't allocate memory: 2"), f"out of memory ([fail] can't allocate memory: 2){LOWER}"),
     ],
     ids=["data", "memory", "accelerator", "allocator"],
 )

@@ -57,11 +57,11 @@ def of_split(images: ImageSet, train: ImageSet) -> ImageSet:
     Raises:
         DataError: If they have a class that the training images lack.
     """
-    if images.named:
+    if images.named and train.named:
         return renamed(images, train.class_names, f"{images.where}: a class is in the validation images only")
     if (more := len(images.class_names)) > (count := len(train.class_names)):
         raise DataError(f"{images.where}: the validation images have {more} classes but the training images {count}")
-    return dataclasses.replace(images, class_names=train.class_names)
+    return dataclasses.replace(images, class_names=train.class_names, named=train.named)
 
 
 def renamed(images: ImageSet, names: Sequence[str], fault: str, remedy: str = "") -> ImageSet:
