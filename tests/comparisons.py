@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,14 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def counted_at_the_end(out: str, after: int) -> list[str]:
+    """The data sets that a command's last lines count, two lines each, before so many lines ``after`` them."""
+    pairs: list[str] = []
+    for line in reversed(out.splitlines()[:-after]):
+        found = re.fullmatch(r"(.+): (training|validation) \d+ images .*", line)
+        if found is None:
+            break
+        pairs += [found[1]] if found[2] == "training" else []
+    return pairs[::-1]

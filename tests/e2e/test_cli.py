@@ -14,7 +14,7 @@ import timm
 import torch
 
 import learngene
-from comparisons import contents, written
+from comparisons import contents, counted_at_the_end, written
 from learngene import load_descendant
 from pico import CLI, FAST, condense_fields, finetune_fields, make_images, pico_gene, pico_shape
 
@@ -279,6 +279,11 @@ def test_check_says_what_is_in_order_and_writes_nothing(
         f"next: learngene condense {recipe} train.epochs=5",
     ):
         assert text in result.out
+    assert counted_at_the_end(result.out, 1) == [f"data {images}"]
+    assert result.out.splitlines()[-3:-1] == [
+        f"data {images}: training 24 images (8 blue, 8 green, 8 red)",
+        f"data {images}: validation 12 images (4 blue, 4 green, 4 red)",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 

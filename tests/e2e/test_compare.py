@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from comparisons import compare_fields, contents, results, written
+from comparisons import compare_fields, contents, counted_at_the_end, results, written
 from pico import CLI, FAST, Outcome, command, make_images
 from processes import Start
 from runs import metrics
@@ -271,6 +271,12 @@ def test_all_tasks_that_cannot_be_read_are_named(cli: CLI, images: Path, tmp_pat
     for line, part in zip(lines, ("'val'", "no such folder"), strict=True):
         assert part in line
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["r.yaml", "train-only"]
+
+
+def test_check_ends_with_what_was_counted(cli: CLI, images: Path, tmp_path: Path) -> None:
+    done = cli("check", written(tmp_path / "r.yaml", compare_fields(tmp_path, images)))
+    assert done.code == 0, done.err
+    assert counted_at_the_end(done.out, 1) == [f"data {images}"]
 
 
 def test_a_folder_that_cannot_be_made_is_told_by_check(cli: CLI, images: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import learngene
-from comparisons import contents, written
+from comparisons import contents, counted_at_the_end, written
 from learngene import Ancestry
 from learngene.making.extract import extract
 from masked import make_masked
@@ -48,6 +48,7 @@ def test_from_a_vit_to_descendants(
     assert done.code == 0
     assert done.out.splitlines()[-1] == f"next: learngene search {recipe}"
     assert "task blocks: 12 training and 4 validation images, 1 steps of 8 images" in done.out
+    assert counted_at_the_end(done.out, 1) == [f"data {path}" for path in sets.values()]
     done = cli("search", recipe)
     assert done.code == 0, done.err
     record = learngene.load(gene).metadata["search"]

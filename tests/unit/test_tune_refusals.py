@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import learngene as lg
+from comparisons import counted_at_the_end
 from hyper import PICO, SHORT, home, token_shape, tune_fields, tuned, written
 from learngene.system.errors import LearngeneError
 from masked import make_masked
@@ -226,3 +227,4 @@ def test_null_leaves_a_task_out(
     done = cli("check", tune, f"tasks.{next(iter(tasks))}=null")
     assert done.code == 0, done.err
     assert sum(line.startswith("task ") for line in done.out.splitlines()) == len(tasks) - 1
+    assert counted_at_the_end(done.out, 1) == [f"data {path}" for path in list(tasks.values())[1:]]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from learngene.data.images import ImageSet
 from learngene.data.splits import Splits, accumulation, open_splits
 from learngene.making.pool.rows import stage_recipes
 from learngene.recipe.compare import CompareRecipe
@@ -30,20 +30,16 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         recipe: A recipe, whose keys and values are valid already.
 
     Yields:
-        One line per thing that was found to be in order.
+        One line per thing that was found to be in order; at the end what was counted of the images, and left out.
 
     Raises:
         LearngeneError: One line for the first thing that is not.
     """
-    if isinstance(recipe, CompareRecipe):
-        yield from _check_compare(recipe)
-        return
-    if isinstance(recipe, SearchRecipe):
-        yield from _check_search(recipe)
-        return
-    if isinstance(recipe, TuneRecipe):
-        yield from _check_tune(recipe)
-        return
+    yield from CHECKS[type(recipe)](recipe)
+
+
+def _check_images(recipe: CondenseRecipe | FinetuneRecipe) -> Generator[str, None, Splits]:
+    """The images of a recipe that has one data set, as every stage of it trains on them."""
     splits = train, val = open_splits(recipe.data)
     kind = " of pixels" if train.segmentation else ""
     yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes{kind}"
@@ -52,14 +48,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         refuse_optimizer(spec)
         updates = len(train) // spec.batch_size * spec.epochs
         yield f"{name}: {spec.epochs} epochs, {updates} steps of {spec.batch_size} images"
-    resolved: Recipe
-    if isinstance(recipe, CondenseRecipe):
-        resolved = yield from _check_condense(recipe, splits)
-    else:
-        resolved = yield from _check_finetune(recipe, train)
-    for stage in _stages(resolved):
-        yield _check_folder(stage)
-    yield splits.counted()
+    return splits
 
 
 def _stages(recipe: CondenseRecipe | FinetuneRecipe) -> Sequence[CondenseRecipe | FinetuneRecipe]:
@@ -95,6 +84,7 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
     for folder in (recipe.out, recipe.store):
         refuse_read_only(folder)
     yield f"out: {recipe.out} has {len(found.rows) + len(found.failed)} of {len(comparison.cells)} cells"
+    yield from (splits.counted() for splits in opened.sets.values())
 
 
 def _check_search(recipe: SearchRecipe) -> Iterator[str]:
@@ -115,6 +105,7 @@ def _check_search(recipe: SearchRecipe) -> Iterator[str]:
     for folder in (recipe.out, recipe.kept or recipe.out):
         refuse_read_only(folder)
     refuse_full_disk(recipe.out, search_bytes(prepared))
+    yield from (splits.counted() for splits in prepared.images.values())
 
 
 def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
@@ -136,34 +127,49 @@ def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
     yield f"training: {recipe.train.epochs} epochs, {steps} steps of {recipe.train.batch_size} images"
     refuse_gene_path(gene_path(recipe.out), prepared.gene)
     yield _check_folder(recipe)
+    yield from (task.images.counted() for task in prepared.tasks.values())
 
 
-def _check_condense(recipe: CondenseRecipe, images: Splits) -> Generator[str, None, CondenseRecipe]:
+def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
     from learngene.making.condense import prepare
     from learngene.making.steps import gene_path, refuse_gene_path
 
-    prepared = prepare(recipe, images=images)
+    splits = yield from _check_images(recipe)
+    prepared = prepare(recipe, images=splits)
     if prepared.ancestry:
         yield f"ancestry: {prepared.ancestry.label}"
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
     refuse_gene_path(gene_path(recipe.out), prepared.gene)
-    return prepared.recipe
+    for stage in _stages(prepared.recipe):
+        yield _check_folder(stage)
+    yield splits.counted()
 
 
-def _check_finetune(recipe: FinetuneRecipe, images: ImageSet) -> Generator[str, None, FinetuneRecipe]:
+def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:
     from learngene.data.preprocessing import fill_preprocessing
     from learngene.making.finetune import starting_model
     from learngene.vits.descendant_folder import PROVENANCE
     from learngene.vits.input_size import image_config
 
-    model = starting_model(recipe, images)
+    splits = yield from _check_images(recipe)
+    model = starting_model(recipe, splits.train)
     size = sum(parameter.numel() for parameter in model.parameters())
     yield f"model: {getattr(model, 'learngene', {}).get('method', 'timm')}, {size / 1e6:.3f} M parameters"
     refuse_foreign(recipe.out / "descendant", PROVENANCE)
     refuse_full_disk(recipe.out, run_bytes(model))
     set_drop_path(model, recipe.train.drop_path)
-    return recipe.model_copy(update={"data": fill_preprocessing(recipe.data, image_config(model))})
+    yield _check_folder(recipe.model_copy(update={"data": fill_preprocessing(recipe.data, image_config(model))}))
+    yield splits.counted()
+
+
+CHECKS: dict[type[Recipe], Callable[[Any], Iterator[str]]] = {
+    CondenseRecipe: _check_condense,
+    SearchRecipe: _check_search,
+    TuneRecipe: _check_tune,
+    FinetuneRecipe: _check_finetune,
+    CompareRecipe: _check_compare,
+}
 
 
 def _check_folder(recipe: CondenseRecipe | FinetuneRecipe | TuneRecipe) -> str:

@@ -52,7 +52,7 @@ PROBES = 16
 
 
 @dataclass(frozen=True)
-class Listed:
+class AnnotatedSplit:
     """The images of one split, in the order of their classes and names.
 
     Attributes:
@@ -86,7 +86,7 @@ def refuse_split(dataset: str, split: str) -> None:
         raise DataError(f"data {PREFIX}{dataset}: no split '{split}'{nearest(split, SPLITS)}")
 
 
-def listed(dataset: str, root: Path | None, split: str) -> Listed:
+def listed(dataset: str, root: Path | None, split: str) -> AnnotatedSplit:
     """Reads the annotations of a split and finds its images.
 
     Args:
@@ -108,7 +108,7 @@ def listed(dataset: str, root: Path | None, split: str) -> Listed:
     annotated, class_names = _read(f"{where}: annotations/{path.name}", path)
     annotated.sort(key=lambda entry: (entry[1], entry[0]))
     places = _places(where, dataset, root, [name for name, _ in annotated])
-    return Listed(places, [label for _, label in annotated], class_names)
+    return AnnotatedSplit(places, [label for _, label in annotated], class_names)
 
 
 # -- annotations ---------------------------------------------------------------------------------------

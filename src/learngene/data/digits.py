@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from learngene.data.image_files import Found, ImageFile
+from learngene.data.image_files import ImageFile, PlacedImage
 from learngene.system.errors import DataError, nearest
 
 NAME, PREFIX = "digits", "digits/"
@@ -87,12 +87,12 @@ def variant_of(source: str | Path) -> str | None:
 
 
 @functools.cache
-def variant_files(name: str) -> list[Found]:
+def variant_files(name: str) -> list[PlacedImage]:
     """The images of a variant as if they lay in a folder: ``SPLIT/CLASS``, or ``images/SPLIT`` and ``masks/SPLIT``."""
     return [found for number, split in enumerate(IMAGES) for found in _drawn(name, split, number)]
 
 
-def _drawn(name: str, split: str, number: int) -> Iterator[Found]:
+def _drawn(name: str, split: str, number: int) -> Iterator[PlacedImage]:
     pixels, labels, _ = read_digits(split)
     variant = VARIANTS.get(name)
     rng = np.random.default_rng([variant.seed if variant else CANVAS_SEED, number])

@@ -49,7 +49,7 @@ class ImageFile:
             return Image.open(io.BytesIO(file.read(self.size)))
 
 
-Found = tuple[str, str, ImageFile]
+PlacedImage = tuple[str, str, ImageFile]
 """An image with the names of the two folders above it: split and class, or images or masks and split."""
 
 
@@ -62,7 +62,7 @@ class Contents:
         left: What is no part of the data set: other files, leftovers, images that lie elsewhere.
     """
 
-    found: list[Found] = field(default_factory=list)
+    found: list[PlacedImage] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
 
     def add(self, place: ImageFile, image: bool) -> None:

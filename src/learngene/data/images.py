@@ -116,7 +116,7 @@ class ImageSet:
         except Exception as error:
             raise CorruptError(
                 f"{self.where}: image {self.names[index]} cannot be decoded ({why_broken(error)}); "
-                "mend it, or set data.skip_corrupt=true to count and leave out such images"
+                "repair it, or set data.skip_corrupt=true to count and leave out such images"
             ) from None
 
     def scan(self, skip: bool) -> ImageSet:
@@ -140,12 +140,12 @@ class ImageSet:
                 if self.masks is not None:
                     pixels += np.bincount(self.mask(index, image.size, orientation).ravel(), minlength=MASK_VALUES)
             except CorruptError as error:
-                first = first or str(error).partition("cannot be decoded (")[2].partition("); mend")[0]
+                first = first or str(error).partition("cannot be decoded (")[2].partition("); repair")[0]
                 bad.append(index)
         if bad and not skip:
             raise DataError(
                 f"{self.where}: {len(bad)} of {len(self)} images cannot be decoded, the first is "
-                f"{self.names[bad[0]]} ({first}); mend them, or set data.skip_corrupt=true to leave them out"
+                f"{self.names[bad[0]]} ({first}); repair or remove them, or set data.skip_corrupt=true to leave them out"
             )
         gone = set(bad)
         kept = [index for index in range(len(self)) if index not in gone]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from learngene.data.digits import variant_files, variant_of
 from learngene.data.file_kinds import Left, left_behind, says_image
-from learngene.data.image_files import Contents, Found, ImageFile, contents_of
+from learngene.data.image_files import Contents, ImageFile, PlacedImage, contents_of
 from learngene.system.errors import DataError, NoSplitError
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -33,7 +33,7 @@ class Source:
 
     path: Path
     kind: str
-    found: list[Found]
+    found: list[PlacedImage]
     voc: Path | None = None
     left: list[Left] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ def split_folder(split: str, found: Collection[str], where: str | Path) -> str:
     raise NoSplitError(f"data {where}: no split '{split}'; found: {', '.join(sorted(found))}")
 
 
-def _folder_pairs(path: Path, found: Sequence[Found], split: str) -> list[tuple[ImageFile, ImageFile]]:
+def _folder_pairs(path: Path, found: Sequence[PlacedImage], split: str) -> list[tuple[ImageFile, ImageFile]]:
     folder = split_folder(split, {part for top, part, _ in found if top == IMAGES}, path)
     sides: dict[str, dict[str, ImageFile]] = {IMAGES: {}, MASKS: {}}
     for top, part, place in found:

@@ -129,7 +129,7 @@ class Masks:
         except Exception as error:
             raise CorruptError(
                 f"{self.where}: mask {self.places[index].name} cannot be decoded ({why_broken(error)}); "
-                "mend it, or set data.skip_corrupt=true to count and leave out such images"
+                "repair it, or set data.skip_corrupt=true to count and leave out such images"
             ) from None
         if kind in LOSSY:
             raise self._fault(index, f"is a {kind}, which changes values; a mask is a PNG or another lossless image")

@@ -67,7 +67,7 @@ class Candidate:
         macs: Multiply-adds of one image.
         latency: Milliseconds per forward pass on this machine, or None if the budget did not ask.
         layers: Which of the gene's tensors feed each layer.
-        beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning mends it.
+        beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning brings it back.
         top1: Accuracy in percent that was measured when the gene was made, for a pool's path and the same task.
     """
 
