@@ -66,7 +66,7 @@ def task_of(name: str = "birds", classes: int = 5, ancestry: str = "a" * 64, vec
     """A task embedding as ``embed_task`` would give it."""
     numbers = (task_vector() if vector is None else vector).tolist()
     names = tuple(f"class{number}" for number in range(classes))
-    return TaskEmbedding(name, tuple(numbers), ancestry, "data", 24, names, {"mean": [0.5], "std": [0.5]})
+    return TaskEmbedding(name, tuple(numbers), ancestry, "d" * 16, 24, names, {"mean": [0.5], "std": [0.5]})
 
 
 def train_fields(ancestry: Path | str | None, images: Path, out: Path | str, /, **changes: Any) -> dict[str, Any]:

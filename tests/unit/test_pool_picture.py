@@ -39,7 +39,7 @@ def test_every_kind_of_pool_is_drawn(name: str, settings: dict[str, Any], tmp_pa
 def test_measured_paths_get_a_plot_beside_the_rows(gene_file: Path, tmp_path: Path) -> None:
     gene = pool()
     gene.metadata["paths"] = [
-        {"path": name, "blocks": "", "top1": 50.0 + at} for at, name in enumerate(full_names(gene))
+        {"path": name, "blocks": "1+1", "top1": 50.0 + at} for at, name in enumerate(full_names(gene))
     ]
     gene.save(tmp_path / "measured.safetensors")
     gene.metadata["paths"] = gene.metadata["paths"][:1]
