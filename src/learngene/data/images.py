@@ -145,7 +145,7 @@ class ImageSet:
         if bad and not skip:
             raise DataError(
                 f"{self.where}: {len(bad)} of {len(self)} images cannot be decoded, the first is "
-                f"{self.names[bad[0]]} ({first}); repair or remove them, or set data.skip_corrupt=true to leave them out"
+                f"{self.names[bad[0]]} ({first}); repair or remove them, or leave them out with data.skip_corrupt=true"
             )
         gone = set(bad)
         kept = [index for index in range(len(self)) if index not in gone]

@@ -48,8 +48,8 @@ class Method(ABC):
         kept_fields: What every shape that is made shares with the auxiliary shape.
         makes_paths: Whether it makes stitched shapes, too.
         options: Choices that may differ at every expansion, each with a line of explanation.
-        changes: What was corrected, once genes existed, in how their tensors are read. A gene from before is refused, and
-            results that rest on such genes are computed anew.
+        changes: What was corrected, once genes existed, in how their tensors are read. A gene from before is refused,
+            and results that rest on such genes are computed anew.
     """
 
     name: ClassVar[str]
