@@ -68,26 +68,26 @@ def epoch_order(count: int, seed: int, epoch: int, batch_size: int, repeats: int
     return np.repeat(order, repeats)[: count // batch_size * batch_size]
 
 
-def micro_batch(positions: np.ndarray, cell: int, cells: int) -> np.ndarray:
+def micro_batch(positions: np.ndarray, shard: int, shards: int) -> np.ndarray:
     """One process's share of a batch, or one accumulated part of it.
 
     timm's mixup pairs image i with image B-1-i. A share is therefore cut symmetrically around the middle: then every
     pair stays together and the same pairs are mixed on any number of processes.
 
     Args:
-        positions: The batch, an even number of entries per cell (or any number if nothing is mixed).
-        cell: Which share, counted from 0.
-        cells: Processes times accumulated parts; divides the batch.
+        positions: The batch, an even number of entries per shard (or any number if nothing is mixed).
+        shard: Which share, counted from 0.
+        shards: Processes times accumulated parts; divides the batch.
 
     Returns:
-        ``len(positions) // cells`` entries.
+        ``len(positions) // shards`` entries.
     """
-    size = len(positions) // cells
+    size = len(positions) // shards
     if size % 2:
-        return positions[cell * size : (cell + 1) * size]
+        return positions[shard * size : (shard + 1) * size]
     half = size // 2
-    front = positions[cell * half : (cell + 1) * half]
-    back = positions[::-1][cell * half : (cell + 1) * half][::-1]
+    front = positions[shard * half : (shard + 1) * half]
+    back = positions[::-1][shard * half : (shard + 1) * half][::-1]
     return np.concatenate([front, back])
 
 
@@ -195,14 +195,14 @@ class TrainBatches:
         """This process's parts of every step of an epoch."""
         size = self.train.batch_size
         order = epoch_order(self.count, self.train.seed, epoch, size, self.train.augment.repeats)
-        cells = self.processes * self.parts
+        shards = self.processes * self.parts
         return [
             [
                 [
                     (epoch, int(position), int(order[position]))
-                    for position in micro_batch(np.arange(step * size, (step + 1) * size), cell, cells)
+                    for position in micro_batch(np.arange(step * size, (step + 1) * size), shard, shards)
                 ]
-                for cell in range(self.rank * self.parts, (self.rank + 1) * self.parts)
+                for shard in range(self.rank * self.parts, (self.rank + 1) * self.parts)
             ]
             for step in range(self.steps_per_epoch)
         ]

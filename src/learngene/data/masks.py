@@ -231,7 +231,7 @@ class Masks:
         """
         allowed = {0, OBJECT} | ({self.ignore_index} if self.ignore_index != OBJECT else set())
         found: set[int] = set()
-        for index in spread(len(self.places), most):
+        for index in evenly_spaced(len(self.places), most):
             try:
                 found |= set(np.unique(self.codes(index)).tolist())
             except CorruptError:
@@ -251,7 +251,7 @@ class Masks:
         """
         if self.pixels is None:
             self.pixels = np.zeros(MASK_VALUES, np.int64)
-            for index in spread(len(self.places), most):
+            for index in evenly_spaced(len(self.places), most):
                 codes = self.codes(index)
                 values = codes if self.table is None else self.table.look_up(codes)
                 self.pixels += np.bincount(values.ravel().clip(max=255), minlength=MASK_VALUES)
@@ -299,7 +299,7 @@ def code_of_colour(red: int, green: int, blue: int) -> int:
     return red if red == green == blue else COLOUR + (red << 16) + (green << 8) + blue
 
 
-def spread(count: int, most: int) -> Iterable[int]:
+def evenly_spaced(count: int, most: int) -> Iterable[int]:
     """All of so many indices, or ``most`` of them at even distances."""
     return range(count) if count <= most else (number * count // most for number in range(most))
 
