@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -301,6 +302,27 @@ def test_a_crashed_pool_goes_on(
     assert same(state(continued), state(whole))
     assert continued.metadata["paths"] == whole.metadata["paths"]
     assert files(tmp_path / "run").items() >= trained.items()
+
+
+def test_a_pool_whose_folder_is_removed_goes_on(
+    images: Path, tmp_path: Path, whole: Learngene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the second row is trained, which then crashes; the next command begins with the first again."""
+    run_stage = pooling_run.run_stage
+
+    def crash(given: Any, *arguments: Any, **options: Any) -> Any:
+        if given.name != "row 16":
+            raise CrashError
+        result = run_stage(given, *arguments, **options)
+        shutil.rmtree(tmp_path / "run")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pooling_run, "run_stage", crash)
+        with pytest.raises(CrashError):
+            made(tmp_path / "run", images, **GUIDED)
+    continued = made(tmp_path / "run", images, **GUIDED)
+    assert same(state(continued), state(whole))
 
 
 def test_a_finished_pool_is_found_and_another_recipe_in_its_folder_refused(images: Path, tmp_path: Path) -> None:

@@ -119,6 +119,31 @@ def test_a_stopped_and_continued_run_is_bit_for_bit_the_run_that_was_not(
     assert (found.updates, found.images) == (expected.updates, expected.images)
 
 
+def test_a_run_whose_folder_is_removed_makes_it_again_and_goes_on(
+    wholes: Any, images: Path, tmp_path: Path, stop_after: Any
+) -> None:
+    """Removed in the first step of the second epoch, stopped in the second one."""
+    whole, expected, _ = wholes["fp32"]
+    out, stopped = tmp_path / "run", fresh()
+    seen: list[bool] = []
+
+    def remove(*_: object) -> None:
+        seen.append(torch.is_grad_enabled())
+        if sum(seen) == 4 and seen[-1]:
+            shutil.rmtree(out)
+
+    stopped.register_forward_hook(remove)
+    stop_after(stopped, 5)
+    with pytest.raises(InterruptedRun):
+        run(stopped, images, out, TRAINS["fp32"])
+    assert [entry["epoch"] for entry in metrics(out)] == [1]
+    continued = fresh()
+    result = run(continued, images, out, TRAINS["fp32"])
+    assert same(state(continued), state(whole))
+    assert result.final == expected.final
+    assert [entry["epoch"] for entry in metrics(out)] == [1, 2]
+
+
 def test_a_scaled_run_goes_on_with_its_scale(images: Path, tmp_path: Path, stop_after: Any) -> None:
     train = {**FAST, "precision": "fp16"}
     whole, _ = tuned(images, **train)

@@ -70,6 +70,12 @@ class Progress:
         return {name: total / steps for name, (total, steps) in self.part_sums.items()}
 
 
+def mark(folder: Path, recipe: Section) -> None:
+    """Says whose a folder is that has the run folders of several stages; again if somebody removed it meanwhile."""
+    text = dump_recipe(recipe)
+    write_file(folder / MARKER, lambda temporary: temporary.write_text(text))
+
+
 class RunFolder:
     """A folder with the resolved recipe, ``metrics.jsonl`` and the last and best state."""
 
@@ -104,6 +110,9 @@ class RunFolder:
         if self._lock is None:
             raise LearngeneError(f"{self.path} is in use by another run; wait for it to end, or choose another out")
         clear_unfinished(self.path)
+        self._describe(entries)
+
+    def _describe(self, entries: Sequence[Mapping[str, Any]]) -> None:
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         write_file(self.path / MARKER, lambda temporary: temporary.write_text(self._recipe))
         write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
@@ -118,6 +127,8 @@ class RunFolder:
 
     def save(self, tensors: Mapping[str, Any], progress: Progress, name: str = "last.pt") -> None:
         """Writes a state under a temporary name, flushed, then renamed over the old one."""
+        if not (self.path / MARKER).exists():  # somebody removed the folder; the run goes on, and so must its folder
+            self._describe(progress.history)
         content = {**tensors, "progress": json.dumps(asdict(progress))}
         write_file(self.path / name, lambda temporary: torch.save(content, temporary))
 

@@ -38,14 +38,13 @@ from learngene.methods import method as find_method
 from learngene.methods.base import gene_name
 from learngene.methods.stitching import rows_of
 from learngene.recipe.condense import CondenseRecipe
-from learngene.recipe.loading import dump_recipe
 from learngene.recipe.pool import PoolSpec
 from learngene.system.errors import LearngeneError
-from learngene.system.files import refuse_foreign, refuse_unwritable, write_file
+from learngene.system.files import refuse_foreign, refuse_unwritable
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, guided_loss
 from learngene.training.run import finished, run_stage, write_once
-from learngene.training.run_folder import MARKER, refuse_other_recipe
+from learngene.training.run_folder import MARKER, mark, refuse_other_recipe
 from learngene.training.scores import Accuracy, accuracies
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.vits.stitched_shape import StitchedShape
@@ -75,8 +74,7 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
             refuse_unwritable(kept)
         refuse_foreign(recipe.out, MARKER)
         refuse_other_recipe(recipe.out, recipe)
-        text = dump_recipe(recipe)
-        write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(text)))
+        write_once(lambda: mark(recipe.out, recipe))
     steps = [
         Step(f"row {index}", row.out, partial(distil_row, inputs, index, keep=keep, show=show))
         for index, row in enumerate(row_recipes(recipe))
@@ -160,6 +158,8 @@ def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) ->
     name, made = f"row {row.embed_dim}", made_of(ancestry)
     stage = Stage(name, module, objective, row.img_size, row.in_chans, inputs.companions, made_of=made)
     result = (finished(mine, module) if keep else None) or run_stage(stage, mine, inputs.images, keep=keep, show=show)
+    if keep:
+        write_once(lambda: mark(recipe.out, recipe))
     state = {name: value.detach() for name, value in student.state_dict().items()}
     return Row(state, module.matrix(), result)
 

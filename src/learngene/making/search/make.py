@@ -26,7 +26,6 @@ from learngene.making.search.task_search import (
 from learngene.making.search.usage_map import usage_picture
 from learngene.making.steps import Say, Step, gene_path, run_shared
 from learngene.methods.lsamd import LSAMD
-from learngene.recipe.loading import dump_recipe
 from learngene.recipe.search import SearchRecipe
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_unwritable, write_file
@@ -34,7 +33,7 @@ from learngene.system.processes import announce
 from learngene.training.loop import make_accelerator
 from learngene.training.record import diverged
 from learngene.training.run import write_once
-from learngene.training.run_folder import MARKER, refuse_other_kind
+from learngene.training.run_folder import MARKER, mark, refuse_other_kind
 
 RECORD = "search.json"
 
@@ -124,7 +123,7 @@ def run(
         refuse_other_paths(inputs)
         refuse_full_disk(gene_file, search_bytes(inputs))
         refuse_unwritable(recipe.kept or recipe.out)
-        write_once(lambda: write_file(recipe.out / MARKER, lambda temporary: temporary.write_text(dump_recipe(recipe))))
+        write_once(lambda: mark(recipe.out, recipe))
     steps = _steps(inputs, keep=keep, show=show)
     # Under torchrun all processes train one super net together, and none may keep it from the others.
     alone = make_accelerator().num_processes == 1
@@ -137,6 +136,8 @@ def run(
         say=say,
         reached=lambda: _reached(inputs),
     )
+    if gene_file:
+        write_once(lambda: mark(recipe.out, recipe))
     if failed:
         lines = [f"task {name}: {reason}" for name, reason in failed.items()]
         there = f"{len(outcomes)} of {len(recipe.tasks)} data sets are searched"
