@@ -170,7 +170,7 @@ class ImageSet:
         line = ", ".join(parts)
         broken = [Left(tuple(name.split("/")), "corrupt") for name in self.corrupt]
         line += f"; left out: {left}" if (left := told([*broken, *self.left])) else ""
-        if self.masks is not None and (shares := self.masks.shares(self.class_names)):
+        if self.masks is not None and (shares := self.masks.shares(self.class_names, self.ignore_index)):
             line += f"; pixels: {shares}"
         return line
 
@@ -214,9 +214,11 @@ class ImageSet:
         elif list(places) != list(range(len(places))):
             numbers = np.full(MASK_VALUES, NOT_JUDGED, np.uint8)
             numbers[: len(places)] = places
-            numbers[NOT_JUDGED if self.numbers is not None else self.masks.ignore_index] = NOT_JUDGED
-            out.masks = dataclasses.replace(self.masks, pixels=None)  # counts of other numbers
+            numbers[self.ignore_index] = NOT_JUDGED
             out.numbers = numbers if self.numbers is None else numbers[self.numbers]
+            if (pixels := self.masks.pixels) is not None:
+                out.masks = dataclasses.replace(self.masks, pixels=np.zeros_like(pixels))
+                np.add.at(out.masks.pixels, numbers, pixels)
         return out
 
     def fingerprint(self) -> str:

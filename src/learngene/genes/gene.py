@@ -30,7 +30,7 @@ from learngene.methods.tal.hypernetwork import hypernetwork_of
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.system.files import write_file
-from learngene.vits.class_names import places
+from learngene.vits.class_names import places, some
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.fresh_weights import init_value
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
@@ -260,7 +260,8 @@ class Learngene(nn.Module):
             ``learngene`` attribute says which gene tensor fed which layer.
 
         Raises:
-            ShapeError: If the method cannot make the shape, or a layer or module does not exist.
+            ShapeError: If the method cannot make the shape, a layer or module does not exist, or there are more or
+                fewer names than classes.
         """
         named = self.tasks().get(task) if isinstance(task, str) else task
         about = named if isinstance(named, TaskEmbedding) else None
@@ -273,8 +274,13 @@ class Learngene(nn.Module):
             warnings.warn(f"{self.method.name}: {text}", stacklevel=2)
         for caution in self.method.cautions(self.shape, shape, task=task, **options):
             warnings.warn(f"{self.method.name}: {caution}", stacklevel=2)
+        if class_names and len(class_names) != shape.num_classes:
+            raise ShapeError(f"class_names has {len(class_names)} names, but the shape has {shape.num_classes} classes")
         names = self._class_names(shape, about)
-        carry_head(weights, shape, names if self.method.making != "hyper" else None, class_names)
+        other = carry_head(weights, shape, names, class_names, predicted=self.method.making == "hyper")
+        if other and names and class_names:
+            text = f"the gene's classes ({some(names)}) are not the wanted ones ({some(class_names)})"
+            warnings.warn(f"{self.method.name}: {text}, so the head starts afresh", stacklevel=2)
         keep = kept_parameters(shape, layers, modules)
         expected = shape.all_params()
         generator = torch.Generator().manual_seed(seed)
@@ -407,8 +413,13 @@ def _task_name(task: str | TaskEmbedding | Tensor) -> str:
 
 
 def carry_head(
-    weights: dict[str, Tensor], shape: Shape, own: Sequence[str] | None, names: Sequence[str] | None
-) -> None:
+    weights: dict[str, Tensor],
+    shape: Shape,
+    own: Sequence[str] | None,
+    names: Sequence[str] | None,
+    *,
+    predicted: bool = False,
+) -> bool:
     """Puts the rows of a gene's head into the order of the wanted classes, or drops the head if they are others.
 
     Args:
@@ -416,16 +427,21 @@ def carry_head(
         shape: The shape.
         own: The gene's classes, if it has a head for them and says what they are called.
         names: The wanted classes, if they have names.
+        predicted: Whether the head was made for the shape and not stored, so that it is never dropped.
+
+    Returns:
+        Whether a head was dropped.
     """
-    if own is None or names is None:
-        return
+    held = [name for name in shape.head_params() if name in weights]
+    if own is None or names is None or not held:
+        return False
     found = places(names, own)
-    for name in shape.head_params():
-        if name in weights:
-            if found is None:
-                del weights[name]
-            elif found != list(range(len(found))):
-                weights[name] = weights[name][found]
+    for name in held:
+        if found is not None:
+            weights[name] = weights[name][found]
+        elif not predicted:
+            del weights[name]
+    return found is None and not predicted
 
 
 def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:

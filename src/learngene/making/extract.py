@@ -163,7 +163,7 @@ def _few(data: Data) -> ImageSet:
 
 
 def _activity(ancestry: Ancestry, shape: ViTShape, data: Data, images: ImageSet) -> dict[str, Tensor]:
-    spec = fill_preprocessing(data_section(data), ancestry.model.pretrained_cfg)
+    spec = fill_preprocessing(data_section(data), ancestry.preprocessing)
     loader = eval_loader(images, spec, img_size=shape.img_size, in_chans=shape.in_chans)
     return mean_activity(ancestry.model, (batch for batch, _ in loader))
 

@@ -117,9 +117,22 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     becomes_segmenter = images.segmentation and not isinstance(model, Segmenter)
     if not becomes_segmenter:
         _refuse_other_task(model, images)
-    if becomes_segmenter or not fits(images, model, recipe.data):
-        return fresh_head(model, images, recipe.train.seed)
-    return model
+        return _with_head_for(model, images, recipe)
+    return fresh_head(model, images, recipe.train.seed)
+
+
+def _with_head_for(model: TimmModel, images: ImageSet, recipe: FinetuneRecipe) -> TimmModel:
+    """The model with its own head if that is for the images' classes, else with a fresh one."""
+    if fits(images, model, recipe.data):
+        return model
+    names = class_names(model)
+    if names is not None and len(names) == len(images.class_names):
+        warnings.warn(
+            f"the model's classes ({some(names)}) are not those of {images.where} ({some(images.class_names)}), so its "
+            "head starts afresh",
+            stacklevel=4,
+        )
+    return fresh_head(model, images, recipe.train.seed)
 
 
 def fresh_head(model: TimmModel, images: ImageSet, seed: int) -> TimmModel:
@@ -207,14 +220,8 @@ def scratch(shape: Shape, seed: int = 0, class_names: list[str] | None = None) -
 def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, keep: bool, show: bool) -> TrainResult:
     """Trains a model on opened data and writes the descendant folder if ``keep``."""
     _refuse_other_task(model, images.train)
-    if model.num_classes == len(images.train.class_names) and not fits(images.train, model, recipe.data):
-        names = class_names(model) or []
-        warnings.warn(
-            f"the model's classes ({some(names)}) are not those of {images.train.where} "
-            f"({some(images.train.class_names)}), so its head starts afresh",
-            stacklevel=3,
-        )
-        fresh_head(model, images.train, recipe.train.seed)
+    if model.num_classes == len(images.train.class_names):
+        _with_head_for(model, images.train, recipe)
     images = Splits(*(numbered(split, model, recipe.data) for split in images))
     resize(model, recipe.data.img_size)
     chans, size = square_size(model, recipe.data.img_size)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from learngene.system.errors import LearngeneError
 
@@ -36,8 +40,8 @@ BY_TEXT = (
     (r"out of memory|can't allocate memory|cannot allocate memory|cublas_status_alloc_failed", MEMORY),
     (r"no space left|disk quota exceeded|os error 28|inline_container|pytorchstreamwriter", SPACE),
     (r"not implemented for '(half|bfloat16|float8\w*)'|does not support (bfloat16|fp16|half)", PRECISION),
-    (r"cuda error|cuda driver|cudnn error|cublas error|no kernel image|no cuda gpus|hip error|mps backend", DEVICE),
-    (r"nccl error|gloo|connection (closed|reset) by peer|process group|master_addr|broken pipe.*store", TOGETHER),
+    (r"cuda error(?!: device-side assert)|cuda driver|cudnn error|cublas error|no kernel image|no cuda gpus|hip error|mps backend", DEVICE),
+    (r"nccl error|\[.*gloo.*\]|connection (closed|reset) by peer|broken pipe.*store", TOGETHER),
 )
 """What the text of an error says, and the line for it; the first that fits counts."""
 
@@ -47,6 +51,12 @@ BY_NUMBER = {
     errno.EAGAIN: PROCESSES,
     errno.ENOMEM: MEMORY,
 }
+
+OF_PATHS = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EBADF)
+"""What a wrong path in a program gives, too: the machine is to blame only for a path of the user's."""
+
+CODE = (Path(__file__).parents[1], Path(sys.prefix), Path(sys.base_prefix, "lib"))
+"""Where no path of the user's lies."""
 
 BY_MODULE = (
     (("torch._dynamo", "torch._inductor", "torch._functorch"), COMPILER),
@@ -80,8 +90,12 @@ def machine_fault(error: BaseException) -> str | None:
         file = f" at {error.filename}" if error.filename else ""
         if line := BY_NUMBER.get(error.errno):
             return line.format(reason=error.strerror, file=file, limit=_limit())
+        if isinstance(error, ConnectionError):
+            return TOGETHER.format(reason=error.strerror)
+        if error.errno in OF_PATHS and not _of_user(error.filename):
+            return None
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or reason}" if where or not isinstance(error, ConnectionError) else None
+        return f"{where}{error.strerror}"
     if isinstance(error, MemoryError):
         return MEMORY.format(reason=reason)
     if not isinstance(error, (RuntimeError, OSError, EOFError, ValueError, NotImplementedError, ImportError)):
@@ -118,7 +132,27 @@ def machine_faults() -> Iterator[None]:
         line = machine_fault(error)
         if line is None:
             raise
+        _end_loaders(error)
         raise MachineError(line) from error
+
+
+def _of_user(path: object) -> bool:
+    """Whether a path is one that a user gave or that was made from it, and no part of the program."""
+    if not isinstance(path, (str, bytes, os.PathLike)) or not path:
+        return False
+    place = Path(os.fsdecode(path)).absolute()
+    return not any(place.is_relative_to(code) for code in CODE)
+
+
+def _end_loaders(error: BaseException) -> None:
+    """Lets torch's loaders that could not start all processes end those they started, without a complaint of theirs."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        made = frame.f_locals.get("self")
+        if type(made).__name__ == "_MultiProcessingDataLoaderIter" and not hasattr(made, "_workers_status"):
+            if hasattr(made, "_workers"):
+                made._workers_status = [True] * len(made._workers)
+            else:
+                made._shutdown = True
 
 
 def _own_line(text: str) -> str | None:

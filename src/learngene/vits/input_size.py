@@ -76,21 +76,37 @@ def resize(model: TimmModel, img_size: int | None) -> None:
         LearngeneError: If the model cannot take such images.
     """
     chans, *own = input_size(model)
-    if img_size is None or own == [img_size, img_size]:
+    if img_size is None:
+        return
+    _refuse_border(model, img_size)
+    if own == [img_size, img_size]:
         return
     training = model.training
     try:
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=(img_size, img_size))
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: what a model keeps of its first images, it trains with
             model.eval()(torch.zeros(1, chans, img_size, img_size, device=next(model.parameters()).device))
     except (AssertionError, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise LearngeneError(
             f"data.img_size {img_size}: the model takes images of {own[0]} x {own[1]} px, and not of this size "
-            f"({reason}); leave data.img_size out, or choose a multiple of the model's patches"
+            f"({reason}); leave data.img_size out"
         ) from None
     finally:
         model.train(training)
     if "shape" in (record := getattr(model, "learngene", {})):
         record["shape"]["img_size"] = img_size
+
+
+def _refuse_border(model: TimmModel, img_size: int) -> None:
+    """Raises ``LearngeneError`` if patches would leave out the right and lower border of images of a size."""
+    embed = getattr(getattr(model, "backbone", model), "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if patch is None or getattr(embed, "dynamic_img_pad", False):
+        return
+    side = max(patch)
+    if img_size % side:
+        below = img_size // side * side
+        near = f"{below} or {below + side}" if below else side
+        raise LearngeneError(f"data.img_size {img_size} is no multiple of the model's patches of {side} px; use {near}")

@@ -201,8 +201,7 @@ def segment(
     out.head.init_weights(torch.Generator().manual_seed(seed))
     out.head.to(next(model.parameters()).device)
     out.pretrained_cfg = out.default_cfg = {**cfg, **OWN_CFG, "architecture": ARCHITECTURE, "num_classes": num_classes}
-    # Not "classes of images", which a classifier's names are.
-    record.pop("class_names", None)
+    out.pretrained_cfg.pop("label_names", None)  # of classes of images, as those of the record, which are replaced
     out.learngene = {**record, "head": "segmentation", "class_names": list(class_names) if class_names else None}
     return out.eval()
 

@@ -62,7 +62,7 @@ def prepare(
     for name in recipe.tasks:
         with faults.at(f"task {name}"):
             spec = recipe.task(name)
-            data, train = fill_preprocessing(spec.data, ancestry.model.pretrained_cfg), spec.train
+            data, train = fill_preprocessing(spec.data, ancestry.preprocessing), spec.train
             out.specs[name] = spec.model_copy(update={"data": data})
             processes, chans = make_accelerator().num_processes, out.shape.in_chans
             opened = out.images.get(name)
