@@ -26,6 +26,7 @@ from learngene.recipe.finetune import FinetuneRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.training.scores import score_from
+from learngene.vits.class_names import class_names, places
 from learngene.vits.linearity import layer_state, linearity
 from learngene.vits.shape import ViTShape
 from learngene.vits.timm_models import TimmModel
@@ -91,7 +92,8 @@ def _descendant(cell: Cell, gene: Learngene | None, images: ImageSet) -> TimmMod
     with warnings.catch_warnings(action="ignore"):  # shapes outside the trained range are what is asked about
         model = gene.expand(cell.shape, seed=cell.seed, **options)
     # A cell starts from the gene's head wherever the number of classes is the same, whatever they are called.
-    model.learngene["class_names"] = names
+    if places(names, class_names(model) or []) is None:
+        model.learngene["class_names"] = names
     return model
 
 

@@ -85,4 +85,9 @@ def renamed(images: ImageSet, names: Sequence[str], fault: str, remedy: str = ""
 
 def _names(images: ImageSet, model: Any, spec: DataSpec) -> list[str] | None:
     """The names of a model's classes, if they are to be looked at."""
-    return class_names(model) if images.named and spec.match_classes == "name" else None
+    if not images.named or spec.match_classes == "place":
+        return None
+    names = class_names(model)
+    # A segmenter that was trained on masks without names has the numbers of its classes in their place.
+    counted = images.segmentation and names == [str(number) for number in range(model.num_classes)]
+    return None if counted else names

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import re
-import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +25,7 @@ ENDED = (
     "the system ended a loader process ({reason}), most often because memory ran out; lower data.workers, 0 has none"
 )
 SPACE = "no space left on the device{file}; free some space, or choose another out"
+GONE = "the folder {folder} is gone, so {file} can be neither read nor written; choose another out, or begin again"
 COMPILER = "torch.compile cannot compile here ({reason}); set train.compile=false"
 PRECISION = "this device cannot compute in that precision ({reason}); set train.precision=fp32"
 DEVICE = "the accelerator reports an error ({reason}); CUDA_VISIBLE_DEVICES= in the environment runs on the CPU"
@@ -55,7 +56,7 @@ BY_NUMBER = {
 OF_PATHS = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EBADF)
 """What a wrong path in a program gives, too: the machine is to blame only for a path of the user's."""
 
-CODE = (Path(__file__).parents[1], Path(sys.prefix), Path(sys.base_prefix, "lib"))
+CODE = {Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))}
 """Where no path of the user's lies."""
 
 BY_MODULE = (
@@ -90,10 +91,12 @@ def machine_fault(error: BaseException) -> str | None:
         file = f" at {error.filename}" if error.filename else ""
         if line := BY_NUMBER.get(error.errno):
             return line.format(reason=error.strerror, file=file, limit=_limit())
-        if isinstance(error, ConnectionError):
-            return TOGETHER.format(reason=error.strerror)
+        if isinstance(error, ConnectionError):  # a broken pipe is a reader that has read enough
+            return None if isinstance(error, BrokenPipeError) else TOGETHER.format(reason=error.strerror)
         if error.errno in OF_PATHS and not _of_user(error.filename):
             return None
+        if error.errno == errno.ENOENT and not (folder := Path(os.fsdecode(error.filename)).parent).exists():
+            return GONE.format(folder=folder, file=Path(os.fsdecode(error.filename)).name)
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
     if isinstance(error, MemoryError):

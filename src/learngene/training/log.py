@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +59,7 @@ class TrainLog:
     def epoch(self, entry: Mapping[str, Any], parts: Mapping[str, float]) -> None:
         """Prints one line for a finished epoch, the parts of the loss in brackets, and writes its events."""
         if self._events:
-            for key, value in entry.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(key, value, entry["epoch"])
-            self._events.flush()
+            self._events.write(entry["epoch"], {key: value for key, value in entry.items() if isinstance(value, float)})
         if self.show:
             names = {"top1": "top-1", "miou": "mean IoU"}
             score = "".join(f"  {name} {entry[key]:.2f} %" for key, name in names.items() if key in entry)
@@ -81,10 +81,38 @@ def _loss(loss: float, parts: Mapping[str, float]) -> str:
     return f"loss {loss:.4g}" + (f" ({inside})" if inside else "")
 
 
-def _events(folder: Path) -> Any:
-    """A TensorBoard writer, or None without the ``track`` extra."""
+class _Events:
+    """Writes TensorBoard events when it is asked to.
+
+    Torch's writer does it in a thread of its own, where a full disk or a lost folder ends in a traceback.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Begins a file; raises ``ImportError`` without the ``track`` extra."""
+        from torch.utils.tensorboard.summary import scalar
+
+        self._scalar = scalar
+        # Named and begun as TensorBoard looks for it.
+        self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._append({"file_version": "brain.Event:2"})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers under their names."""
+        self._append(*({"step": step, "summary": self._scalar(name, value)} for name, value in values.items()))
+
+    def _append(self, *entries: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with self._path.open("ab") as file:
+            records = RecordWriter(file)
+            for entry in entries:
+                records.write(Event(wall_time=time.time(), **entry).SerializeToString())
+
+
+def _events(folder: Path) -> _Events | None:
+    """A writer of TensorBoard events, or None without the ``track`` extra."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return _Events(folder)
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
