@@ -41,7 +41,10 @@ BY_TEXT = (
     (r"out of memory|can't allocate memory|cannot allocate memory|cublas_status_alloc_failed", MEMORY),
     (r"no space left|disk quota exceeded|os error 28|inline_container|pytorchstreamwriter", SPACE),
     (r"not implemented for '(half|bfloat16|float8\w*)'|does not support (bfloat16|fp16|half)", PRECISION),
-    (r"cuda error(?!: device-side assert)|cuda driver|cudnn error|cublas error|no kernel image|no cuda gpus|hip error|mps backend", DEVICE),
+    (
+        r"cuda error(?!: device-side assert)|cuda driver|cudnn error|cublas error|no kernel image|no cuda gpus|hip error|mps backend",
+        DEVICE,
+    ),
     (r"nccl error|\[.*gloo.*\]|connection (closed|reset) by peer|broken pipe.*store", TOGETHER),
 )
 """What the text of an error says, and the line for it; the first that fits counts."""
