@@ -31,6 +31,7 @@ VAL = {"a": 1, "b": 2, "c": 5}
 
 ORDERS = [["a", "b", "c"], ["c", "a", "b"], ["b", "c", "a"]]
 STILL: dict[str, Any] = {**FAST, "epochs": 1, "optimizer": "sgd", "lr": 1e-12, "show": False}
+STILL["schedule"] = {"warmup_epochs": 0, "min_lr": 1e-12}
 """A training that moves nothing."""
 
 CAFE = "caf\u00e9"

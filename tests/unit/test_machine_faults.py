@@ -39,6 +39,10 @@ class OutOfMemoryError(RuntimeError):
     """As torch's is called."""
 
 
+class AcceleratorError(RuntimeError):
+    """As torch's is called."""
+
+
 class BackendCompilerFailed(RuntimeError):
     """As torch.compile's is called."""
 
@@ -69,7 +73,7 @@ FAULTS: dict[str, tuple[BaseException, str | None]] = {
     "processes": (system(errno.EAGAIN), "starts no further process or thread"),
     "a loader that was ended": (
         RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "),
-        "the system ended a loader process (DataLoader worker (pid 12) is killed by signal: Killed.), most often because",
+        "the system ended a loader process (DataLoader worker (pid 12) is killed by signal: Killed.), most often",
     ),
     "precision": (RuntimeError("\"addmm\" not implemented for 'Half'"), "set train.precision=fp32"),
     "device": (
@@ -91,7 +95,8 @@ FAULTS: dict[str, tuple[BaseException, str | None]] = {
     "a closed file": (system(errno.EBADF), None),
     "a reader that has enough": (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
     "a shape": (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), None),
-    "a label beyond": (RuntimeError("CUDA error: device-side assert triggered"), None),
+    "a label beyond": (AcceleratorError("CUDA error: device-side assert triggered"), None),
+    "a damaged archive": (RuntimeError("PytorchStreamReader failed: inline_container.cc:145"), None),
     "processes never set up": (ValueError("Default process group has not been initialized"), None),
     "an attribute": (AttributeError("out of memory"), None),
 }
@@ -109,7 +114,7 @@ def test_a_fault_of_the_machine_is_one_line(error: BaseException, line: str | No
 
 
 def test_errors_of_loader_processes_lose_their_tracebacks() -> None:
-    text = 'Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  File "x"\na.b.DataError: image a is bad'
+    text = 'Caught DataError in DataLoader worker process 0.\nOriginal:\n  File "x"\na.b.DataError: image a is bad'
     with pytest.raises(DataError, match=r"^image a is bad$"), machine_faults():
         raise DataError(text)
     with pytest.raises(LearngeneError, match=r"^left\nas it is$"), machine_faults():

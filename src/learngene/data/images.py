@@ -216,9 +216,10 @@ class ImageSet:
             numbers[: len(places)] = places
             numbers[self.ignore_index] = NOT_JUDGED
             out.numbers = numbers if self.numbers is None else numbers[self.numbers]
-            if (pixels := self.masks.pixels) is not None:
-                out.masks = dataclasses.replace(self.masks, pixels=np.zeros_like(pixels))
-                np.add.at(out.masks.pixels, numbers, pixels)
+            if self.masks.pixels is not None:
+                pixels = np.zeros_like(self.masks.pixels)
+                np.add.at(pixels, numbers, self.masks.pixels)
+                out.masks = dataclasses.replace(self.masks, pixels=pixels)
         return out
 
     def fingerprint(self) -> str:

@@ -265,7 +265,7 @@ class Masks:
                 "segmenter needs two classes: say what the values mean with data.mask_values={0: ..., 255: ...}"
             )
 
-    def shares(self, names: Sequence[str], ignore_index: int) -> str:
+    def shares(self, names: Sequence[str], ignore_index: int | None) -> str:
         """Which share of pixels each class has, largest first; empty if they were not counted."""
         if self.pixels is None or not (total := int(self.pixels.sum())):
             return ""
@@ -274,7 +274,7 @@ class Masks:
         some = [f"{name} {100 * count / total:.1f} %" for count, name in counts[:SHOWN]]
         if rest := counts[SHOWN:]:
             some.append(f"{len(rest)} more {100 * sum(count for count, _ in rest) / total:.1f} %")
-        if ignored := int(self.pixels[ignore_index]):
+        if ignore_index is not None and (ignored := int(self.pixels[ignore_index])):
             some.append(f"not judged {100 * ignored / total:.1f} %")
         return ", ".join(some)
 

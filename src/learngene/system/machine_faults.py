@@ -14,6 +14,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from learngene.system.errors import LearngeneError
 
@@ -39,12 +40,9 @@ BY_TEXT = (
     (r"insufficient shared memory|bus error|shared memory (object|file)|<torch_\d+|/torch_\d+", SHARED),
     (r"dataloader worker .*(killed by signal|exited unexpectedly)", ENDED),
     (r"out of memory|can't allocate memory|cannot allocate memory|cublas_status_alloc_failed", MEMORY),
-    (r"no space left|disk quota exceeded|os error 28|inline_container|pytorchstreamwriter", SPACE),
+    (r"no space left|disk quota exceeded|os error 28|pytorchstreamwriter|unexpected pos \d", SPACE),
     (r"not implemented for '(half|bfloat16|float8\w*)'|does not support (bfloat16|fp16|half)", PRECISION),
-    (
-        r"cuda error(?!: device-side assert)|cuda driver|cudnn error|cublas error|no kernel image|no cuda gpus|hip error|mps backend",
-        DEVICE,
-    ),
+    (r"cuda error|cuda driver|cudnn error|cublas error|no kernel image|no cuda gpus|hip error|mps backend", DEVICE),
     (r"nccl error|\[.*gloo.*\]|connection (closed|reset) by peer|broken pipe.*store", TOGETHER),
 )
 """What the text of an error says, and the line for it; the first that fits counts."""
@@ -106,6 +104,8 @@ def machine_fault(error: BaseException) -> str | None:
         return MEMORY.format(reason=reason)
     if not isinstance(error, (RuntimeError, OSError, EOFError, ValueError, NotImplementedError, ImportError)):
         return None
+    if "device-side assert" in str(error):  # a number beyond a tensor, in the program
+        return None
     if line := BY_NAME.get(type(error).__name__):
         return line.format(reason=reason)
     for modules, line in BY_MODULE:
@@ -153,7 +153,7 @@ def _of_user(path: object) -> bool:
 def _end_loaders(error: BaseException) -> None:
     """Lets torch's loaders that could not start all processes end those they started, without a complaint of theirs."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        made = frame.f_locals.get("self")
+        made: Any = frame.f_locals.get("self")
         if type(made).__name__ == "_MultiProcessingDataLoaderIter" and not hasattr(made, "_workers_status"):
             if hasattr(made, "_workers"):
                 made._workers_status = [True] * len(made._workers)
