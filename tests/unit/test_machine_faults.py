@@ -44,7 +44,7 @@ class AcceleratorError(RuntimeError):
 
 
 class BackendCompilerFailed(RuntimeError):
-    """As torch.compile's is called."""
+    """What torch.compile raises."""
 
     __module__ = "torch._dynamo.exc"
 

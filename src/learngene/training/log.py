@@ -89,9 +89,9 @@ class _Events:
 
     def __init__(self, folder: Path) -> None:
         """Begins a file; raises ``ImportError`` without the ``track`` extra."""
-        from torch.utils.tensorboard.summary import scalar
+        from torch.utils.tensorboard import summary
 
-        self._scalar = scalar
+        self._scalar = summary.scalar
         # Named and begun as TensorBoard looks for it.
         self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._append({"file_version": "brain.Event:2"})

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import Float
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, create_model, generate_default_cfgs, get_model_args, register_model
 from timm.models._input import update_model_input_size
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -136,8 +137,9 @@ class Segmenter(nn.Module):
         """Channels of the images, which timm asks of any model."""
         return self.backbone.patch_embed.proj.in_channels
 
-    def set_input_size(self, img_size: tuple[int, int]) -> None:
-        """Takes images of another height and width in pixels; position embeddings are resampled."""
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Takes images of another side, or height and width, in pixels; position embeddings are resampled."""
+        img_size = to_2tuple(img_size)
         self.backbone.set_input_size(img_size=img_size)
         update_model_input_size(self, img_size)
         self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *img_size)}
