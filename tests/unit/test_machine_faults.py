@@ -43,7 +43,7 @@ class AcceleratorError(RuntimeError):
     """As torch's is called."""
 
 
-class BackendCompilerFailed(RuntimeError):
+class BackendCompilerFailed(RuntimeError):  # noqa: N818 - torch's name
     """What torch.compile raises."""
 
     __module__ = "torch._dynamo.exc"
