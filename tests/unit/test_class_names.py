@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 import unicodedata
@@ -16,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+from comparisons import compare_fields
 from learngene import Ancestry, Learngene, evaluate, finetune, load_descendant, save_descendant, scratch, segment
 from learngene.data.class_match import numbered
 from learngene.data.images import open_split
@@ -361,3 +363,18 @@ def test_a_classifiers_names_are_none_of_pixels() -> None:
     model = scratch(pico_shape(depth=1))
     model.pretrained_cfg["label_names"] = ["a", "b", "c"]
     assert class_names(segment(model, 3)) is None
+
+
+def test_a_comparison_maps_a_genes_head_to_the_order_of_the_home_task(abc: Path, tmp_path: Path, cli: CLI) -> None:
+    save_descendant(constant("b", ["c", "a", "b"]), tmp_path / "teacher")
+    fields = compare_fields(tmp_path, abc)
+    fields |= {"ancestries": {"vit": {"source": str(tmp_path / "teacher")}}, "shapes": {"d1": {"depth": 1}}}
+    fields |= {
+        "contenders": {"cut": {"method": "weight-selection", "ancestry": "vit"}},
+        "budgets": {"0": {"epochs": 0}},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    result = cli("compare", tmp_path / "recipe.yaml")
+    assert result.code == 0, result
+    (cell,) = (tmp_path / "store" / "cells").glob("*.json")
+    assert json.loads(cell.read_text())["last"]["top1"] == 25.0
