@@ -376,5 +376,5 @@ def test_a_comparison_maps_a_genes_head_to_the_order_of_the_home_task(abc: Path,
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
     result = cli("compare", tmp_path / "recipe.yaml")
     assert result.code == 0, result
-    (cell,) = (tmp_path / "store" / "cells").glob("*.json")
+    (cell,) = (tmp_path / "out" / "cells").glob("*.json")
     assert json.loads(cell.read_text())["last"]["top1"] == 25.0
