@@ -202,6 +202,7 @@ def test_a_timm_name_is_built_at_the_size_of_the_data(images: Path, tmp_path: Pa
     assert input_size(load_descendant(tmp_path / "run" / "descendant")) == (3, 8, 8)
 
 
+@pytest.mark.slow
 def test_an_export_is_of_the_models_size(tmp_path: Path) -> None:
     import onnxruntime
 

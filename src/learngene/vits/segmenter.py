@@ -139,10 +139,10 @@ class Segmenter(nn.Module):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Takes images of another side, or height and width, in pixels; position embeddings are resampled."""
-        img_size = to_2tuple(img_size)
-        self.backbone.set_input_size(img_size=img_size)
-        update_model_input_size(self, img_size)
-        self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *img_size)}
+        size: tuple[int, int] = to_2tuple(img_size)
+        self.backbone.set_input_size(img_size=size)
+        update_model_input_size(self, size)
+        self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *size)}
 
     def timm_arguments(self) -> dict[str, Any]:
         """Arguments that make timm rebuild it: the backbone's name and its own arguments, and the classes."""
