@@ -33,7 +33,9 @@ TRANSPARENT = ("module", "_orig_mod")
 """Prefixes of DistributedDataParallel and torch.compile, which say nothing about the model."""
 
 DEEPEST = 12
-"""Levels of mappings that are looked into; a file may hold one that contains itself."""
+"""Levels of mappings that are looked into, of a file that may hold any number."""
+
+LFS_POINTER = b"version https://git-lfs"
 
 
 class _Callable(type):
@@ -105,7 +107,9 @@ def load_checkpoint(
             tensors = with_timm_names(tensors)
         _refuse_resampling(path, tensors, skeleton, arguments)
         return _filled(path, tensors, skeleton, architecture, arguments)
-    except (RuntimeError, TypeError, AttributeError, KeyError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError) as error:
+        if isinstance(error, LearngeneError):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise LearngeneError(
             f"{path}: does not hold the weights of {architecture} with {dict(arguments) or 'default arguments'}: "
@@ -128,14 +132,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         content = load_file(path) if _is_safetensors(path) else _unpickled(path)
     except FileNotFoundError:
         raise LearngeneError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise LearngeneError(
-            f"{path}: holds more than tensors and is not unpickled; save its state_dict as .safetensors"
-        ) from None
     except Exception as error:  # a damaged file can end torch's reader in any of them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LearngeneError(f"{path}: damaged or unreadable ({reason})") from None
-    tensors = dict(_flat(content))
+        raise LearngeneError(f"{path}: {_unreadable(path, error)}") from None
+    tensors = dict(_flat(content, set()))
     options = content.get("args") if isinstance(content, Mapping) else None
     said = content.get("arch", getattr(options, "model", None)) if isinstance(content, Mapping) else None
     return tensors, said if isinstance(said, str) else None
@@ -158,6 +157,20 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file could not be read, from its first bytes where these say more than torch."""
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        return "a pointer of Git LFS, not the weights; get them with git lfs pull"
+    if not start.startswith((b"PK", b"\x80")) and not path.name.lower().endswith(".safetensors"):
+        return "empty" if not start else "damaged, or not written by torch.save"
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds more than tensors and is not unpickled; save its state_dict as .safetensors"
+    reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+    return f"damaged or unreadable ({reason})"
+
+
 def _unpickled(path: Path) -> Any:
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -168,14 +181,16 @@ def _unpickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _flat(content: Any, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
+def _flat(content: Any, seen: set[int], prefix: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(content, Mapping) or level > DEEPEST:
         return
+    again = id(content) in seen  # one mapping may stand in many places, even in itself
+    seen.add(id(content))
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, Tensor):
             yield prefix + key, value
-        elif isinstance(key, str):
-            yield from _flat(value, f"{prefix}{key}.", level + 1)
+        elif isinstance(key, str) and not again:
+            yield from _flat(value, seen, f"{prefix}{key}.", level + 1)
 
 
 def _chosen(path: Path, tensors: dict[str, Tensor], names: Collection[str], state: str | None) -> dict[str, Tensor]:
@@ -202,7 +217,12 @@ def _chosen(path: Path, tensors: dict[str, Tensor], names: Collection[str], stat
             raise LearngeneError(f"{path}: has several states; say which with state: {', '.join(labels.values())}")
         others = ", ".join(labels[prefix] for prefix in found[1:])
         warnings.warn(f"{path}: '{labels[found[0]]}' is loaded; it also has, for state: {others}", stacklevel=2)
-    return {name.removeprefix(found[0]): tensor for name, tensor in tensors.items() if name.startswith(found[0])}
+    others_in_it = tuple(prefix for prefix in prefixes if prefix != found[0] and prefix.startswith(found[0]))
+    return {
+        name.removeprefix(found[0]): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(found[0]) and not name.startswith(others_in_it)
+    }
 
 
 def _telling(prefix: str) -> list[str]:
@@ -215,7 +235,7 @@ def _rank(prefix: str) -> tuple[int, ...]:
     return tuple(
         -1 if "ema" in part.lower().split("_") else ORDER.index(part) if part in ORDER else own
         for part in _telling(prefix)
-    )
+    ) or (own,)
 
 
 def _wrappers(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -257,7 +277,11 @@ def _refuse_resampling(
 def _filled(
     path: Path, tensors: dict[str, Tensor], skeleton: TimmModel, architecture: str, arguments: Mapping[str, Any]
 ) -> TimmModel:
-    names, given = skeleton.state_dict().keys(), skeleton.pretrained_cfg.get("classifier") or ()
+    mine = skeleton.state_dict()
+    for name in mine.keys() & tensors.keys():
+        if mine[name].is_floating_point() and not tensors[name].is_floating_point():
+            raise LearngeneError(f"{path}: '{name}' is {tensors[name].dtype}, not floating point; is it quantised?")
+    names, given = mine.keys(), skeleton.pretrained_cfg.get("classifier") or ()
     heads = [given] if isinstance(given, str) else list(given)
     found = [tensors[f"{head}.weight"] for head in (*heads, "head", "fc") if f"{head}.weight" in tensors]
     found += [tensors[name].T for name in ("visual.proj", "module.visual.proj") if name in tensors]  # of CLIP

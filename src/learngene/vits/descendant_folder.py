@@ -65,7 +65,6 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
         LearngeneError: If the folder does not hold a whole model.
     """
     import timm
-    from safetensors import SafetensorError
 
     from learngene.vits.transformers_folder import load_transformers
 
@@ -78,15 +77,21 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
     try:
         record = _record(path)
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("config.json is no JSON object")
         if "architecture" not in config and "model_type" in config:
             model = load_transformers(path, config, weights, changes)
         else:
             model = timm.create_model(f"local-dir:{path}", pretrained=True, **changes)
         if record is not None:
             model.learngene = record
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # a damaged file can end its reader in any of them
         if isinstance(error, LearngeneError):
             raise
+        if "weights_only" in str(error):
+            raise LearngeneError(
+                f"{weights}: holds more than tensors and is not unpickled; save its state_dict as model.safetensors"
+            ) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
         raise LearngeneError(f"{path}: cannot be loaded ({reason[:200]})") from None
