@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,7 +21,9 @@ from learngene import Ancestry, scratch
 from learngene.genes.ancestry import weights_sha256
 from learngene.recipe.sections import AncestrySpec, DataSpec
 from learngene.system.errors import LearngeneError
-from pico import batch, make_ancestry, pico_shape
+from learngene.training.run_folder import RunFolder
+from learngene.vits import timm_models
+from pico import CLI, FAST, batch, make_ancestry, pico_shape
 
 DIGITS = DataSpec(source="digits")
 RESNET: dict[str, Any] = {"architecture": "resnet10t", "model_args": {"num_classes": 3}}
@@ -309,3 +314,95 @@ def test_what_fits_is_not_refused(ancestry_folder: Path) -> None:
     mean = tuple(ancestry.preprocessing["mean"])
     assert ancestry.refuse_mismatch(pico_shape(), 3, DIGITS) is None
     assert ancestry.refuse_mismatch(pico_shape(), 3, DataSpec(source="digits", mean=mean, img_size=8)) is None
+
+
+# -- what nothing says -------------------------------------------------------------------------------------
+
+VIT: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "num_classes": 3}
+
+
+def test_ones_own_preprocessing_is_taken(tmp_path: Path) -> None:
+    save_file(resnet().state_dict(), tmp_path / "w.safetensors")
+    own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bilinear", "crop_pct": 0.5}
+    spec = AncestrySpec(source=str(tmp_path / "w.safetensors"), **RESNET, **own)
+    ancestry = Ancestry.from_spec(spec)
+    assert {key: ancestry.preprocessing[key] for key in own} == {
+        key: list(value) if isinstance(value, tuple) else value for key, value in own.items()
+    }
+    shape = pico_shape(img_size=32)
+    ancestry.refuse_mismatch(shape, 3, DataSpec(source="digits", mean=own["mean"], std=own["std"]))
+    text = message(lambda: ancestry.refuse_mismatch(shape, 3, DataSpec(source="digits", mean=(0.5, 0.5, 0.5))))
+    assert text.endswith("or set ancestry.mean if it was trained so")
+    two = spec.model_copy(update={"mean": (0.1, 0.2)})
+    assert "mean (0.1, 0.2) must have 3 values, one per channel" in message(lambda: Ancestry.from_spec(two))
+
+
+def test_random_weights_are_the_same_every_time() -> None:
+    torch.manual_seed(1)
+    first = Ancestry("vit_tiny_patch16_224", pretrained=False, model_args=VIT)
+    drawn = torch.rand(1)
+    again = Ancestry("vit_tiny_patch16_224", pretrained=False, model_args=VIT)
+    assert first.identity == again.identity
+    assert first.identity["tag"] == "random-weights"
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(1))  # nobody else's random numbers are used up
+
+
+def test_a_run_with_random_ancestry_goes_on(images: Path, tmp_path: Path, cli: CLI) -> None:
+    recipe = {
+        "kind": "condense",
+        "method": "tleg",
+        "ancestry": {"source": "vit_tiny_patch16_224", "pretrained": False, "model_args": VIT},
+        "shape": pico_shape(depth=2).to_dict(),
+        "data": {"source": str(images), "workers": 0},
+        "train": {**FAST, "save_every": 1},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert cli("condense", tmp_path / "r.yaml", f"out={whole}").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "save", stopping_after(RunFolder.save))
+        assert cli("condense", tmp_path / "r.yaml", f"out={stopped}").code != 0
+    assert not stopped.with_suffix(".safetensors").exists()
+    result = cli("condense", tmp_path / "r.yaml", f"out={stopped}")
+    assert result.code == 0, result.err
+    assert stopped.with_suffix(".safetensors").read_bytes() == whole.with_suffix(".safetensors").read_bytes()
+
+
+def stopping_after(save: Callable[..., Any]) -> Callable[..., Any]:
+    def stopping(*arguments: Any, **named: Any) -> None:
+        save(*arguments, **named)
+        raise LearngeneError("stopped")
+
+    return stopping
+
+
+@pytest.mark.parametrize("answer", ["none", "refused", "there"])
+def test_a_hub_that_does_not_answer_leaves_the_cache(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, over, offline = threading.Event(), threading.Event(), []
+
+    class Client:
+        def head(self, *_: Any, timeout: float) -> None:
+            assert timeout <= 5
+            asked.set()
+            if answer == "refused":
+                raise OSError("no route")
+            if answer == "none":
+                over.wait()
+
+    def create(name: str, **_: Any) -> None:
+        offline.append(constants.HF_HUB_OFFLINE)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Client)
+    monkeypatch.setattr(timm, "create_model", create)
+    assert timm_models.ANSWER <= 5
+    if answer == "none":
+        monkeypatch.setattr(timm_models, "ANSWER", 0.01)
+    text = message(lambda: Ancestry("resnet10t.c3_in1k"))
+    over.set()
+    assert asked.wait(60)
+    assert "the network or timm's cache must hold its weights (not in the cache)" in text
+    assert offline == [answer != "there"]
+    assert constants.HF_HUB_OFFLINE is False
