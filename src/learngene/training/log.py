@@ -104,6 +104,7 @@ class _Events:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             records = RecordWriter(file)
             for entry in entries:

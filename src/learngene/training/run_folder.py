@@ -149,7 +149,8 @@ class RunFolder:
             ) from None
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Appends one line to ``metrics.jsonl``."""
+        """Appends one line to ``metrics.jsonl``; the next state says the rest if somebody removed the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
