@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from faults.trials import Verdicts, damage
-from learngene.data.images import open_split
+from learngene.data.open_split import open_split
 from learngene.recipe.sections import DataSpec
 from pico import make_images
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learngene.data.batches import TrainBatches, crop_pct, epoch_order, eval_loader, micro_batch, seeded
-from learngene.data.images import open_split
+from learngene.data.open_split import open_split
 from learngene.data.splits import accumulation
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError

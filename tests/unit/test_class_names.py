@@ -20,7 +20,7 @@ from PIL import Image
 from comparisons import compare_fields
 from learngene import Ancestry, Learngene, evaluate, finetune, load_descendant, save_descendant, scratch, segment
 from learngene.data.class_match import numbered
-from learngene.data.images import open_split
+from learngene.data.open_split import open_split
 from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError, LearngeneError

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import learngene as lg
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError

@@ -256,7 +256,7 @@ def test_watching_leaves_no_trace() -> None:
 
 def test_a_subcloned_gene_ranks_on_the_normalised_training_images(ancestry_folder: Path, images: Path) -> None:
     from learngene.data.batches import eval_loader
-    from learngene.data.images import open_split
+    from learngene.data.open_split import open_split
     from learngene.data.preprocessing import fill_preprocessing
     from learngene.making.finetune import data_section
 

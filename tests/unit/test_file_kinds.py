@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from learngene.data.file_kinds import holds_image, left_behind, says_image
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError
 from masked import make_masked, make_voc, masked_data

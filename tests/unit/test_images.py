@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from learngene.data.digits import INK, VARIANTS, variant_files
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.data.splits import open_splits
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError

@@ -19,7 +19,7 @@ import yaml
 
 import learngene
 from learngene.data.batches import eval_loader
-from learngene.data.images import open_split
+from learngene.data.open_split import open_split
 from learngene.making.steps import Step, run_steps
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError, LearngeneError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.data.splits import open_splits
 from learngene.making.finetune import finetune, open_for, scratch
 from learngene.recipe.content_hash import short_hash

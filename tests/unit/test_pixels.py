@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from learngene.data.images import ImageSet, decoding_of, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import decoding_of, open_split
 from learngene.data.pixels import Decoding
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import CorruptError, DataError

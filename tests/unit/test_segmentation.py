@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from learngene.data.batches import TrainBatches, eval_loader
-from learngene.data.images import open_split
+from learngene.data.open_split import open_split
 from learngene.data.splits import open_splits
 from learngene.making.finetune import data_section
 from learngene.recipe.sections import Augment, DataSpec, Train

@@ -20,7 +20,7 @@ from comparisons import compare_fields, recipe_of, results
 from learngene import Ancestry, evaluate, export_onnx, finetune, load_descendant, save_descendant, scratch, segment
 from learngene.comparing.run import compare, prepare
 from learngene.comparing.tables import as_csv, as_markdown
-from learngene.data.images import open_split
+from learngene.data.open_split import open_split
 from learngene.making.finetune import run, starting_model
 from learngene.methods.stitching import StitchedRows
 from learngene.recipe.content_hash import hashed_content, later_defaults

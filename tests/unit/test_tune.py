@@ -193,7 +193,7 @@ def test_tuning_learns_its_tasks(ancestry_folder: Path, tasks: dict[str, Path], 
 
 def test_embeddings_are_the_mean_features(ancestry_folder: Path, stage2: Path, tasks: dict[str, Path]) -> None:
     from learngene.data.batches import eval_loader
-    from learngene.data.images import open_split
+    from learngene.data.open_split import open_split
     from learngene.recipe.sections import DataSpec
 
     ancestry, gene = Ancestry(ancestry_folder), lg.load(stage2)

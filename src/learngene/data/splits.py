@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from learngene.data.class_match import of_split
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.data.transforms import train_transform
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from learngene.methods.tal.hypernetwork import hypernetwork_of
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.system.files import write_file
-from learngene.vits.class_names import places, some
+from learngene.vits.class_names import carry_head, some
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.fresh_weights import init_value
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
@@ -410,38 +410,6 @@ def _task_name(task: str | TaskEmbedding | Tensor) -> str:
     if isinstance(task, TaskEmbedding):
         return task.name
     return task if isinstance(task, str) else "an embedding"
-
-
-def carry_head(
-    weights: dict[str, Tensor],
-    shape: Shape,
-    own: Sequence[str] | None,
-    names: Sequence[str] | None,
-    *,
-    predicted: bool = False,
-) -> bool:
-    """Puts the rows of a gene's head into the order of the wanted classes, or drops the head if they are others.
-
-    Args:
-        weights: Of a model of the shape; changed in place.
-        shape: The shape.
-        own: The gene's classes, if it has a head for them and says what they are called.
-        names: The wanted classes, if they have names.
-        predicted: Whether the head was made for the shape and not stored, so that it is never dropped.
-
-    Returns:
-        Whether a head was dropped.
-    """
-    held = [name for name in shape.head_params() if name in weights]
-    if own is None or names is None or not held:
-        return False
-    found = places(names, own)
-    for name in held:
-        if found is not None:
-            weights[name] = weights[name][found]
-        elif not predicted:
-            del weights[name]
-    return found is None and not predicted
 
 
 def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.data.preprocessing import PREPROCESSING, fill_preprocessing
 from learngene.data.splits import refuse_unfit
 from learngene.genes.ancestry import Ancestry

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
 from learngene.data.class_match import fits, numbered
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.data.preprocessing import crop_pct, fill_preprocessing
 from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import made_of

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learngene.vits.stitched_shape import Shape
 
 SHOWN = 3
 """Most names that a message lists."""
@@ -60,3 +65,35 @@ def places(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
 def some(names: Sequence[str]) -> str:
     """The first few names, for a message."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def carry_head(
+    weights: dict[str, Tensor],
+    shape: Shape,
+    own: Sequence[str] | None,
+    names: Sequence[str] | None,
+    *,
+    predicted: bool = False,
+) -> bool:
+    """Puts the rows of a gene's head into the order of the wanted classes, or drops the head if they are others.
+
+    Args:
+        weights: Of a model of the shape; changed in place.
+        shape: The shape.
+        own: The gene's classes, if it has a head for them and says what they are called.
+        names: The wanted classes, if they have names.
+        predicted: Whether the head was made for the shape and not stored, so that it is never dropped.
+
+    Returns:
+        Whether a head was dropped.
+    """
+    held = [name for name in shape.head_params() if name in weights]
+    if own is None or names is None or not held:
+        return False
+    found = places(names, own)
+    for name in held:
+        if found is not None:
+            weights[name] = weights[name][found]
+        elif not predicted:
+            del weights[name]
+    return found is None and not predicted

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from learngene.data.batches import eval_loader
-from learngene.data.images import ImageSet, open_split
+from learngene.data.images import ImageSet
+from learngene.data.open_split import open_split
 from learngene.data.preprocessing import PREPROCESSING
 from learngene.data.splits import refuse_channels
 from learngene.genes.ancestry import Ancestry
