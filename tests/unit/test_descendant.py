@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import timm
 import torch
 from torch import nn
 
-from learngene import Learngene, load_descendant, save_descendant, scratch
+from learngene import Learngene, load_descendant, save_descendant, scratch, segment
+from learngene.system.digest import content_digest
 from learngene.system.errors import LearngeneError
+from learngene.vits.class_names import class_names
+from learngene.vits.descendant_folder import TIMM_FILES
 from pico import batch, pico_gene, pico_shape
 
 FILES = {"config.json", "model.safetensors", "learngene.json"}
@@ -90,6 +94,62 @@ def test_a_folder_is_loaded_again_with_its_origin(tmp_path: Path) -> None:
         assert again.pretrained_cfg.get(key) == loaded.pretrained_cfg.get(key), key
 
 
+def narrow(**changes: Any) -> Any:
+    small = {"embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 4, "img_size": 8, "num_classes": 3}
+    return timm.create_model("vit_tiny_patch16_224", **{**small, **changes}).eval()
+
+
+NAMES = ["blue", "green", "red"]
+KINDS: dict[str, tuple[Callable[[], Any], int, list[str] | None]] = {
+    "named": (lambda: informed_gene().expand(3), 3, NAMES),
+    "unnamed": (lambda: pico_gene(class_token=True).expand(3), 3, None),
+    "official": (lambda: pico_gene(ending="official").expand(3), 3, None),
+    "headless": (lambda: pico_gene(num_classes=0).expand(3), 0, None),
+    "other head": (lambda: informed_gene().expand(3, num_classes=5), 5, None),
+    "stitched": (lambda: pico_gene("pool", {"rows": (8, 16)}).expand("8:1-2+16:3-4"), 3, None),
+    "by name": (lambda: narrow(pretrained_cfg_overlay={"num_classes": 3, "label_names": NAMES}), 3, NAMES),
+    "grey by name": (lambda: narrow(in_chans=1), 3, None),
+    "four channels": (lambda: pico_gene(in_chans=4).expand(3), 3, None),
+    "segmenter": (lambda: segment(pico_gene().expand(3), 3, class_names=NAMES).eval(), 3, NAMES),
+}
+
+
+@pytest.mark.parametrize(("make", "classes", "names"), KINDS.values(), ids=KINDS)
+def test_what_timm_and_transformers_read_of_a_folder(
+    make: Callable[[], Any], classes: int, names: list[str] | None, tmp_path: Path
+) -> None:
+    """Transformers hands ``num_classes`` and ``model_args`` to timm at once, so classes must not be in both."""
+    model = make()
+    save_descendant(model, tmp_path / "des")
+    config = json.loads((tmp_path / "des" / "config.json").read_text())
+    assert "num_classes" not in config["model_args"]
+    assert (config["num_classes"], config.get("label_names")) == (classes, names)
+    channels, *size = config["pretrained_cfg"]["input_size"]
+    assert [len(config["pretrained_cfg"][key]) for key in ("mean", "std")] == [channels, channels]
+    stock = timm.create_model(f"local-dir:{tmp_path / 'des'}", pretrained=True).eval()
+    images = torch.randn(2, channels, *size)
+    assert size == [8, 8]
+    assert torch.equal(stock(images), model(images))
+    assert (stock.num_classes, stock.pretrained_cfg.get("label_names")) == (classes, names)
+    assert class_names(load_descendant(tmp_path / "des")) == names
+
+
+def test_a_folder_of_before_that_says_its_classes_twice_is_loaded_and_mended(tmp_path: Path) -> None:
+    model = informed_gene().expand(3)
+    save_descendant(model, tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    config["model_args"]["num_classes"] = 3
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    record = json.loads((tmp_path / "old" / "learngene.json").read_text())
+    del record["digest"]
+    record["digest"] = content_digest(record, *(tmp_path / "old" / name for name in TIMM_FILES))
+    (tmp_path / "old" / "learngene.json").write_text(json.dumps(record))
+    loaded = load_descendant(tmp_path / "old").eval()
+    assert torch.equal(loaded(batch(pico_shape())), model(batch(pico_shape())))
+    save_descendant(loaded, tmp_path / "new")
+    assert "num_classes" not in json.loads((tmp_path / "new" / "config.json").read_text())["model_args"]
+
+
 def test_a_folder_is_loaded_with_another_head(tmp_path: Path) -> None:
     save_descendant(pico_gene().expand(3), tmp_path / "des")
     assert load_descendant(tmp_path / "des", num_classes=7)(batch(pico_shape())).shape == (2, 7)
@@ -133,9 +193,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "des").read_text() == "hello"
 
 
-@pytest.mark.parametrize(
-    "place", ["learngene.vits.descendant_folder._keep_preprocessing", "safetensors.torch.save_file"]
-)
+@pytest.mark.parametrize("place", ["learngene.vits.descendant_folder._mend_config", "safetensors.torch.save_file"])
 def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,21 @@ import timm
 import torch
 import yaml
 
-from learngene import Ancestry, evaluate, export_onnx, finetune, load_descendant, save_descendant, scratch, segment
+from learngene import (
+    Ancestry,
+    Learngene,
+    evaluate,
+    export_onnx,
+    extract,
+    finetune,
+    load_descendant,
+    save_descendant,
+    scratch,
+    segment,
+)
 from learngene.system.errors import LearngeneError
 from learngene.vits.input_size import image_config, input_size, resize, square_size
-from pico import CLI, FAST, finetune_fields, pico_shape
+from pico import CLI, FAST, condense_fields, finetune_fields, pico_shape
 
 SMALL = {"embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 4, "num_classes": 3}
 ONE = {**FAST, "epochs": 1}
@@ -152,6 +163,7 @@ def test_finetuning_at_another_size_makes_a_folder_of_that_size(images: Path, tm
         assert evaluate(load_descendant(run / "descendant"), str(images)).top1 == result.final.top1
 
 
+CHANNELS = "the model takes images of 4 channels; images are read in colour (3) or grey (1)"
 CANNOT: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "a folder": ("des", {}, 10, "data.img_size 10 is no multiple of the model's patches of 4 px; use 8 or 12"),
     "a gene's shape": (
@@ -171,6 +183,13 @@ CANNOT: dict[str, tuple[str, dict[str, Any], int, str]] = {
         {"model_args": {"embed_dim": 8, "depth": 1, "num_heads": 2}, "pretrained": False},
         60,
         "data.img_size 60 is no multiple of the model's patches of 16 px; use 48 or 64",
+    ),
+    "four channels": ("scratch", {"shape": {**pico_shape().to_dict(), "in_chans": 4}}, 8, CHANNELS),
+    "four channels by name": (
+        "vit_tiny_patch16_224",
+        {"model_args": {"embed_dim": 8, "depth": 1, "num_heads": 2, "in_chans": 4}, "pretrained": False},
+        16,
+        CHANNELS,
     ),
 }
 
@@ -192,14 +211,36 @@ def test_check_refuses_a_size_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_timm_name_is_built_at_the_size_of_the_data(images: Path, tmp_path: Path, cli: CLI) -> None:
-    more: dict[str, Any] = {"model_args": {**SMALL, "num_classes": 3}, "pretrained": False, "train": ONE}
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_timm_name_is_built_for_the_data(channels: int, images: Path, tmp_path: Path, cli: CLI) -> None:
+    more: dict[str, Any] = {"model_args": {**SMALL, "in_chans": channels}, "pretrained": False, "train": ONE}
     del more["model_args"]["num_classes"]
     fields = finetune_fields("vit_tiny_patch16_224", images, tmp_path / "run", **more)
     fields["data"]["img_size"] = 8
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
     assert cli("finetune", tmp_path / "recipe.yaml").code == 0
-    assert input_size(load_descendant(tmp_path / "run" / "descendant")) == (3, 8, 8)
+    assert input_size(load_descendant(tmp_path / "run" / "descendant")) == (channels, 8, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_teacher_by_name_has_the_channels_of_the_images(
+    channels: int, images: Path, tmp_path: Path, cli: CLI
+) -> None:
+    arguments = {**SMALL, "img_size": 8, "in_chans": channels}
+    teacher = {"source": "vit_tiny_patch16_224", "pretrained": False, "model_args": arguments}
+    fields = condense_fields("", images, tmp_path / "run", train=ONE)
+    fields |= {"ancestry": teacher, "shape": pico_shape(depth=2, in_chans=channels).to_dict()}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    result = cli("condense", tmp_path / "recipe.yaml")
+    if channels == 1:
+        assert Learngene.load(tmp_path / "run.safetensors").expand(3)(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+    else:  # nothing reads such images, but the model itself is one like any other
+        assert (result.code, result.err) == (2, f"learngene: {CHANNELS}\n")
+        assert not (tmp_path / "run").exists()
+        made = extract(
+            Ancestry("vit_tiny_patch16_224", pretrained=False, model_args=arguments), method="weight-selection"
+        )
+        assert made.expand()(torch.zeros(1, 4, 8, 8)).shape == (1, 3)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from learngene.data.open_split import open_split
 from learngene.data.transforms import train_transform
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError
+from learngene.vits.input_size import refuse_unread
 
 NEEDS_LABELS = ("mixup", "cutmix", "erasing", "rand_augment", "smoothing")
 """Augmentations of timm's that know nothing of masks."""
@@ -89,7 +90,8 @@ def refuse_unfit(images: ImageSet, train: Train | None = None, labels_for: str |
 
 
 def refuse_channels(section: DataSpec, in_chans: int) -> None:
-    """Raises ``DataError`` unless mean and std have one value per channel."""
+    """Raises ``LearngeneError`` unless images are read with so many channels, of which mean and std have one value."""
+    refuse_unread(in_chans)
     for name in ("mean", "std"):
         values = getattr(section, name) or ()
         if len(values) != in_chans:

@@ -27,6 +27,7 @@ from learngene.methods.base import Making
 from learngene.recipe.condense import CondenseRecipe
 from learngene.training.stage import TrainResult
 from learngene.vits.descendant_folder import vit_cfg
+from learngene.vits.input_size import refuse_unread
 from learngene.vits.shape import ViTShape
 
 
@@ -106,6 +107,7 @@ def prepare(
     anchors: Sequence[Ancestry] = (),
 ) -> CondenseInputs:
     """Loads ancestry and data, builds the gene and checks that all of it fits together; nothing is written."""
+    refuse_unread(recipe.shape.in_chans)
     images = open_splits(recipe.data, opened=images, labels_for="condensing")
     kind = find_method(recipe.method, recipe.settings)
     teacher = (ancestry or Ancestry.from_spec(recipe.ancestry)) if recipe.ancestry else None

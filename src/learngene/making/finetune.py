@@ -115,6 +115,7 @@ def starting_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     """
     model = _source_model(recipe, images)
     resize(model, recipe.data.img_size)
+    square_size(model, recipe.data.img_size)  # which refuses what images are never read as
     becomes_segmenter = images.segmentation and not isinstance(model, Segmenter)
     if not becomes_segmenter:
         _refuse_other_task(model, images)

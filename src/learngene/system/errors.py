@@ -10,6 +10,12 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+CLOSE, CLOSE_SHORT = 0.7, 0.6
+"""Likeness (difflib's ratio) from which a word is taken for a slip; in one of up to four letters a slip weighs more.
+
+Names of timm's arguments that are no sizes, such as ``norm_layer``, have up to 0.67 to names of sizes.
+"""
+
 
 class LearngeneError(ValueError):
     """Something the caller can put right: a bad shape, file, recipe, ancestry, data set or path."""
@@ -44,11 +50,16 @@ class TrainingDivergedError(LearngeneError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
+    """Returns ``"; did you mean 'x'?"`` for the closest known word if it is close, else the list of known words.
+
+    Close is what begins with the word, as ``patch_size`` with ``patch``, or what is a slip away.
+    """
     known = sorted(known)
     if not known:
         return "; there are none"
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    longer = [name for name in known if name.startswith((f"{word}_", f"{word}-"))]
+    cutoff = 0.0 if longer else CLOSE if len(word) > 4 else CLOSE_SHORT
+    match = difflib.get_close_matches(word, longer or known, n=1, cutoff=cutoff)
     return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(known)}"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from learngene.system.digest import DIGEST, content_digest
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_folder
+from learngene.vits.class_names import class_names
 from learngene.vits.stitched_shape import Shape, shape_from
 from learngene.vits.timm_models import TimmModel
 
@@ -38,14 +39,16 @@ def save_descendant(model: TimmModel, path: str | Path) -> None:
     """
     from timm.models import save_for_hf
 
+    from learngene.vits.input_size import image_config
+
     record = getattr(model, "learngene", {})
-    names = record.get("class_names")
+    names = class_names(model)
     arguments = model_arguments(model)
 
     def write(folder: Path) -> None:
-        labels = {"label_names": list(names)} if names else {}
+        labels = {"label_names": names} if names else {}
         save_for_hf(model, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
-        _keep_preprocessing(folder / "config.json", model.pretrained_cfg)
+        _mend_config(folder / "config.json", {**model.pretrained_cfg, **image_config(model)})
         digest = content_digest(json.loads(json.dumps(record)), *(folder / name for name in TIMM_FILES))
         (folder / PROVENANCE).write_text(json.dumps(record | {DIGEST: digest}, indent=2) + "\n")
 
@@ -157,9 +160,14 @@ def vit_cfg(shape: Shape, tag: str, preprocessing: Mapping[str, Any]) -> dict[st
     }
 
 
-def _keep_preprocessing(config: Path, cfg: Mapping[str, Any]) -> None:
-    """Restores the ancestry's preprocessing and tag, where timm writes the architecture's defaults."""
+def _mend_config(config: Path, cfg: Mapping[str, Any]) -> None:
+    """Writes the model's own preprocessing and tag, where timm writes the architecture's defaults.
+
+    The number of classes is said once, outside ``model_args``, where timm and transformers both read it: transformers
+    hands it and ``model_args`` to timm at once, and Python refuses an argument that is given twice.
+    """
     written = json.loads(config.read_text())
     keys = ("tag", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size")
     written["pretrained_cfg"] |= {key: cfg[key] for key in keys if key in cfg}
+    written.get("model_args", {}).pop("num_classes", None)
     config.write_text(json.dumps(written, indent=2) + "\n")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from learngene.system.errors import LearngeneError
-from learngene.vits.descendant_folder import TimmModel
+from learngene.vits.timm_models import TimmModel
 
 
 def input_size(model: TimmModel) -> tuple[int, int, int]:
@@ -34,7 +34,8 @@ def is_fixed_size(name: str) -> bool:
 def image_config(model: TimmModel) -> dict[str, Any]:
     """How images are prepared for a timm model: ``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct``.
 
-    Of a model of grey images whose weights come from colour, mean and deviation are the averages over the colours.
+    Of a model of grey images whose weights come from colour, or of other channels than three, mean and deviation are
+    the averages over the colours.
     """
     from timm.data import resolve_model_data_config
 
@@ -43,7 +44,7 @@ def image_config(model: TimmModel) -> dict[str, Any]:
     out = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct")}
     for key in ("mean", "std"):
         values = tuple(out[key])
-        out[key] = (statistics.fmean(values),) if size[0] == 1 and len(values) > 1 else values
+        out[key] = values if len(values) == size[0] else (statistics.fmean(values),) * size[0]
     return {"input_size": size, **out}
 
 
@@ -58,11 +59,16 @@ def square_size(model: TimmModel, img_size: int | None = None) -> tuple[int, int
         LearngeneError: If the model takes other images than square ones in grey or colour.
     """
     chans, height, width = input_size(model)
-    if chans not in (1, 3):
-        raise LearngeneError(f"the model takes images of {chans} channels; images are read in colour (3) or grey (1)")
+    refuse_unread(chans)
     if img_size is None and height != width:
         raise LearngeneError(f"the model takes images of {height} x {width} px; set data.img_size, for square ones")
     return chans, img_size or height
+
+
+def refuse_unread(chans: int) -> None:
+    """Raises ``LearngeneError`` if images of so many channels are never read: transparency is not a channel here."""
+    if chans not in (1, 3):
+        raise LearngeneError(f"the model takes images of {chans} channels; images are read in colour (3) or grey (1)")
 
 
 def resize(model: TimmModel, img_size: int | None) -> None:
