@@ -100,7 +100,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     # names that there are not
     ({"run": {"tasks": ["hom"]}}, "run.tasks: no 'hom' is defined; did you mean 'home'?"),
     ({"run": {"tasks": ["second"]}}, "run.tasks: no 'second' is defined; known: home"),
-    ({"run": {"shapes": ["d4"]}}, "run.shapes: no 'd4' is defined; did you mean 'd"),
+    ({"run": {"shapes": ["d4"]}}, "run.shapes: no 'd4' is defined; known: d2, d3"),
     ({"run": {"contenders": ["scatch"]}}, "run.contenders: no 'scatch' is defined; did you mean 'scratch'?"),
     ({"run": {"budgets": ["untunned"]}}, "run.budgets: no 'untunned' is defined; did you mean 'untuned'?"),
     ({"contenders": {"tleg": {"ancestry": "vti"}}}, "tleg.ancestry: no 'vti' is defined; did you mean 'vit'?"),
