@@ -53,7 +53,7 @@ def metadata(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fo
 
 def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
     assert faults(metadata) == []
-    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "paths", "search", "tasks"}
+    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "layout", "paths", "search", "tasks"}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,7 @@ def test_a_pool_fits_the_schema(
     metadata = learngene.load(tmp_path / "run.safetensors").metadata
     assert faults(metadata) == []
     assert set(SCHEMA["properties"]) - set(metadata) == {
+        "layout",
         "search",
         "tasks",
         *(() if method == "sn-net" else ("anchors",)),
@@ -211,7 +212,7 @@ def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) 
     aware = home["method"] == "tal"
     for metadata in (home, both):
         assert faults(metadata) == []
-    assert set(SCHEMA["properties"]) - set(home) == {"anchors", "paths", "search", "tasks"}
+    assert set(SCHEMA["properties"]) - set(home) == {"anchors", "layout", "paths", "search", "tasks"}
     assert set(SCHEMA["properties"]) - set(both) == {"anchors", "paths", "search"}
     assert "hyper" in home["training"]["recipe"]
     assert both["training"]["stage1"] == home["training"]

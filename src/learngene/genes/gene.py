@@ -20,6 +20,7 @@ from torch.func import functional_call
 from learngene.genes.gene_file import (
     METADATA_KEY,
     PLACEHOLDER,
+    GeneHeader,
     check_metadata,
     read_header,
     seal,
@@ -32,7 +33,8 @@ from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, n
 from learngene.system.files import write_file
 from learngene.vits.class_names import carry_head, some
 from learngene.vits.descendant_folder import vit_cfg
-from learngene.vits.fresh_weights import init_value
+from learngene.vits.fresh_weights import fresh_parameters
+from learngene.vits.resampling import resampled
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -88,8 +90,7 @@ class Learngene(nn.Module):
         self._skeletons: dict[Shape | None, VisionTransformer] = {}
         shapes = method.gene_tensors(shape)
         if tensors is None:
-            generator = torch.Generator().manual_seed(seed)
-            tensors = {name: method.initial(name, shapes, generator) for name in shapes}
+            tensors = method.fresh_tensors(shape, torch.Generator().manual_seed(seed))
         for name, size in shapes.items():
             if name not in tensors or tuple(tensors[name].shape) != size:
                 raise LearngeneError(f"gene: tensor '{name}' is missing or does not have shape {size}")
@@ -111,7 +112,8 @@ class Learngene(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimizers shall not decay besides norms and biases, as for any timm ViT."""
-        return {name for name in self.tensors() if name.rpartition(".")[2] in ("pos_embed", "cls_token")}
+        exempt = set(self.shape.layout.undecayed)
+        return {name for name in self.tensors() if exempt & {name, name.partition(".")[2], name.rpartition(".")[2]}}
 
     # -- the one idea --------------------------------------------------------------------------------
 
@@ -138,12 +140,7 @@ class Learngene(nn.Module):
             options["task"] = self.task_vector(task)
         self.method.refuse(self.shape, shape, **options)
         out = self.method.weights(self.tensors(), self.shape, shape, **options)
-        if "pos_embed" in out and out["pos_embed"].shape[1] != shape.num_tokens:
-            from timm.layers import resample_abs_pos_embed
-
-            grid, prefix = [shape.grid_size, shape.grid_size], int(shape.class_token)
-            out["pos_embed"] = resample_abs_pos_embed(out["pos_embed"], grid, num_prefix_tokens=prefix)
-        return out
+        return resampled(out, self.shape, shape)
 
     def tasks(self) -> dict[str, TaskEmbedding]:
         """The tasks that the gene was tuned on, by name; for other methods than TAL there are none."""
@@ -217,7 +214,8 @@ class Learngene(nn.Module):
         if skeleton.training != self.training:
             skeleton.train(self.training)
         weights = self.weights(shape) if shape else self.method.auxiliary_weights(self.tensors(), self.shape)
-        return functional_call(skeleton, weights, (images,), strict=True)
+        buffers = {name: value.to(images.device) for name, value in skeleton.named_buffers()}
+        return functional_call(skeleton, weights | buffers, (images,), strict=True)
 
     def skeleton(self, shape: Shape | None = None) -> VisionTransformer:
         """The structure that ``forward`` computes with: one meta-device timm model per shape, kept between steps."""
@@ -283,10 +281,9 @@ class Learngene(nn.Module):
             warnings.warn(f"{self.method.name}: {text}, so the head starts afresh", stacklevel=2)
         keep = kept_parameters(shape, layers, modules)
         expected = shape.all_params()
-        generator = torch.Generator().manual_seed(seed)
         own = {tensor.untyped_storage().data_ptr() for tensor in self.parameters()}
         new = [name for name in expected if name not in weights or name not in keep]
-        state = {name: init_value(name, expected, generator) for name in new}
+        state = fresh_parameters(shape, new, torch.Generator().manual_seed(seed))
         for name in expected.keys() - state.keys():
             # A copy of a gene tensor must not be the gene tensor, nor may two layers share one or be parts of one.
             value, memory = weights[name], weights[name].untyped_storage()
@@ -358,6 +355,8 @@ class Learngene(nn.Module):
             "settings": default_settings(self.method),
             "shape": self.shape.to_dict(),
         }
+        if self.shape.arch:
+            described["layout"] = self.shape.layout.to_dict()
         metadata = json.loads(json.dumps({**self.metadata, **described, "digest": PLACEHOLDER}))
 
         check_metadata(Path(path), metadata)
@@ -392,6 +391,7 @@ class Learngene(nn.Module):
             tensors = {name: value.to(torch.float32, copy=True) for name, value in load_file(header.path).items()}
         except SafetensorError as error:
             raise GeneFileError(f"{path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
+        _refuse_other_layout(header)
         if verify_content and (name := _not_finite(tensors)):
             raise GeneFileError(f"{path}: {name} is not finite, so nothing good can come of it; make the gene again")
         return cls(header.method, header.shape, tensors, metadata=header.metadata)
@@ -404,6 +404,21 @@ class Learngene(nn.Module):
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The first tensor with a NaN or an infinity."""
     return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+
+
+def _refuse_other_layout(header: GeneHeader) -> None:
+    """Refuses a gene whose architecture has other parameters in the timm that is installed."""
+    if not header.shape.arch:
+        return
+    from learngene.vits.timm_layout import read_layout
+
+    told, kwargs = header.shape.layout, header.shape.timm_kwargs()
+    found = read_layout(header.shape.arch, {k: v for k, v in kwargs.items() if k not in ("depth", "num_classes")})
+    if any(getattr(told, part) != getattr(found, part) for part in ("stem", "layer", "tail", "head")):
+        raise GeneFileError(
+            f"{header.path}: timm's {header.shape.arch} has other parameters than when the gene was made; "
+            "use the version of timm in its metadata"
+        )
 
 
 def _task_name(task: str | TaskEmbedding | Tensor) -> str:
@@ -422,6 +437,7 @@ def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Colle
     for module in modules:
         if module not in MODULE_PARAMS:
             raise ShapeError(f"expand: unknown module '{module}'{nearest(module, MODULE_PARAMS)}")
-    inside = {f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in MODULE_PARAMS[module]}
+    names = shape.parts[0].module_params()
+    inside = {f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in names[module]}
     inside |= {f"blocks.{layer - 1}.stitch.{kind}" for layer in layers for kind in ("weight", "bias")}
     return {name for name in shape.all_params() if name in inside or not name.startswith("blocks.")}

@@ -20,6 +20,7 @@ import xxhash
 
 from learngene.methods import METHODS, Method, method
 from learngene.system.errors import GeneFileError, LearngeneError
+from learngene.vits.layout import Layout
 from learngene.vits.shape import ViTShape
 
 METADATA_KEY = "learngene"
@@ -103,6 +104,8 @@ def read_header(path: str | Path) -> GeneHeader:
         kind = method(metadata["method"], metadata["settings"])
         shape = ViTShape.from_dict(metadata["shape"])
         kind.refuse_auxiliary(shape)
+        if shape.arch:
+            shape.remember(Layout.from_dict(metadata["layout"]))
     except LearngeneError as error:
         raise GeneFileError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError):

@@ -191,6 +191,20 @@ class TunedTask(_Entry):
         return self
 
 
+class Parts(_Entry):
+    """The parameters of an architecture by name, each with its shape, and its multiply-adds."""
+
+    stem: dict[str, list[int]]
+    layer: dict[str, list[int]] = Field(description="Of one layer, without blocks.i.")
+    tail: dict[str, list[int]]
+    head: dict[str, list[int]] = Field(description="Of one class.")
+    patches: Count = Field(description="Tokens that stand for a patch of the image.")
+    tokens: Count = Field(description="All that pass through the layers.")
+    macs: Count = Field(description="Multiply-adds of one image besides layers and head.")
+    layer_macs: Count
+    undecayed: list[str] = Field(description="Parameters of several dimensions without weight decay.")
+
+
 class Metadata(_Entry):
     """The JSON text under the key 'learngene' of the safetensors header's __metadata__. See format.md."""
 
@@ -198,6 +212,7 @@ class Metadata(_Entry):
     method: str = Field(description="How the tensors become layers.", json_schema_extra={"enum": list(METHODS)})
     settings: dict[str, Any] = Field(description="The method's settings, fixed when the gene is made.")
     shape: dict[str, Any] = Field(description="The auxiliary shape.")
+    layout: Parts | None = Field(None, description="Of a shape with an arch, so that planning needs no torch.")
     digest: str = Field(
         description="XXH3 with 128 bits over metadata, table of tensors and tensor bytes.",
         pattern="^xxh3_128:[0-9a-f]{32}$",

@@ -34,8 +34,13 @@ BEYOND_TYPES: dict[str, dict[str, Any]] = {
     "mlp_ratio": {"exclusiveMinimum": 0},
     "norm_eps": {"enum": list(ARCHITECTURES)},
     "num_classes": {"minimum": 0},
+    "arch": {"description": "Timm's name of another architecture than the plain ViT."},
 }
 """What the type of a setting, or of a field of the shape, does not say of its values."""
+
+
+AS_WRITTEN = {"arch_args": {"description": "Further arguments of arch.", "type": "object", "default": {}}}
+"""Fields whose values are written otherwise than they are kept."""
 
 
 class _Plain(GenerateJsonSchema):
@@ -141,7 +146,8 @@ def _fields(kind: type[Method] | type[ViTShape]) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         schema = TypeAdapter(hints[field.name]).json_schema()
         schema = _counted(schema, field.metadata.get("minimum", 1))
-        out[field.name] = {**schema, **BEYOND_TYPES.get(field.name, {}), "default": field.default}
+        told = {**schema, **BEYOND_TYPES.get(field.name, {}), "default": field.default}
+        out[field.name] = AS_WRITTEN.get(field.name, told)
     return {"type": "object", "properties": out, "additionalProperties": False}
 
 

@@ -67,6 +67,8 @@ class Method(ABC):
         "patch_size",
         "in_chans",
         "class_token",
+        "arch",
+        "arch_args",
     )
     makes_paths: ClassVar[bool] = False
     options: ClassVar[Mapping[str, str]] = {}
@@ -115,6 +117,8 @@ class Method(ABC):
         for field in self.kept_fields:
             have, want = getattr(auxiliary, field), getattr(shape, field)
             if have != want:
+                if field.startswith("arch"):
+                    have, want = (str(dict(each) if field == "arch_args" else each or "''") for each in (have, want))
                 raise ShapeError(f"shape: this gene has {field} {have}, not {want}; only its own {field} can be made")
 
     def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
@@ -169,7 +173,29 @@ class Method(ABC):
         """The start value of one of the gene's tensors before condensing: timm's by default."""
         from learngene.vits.fresh_weights import init_value
 
-        return init_value(name, shapes, generator)
+        return self.started(name, init_value(name, shapes, generator))
+
+    def started(self, name: str, value: Tensor) -> Tensor:
+        """What a gene's tensor starts at where timm would start it at ``value``, which may be changed in place."""
+        return value
+
+    def fresh_tensors(self, auxiliary: ViTShape, generator: torch.Generator) -> dict[str, Tensor]:
+        """The start values of all of the gene's tensors, in their order.
+
+        Those of another architecture than the plain ViT are taken from timm's model with as many layers as the gene.
+        """
+        shapes = self.gene_tensors(auxiliary)
+        if not auxiliary.arch:
+            return {name: self.initial(name, shapes, generator) for name in shapes}
+        from learngene.vits.fresh_weights import timm_values
+
+        layers = list(dict.fromkeys(name.partition(".")[0] for name in self.layer_tensors(auxiliary)))
+        start = timm_values(auxiliary.replace(depth=max(1, len(layers))), generator)
+        inner = {name: value for name, value in start.items() if not name.startswith("blocks.")}
+        values = {gene_name(name): value for name, value in inner.items()}
+        for i, layer in enumerate(layers):
+            values |= {f"{layer}.{name}": start[f"blocks.{i}.{name}"] for name in auxiliary.layer_params()}
+        return {name: self.started(name, values[name]) for name in shapes}
 
     def fixed(self, name: str) -> bool:
         """Whether a tensor of the gene is never trained."""
@@ -211,15 +237,12 @@ class Method(ABC):
 
         Its shape becomes the gene's auxiliary shape. A method that ``needs_data`` gets the activity of its neurons.
         """
+        sources = {gene_name(name): name for name in ancestry.norm_params()}
         out = {}
         for name in self.gene_tensors(ancestry):
-            source = name
-            if name.startswith("layer"):
-                layer, _, rest = name.partition(".")
-                source = f"blocks.{layer.removeprefix('layer')}.{rest}"
-            elif name.startswith("norm."):
-                source = f"{ancestry.norm_name}.{name.partition('.')[2]}"
-            out[name] = state[source]
+            layer, _, rest = name.partition(".")
+            inside = layer.startswith("layer")
+            out[name] = state[f"blocks.{layer.removeprefix('layer')}.{rest}" if inside else sources.get(name, name)]
         return out
 
 
@@ -233,6 +256,12 @@ def require_plain(shape: Shape) -> ViTShape:
     if not isinstance(shape, ViTShape):
         raise ShapeError(f"shape: this gene makes plain ViTs of one width, not a path such as {shape.path}")
     return shape
+
+
+def refuse_arch(where: str, shape: ViTShape) -> None:
+    """Raises ``ShapeError`` for another architecture than the plain ViT, in methods that have no answer for it."""
+    if shape.arch:
+        raise ShapeError(f"{where}: makes plain ViTs only, not {shape.arch}; leave shape.arch out, or use another method")
 
 
 def require_choice(where: str, what: str, given: object, known: Collection[str]) -> None:

@@ -45,7 +45,7 @@ class LayerCombination(Method):
         self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """The terms, evaluated, and the ordinary parts as they are; the head if the number of classes is the same."""
-        out = combine(tensors, self.terms(auxiliary, shape, **options))
+        out = combine(tensors, self.terms(auxiliary, shape, **options), auxiliary.module_params())
         if "stem" in self.parts:
             out |= {name: tensors[name] for name in auxiliary.stem_params()}
         if "norm" in self.parts:
@@ -90,14 +90,16 @@ def whole_layer(*terms: tuple[str, Fraction]) -> LayerTerms:
     return dict.fromkeys(MODULE_PARAMS, terms)
 
 
-def combine(tensors: Mapping[str, Tensor], layers: Sequence[LayerTerms]) -> dict[str, Tensor]:
+def combine(
+    tensors: Mapping[str, Tensor], layers: Sequence[LayerTerms], modules: Mapping[str, Sequence[str]] = MODULE_PARAMS
+) -> dict[str, Tensor]:
     """Evaluates the terms: ``blocks.i.name = sum of coefficient * tensors[term.name]``.
 
     A single term with coefficient 1 is the gene's tensor itself, not a copy: while training, that is what sharing
-    weights means.
+    weights means. ``modules`` are the names of a layer's parameters, by module.
     """
     out: dict[str, Tensor] = {}
-    for module, names in MODULE_PARAMS.items():
+    for module, names in modules.items():
         sums: dict[tuple[str, ...], dict[int, list[float]]] = {}
         for i, layer in enumerate(layers):
             used = [(source, coefficient) for source, coefficient in layer[module] if coefficient]

@@ -19,7 +19,7 @@ class Cutting(Method):
     """A method whose gene is the larger model, and whose descendants are cut out of it, tensor by tensor."""
 
     origins: ClassVar[tuple[Origin, ...]] = ("extract",)
-    kept_fields: ClassVar[tuple[str, ...]] = ("patch_size", "in_chans", "class_token")
+    kept_fields: ClassVar[tuple[str, ...]] = ("patch_size", "in_chans", "class_token", "arch", "arch_args")
     narrowed: ClassVar[str]
     """How ``describe`` puts it, with the kept width and the larger one."""
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from learngene.methods.base import refuse_arch
 from learngene.methods.combination import LayerCombination, LayerTerms
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
-    import torch
     from timm.models.vision_transformer import VisionTransformer
     from torch import Tensor
 
@@ -44,6 +44,7 @@ class MiniInit(LayerCombination):
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """Every block is used equally often, and positions are relative in a square grid without class token."""
+        refuse_arch(self.name, auxiliary)
         if auxiliary.depth % self.blocks:
             raise ShapeError(
                 f"mini-init: depth {auxiliary.depth} is not a multiple of the {self.blocks} shared blocks; "
@@ -72,9 +73,8 @@ class MiniInit(LayerCombination):
             out[f"layer{i}.attn.mix_logits"] = out[f"layer{i}.attn.mix_weights"] = (heads, heads)
         return out
 
-    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
+    def started(self, name: str, value: Tensor) -> Tensor:
         """As Mini-DeiT: the position table starts at 0, the mixings like every linear layer."""
-        value = super().initial(name, shapes, generator)
         return value.zero_() if name.endswith("attn.position") else value
 
     def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Making, Method, gene_name, is_count, require_choice
+from learngene.methods.base import Making, Method, gene_name, is_count, refuse_arch, require_choice
 from learngene.system.errors import ShapeError, refuse_unknown
 from learngene.vits.segment import Segment, path_pieces
 from learngene.vits.shape import MAX_DEPTH, ViTShape
@@ -86,6 +86,7 @@ class StitchedRows(Method):
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """Rows go from narrow to wide and end at the auxiliary shape."""
+        refuse_arch(self.name, auxiliary)
         rows = self.row_shapes(auxiliary)
         if rows[-1] != auxiliary:
             mine, theirs = rows[-1], auxiliary

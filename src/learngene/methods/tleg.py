@@ -10,7 +10,7 @@ for the attention (2), the MLP (3) and the layer norms (4), weights and biases a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +22,6 @@ from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -74,23 +73,25 @@ class TLEG(LayerCombination):
 
     def layer_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
         """A and B for the expanded modules, and what the auxiliary model keeps per layer."""
-        shapes = auxiliary.layer_params()
+        shapes, modules = auxiliary.layer_params(), auxiliary.module_params()
         tensors = {
             f"{source}.{name}": shapes[name]
             for source in ("A", "B")
             for module in self.modules
-            for name in MODULE_PARAMS[module]
+            for name in modules[module]
         }
         for i in range(auxiliary.depth):
-            for module in MODULE_PARAMS:
+            for module in modules:
                 if i + 1 < self.first_layer or module not in self.modules:
-                    tensors |= {f"layer{i}.{name}": shapes[name] for name in MODULE_PARAMS[module]}
+                    tensors |= {f"layer{i}.{name}": shapes[name] for name in modules[module]}
         return tensors
 
-    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
-        """As the authors' code: A and B both std 0.02, but A's norms start at 0 so that every norm starts at 1."""
-        value = super().initial(name, shapes, generator)
-        return value.zero_() if name.startswith("A.norm") else value
+    def started(self, name: str, value: Tensor) -> Tensor:
+        """As the authors' code: A and B both std 0.02, but A's norms start at 0 so that every norm starts at 1.
+
+        The same holds for whatever else timm starts at a constant, such as the scales of LayerScale.
+        """
+        return value.zero_() if name.startswith("A.") and bool((value == value.flatten()[0]).all()) else value
 
     def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Equation 1 for every layer, with the ablations of Tables 4 and 6."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import require_plain
+from learngene.methods.base import refuse_arch, require_plain
 from learngene.methods.cutting import Cutting
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
@@ -48,6 +48,10 @@ class WeightSubcloning(Cutting):
                 f"{self.name}: heads are kept whole, so embed_dim / num_heads must be {auxiliary.head_dim}, "
                 f"not {shape.head_dim}"
             )
+
+    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
+        """Neurons are ranked in plain ViTs."""
+        refuse_arch(self.name, auxiliary)
 
     def source_layers(self, auxiliary: ViTShape, shape: Shape) -> list[int]:
         """The first half of the layers from the front, the rest from the back: the middle ones go."""

@@ -16,6 +16,7 @@ from learngene.system.digest import DIGEST, content_digest
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_folder
 from learngene.vits.class_names import class_names
+from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, shape_from
 from learngene.vits.timm_models import TimmModel
 
@@ -144,20 +145,28 @@ def vit_cfg(shape: Shape, tag: str, preprocessing: Mapping[str, Any]) -> dict[st
             otherwise, or 0.5 for images without three channels.
     """
     colour = shape.in_chans == 3
-    return {
+    return _ends(shape) | {
         "architecture": shape.architecture,
         "tag": tag,
         "num_classes": shape.num_classes,
         "input_size": (shape.in_chans, shape.img_size, shape.img_size),
-        "fixed_input_size": True,
         "interpolation": preprocessing.get("interpolation", "bicubic"),
         "crop_pct": preprocessing.get("crop_pct", 0.875),
         "crop_mode": "center",
         "mean": tuple(preprocessing.get("mean", IMAGENET_MEAN if colour else (0.5,) * shape.in_chans)),
         "std": tuple(preprocessing.get("std", IMAGENET_STD if colour else (0.5,) * shape.in_chans)),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
     }
+
+
+def _ends(shape: Shape) -> dict[str, Any]:
+    """The first and the last layer by timm's names, and whether images are of one size alone."""
+    plain = {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
+    if not isinstance(shape, ViTShape) or not shape.arch:
+        return plain
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(shape.arch)
+    return {key: value if (told := getattr(cfg, key, None)) is None else told for key, value in plain.items()}
 
 
 def _mend_config(config: Path, cfg: Mapping[str, Any]) -> None:

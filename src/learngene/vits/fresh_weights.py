@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
+
+from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
 
 
 def init_value(name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
@@ -36,3 +39,21 @@ def init_value(name: str, shapes: Mapping[str, tuple[int, ...]], generator: torc
         return value.normal_(std=1e-6, generator=generator)
     # timm truncates at 2, a hundred standard deviations: that never happens, and looking for it takes as long again.
     return value.normal_(std=0.02, generator=generator)
+
+
+def fresh_parameters(shape: Shape, names: Collection[str], generator: torch.Generator) -> dict[str, Tensor]:
+    """Start values of some parameters of a model."""
+    if not isinstance(shape, ViTShape) or not shape.arch:
+        sizes = shape.all_params()
+        return {name: init_value(name, sizes, generator) for name in names}
+    inside = any(name.startswith("blocks.") for name in names)
+    values = timm_values(shape if inside else shape.replace(depth=1), generator) if names else {}
+    return {name: values[name] for name in names}
+
+
+def timm_values(shape: ViTShape, generator: torch.Generator) -> dict[str, Tensor]:
+    """All start values of another architecture than the plain ViT: timm's own."""
+    from learngene.vits.timm_layout import start_values
+
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return start_values(shape.arch, shape.timm_kwargs(), seed)

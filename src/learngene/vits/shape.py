@@ -1,8 +1,9 @@
 """Shapes: what a Vision Transformer of a given size consists of, without building it.
 
-A ``ViTShape`` is a frozen, validated, hashable description of one plain timm ``VisionTransformer``. From it
-follow, in closed form, every parameter's name and shape, the number of parameters and the number of
-multiply-adds. This module imports no torch; only ``skeleton`` does, inside the function.
+A ``ViTShape`` is a frozen, validated, hashable description of one timm ``VisionTransformer``: a plain one, or any other
+architecture whose layers are alike. From its layout follow every parameter's name and shape, the number of parameters
+and the number of multiply-adds. This module imports no torch; only ``skeleton`` does, inside the function, and the
+layout of another architecture that no gene file told.
 """
 
 from __future__ import annotations
@@ -17,22 +18,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
+from learngene.vits.layout import Arguments, Layout, Sizes, arch_layout, hashable, plain_layout, remember_layout
 from learngene.vits.segment import Segment
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 Ending = Literal["aligned", "official"]
-Modules = Literal["msa", "mlp", "ln"]
-Sizes = dict[str, tuple[int, ...]]
-"""Shapes of parameters by name, in timm's order."""
 
 MODULE_PARAMS: dict[str, tuple[str, ...]] = {
     "msa": ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias"),
     "mlp": ("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"),
     "ln": ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"),
 }
-"""The parameters of one layer by the papers' module names (TLEG, equations 2, 3 and 4)."""
+"""The parameters of one layer of a plain ViT by the papers' module names (TLEG, equations 2, 3 and 4)."""
 
 NAMED: dict[str, dict[str, int]] = {
     "deit_tiny_patch16_224": {"embed_dim": 192, "num_heads": 3},
@@ -47,6 +46,12 @@ NORM_EPS = 1e-6
 ARCHITECTURES = {NORM_EPS: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
 """Timm's name of a plain ViT by the epsilon of its norms; one name stands for every size, through ``model_args``.
 Timm's own arguments can be stored and say sizes, but no epsilon: that of the towers of CLIP is 1e-5."""
+
+SIZES = {"embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans", "num_classes"}
+"""Fields that every architecture has."""
+
+ARCH_SAYS = ("mlp_ratio", "class_token", "ending", "norm_eps")
+"""Fields of a plain ViT that any other architecture says itself, through ``arch_args`` where they may differ."""
 
 MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
 """Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
@@ -75,8 +80,8 @@ class ShapeBase(metaclass=ABCMeta):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in the order of the class; ``norm_eps`` only where it is not timm's."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return fields if self.norm_eps != NORM_EPS else {k: v for k, v in fields.items() if k != "norm_eps"}
+        absent = ("norm_eps",) if self.norm_eps == NORM_EPS else ()
+        return {name: getattr(self, name) for name in self.__slots__ if name not in absent}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -91,7 +96,7 @@ class ShapeBase(metaclass=ABCMeta):
     @property
     def num_tokens(self) -> int:
         """Tokens that pass through the layers, the class token included."""
-        return self.grid_size**2 + int(self.class_token)
+        return self.parts[0].layout.tokens
 
     # -- parameters: names and shapes, under timm's names and in timm's order ------------------------
 
@@ -138,7 +143,8 @@ class ShapeBase(metaclass=ABCMeta):
         parts = self.parts
         layers = sum(part.depth * part.layer_macs() for part in parts)
         stitches = sum(self.num_tokens * a.embed_dim * b.embed_dim for a, b in itertools.pairwise(parts))
-        return parts[0].patch_macs() + layers + stitches + parts[-1].embed_dim * self.num_classes
+        head = sum(math.prod(size) for size in self.head_params().values() if len(size) > 1)
+        return parts[0].stem_macs() + layers + stitches + head
 
     def macs_fvcore(self) -> int:
         """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""
@@ -187,6 +193,10 @@ class ViTShape(ShapeBase):
             applies the norm (timm's ``fc_norm``), as the authors' descendants do.
         norm_eps: Epsilon of every LayerNorm: 1e-6 as timm's ViTs and the authors' descendants, or 1e-5 as the authors'
             auxiliary models really have (TLEG's and SWS's code) and the towers of CLIP.
+        arch: Timm's name of another architecture than the plain ViT, such as ``vit_small_patch14_reg4_dinov2``. It says
+            itself what ``ARCH_SAYS`` lists: those fields must have their defaults. ``from_dict`` takes the
+            architecture's own sizes where none are given.
+        arch_args: Further arguments of that architecture, as in ``timm.create_model``.
 
     Raises:
         ShapeError: If the numbers do not describe a Vision Transformer.
@@ -203,8 +213,11 @@ class ViTShape(ShapeBase):
     class_token: bool = False
     ending: Ending = "aligned"
     norm_eps: float = NORM_EPS
+    arch: str = ""
+    arch_args: Arguments = ()
 
     def __post_init__(self) -> None:
+        self._check_arch()
         for name in ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -233,15 +246,34 @@ class ViTShape(ShapeBase):
             raise ShapeError(
                 f"shape: unknown ending '{self.ending}'{nearest(str(self.ending), ['aligned', 'official'])}"
             )
-        if self.depth > MAX_DEPTH or self.num_tokens > MAX_TOKENS:
+        tokens = self.grid_size**2 + int(self.class_token)
+        if self.depth > MAX_DEPTH or tokens > MAX_TOKENS:
             raise ShapeError(
-                f"shape: {self.depth} layers and {self.num_tokens} tokens are more than {MAX_DEPTH} layers or "
+                f"shape: {self.depth} layers and {tokens} tokens are more than {MAX_DEPTH} layers or "
                 f"{MAX_TOKENS} tokens; check depth and img_size for a typing error"
             )
         if self.norm_eps not in ARCHITECTURES:
             raise ShapeError(f"shape: norm_eps must be 1e-6 or 1e-5, which timm can name, not {self.norm_eps!r}")
         if self.class_token and self.ending == "official":
             raise ShapeError("shape: ending 'official' averages the tokens, so it needs class_token false")
+
+    def _check_arch(self) -> None:
+        if not isinstance(self.arch, str):
+            raise ShapeError(f"shape: arch must be timm's name of an architecture, not {self.arch!r}")
+        given = self.arch_args
+        if not isinstance(given, Mapping) and not (isinstance(given, tuple) and all(len(pair) == 2 for pair in given)):
+            raise ShapeError(f"shape: arch_args must be a mapping of timm's arguments, not {given!r}")
+        args = {str(name): hashable(value) for name, value in dict(given).items()}
+        object.__setattr__(self, "arch_args", tuple(sorted(args.items())))
+        if not self.arch:
+            if args:
+                raise ShapeError("shape: arch_args are arguments of an arch; name one")
+            return
+        for name in ARCH_SAYS:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ShapeError(f"shape: {self.arch} says {name} itself; leave it out, or see shape.arch_args")
+        if own := [name for name in self.__slots__ if name in args and name not in ARCH_SAYS]:
+            raise ShapeError(f"shape: {own[0]} is a size; write shape.{own[0]}, not shape.arch_args.{own[0]}")
 
     # -- making shapes -------------------------------------------------------------------------------
 
@@ -265,7 +297,18 @@ class ViTShape(ShapeBase):
         if "named" in fields:
             return cls.named(fields.pop("named"), **fields)
         refuse_unknown(fields, [*cls.__slots__, "named"], "shape")
+        if fields.get("arch") and not fields.keys() >= SIZES:
+            from learngene.vits.timm_layout import own_sizes
+
+            given = {name: value for name, value in fields.items() if name in SIZES}
+            fields = own_sizes(fields["arch"], {**dict(fields.get("arch_args", {})), **given}) | fields
         return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, in the order of the class: those that the architecture leaves open."""
+        absent = ARCH_SAYS if self.arch else ("arch", "arch_args")
+        fields = {name: value for name, value in ShapeBase.to_dict(self).items() if name not in absent}
+        return {**fields, "arch_args": dict(self.arch_args)} if self.arch else fields
 
     # -- derived sizes -------------------------------------------------------------------------------
 
@@ -294,61 +337,65 @@ class ViTShape(ShapeBase):
         """The shape itself."""
         return [self]
 
-    # -- parameters ----------------------------------------------------------------------------------
+    # -- parameters and multiply-adds ----------------------------------------------------------------
 
-    def layer_params(self) -> Sizes:
-        """The parameters of one layer."""
-        width, hidden = self.embed_dim, self.hidden_dim
-        return {
-            "norm1.weight": (width,),
-            "norm1.bias": (width,),
-            "attn.qkv.weight": (3 * width, width),
-            "attn.qkv.bias": (3 * width,),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "norm2.weight": (width,),
-            "norm2.bias": (width,),
-            "mlp.fc1.weight": (hidden, width),
-            "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (width, hidden),
-            "mlp.fc2.bias": (width,),
-        }
+    @property
+    def layout(self) -> Layout:
+        """Its parts: of a plain ViT in closed form, of another architecture as timm or a gene file says."""
+        if self.arch:
+            return arch_layout(self.arch, self._arguments())
+        return plain_layout(
+            width=self.embed_dim,
+            hidden=self.hidden_dim,
+            patch_size=self.patch_size,
+            grid=self.grid_size,
+            in_chans=self.in_chans,
+            class_token=self.class_token,
+            norm=self.norm_name,
+        )
+
+    def remember(self, layout: Layout) -> None:
+        """Takes over a layout that a gene file tells; ``ShapeError`` if it is not the one that is known."""
+        if self.arch:
+            remember_layout(self.arch, self._arguments(), layout)
+
+    def _arguments(self) -> Arguments:
+        """What decides the layout of another architecture."""
+        given = {name: value for name, value in self.timm_kwargs().items() if name not in ("depth", "num_classes")}
+        return tuple(sorted(given.items()))
 
     @property
     def norm_name(self) -> str:
-        """Timm's name of the final norm: it depends on whether it comes before or after the pooling."""
+        """A plain ViT's name of the final norm: it depends on whether it comes before or after the pooling."""
         return "fc_norm" if self.ending == "official" else "norm"
 
     def stem_params(self) -> Sizes:
-        """Class token, positions, patch projection."""
-        width = self.embed_dim
-        stem: Sizes = {"cls_token": (1, 1, width)} if self.class_token else {}
-        stem["pos_embed"] = (1, self.num_tokens, width)
-        stem["patch_embed.proj.weight"] = (width, self.in_chans, self.patch_size, self.patch_size)
-        stem["patch_embed.proj.bias"] = (width,)
-        return stem
+        """Class token, positions, patch projection, and whatever else comes before the layers."""
+        return dict(self.layout.stem)
+
+    def layer_params(self) -> Sizes:
+        """The parameters of one layer."""
+        return dict(self.layout.layer)
+
+    def module_params(self) -> dict[str, tuple[str, ...]]:
+        """The parameters of one layer by module: ``msa``, ``mlp`` and ``ln``."""
+        return self.layout.modules() if self.arch else MODULE_PARAMS
 
     def norm_params(self) -> Sizes:
-        """Scale and shift of the final norm."""
-        return {f"{self.norm_name}.weight": (self.embed_dim,), f"{self.norm_name}.bias": (self.embed_dim,)}
+        """Scale and shift of the final norm, and whatever else stands between the layers and the head."""
+        return dict(self.layout.tail)
 
     def head_params(self) -> Sizes:
         """The linear head; empty without classes."""
-        if not self.num_classes:
-            return {}
-        return {"head.weight": (self.num_classes, self.embed_dim), "head.bias": (self.num_classes,)}
+        return {name: (self.num_classes, *size[1:]) for name, size in self.layout.head.items() if self.num_classes}
 
-    # -- multiply-adds -------------------------------------------------------------------------------
-
-    def patch_macs(self) -> int:
-        """Multiply-adds of the patch projection."""
-        return self.grid_size**2 * self.patch_size**2 * self.in_chans * self.embed_dim
+    def stem_macs(self) -> int:
+        """Multiply-adds of the patch projection, and of whatever else is no layer and no head."""
+        return self.layout.macs
 
     def layer_macs(self) -> int:
         """Multiply-adds of one layer."""
-        tokens, width = self.num_tokens, self.embed_dim
-        linear = tokens * width * (4 * width + 2 * self.hidden_dim)
-        return linear + 2 * tokens**2 * width
+        return self.layout.layer_macs
 
     def macs_fvcore_expansion(self) -> int:
         """``macs_fvcore`` plus one multiply-add per layer parameter for the sums of equation 1 (TLEG).
@@ -370,19 +417,21 @@ class ViTShape(ShapeBase):
 
     @property
     def architecture(self) -> str:
-        """Timm's name of the model, see ``ARCHITECTURES``."""
-        return ARCHITECTURES[self.norm_eps]
+        """Timm's name of the model; of a plain ViT see ``ARCHITECTURES``."""
+        return self.arch or ARCHITECTURES[self.norm_eps]
 
     def timm_kwargs(self) -> dict[str, Any]:
         """Arguments for timm's ``architecture``, JSON-serialisable so that timm can store them."""
+        if self.arch:
+            return {name: getattr(self, name) for name in self.__slots__ if name in SIZES} | dict(self.arch_args)
         size = {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
         plain = {} if self.norm_eps == NORM_EPS else {"pre_norm": False}  # which the towers of CLIP have
         return ShapeBase.timm_kwargs(self) | size | plain
 
     def skeleton(self, **parts: Any) -> VisionTransformer:
-        """The timm model of this shape on the meta device: structure without memory or initialisation.
+        """The timm model of this shape with parameters on the meta device: without memory or initialisation.
 
-        Modules in ``parts`` replace timm's own, for example ``attn_layer``.
+        Modules in ``parts`` replace a plain ViT's own, for example ``attn_layer``.
         """
         import torch
         from timm.layers import LayerNorm
@@ -390,6 +439,10 @@ class ViTShape(ShapeBase):
 
         from learngene.vits.skeleton import SkipInit
 
+        if self.arch:
+            from learngene.vits.timm_layout import arch_model
+
+            return arch_model(self.arch, self.timm_kwargs() | parts)
         arguments = self.timm_kwargs() | {"weight_init": "skip", "norm_layer": partial(LayerNorm, eps=self.norm_eps)}
         with SkipInit():
             if not parts:  # telling timm is faster than telling torch, which then looks at every operation
@@ -398,4 +451,5 @@ class ViTShape(ShapeBase):
                 return VisionTransformer(**arguments, **parts)
 
     def __str__(self) -> str:
-        return f"{self.depth} layers x {self.embed_dim} ({self.num_heads} heads), {self._text()}"
+        arch = f"{self.arch}: " if self.arch else ""
+        return f"{arch}{self.depth} layers x {self.embed_dim} ({self.num_heads} heads), {self._text()}"

@@ -17,7 +17,7 @@ class SkipInit(TorchFunctionMode):
     """Leaves tensors as they are where torch would initialise them.
 
     On the meta device there is nothing to initialise, but torch traces every draw, which takes longer than building
-    the modules.
+    the modules. Elsewhere only parameters are left: what else a model keeps is never filled from outside.
     """
 
     def __torch_function__(
@@ -30,5 +30,7 @@ class SkipInit(TorchFunctionMode):
         """Runs everything but initialisations."""
         given = dict(kwargs or {})
         if func in DRAWS:
-            return args[0] if args else given["tensor"]
+            target = args[0] if args else given["tensor"]
+            if target.is_meta or isinstance(target, nn.Parameter):
+                return target
         return func(*args, **given)

@@ -26,10 +26,10 @@ def latency(shape: Shape, *, batch_size: int = 1, rounds: int = 9, device: str =
     """
     import torch
 
-    model = shape.skeleton().to_empty(device=device).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(0.01)  # uninitialised memory may hold denormals, which are slow
+    model = shape.skeleton().eval()
+    values = {name: torch.full(value.shape, 0.01) for name, value in model.named_parameters()}
+    model.load_state_dict(values, strict=True, assign=True)
+    model.to(device)
     images = torch.full((batch_size, shape.in_chans, shape.img_size, shape.img_size), 0.1, device=device)
     times = []
     with torch.inference_mode():
@@ -51,9 +51,12 @@ def multiply_adds(model: nn.Module, in_chans: int, img_size: int) -> int:
         img_size: Its side in pixels.
     """
     import torch
+    from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
+    image = torch.zeros(1, in_chans, img_size, img_size, device=next(model.parameters()).device)
+    detached = {name: value.detach() for name, value in model.named_parameters()}  # what the counter can follow
     with counter, torch.no_grad():
-        model(torch.zeros(1, in_chans, img_size, img_size, device=next(model.parameters()).device))
+        functional_call(model, detached, (image,))
     return int(counter.get_total_flops() // 2)

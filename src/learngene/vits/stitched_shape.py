@@ -59,6 +59,8 @@ class StitchedShape(ShapeBase):
     @classmethod
     def of(cls, base: ViTShape, segments: Sequence[Segment], *, final_norm: bool = True) -> StitchedShape:
         """A stitched shape with everything but width, depth and heads from a plain one."""
+        if base.arch:
+            raise ShapeError(f"shape: paths are of plain ViTs, not of {base.arch}; leave shape.arch out")
         return cls(tuple(segments), final_norm=final_norm, **_common(base))
 
     @classmethod

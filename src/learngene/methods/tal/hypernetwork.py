@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Making, Method, is_count, require_choice, require_plain
+from learngene.methods.base import Making, Method, is_count, refuse_arch, require_choice, require_plain
 from learngene.methods.tal.ranges import Size, checked_shapes, limits, sizes_of
 from learngene.methods.tal.sizes import (
     DEGREES,
@@ -181,6 +181,7 @@ class Hypernetwork(Method):
         self._refuse_shape(require_plain(shape))
 
     def _refuse_shape(self, shape: ViTShape) -> None:
+        refuse_arch(self.name, shape)
         if not shape.class_token:
             raise ShapeError(f"{self.name}: predicts ViTs with a class token; set shape.class_token=true")
         if shape.num_classes > LARGEST:

@@ -1,0 +1,174 @@
+"""What a Vision Transformer consists of: the names and sizes of its parameters, and its multiply-adds.
+
+A layout holds a stem, one layer that is repeated, a tail and a head for one class, so that every depth and every number
+of classes follows by counting. A plain ViT's has a closed form; any other architecture's is read off timm's own model by
+``timm_layout``, or comes from a gene file, which keeps it so that planning needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from learngene.system.errors import ShapeError
+
+Sizes = dict[str, tuple[int, ...]]
+"""Shapes of parameters by name, in timm's order."""
+
+Modules = Literal["msa", "mlp", "ln"]
+
+Arguments = tuple[tuple[str, Any], ...]
+"""Arguments of a timm model that can be hashed: names and values, sorted by name."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a ViT of any depth and any number of classes.
+
+    Attributes:
+        stem: What comes before the layers.
+        layer: Of one layer, without ``blocks.i.``.
+        tail: What comes behind them, but for the head: norms, a pooling by attention.
+        head: Of one class.
+        patches: Tokens that stand for a patch of the image.
+        tokens: All that pass through the layers: patches, class token, registers.
+        macs: Multiply-adds of one image besides layers and head.
+        layer_macs: Multiply-adds of one layer.
+        undecayed: Parameters of several dimensions that timm exempts from weight decay, as in ``stem`` and ``layer``.
+    """
+
+    stem: Sizes
+    layer: Sizes
+    tail: Sizes
+    head: Sizes
+    patches: int
+    tokens: int
+    macs: int
+    layer_macs: int
+    undecayed: tuple[str, ...] = ("pos_embed", "cls_token")
+
+    def modules(self) -> dict[str, tuple[str, ...]]:
+        """The parameters of one layer by the papers' module names (TLEG, equations 2, 3 and 4).
+
+        The first part of a name decides: norms and the scales of LayerScale belong to the norms, and what is neither
+        one of them nor of the MLP, to the attention.
+        """
+        out: dict[str, list[str]] = {"msa": [], "mlp": [], "ln": []}
+        for name in self.layer:
+            out[_module(name.partition(".")[0])].append(name)
+        return {module: tuple(names) for module, names in out.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Layout:
+        """Reads what ``to_dict`` wrote.
+
+        Raises:
+            ValueError: If a value is not of the right type.
+        """
+        sizes = {part: _sizes(fields[part]) for part in ("stem", "layer", "tail", "head")}
+        counts = {name: fields[name] for name in ("patches", "tokens", "macs", "layer_macs")}
+        undecayed = tuple(fields["undecayed"])
+        if not all(type(count) is int and count > 0 for count in counts.values()) or not sizes["layer"]:
+            raise ValueError("wrong types")
+        return cls(**sizes, **counts, undecayed=undecayed)
+
+
+def _module(first: str) -> Modules:
+    if "norm" in first or first.startswith(("ls", "gamma")):
+        return "ln"
+    return "mlp" if first.startswith(("mlp", "ffn", "local_mp")) else "msa"
+
+
+def _sizes(fields: Mapping[str, Any]) -> Sizes:
+    sizes = {name: tuple(size) for name, size in fields.items()}
+    if not all(type(n) is int and n >= 0 for size in sizes.values() for n in size):
+        raise ValueError("wrong types")
+    return sizes
+
+
+@lru_cache(maxsize=1024)
+def plain_layout(
+    *, width: int, hidden: int, patch_size: int, grid: int, in_chans: int, class_token: bool, norm: str
+) -> Layout:
+    """The closed form of timm's plain ``VisionTransformer``; ``norm`` is the name of the final one."""
+    tokens = grid**2 + int(class_token)
+    stem: Sizes = {"cls_token": (1, 1, width)} if class_token else {}
+    stem["pos_embed"] = (1, tokens, width)
+    stem["patch_embed.proj.weight"] = (width, in_chans, patch_size, patch_size)
+    stem["patch_embed.proj.bias"] = (width,)
+    layer: Sizes = {
+        "norm1.weight": (width,),
+        "norm1.bias": (width,),
+        "attn.qkv.weight": (3 * width, width),
+        "attn.qkv.bias": (3 * width,),
+        "attn.proj.weight": (width, width),
+        "attn.proj.bias": (width,),
+        "norm2.weight": (width,),
+        "norm2.bias": (width,),
+        "mlp.fc1.weight": (hidden, width),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (width, hidden),
+        "mlp.fc2.bias": (width,),
+    }
+    return Layout(
+        stem=stem,
+        layer=layer,
+        tail={f"{norm}.weight": (width,), f"{norm}.bias": (width,)},
+        head={"head.weight": (1, width), "head.bias": (1,)},
+        patches=grid**2,
+        tokens=tokens,
+        macs=grid**2 * math.prod(stem["patch_embed.proj.weight"]),
+        layer_macs=tokens * width * (4 * width + 2 * hidden) + 2 * tokens**2 * width,
+    )
+
+
+_KNOWN: dict[tuple[str, Arguments], Layout] = {}
+"""Layouts of timm's architectures by name and arguments, in this process."""
+
+
+def arch_layout(arch: str, arguments: Arguments) -> Layout:
+    """The layout of one of timm's architectures: remembered, or else read off timm's model, which imports torch.
+
+    Args:
+        arch: Timm's name.
+        arguments: All of the model's arguments but depth and number of classes.
+
+    Raises:
+        ShapeError: If timm has no such architecture, does not take the arguments, or its layers differ.
+    """
+    if (arch, arguments) not in _KNOWN:
+        from learngene.vits.timm_layout import read_layout
+
+        _KNOWN[arch, arguments] = read_layout(arch, dict(arguments))
+    return _KNOWN[arch, arguments]
+
+
+def remember_layout(arch: str, arguments: Arguments, layout: Layout) -> None:
+    """Takes over the layout that a gene file tells.
+
+    Raises:
+        ShapeError: If another one is known already.
+    """
+    if _KNOWN.setdefault((arch, arguments), layout) != layout:
+        raise ShapeError(f"shape: its layout is not that of timm's {arch}; the file or timm has changed")
+
+
+def hashable(value: Any) -> Any:
+    """A JSON value as one that can be hashed: lists as tuples.
+
+    Raises:
+        ShapeError: If it is a mapping or no JSON value.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(hashable(each) for each in value)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ShapeError(f"shape: arch_args may hold numbers, words and lists, not {value!r}")
+    return value
