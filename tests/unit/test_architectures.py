@@ -15,9 +15,12 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import learngene
-from learngene import LearngeneError, ViTShape, save_descendant
+from learngene import Ancestry, LearngeneError, ViTShape, save_descendant
 from learngene.genes.gene import Learngene
+from learngene.making.extract import extract
+from learngene.making.search.super_net import SuperNet, routed
 from learngene.methods import method
+from learngene.recipe.search import Routing
 from learngene.system.errors import ShapeError
 from pico import batch
 
@@ -26,7 +29,7 @@ PICO: dict[str, Any] = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size
 ARCHS = {
     "vit_small_patch14_reg4_dinov2": {},  # LayerScale, registers, positions of patches only
     "vit_small_patch16_dinov3": {"in_chans": 1},  # RoPE, no position embedding, no qkv bias
-    "vit_giant_patch14_dinov2": {"in_chans": 4},  # packed SwiGLU
+    "vit_giant_patch14_dinov2": {"in_chans": 4, "embed_dim": 48},  # packed SwiGLU
     "eva02_tiny_patch14_224": {},  # gated MLP, q and v bias in tensors of their own
     "vit_base_patch16_siglip_224": {},  # attention pool
     "vit_xsmall_patch16_clip_224": {},  # norm before the layers
@@ -154,8 +157,9 @@ def test_a_plan_of_a_gene_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_a_gene_of_another_timm_is_refused(tmp_path: Path) -> None:
-    from learngene.genes.gene_file import PLACEHOLDER, seal
     from safetensors.torch import load_file, save_file
+
+    from learngene.genes.gene_file import PLACEHOLDER, seal
 
     path = tmp_path / "g.safetensors"
     fresh("tleg", arch_shape("vit_small_patch14_reg4_dinov2", img_size=20)).save(path)
@@ -177,7 +181,10 @@ def test_a_gene_of_another_timm_is_refused(tmp_path: Path) -> None:
         ({"arch": "samvit_base_patch16_224"}, "the layers of samvit_base_patch16_224 differ among themselves"),
         ({"arch": "resnet18"}, "timm cannot make resnet18 with these arguments"),
         ({"arch": "vit_small_patch16_rope_mixed_224"}, "'rope.freqs' of .* depends on the number of layers"),
-        ({"arch": "xcit_nano_12_p16_224"}, "running_mean', which is no parameter and so not in a gene"),
+        (
+            {"arch": "xcit_nano_12_p16_224", "patch_size": 8},
+            "running_mean', which is no parameter and so not in a gene",
+        ),
         ({"arch": "beit_base_patch16_224", "class_token": True}, "beit_base_patch16_224 says class_token itself"),
         ({"arch": "beit_base_patch16_224", "arch_args": {"depth": 3}}, "write shape.depth, not shape.arch_args.depth"),
         ({"arch": "beit_base_patch16_224", "arch_args": {"wrong": 3}}, "unexpected keyword argument 'wrong'"),
@@ -206,3 +213,72 @@ def test_a_gene_makes_its_own_architecture_only() -> None:
         gene.expand(ViTShape(**PICO))
     with pytest.raises(ShapeError, match="arch_args {}, not {'init_values': 0.1}"):
         gene.expand(gene.shape.replace(arch_args={"init_values": 0.1}))
+
+
+# -- ancestries ------------------------------------------------------------------------------------------
+
+
+def trained(shape: ViTShape, seed: int = 0) -> Any:
+    """A timm model none of whose tensors is at its start value."""
+    torch.manual_seed(seed)
+    model = timm.create_model(shape.arch, **shape.timm_kwargs()).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.randn_like(value), alpha=0.1)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ARCHS)
+def test_an_ancestry_is_read_off_and_its_layers_are_taken(arch: str, tmp_path: Path) -> None:
+    shape = arch_shape(arch)
+    model = trained(shape)
+    images, state = batch(shape), model.state_dict()
+    whole = extract(Ancestry(model), method="weight-selection")
+    assert torch.equal(whole.expand()(images), model(images))
+    assert whole.shape.timm_kwargs().items() >= shape.timm_kwargs().items()
+    save_descendant(whole.expand(), tmp_path / "des")
+    again = extract(tmp_path / "des", method="weight-selection")
+    assert again.shape == whole.shape and torch.equal(again.expand()(images), model(images))
+    last = extract(Ancestry(model), method="vanilla-lg", settings={"last": 2}).expand(4).state_dict()
+    block = extract(Ancestry(model), method="lsamd", settings={"layers": [1, 3]}).expand(5)
+    for name in shape.layer_params():
+        assert torch.equal(last[f"blocks.3.{name}"], state[f"blocks.2.{name}"])
+        sources = [state[f"blocks.{i}.{name}"] for i in (0, 0, 2, 2, 2)]
+        assert all(torch.equal(block.state_dict()[f"blocks.{i}.{name}"], value) for i, value in enumerate(sources))
+    for rule in ("official", "aligned"):
+        narrow = whole.expand(whole.shape.replace(embed_dim=shape.head_dim, num_heads=1, depth=2), rule=rule)
+        assert narrow(images).isfinite().all()
+
+
+def test_packed_tensors_are_selected_part_by_part() -> None:
+    """Each half of a packed SwiGLU gives rows of its own, and never the other's."""
+    shape = arch_shape("vit_giant_patch14_dinov2")
+    model = trained(shape)
+    gene = extract(Ancestry(model), method="weight-selection")
+    narrow = gene.expand(gene.shape.replace(embed_dim=24, num_heads=1)).state_dict()
+    rows = narrow["blocks.0.mlp.fc1.weight"].shape[0]
+    fc1 = model.state_dict()["blocks.0.mlp.fc1.weight"]
+    half = fc1.shape[0] // 2
+    for part, name in enumerate(("gate", "value")):
+        mine = narrow["blocks.0.mlp.fc1.weight"][part * rows // 2 : (part + 1) * rows // 2]
+        theirs = fc1[part * half : (part + 1) * half, ::2]
+        assert all(any(torch.equal(row, other) for other in theirs) for row in mine), name
+
+
+def test_a_model_that_computes_otherwise_than_recorded_is_refused() -> None:
+    model = trained(arch_shape("vit_small_patch14_reg4_dinov2"))
+    model.blocks[1].mlp.act = torch.nn.ReLU()
+    with pytest.raises(LearngeneError, match="with the recorded arguments computes otherwise than this model"):
+        extract(Ancestry(model), method="vanilla-lg")
+
+
+@pytest.mark.parametrize("arch", ["vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_a_super_net_computes_what_its_ancestry_does(arch: str) -> None:
+    model = trained(arch_shape(arch))
+    images = batch(arch_shape(arch))
+    net = SuperNet(routed(model, Routing()))
+    assert torch.equal(net(images), model(images)) and len(net.layers) == 3
+    net.train()(images).square().sum().backward()
+    larger = SuperNet(routed(model, Routing(), 32))
+    assert larger(batch(arch_shape(arch, img_size=32))).shape == (2, 3)

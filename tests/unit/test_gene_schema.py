@@ -161,7 +161,7 @@ def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path
     metadata = learngene.load(tmp_path / "g.safetensors").metadata
     assert faults(metadata) == []
     assert set(SCHEMA["properties"]) - set(metadata) == {
-        "data", "training", "accuracy", "anchors", "paths", "search", "tasks",
+        "data", "training", "accuracy", "anchors", "layout", "paths", "search", "tasks",
     }  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_searched_gene_fits_the_schema(searched: dict[str, Any]) -> None:
     assert faults(searched) == []
-    assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "paths", "tasks"}
+    assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "layout", "paths", "tasks"}
     record = SCHEMA["$defs"]["Search"]
     assert set(searched["search"]) == set(record["properties"]) == set(record["required"])
     task = SCHEMA["$defs"]["SearchTask"]
@@ -213,7 +213,7 @@ def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) 
     for metadata in (home, both):
         assert faults(metadata) == []
     assert set(SCHEMA["properties"]) - set(home) == {"anchors", "layout", "paths", "search", "tasks"}
-    assert set(SCHEMA["properties"]) - set(both) == {"anchors", "paths", "search"}
+    assert set(SCHEMA["properties"]) - set(both) == {"anchors", "layout", "paths", "search"}
     assert "hyper" in home["training"]["recipe"]
     assert both["training"]["stage1"] == home["training"]
     known = set(SCHEMA["$defs"]["TunedTask"]["properties"])

@@ -19,7 +19,7 @@ from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import kept_parameters
 from learngene.making.condense import prepare as prepare_gene
 from learngene.making.condense import run as run_condense
-from learngene.making.extract import extract, plain_shape
+from learngene.making.extract import extract, vit_shape
 from learngene.making.finetune import scratch, train_model
 from learngene.making.hyper.tune import run as run_tune
 from learngene.making.pool.make import distil_row
@@ -125,7 +125,7 @@ def _loaded_shapes(recipe: CompareRecipe) -> dict[str, ViTShape]:
     contenders = [recipe.contenders[name] for name in recipe.chosen("contenders")]
     names = {spec.ancestry for spec in contenders if spec.ancestry and not spec.trained}
     specs = {name: recipe.ancestries[name] for name in names if recipe.ancestries[name].source}
-    return {name: plain_shape(Ancestry.from_spec(spec.loaded())) for name, spec in specs.items()}
+    return {name: vit_shape(Ancestry.from_spec(spec.loaded())) for name, spec in specs.items()}
 
 
 def _refuse_other_size(task: str, images: ImageSet, recipe: CompareRecipe) -> None:

@@ -25,6 +25,7 @@ from learngene.methods import method as find_method
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.vits.shape import ViTShape
+from learngene.vits.shape_of import plain_shape_of, shape_of
 from learngene.vits.timm_models import TimmModel
 
 ACTIVITY_IMAGES = 512
@@ -41,17 +42,17 @@ def extract(
     """Makes a gene of a trained ViT as it is.
 
     Args:
-        ancestry: Any plain timm Vision Transformer, or a timm name, folder or checkpoint file for it.
+        ancestry: Any timm Vision Transformer whose layers are alike, or a timm name, folder or checkpoint file for it.
         method: A method whose gene needs no training, such as ``vanilla-lg`` or ``weight-selection``.
         settings: The method's settings.
         data: For a method that ranks neurons on data (``weight-subcloning``): where the images are.
 
     Raises:
-        LearngeneError: If the method needs training, the ancestry is no plain ViT, or the data is missing.
+        LearngeneError: If the method needs training, the ancestry is no such ViT, or the data is missing.
     """
     kind = refuse_method(method, settings, with_data=data is not None)
     teacher = ancestry if isinstance(ancestry, Ancestry) else Ancestry(ancestry)
-    shape = plain_shape(teacher)
+    shape = vit_shape(teacher)
     kind.refuse_auxiliary(shape)
     images = _few(data) if data is not None else None
     activity = _activity(teacher, shape, data, images) if data is not None and images is not None else None
@@ -82,78 +83,33 @@ def refuse_method(name: str, settings: Mapping[str, Any] | None, *, with_data: b
     return kind
 
 
+def vit_shape(ancestry: Ancestry) -> ViTShape:
+    """The shape of an ancestry that is a timm Vision Transformer whose layers are alike.
+
+    Raises:
+        LearngeneError: If it is anything else.
+    """
+    label = ancestry.identity["source"]
+    try:
+        return shape_of(ancestry.model)
+    except ShapeError as error:
+        raise LearngeneError(
+            f"ancestry {label}: layers can only be taken from a timm Vision Transformer whose layers are alike: "
+            f"{str(error).removeprefix('shape: ')}"
+        ) from None
+
+
 def plain_shape(ancestry: Ancestry) -> ViTShape:
     """The shape of an ancestry that is a plain timm Vision Transformer.
 
     Raises:
         LearngeneError: If it is anything else; the message names the part that a plain ViT does not have.
     """
-    from timm.models.vision_transformer import VisionTransformer
-
-    label, model = ancestry.identity["source"], ancestry.model
-    if not isinstance(model, VisionTransformer):
-        raise LearngeneError(
-            f"ancestry {label}: layers can only be taken from a plain timm VisionTransformer, "
-            f"and this is a {type(model).__name__}"
-        )
+    label = ancestry.identity["source"]
     try:
-        shape = _shape(model)
-    except (AttributeError, ShapeError) as error:
-        raise LearngeneError(f"ancestry {label}: not a plain Vision Transformer ({error})") from None
-    expected = shape.all_params()
-    found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise LearngeneError(
-                f"ancestry {label}: not a plain Vision Transformer: tensor '{name}' is "
-                f"{found.get(name, 'missing')}, where a plain one has {expected.get(name, 'none')}"
-            )
-    if other := _computes_otherwise(model, shape):
-        raise LearngeneError(f"ancestry {label}: not a plain Vision Transformer: {other}")
-    return shape
-
-
-def _computes_otherwise(model: TimmModel, shape: ViTShape) -> str:
-    """What a model with the tensors of a plain ViT does differently from one; empty if nothing."""
-    from timm.models.vision_transformer import Block
-
-    if model.global_pool not in ("token", "avg"):
-        return f"global_pool is '{model.global_pool}', where a plain one has 'token' or 'avg'"
-    for i, block in enumerate(model.blocks):
-        act = block.mlp.act
-        if type(block) is not Block:
-            return f"layer {i} is a {type(block).__name__}"
-        if not isinstance(act, nn.GELU) or act.approximate != "none":
-            return f"layer {i} computes with {act}, where a plain one has GELU(approximate='none')"
-    for name, norm in model.named_modules():
-        if isinstance(norm, nn.LayerNorm) and norm.eps != shape.norm_eps:
-            return f"{name} has eps {norm.eps}, where the first layer's norm has {shape.norm_eps}"
-    return ""
-
-
-def _shape(model: TimmModel) -> ViTShape:
-    first, patches = model.blocks[0], model.patch_embed
-    if len(set(patches.patch_size)) > 1 or len(set(patches.img_size)) > 1:
-        raise ShapeError("its images or patches are not square")
-    return ViTShape(
-        embed_dim=model.embed_dim,
-        depth=len(model.blocks),
-        num_heads=first.attn.num_heads,
-        mlp_ratio=_ratio(first.mlp.fc1.out_features, model.embed_dim),
-        patch_size=patches.patch_size[0],
-        img_size=patches.img_size[0],
-        in_chans=patches.proj.in_channels,
-        num_classes=model.num_classes,
-        class_token=model.global_pool == "token",
-        ending="aligned" if isinstance(model.fc_norm, nn.Identity) else "official",
-        norm_eps=first.norm1.eps,
-    )
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """The ratio that timm's truncation turns into this hidden width: a division may end a hair below."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+        return plain_shape_of(ancestry.model)
+    except ShapeError as error:
+        raise LearngeneError(f"ancestry {label}: not a plain Vision Transformer: {error}") from None
 
 
 def _few(data: Data) -> ImageSet:

@@ -261,7 +261,9 @@ def require_plain(shape: Shape) -> ViTShape:
 def refuse_arch(where: str, shape: ViTShape) -> None:
     """Raises ``ShapeError`` for another architecture than the plain ViT, in methods that have no answer for it."""
     if shape.arch:
-        raise ShapeError(f"{where}: makes plain ViTs only, not {shape.arch}; leave shape.arch out, or use another method")
+        raise ShapeError(
+            f"{where}: makes plain ViTs only, not {shape.arch}; leave shape.arch out, or use another method"
+        )
 
 
 def require_choice(where: str, what: str, given: object, known: Collection[str]) -> None:

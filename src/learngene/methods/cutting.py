@@ -33,6 +33,8 @@ class Cutting(Method):
                     f"{self.name}: {field} {want} is beyond the ancestry's {have}; it can only be cut, not grown"
                 )
 
+        _ = require_plain(shape).layout  # which timm may not be able to make at this width
+
     def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
         """Width and heads of every narrower ViT with heads of the same size, the ancestry's own first."""
         return [(heads * auxiliary.head_dim, heads) for heads in range(auxiliary.num_heads, 0, -1)]
@@ -59,7 +61,7 @@ class Cutting(Method):
             elif name.startswith("head.") and ("head" not in self.parts or shape.num_classes != auxiliary.num_classes):
                 continue
             else:
-                source = part = gene_name(name)
+                source, part = gene_name(name), name
             out[name] = self.cut(tensors[source], size, part, auxiliary, shape, **options)
         return out
 

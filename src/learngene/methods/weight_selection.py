@@ -7,6 +7,7 @@ The gene is the larger model itself, so that every size up to its own can be mad
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -64,7 +65,10 @@ class WeightSelection(Cutting):
         self, value: Tensor, size: tuple[int, ...], name: str, auxiliary: ViTShape, shape: ViTShape, **options: Any
     ) -> Tensor:
         """Evenly spaced entries, dimension by dimension."""
-        chosen = _aligned(auxiliary, shape).get(name, {}) if options.get("rule") == "aligned" else {}
+        if options.get("rule") == "aligned":
+            chosen = _aligned(auxiliary, shape).get(name, {})
+        else:
+            chosen = _by_parts(name, auxiliary, shape) if auxiliary.arch else {}
         return _select(value, size, chosen)
 
 
@@ -89,7 +93,21 @@ def _aligned(auxiliary: ViTShape, shape: ViTShape) -> dict[str, dict[int, list[i
     within = spaced(auxiliary.head_dim, shape.head_dim)
     inside = [h * auxiliary.head_dim + k for h in spaced(auxiliary.num_heads, shape.num_heads) for k in within]
     qkv = [part * auxiliary.embed_dim + k for part in range(3) for k in inside]
-    return {"attn.qkv.weight": {0: qkv}, "attn.qkv.bias": {0: qkv}, "attn.proj.weight": {1: inside}}
+    single = {f"attn.{which}": {0: inside} for which in ("q_bias", "v_bias")}
+    single |= {f"attn.{which}_proj.{kind}": {0: inside} for which in "qkv" for kind in ("weight", "bias")}
+    packed = {"attn.qkv.weight": {0: qkv}, "attn.qkv.bias": {0: qkv}, "attn.proj.weight": {1: inside}}
+    other = {name: _by_parts(name, auxiliary, shape) for name in auxiliary.layer_params()} if auxiliary.arch else {}
+    return other | (single if auxiliary.arch else {}) | packed
+
+
+def _by_parts(name: str, auxiliary: ViTShape, shape: ViTShape) -> dict[int, list[int]]:
+    """Evenly spaced entries of every tensor that is packed into one; nothing for one alone."""
+    larger, smaller = auxiliary.layout.packed(name), shape.layout.packed(name)
+    if len(larger) == 1 or larger == smaller:
+        return {}
+    starts = itertools.accumulate([0, *larger[:-1]])
+    parts = zip(starts, larger, smaller, strict=True)
+    return {0: [start + k for start, many, few in parts for k in spaced(many, few)]}
 
 
 def _select(value: Tensor, size: Sequence[int], chosen: Mapping[int, list[int]]) -> Tensor:

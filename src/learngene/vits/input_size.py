@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from typing import Any
 
 import torch
@@ -90,7 +91,9 @@ def resize(model: TimmModel, img_size: int | None) -> None:
     training = model.training
     try:
         if hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=(img_size, img_size))
+            with warnings.catch_warnings():  # of what timm's code will have to change one day
+                warnings.simplefilter("ignore")
+                model.set_input_size(img_size=(img_size, img_size))
         with torch.no_grad():  # not inference mode: what a model keeps of its first images, it trains with
             model.eval()(torch.zeros(1, chans, img_size, img_size, device=next(model.parameters()).device))
     except (AssertionError, RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:

@@ -62,6 +62,21 @@ class Layout:
             out[_module(name.partition(".")[0])].append(name)
         return {module: tuple(names) for module, names in out.items()}
 
+    def packed(self, name: str) -> list[int]:
+        """The sizes of the tensors that a parameter packs along its first dimension: of qkv three, of most others one.
+
+        Args:
+            name: As in ``layer``, ``stem`` or ``tail``.
+        """
+        size = (self.layer | self.stem | self.tail | self.head)[name]
+        rows, (parent, _, module) = size[0], name.rpartition(".")[0].rpartition(".")
+        inner = self.layer.get(f"{parent}.fc2.weight", (0, 0))[1] if module == "fc1" else 0
+        if module == "in_proj":  # of a block that computes attention and MLP side by side: the MLP, q, k and v
+            width = self.layer["in_norm.weight"][0]
+            return [rows - 3 * width, width, width, width]
+        count = {"qkv": 3, "kv": 2}.get(module, 2 if rows == 2 * inner else 1)
+        return [rows // count] * count
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return dataclasses.asdict(self)

@@ -48,6 +48,6 @@ def _positions(value: Tensor, grid: int, prefix: int) -> Tensor:
 
 
 def _relative(value: Tensor, grid: int, size: tuple[int, ...]) -> Tensor:
-    from timm.layers import resize_rel_pos_bias_table
+    from timm.layers import resize_rel_pos_bias_table_simple
 
-    return resize_rel_pos_bias_table(value, new_window_size=(grid, grid), new_bias_shape=size)
+    return resize_rel_pos_bias_table_simple(value, new_window_size=(grid, grid), new_bias_shape=size)

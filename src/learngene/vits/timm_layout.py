@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_layout(arch: str, arguments: Mapping[str, Any]) -> Layout:
     size = (arguments["in_chans"], arguments["img_size"])
     macs, more_macs = (multiply_adds(model.eval(), *size) for model in (one, four))
     layer_macs = (more_macs - macs) // 3
-    patches = getattr(_embedding(one), "num_patches", None) or (size[1] // arguments["patch_size"]) ** 2
+    patches = getattr(embedding(one), "num_patches", None) or (size[1] // arguments["patch_size"]) ** 2
     exempt = one.no_weight_decay() if hasattr(one, "no_weight_decay") else set()
     inner = {name.removeprefix("blocks.0.") for name in exempt}
     per_class = sum(math.prod(size) for size in head.values() if len(size) > 1)
@@ -101,7 +102,7 @@ def sizes_of(model: TimmModel) -> dict[str, Any]:
     """
     from timm.models import get_model_input_config
 
-    blocks, embed = getattr(model, "blocks", None), _embedding(model)
+    blocks, embed = getattr(model, "blocks", None), embedding(model)
     heads = next((m.num_heads for m in blocks[0].modules() if hasattr(m, "num_heads")), None) if blocks else None
     patch = getattr(embed, "patch_size", None)
     if heads is None or patch is None:
@@ -126,7 +127,8 @@ def _created(arch: str, arguments: Mapping[str, Any]) -> TimmModel:
     try:
         return timm.create_model(arch, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, KeyError, ZeroDivisionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        told = str(error).splitlines() or [traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__]
+        reason = told[0][:160]
         raise ShapeError(f"shape: timm cannot make {arch} with these arguments ({reason})") from None
 
 
@@ -139,6 +141,6 @@ def _layer(params: Sizes, index: int) -> Sizes:
     return {name.removeprefix(start): size for name, size in params.items() if name.startswith(start)}
 
 
-def _embedding(model: TimmModel) -> Any:
+def embedding(model: TimmModel) -> Any:
     """The module that makes tokens of patches; None if there is none."""
     return getattr(model, "patch_embed", getattr(model, "embeds", None))

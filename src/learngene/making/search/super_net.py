@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from learngene.recipe.search import Routing
+from learngene.vits.input_size import resize
+from learngene.vits.timm_layout import embedding
 
 Tokens = Float[Tensor, "batch tokens width"]
 
@@ -202,17 +204,17 @@ class SuperNet(nn.Module):
 
 
 def routed(ancestry: Any, spec: Routing, img_size: int | None = None) -> Any:
-    """A plain timm ViT with routed layers: frozen but for specific blocks, adapters, final norm and head.
+    """A timm ViT with routed layers: frozen but for specific blocks, adapters, final norm and head.
 
     It shares the ancestry's frozen parameters, and computes exactly what that does, whatever its adapters say. For
     images of another size, position embeddings are resampled.
     """
-    shared = [*ancestry.patch_embed.parameters(), *ancestry.blocks.parameters()]
+    shared = [*embedding(ancestry).parameters(), *ancestry.blocks.parameters()]
     model = copy.deepcopy(ancestry, {id(parameter): parameter for parameter in shared})
-    if img_size is not None and img_size != ancestry.patch_embed.img_size[0]:
-        model.set_input_size((img_size, img_size))
+    resize(model, img_size)
     model.requires_grad_(False)
-    for norm in (model.norm, model.fc_norm):
-        norm.requires_grad_(True)
-    model.blocks = nn.Sequential(*(RoutedBlock(block, model.embed_dim, spec) for block in model.blocks))
+    for name in ("norm", "fc_norm"):
+        getattr(model, name, nn.Identity()).requires_grad_(True)
+    blocks = [RoutedBlock(block, model.embed_dim, spec) for block in model.blocks]
+    model.blocks = type(model.blocks)(*blocks) if isinstance(model.blocks, nn.Sequential) else nn.ModuleList(blocks)
     return model

@@ -12,7 +12,7 @@ from learngene.data.batches import eval_loader
 from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import Ancestry
-from learngene.making.extract import plain_shape
+from learngene.making.extract import vit_shape
 from learngene.making.finetune import fresh_head
 from learngene.making.search.paths import NAME as PATH_FILE
 from learngene.making.search.paths import TaskPath, damaged, read_path
@@ -57,7 +57,7 @@ def prepare(
         LearngeneError: One line per fault.
     """
     ancestry = ancestry or Ancestry.from_spec(recipe.ancestry)
-    out = SearchInputs(recipe, ancestry, plain_shape(ancestry), dict(images or {}))
+    out = SearchInputs(recipe, ancestry, vit_shape(ancestry), dict(images or {}))
     faults = Faults()
     for name in recipe.tasks:
         with faults.at(f"task {name}"):
