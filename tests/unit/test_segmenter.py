@@ -31,9 +31,9 @@ from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.training.losses import segmentation_loss
 from learngene.training.scores import SegmentationScore, score_from, task_score
 from learngene.training.stage import set_drop_path
+from learngene.vits.multiply_adds import multiply_adds
 from learngene.vits.segmenter import Segmenter
 from learngene.vits.segmenter_sizes import head_params, segmenter_macs, segmenter_params
-from learngene.vits.speed import multiply_adds
 from learngene.vits.stitched_shape import Shape
 from masked import IGNORED, LIGHT, make_masked, masked_data
 from pico import CLI, batch, finetune_fields, pico_gene, pico_shape

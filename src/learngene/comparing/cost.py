@@ -147,7 +147,7 @@ def ancestry_forward_macs(ancestry: AncestryJob) -> int:
 @functools.cache
 def _counted_macs(source: str, arguments: tuple[tuple[str, Any], ...], img_size: int | None) -> int:
     from learngene.genes.ancestry import Ancestry
-    from learngene.vits.speed import multiply_adds
+    from learngene.vits.multiply_adds import multiply_adds
 
     ancestry = Ancestry(source, model_args=dict(arguments), pretrained=False)
     chans, size, _ = ancestry.preprocessing["input_size"]

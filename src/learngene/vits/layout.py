@@ -1,8 +1,8 @@
 """What a Vision Transformer consists of: the names and sizes of its parameters, and its multiply-adds.
 
-A layout holds a stem, one layer that is repeated, a tail and a head for one class, so that every depth and every number
-of classes follows by counting. A plain ViT's has a closed form; any other architecture's is read off timm's own model by
-``timm_layout``, or comes from a gene file, which keeps it so that planning needs no torch.
+A layout holds a stem, one layer that is repeated, a tail and a head for one class, so that every depth and every
+number of classes follows by counting. A plain ViT's has a closed form; any other architecture's is read off timm's own
+model by ``timm_layout``, or comes from a gene file, which keeps it so that planning needs no torch.
 """
 
 from __future__ import annotations
@@ -88,12 +88,11 @@ class Layout:
         Raises:
             ValueError: If a value is not of the right type.
         """
-        sizes = {part: _sizes(fields[part]) for part in ("stem", "layer", "tail", "head")}
+        values: dict[str, Any] = {part: _sizes(fields[part]) for part in ("stem", "layer", "tail", "head")}
         counts = {name: fields[name] for name in ("patches", "tokens", "macs", "layer_macs")}
-        undecayed = tuple(fields["undecayed"])
-        if not all(type(count) is int and count > 0 for count in counts.values()) or not sizes["layer"]:
+        if not all(type(count) is int and count > 0 for count in counts.values()) or not values["layer"]:
             raise ValueError("wrong types")
-        return cls(**sizes, **counts, undecayed=undecayed)
+        return cls(**values, **counts, undecayed=tuple(fields["undecayed"]))
 
 
 def _module(first: str) -> Modules:
@@ -143,37 +142,6 @@ def plain_layout(
         macs=grid**2 * math.prod(stem["patch_embed.proj.weight"]),
         layer_macs=tokens * width * (4 * width + 2 * hidden) + 2 * tokens**2 * width,
     )
-
-
-_KNOWN: dict[tuple[str, Arguments], Layout] = {}
-"""Layouts of timm's architectures by name and arguments, in this process."""
-
-
-def arch_layout(arch: str, arguments: Arguments) -> Layout:
-    """The layout of one of timm's architectures: remembered, or else read off timm's model, which imports torch.
-
-    Args:
-        arch: Timm's name.
-        arguments: All of the model's arguments but depth and number of classes.
-
-    Raises:
-        ShapeError: If timm has no such architecture, does not take the arguments, or its layers differ.
-    """
-    if (arch, arguments) not in _KNOWN:
-        from learngene.vits.timm_layout import read_layout
-
-        _KNOWN[arch, arguments] = read_layout(arch, dict(arguments))
-    return _KNOWN[arch, arguments]
-
-
-def remember_layout(arch: str, arguments: Arguments, layout: Layout) -> None:
-    """Takes over the layout that a gene file tells.
-
-    Raises:
-        ShapeError: If another one is known already.
-    """
-    if _KNOWN.setdefault((arch, arguments), layout) != layout:
-        raise ShapeError(f"shape: its layout is not that of timm's {arch}; the file or timm has changed")
 
 
 def hashable(value: Any) -> Any:

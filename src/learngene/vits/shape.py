@@ -18,7 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
-from learngene.vits.layout import Arguments, Layout, Sizes, arch_layout, hashable, plain_layout, remember_layout
+from learngene.vits.known_layouts import arch_layout, remember_layout
+from learngene.vits.layout import Arguments, Layout, Sizes, hashable, plain_layout
 from learngene.vits.segment import Segment
 
 if TYPE_CHECKING:

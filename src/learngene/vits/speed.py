@@ -1,4 +1,4 @@
-"""How fast a model runs: latency on this machine, and multiply-adds counted by torch."""
+"""How fast a model runs: latency on this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from learngene.vits.stitched_shape import Shape
 
 
@@ -40,23 +38,3 @@ def latency(shape: Shape, *, batch_size: int = 1, rounds: int = 9, device: str =
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times[3:])
-
-
-def multiply_adds(model: nn.Module, in_chans: int, img_size: int) -> int:
-    """Multiply-adds of one image through any model, by torch's own counter, whose FLOPs are two per multiply-add.
-
-    Args:
-        model: Any model.
-        in_chans: Channels of an image.
-        img_size: Its side in pixels.
-    """
-    import torch
-    from torch.func import functional_call
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    image = torch.zeros(1, in_chans, img_size, img_size, device=next(model.parameters()).device)
-    detached = {name: value.detach() for name, value in model.named_parameters()}  # what the counter can follow
-    with counter, torch.no_grad():
-        functional_call(model, detached, (image,))
-    return int(counter.get_total_flops() // 2)

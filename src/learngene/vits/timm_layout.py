@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from learngene.system.errors import ShapeError
 from learngene.vits.layout import Layout, Sizes
+from learngene.vits.multiply_adds import multiply_adds
 from learngene.vits.skeleton import SkipInit
-from learngene.vits.speed import multiply_adds
 from learngene.vits.timm_models import TimmModel, refuse_unknown_architecture
 
 SIZE_ORDER = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans", "num_classes")
@@ -102,7 +102,7 @@ def sizes_of(model: TimmModel) -> dict[str, Any]:
     """
     from timm.models import get_model_input_config
 
-    blocks, embed = getattr(model, "blocks", None), embedding(model)
+    blocks, embed = list(getattr(model, "blocks", [])), embedding(model)
     heads = next((m.num_heads for m in blocks[0].modules() if hasattr(m, "num_heads")), None) if blocks else None
     patch = getattr(embed, "patch_size", None)
     if heads is None or patch is None:
