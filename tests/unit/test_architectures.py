@@ -182,7 +182,7 @@ def test_a_gene_of_another_timm_is_refused(tmp_path: Path) -> None:
     [
         ({"arch": "vit_smal_patch14_dinov2"}, "no timm model; did you mean 'vit_small_patch14_dinov2'"),
         ({"arch": "samvit_base_patch16_224"}, "the layers of samvit_base_patch16_224 differ among themselves"),
-        ({"arch": "resnet18"}, "timm cannot make resnet18 with these arguments"),
+        ({"arch": "resnet18"}, "resnet18 has no embed_dim, so it is no sequence of like layers"),
         ({"arch": "vit_small_patch16_rope_mixed_224"}, "'rope.freqs' of .* depends on the number of layers"),
         (
             {"arch": "xcit_nano_12_p16_224", "patch_size": 8},

@@ -238,10 +238,19 @@ def info(
 
 
 @app.command()
-def methods() -> None:
+def methods(
+    families: Annotated[
+        bool, typer.Option("--families", help="List instead which families of timm work as what, as tried.")
+    ] = False,
+) -> None:
     """List the methods with their settings and choices."""
     from learngene.methods import METHODS, default_settings, method
 
+    if families:
+        from learngene.vits.families import families_table
+
+        print("\n".join(families_table()))
+        return
     for name, kind in METHODS.items():
         print(f"{name}  {kind.title} ({kind.paper})")
         for setting, default in default_settings(kind).items():

@@ -127,6 +127,11 @@ def _created(arch: str, arguments: Mapping[str, Any]) -> TimmModel:
     try:
         return timm.create_model(arch, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, KeyError, ZeroDivisionError) as error:
+        if unknown := [name for name in SIZE_ORDER if f"unexpected keyword argument '{name}'" in str(error)]:
+            raise ShapeError(
+                f"shape: {arch} has no {unknown[0]}, so it is no sequence of like layers on patches, which can be taken "
+                "or repeated; use another arch"
+            ) from None
         told = str(error).splitlines() or [traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__]
         reason = told[0][:160]
         raise ShapeError(f"shape: timm cannot make {arch} with these arguments ({reason})") from None
