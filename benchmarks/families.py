@@ -63,14 +63,41 @@ FAMILIES = {
     "vit_small_patch16_dinov3": "DINOv3 (RoPE, reg4, LayerScale)",
     "vit_small_plus_patch16_dinov3": "DINOv3+ (SwiGLU)",
     "vit_pe_core_tiny_patch16_384": "Perception Encoder",
+    "vit_pe_lang_large_patch14_448": "Perception Encoder for language",
+    "vit_pe_spatial_tiny_patch16_512": "Perception Encoder for space",
+    "vit_small_patch16_lingbot": "LingBot (RoPE, reg4)",
+    "vit_giant_patch16_lingbot": "LingBot giant (SwiGLU)",
+    "vit_base_patch16_sapiens2": "Sapiens 2 (fewer heads of keys and values)",
+    "eva_large_patch14_196": "EVA large",
+    "eva_giant_patch14_224": "EVA giant",
+    "eva_giant_patch14_clip_224": "EVA-CLIP",
+    "eva02_base_patch14_224": "EVA-02, norm inside the MLP",
+    "eva02_base_patch16_clip_224": "EVA-02-CLIP, norm inside attention and MLP",
+    "eva02_enormous_patch14_clip_224": "EVA-02-CLIP, norms after",
+    "vit_small_plus_patch16_dinov3_qkvb": "DINOv3+ with qkv bias",
+    "vit_medium_patch16_rope_reg1_gap_256": "RoPE, one register, average pool",
+    "vit_mediumd_patch16_rope_reg1_gap_256": "the same without LayerScale",
+    "vit_small_patch16_rope_ape_224": "RoPE-ViT with position embedding",
     "vit_small_patch16_rope_224": "RoPE-ViT",
     "vit_small_patch16_rope_mixed_224": "RoPE-ViT, learned frequencies",
     "vit_relpos_small_patch16_224": "relative positions",
+    "vit_relpos_small_patch16_rpn_224": "relative positions, norms after",
+    "vit_relpos_medium_patch16_cls_224": "relative positions, class token",
+    "vit_relpos_base_patch16_clsgap_224": "relative positions, class token but average pool",
+    "vit_srelpos_small_patch16_224": "relative positions that all layers share",
     "beit_base_patch16_224": "BEiT",
     "beitv2_base_patch16_224": "BEiT v2",
     "samvit_base_patch16_224": "SAM encoder",
     "naflexvit_base_patch16_gap": "NaFlexViT",
     "naflexvit_base_patch16_siglip": "NaFlexViT SigLIP 2",
+    "naflexvit_base_patch16_map": "NaFlexViT, attention pool",
+    "naflexvit_base_patch16_parfac_gap": "NaFlexViT, factored positions",
+    "vit_base_patch16_xp_224": "parallel attention and MLP, RMSNorm",
+    "vit_dpwee_patch16_reg1_gap_256": "parallel differential attention",
+    "vit_base_patch32_siglip_256": "SigLIP 2 (GELU by tanh)",
+    "vit_base_mci_224": "MobileCLIP (convolutional stem)",
+    "vit_small_patch16_36x1_224": "36 layers",
+    "test_vit4": "RMSNorm, register, average pool",
     "qwen3_vit_88m": "Qwen3-VL tower",
     "gemma4_vit_167m": "Gemma 4 tower",
     "vit_tiny_r_s16_p8_224": "hybrid ResNet-ViT",
@@ -95,7 +122,7 @@ FAMILIES = {
     "efficientnet_b0": "EfficientNet",
     "mambaout_femto": "MambaOut",
 }
-"""One model of every family, and what it stands for."""
+"""One model of every family, and what it stands for; the last ones are hierarchical or convolutional."""
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"vit_base_patch16_224": {"global_pool": "avg"}}
 COLUMNS = ("teacher", "source", "descendant")
@@ -121,9 +148,10 @@ def tried(name: str) -> dict[str, Any]:
     """What works of one family, and of the rest why not."""
     try:
         shape = small(name)
-    except LearngeneError as error:
+    except Exception as error:
+        kind = "refused" if isinstance(error, LearngeneError) else f"fault: {type(error).__name__}"
         out = {"teacher": outcome(lambda: teaches(Ancestry(name, pretrained=False)))}
-        return {**out, "source": f"refused: {error}", "descendant": f"refused: {error}"}
+        return {**out, "source": f"{kind}: {error}", "descendant": f"{kind}: {error}"}
     model = trained(shape)
     return {
         "teacher": outcome(lambda: teaches(Ancestry(model))),

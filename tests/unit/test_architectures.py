@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import learngene
+from comparisons import written
 from learngene import Ancestry, LearngeneError, ViTShape, save_descendant
 from learngene.genes.gene import Learngene
 from learngene.making.extract import extract
@@ -22,7 +23,6 @@ from learngene.making.search.super_net import SuperNet, routed
 from learngene.methods import method
 from learngene.recipe.search import Routing
 from learngene.system.errors import ShapeError
-from comparisons import written
 from pico import CLI, batch, condense_fields, finetune_fields
 
 PICO: dict[str, Any] = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_classes": 3}
@@ -292,7 +292,9 @@ def test_a_super_net_computes_what_its_ancestry_does(arch: str) -> None:
 # -- runs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize(
+    "arch", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"]
+)
 def test_a_gene_of_another_architecture_through_all_commands(
     arch: str, cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path
 ) -> None:
@@ -314,3 +316,12 @@ def test_a_gene_of_another_architecture_through_all_commands(
         outcome = cli(*command.split())
         assert outcome.code == 0, f"{command}: {outcome.err}"
     assert learngene.load(gene).shape.arch == arch
+
+
+def test_the_families_that_were_tried_are_listed(cli: CLI) -> None:
+    outcome = cli("methods", "--families")
+    assert outcome.code == 0
+    row = next(line for line in outcome.out.splitlines() if line.startswith("vit_small_patch14_reg4_dinov2 "))
+    assert row.split()[-3:] == ["ok"] * 3
+    row = next(line for line in outcome.out.splitlines() if line.startswith("resnet18 "))
+    assert row.split()[-3:] == ["ok", "refused", "refused"]

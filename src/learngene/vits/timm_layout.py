@@ -19,6 +19,9 @@ from learngene.vits.timm_models import TimmModel, refuse_unknown_architecture
 SIZE_ORDER = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans", "num_classes")
 """The arguments that a shape says itself."""
 
+FAULTS = (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, LookupError, ArithmeticError)
+"""In which timm's models can end, given arguments or images that they are not made for."""
+
 
 def read_layout(arch: str, arguments: Mapping[str, Any]) -> Layout:
     """The layout of an architecture with the given arguments, but for depth and number of classes.
@@ -49,7 +52,10 @@ def read_layout(arch: str, arguments: Mapping[str, Any]) -> Layout:
     if {"norm.weight", "fc_norm.weight"} <= tail.keys():
         raise ShapeError(f"shape: {arch} has two final norms, which a gene does not tell apart")
     size = (arguments["in_chans"], arguments["img_size"])
-    macs, more_macs = (multiply_adds(model.eval(), *size) for model in (one, four))
+    try:
+        macs, more_macs = (multiply_adds(model.eval(), *size) for model in (one, four))
+    except FAULTS as error:
+        raise ShapeError(f"shape: {arch} does not take images of {size[1]} px ({_reason(error)})") from None
     layer_macs = (more_macs - macs) // 3
     patches = getattr(embedding(one), "num_patches", None) or (size[1] // arguments["patch_size"]) ** 2
     exempt = one.no_weight_decay() if hasattr(one, "no_weight_decay") else set()
@@ -104,14 +110,14 @@ def sizes_of(model: TimmModel) -> dict[str, Any]:
 
     blocks, embed = list(getattr(model, "blocks", [])), embedding(model)
     heads = next((m.num_heads for m in blocks[0].modules() if hasattr(m, "num_heads")), None) if blocks else None
-    patch = getattr(embed, "patch_size", None)
-    if heads is None or patch is None:
+    patch, width = getattr(embed, "patch_size", None), getattr(model, "embed_dim", None)
+    if heads is None or patch is None or width is None:
         raise ShapeError(f"a {type(model).__name__} is no sequence of layers with attention on patches")
     patch = patch if isinstance(patch, tuple | list) else (patch,)
     chans, *pixels = get_model_input_config(model)["input_size"]
     if len(set(patch)) > 1 or len(set(pixels)) > 1:
         raise ShapeError("its images or patches are not square")
-    values = (model.embed_dim, len(blocks), heads, patch[0], pixels[0], chans, model.num_classes)
+    values = (width, len(blocks), heads, patch[0], pixels[0], chans, getattr(model, "num_classes", 0))
     return {name: int(value) for name, value in zip(SIZE_ORDER, values, strict=True)}
 
 
@@ -126,15 +132,19 @@ def _created(arch: str, arguments: Mapping[str, Any]) -> TimmModel:
     refuse_unknown_architecture(arch)
     try:
         return timm.create_model(arch, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, KeyError, ZeroDivisionError) as error:
+    except FAULTS as error:
         if unknown := [name for name in SIZE_ORDER if f"unexpected keyword argument '{name}'" in str(error)]:
             raise ShapeError(
                 f"shape: {arch} has no {unknown[0]}, so it is no sequence of like layers on patches, which can be taken "
                 "or repeated; use another arch"
             ) from None
-        told = str(error).splitlines() or [traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__]
-        reason = told[0][:160]
-        raise ShapeError(f"shape: timm cannot make {arch} with these arguments ({reason})") from None
+        raise ShapeError(f"shape: timm cannot make {arch} with these arguments ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says; of an assertion without words the line of code."""
+    told = str(error).splitlines() or [traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__]
+    return told[0][:160]
 
 
 def _params(model: TimmModel) -> Sizes:
