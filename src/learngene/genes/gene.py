@@ -214,8 +214,9 @@ class Learngene(nn.Module):
         if skeleton.training != self.training:
             skeleton.train(self.training)
         weights = self.weights(shape) if shape else self.method.auxiliary_weights(self.tensors(), self.shape)
-        buffers = {name: value.to(images.device) for name, value in skeleton.named_buffers()}
-        return functional_call(skeleton, weights | buffers, (images,), strict=True)
+        if self.shape.arch:  # may compute with more than parameters: indices, frequencies
+            weights |= {name: value.to(images.device) for name, value in skeleton.named_buffers()}
+        return functional_call(skeleton, weights, (images,), strict=True)
 
     def skeleton(self, shape: Shape | None = None) -> VisionTransformer:
         """The structure that ``forward`` computes with: one meta-device timm model per shape, kept between steps."""

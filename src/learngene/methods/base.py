@@ -185,7 +185,7 @@ class Method(ABC):
         Those of another architecture than the plain ViT are taken from timm's model with as many layers as the gene.
         """
         shapes = self.gene_tensors(auxiliary)
-        if not auxiliary.arch:
+        if not auxiliary.arch or not shapes:
             return {name: self.initial(name, shapes, generator) for name in shapes}
         from learngene.vits.fresh_weights import timm_values
 

@@ -74,7 +74,10 @@ class Layout:
         if module == "in_proj":  # of a block that computes attention and MLP side by side: the MLP, q, k and v
             width = self.layer["in_norm.weight"][0]
             return [rows - 3 * width, width, width, width]
-        count = {"qkv": 3, "kv": 2}.get(module, 2 if rows == 2 * inner else 1)
+        if module == "qkv":  # of which k and v may have fewer heads
+            queries = self.layer[f"{parent}.proj.weight"][1] if f"{parent}.proj.weight" in self.layer else rows // 3
+            return [queries, *[(rows - queries) // 2] * 2]
+        count = 2 if module == "kv" or rows == 2 * inner else 1
         return [rows // count] * count
 
     def to_dict(self) -> dict[str, Any]:
