@@ -304,10 +304,14 @@ def test_every_data_set_that_does_not_fit_is_named(cli: CLI, ancestry: Path, tmp
 
 OVERRIDES: dict[str, tuple[list[str], str]] = {
     "not plain, cnn": (
-        ["ancestry={source: test_byobnet, pretrained: false}"], "only be taken from a plain timm VisionTransformer",
+        ["ancestry={source: test_byobnet, pretrained: false}"], "whose layers are alike: it is a ByobNet",
     ),
-    "not plain, layer scale": (
-        ["ancestry={source: test_vit2, pretrained: false}"], "a plain Vision Transformer: tensor 'blocks.0.ls1.gamma'",
+    "layers that share a tensor": (
+        [
+            "ancestry={source: vit_small_patch16_rope_mixed_224, pretrained: false, model_args: "
+            "{embed_dim: 16, depth: 2, num_heads: 2, img_size: 32}}"
+        ],
+        "'rope.freqs' of vit_small_patch16_rope_mixed_224 depends on the number of layers",
     ),
     "k": (["select.k=5"], "select.k: 5 blocks of an ancestry with 4 layers; use 4 or less"),
     "tau": (["select={rule: threshold, k: null, tau: 3}"], "than 3 of 3 data sets; use 0 to 2"),

@@ -31,7 +31,7 @@ from learngene.system.errors import LearngeneError
 
 @app.command()
 def extract(
-    ancestry: Annotated[str, typer.Argument(help="a trained plain ViT: timm name, folder or checkpoint file")],
+    ancestry: Annotated[str, typer.Argument(help="a trained ViT: timm name, folder or checkpoint file")],
     method: Annotated[str, typer.Option(help="see `learngene methods`, for example vanilla-lg or lsamd")],
     out: Annotated[Path, typer.Option(help="gene file to write (.safetensors)")],
     data: Annotated[list[str] | None, typer.Option(help="images to rank neurons on, for weight-subcloning")] = None,

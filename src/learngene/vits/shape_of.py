@@ -63,9 +63,13 @@ def _prove(model: TimmModel, shape: ViTShape) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(PROOF_IMAGES, shape.in_chans, shape.img_size, shape.img_size, generator=generator).to(device)
     training = model.training
-    with torch.no_grad():
-        same = torch.allclose(built.to(device).eval()(images), model.eval()(images), rtol=1e-4, atol=1e-5)
-    model.train(training)
+    try:
+        with torch.no_grad():
+            same = torch.allclose(built.to(device).eval()(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+    except (RuntimeError, AssertionError) as error:
+        raise ShapeError(f"it takes no images of {shape.img_size} px ({str(error).partition(chr(10))[0]})") from None
+    finally:
+        model.train(training)
     if not same:
         raise ShapeError(f"timm's {shape.arch} with the recorded arguments computes otherwise than this model")
 
