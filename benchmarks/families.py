@@ -2,13 +2,13 @@
 
     python benchmarks/families.py [NAME ...] > results/benchmarks/families.json
 
-Every family stands for one model of timm, made small: random weights, three layers, two heads, four by four patches. What
-cannot be made small is tried at its own size as a teacher alone.
+Every family stands for one model of timm, made small: random weights, three layers, two heads, four by four patches.
+What cannot be made small is tried at its own size as a teacher alone.
 
-A *teacher* gives logits and features. A *source* is read off, built again and compared, and its layers are taken: weight
-selection at its own size, narrower where timm can make that, Vanilla-LG and LSAMD. A *descendant* comes from a TLEG gene
-that has a gradient in every tensor, computes what its descendant does, plans by stored numbers, and whose descendant of
-another depth is written and loaded by stock timm.
+A *teacher* gives logits and features. A *source* is read off, built again and compared, and its layers are taken:
+weight selection at its own size, narrower where timm can make that, Vanilla-LG and LSAMD. A *descendant* comes from a
+TLEG gene that has a gradient in every tensor, computes what its descendant does, plans by stored numbers, and whose
+descendant of another depth is written and loaded by stock timm.
 """
 
 from __future__ import annotations
@@ -207,7 +207,8 @@ def images(shape: ViTShape) -> torch.Tensor:
 def teaches(ancestry: Ancestry) -> None:
     size = ancestry.preprocessing["input_size"]
     batch = torch.randn(2, *size)
-    assert ancestry(batch).isfinite().all() and ancestry.features(batch).shape == (2, ancestry.width)
+    assert ancestry(batch).isfinite().all()
+    assert ancestry.features(batch).shape == (2, ancestry.width)
 
 
 @torch.no_grad()

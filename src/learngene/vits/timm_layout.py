@@ -135,8 +135,8 @@ def _created(arch: str, arguments: Mapping[str, Any]) -> TimmModel:
     except FAULTS as error:
         if unknown := [name for name in SIZE_ORDER if f"unexpected keyword argument '{name}'" in str(error)]:
             raise ShapeError(
-                f"shape: {arch} has no {unknown[0]}, so it is no sequence of like layers on patches, which can be taken "
-                "or repeated; use another arch"
+                f"shape: {arch} has no {unknown[0]}, so it is no sequence of like layers on patches, which can be "
+                "taken or repeated; use another arch"
             ) from None
         raise ShapeError(f"shape: timm cannot make {arch} with these arguments ({_reason(error)})") from None
 
