@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [startup] [creation] [selection] [step] [pool] [search] [hyper] [runner] [gpu] [families]
 
-Without names, all that this machine can run, but for the families of timm, which are no matter of time. One thread; nothing else should be running.
+Without names, all that this machine can run but the families of timm, which are no matter of time. One thread; nothing
+else should be running.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which families of timm can be a teacher, a source of layers and a descendant: what ``benchmarks/families.py`` found."""
+"""Which families of timm can be a teacher, a source and a descendant: what ``benchmarks/families.py`` found."""
 
 from __future__ import annotations
 
