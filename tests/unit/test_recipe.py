@@ -206,9 +206,9 @@ UNKNOWN_KEYS = {
     "distill.temprature=2": "distill: unknown key 'temprature'; did you mean 'temperature'",
     "shape.dept=3": "shape: unknown key 'dept'; did you mean 'depth'",
     "shape.patch=4": "shape: unknown key 'patch'; did you mean 'patch_size'",
-    "shape.reg_tokens=4": "shape: unknown key 'reg_tokens'; known: class_token, depth, embed_dim, ",
-    "shape.init_values=1": "shape: unknown key 'init_values'; known: class_token, ",
-    "shape.norm_layer=x": "shape: unknown key 'norm_layer'; known: class_token, ",
+    "shape.reg_tokens=4": "shape: unknown key 'reg_tokens'; known: arch, arch_args, class_token, depth, embed_dim, ",
+    "shape.init_values=1": "shape: unknown key 'init_values'; known: arch, arch_args, class_token, ",
+    "shape.norm_layer=x": "shape: unknown key 'norm_layer'; known: arch, arch_args, class_token, ",
     "settings.stage=[4]": "settings of method 'sws': unknown key 'stage'; did you mean 'stages'",
     "zzz=1": "unknown key 'zzz'; known: ",
 }
