@@ -37,7 +37,8 @@ def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder =
     from learngene.making.condense import run
 
     done = run(loaded)
-    say(f"{done.path}: top-1 {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
+    label = done.result.final.label if loaded.distill.target == "features" else "top-1"
+    say(f"{done.path}: {label} {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
     suggest("plan", done.path)
 
 

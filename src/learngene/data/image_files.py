@@ -59,15 +59,19 @@ class Contents:
 
     Attributes:
         found: The images that lie at least two folders deep.
+        images: All images, wherever they lie.
         left: What is no part of the data set: other files, leftovers, images that lie elsewhere.
     """
 
     found: list[PlacedImage] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    images: list[ImageFile] = field(default_factory=list)
 
     def add(self, place: ImageFile, image: bool) -> None:
         """Takes in a file, which is an image or not."""
         parts = tuple(place.name.split("/"))
+        if image:
+            self.images.append(place)
         if image and len(parts) > 2:
             self.found.append((parts[0], parts[1], place))
         else:

@@ -164,6 +164,8 @@ class ImageSet:
     def _of_classes(self) -> str:
         """How many images each class has, if there are few classes and images have one."""
         count = len(self.class_names)
+        if count == 1 and not self.named:
+            return ""
         if self.segmentation or count > SHOWN_CLASSES:
             return f" of {count} classes{' of pixels' if self.segmentation else ''}"
         sizes = np.bincount(np.asarray(self.labels, int), minlength=count)

@@ -29,6 +29,7 @@ class Source:
         found: The images with the folders they lie in; empty for VOC, whose lists name them.
         voc: The folder with VOC's folders, if it is one.
         left: What else lies there, and why it does not count.
+        images: All its images, wherever they lie; empty for VOC.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Source:
     found: list[PlacedImage]
     voc: Path | None = None
     left: list[Left] = field(default_factory=list)
+    images: list[ImageFile] = field(default_factory=list)
 
     @property
     def masked(self) -> bool:
@@ -68,7 +70,14 @@ def open_source(path: Path) -> Source:
     variant = variant_of(path)
     contents = Contents(variant_files(variant)) if variant else contents_of(path)
     masked = {IMAGES, MASKS} <= {top for top, _, _ in contents.found}
-    return Source(path, "image and mask folders" if masked else "class folders", contents.found, left=contents.left)
+    return Source(
+        path,
+        "image and mask folders" if masked else "class folders",
+        contents.found,
+        None,
+        contents.left,
+        contents.images,
+    )
 
 
 def split_folder(split: str, found: Collection[str], where: str | Path) -> str:

@@ -38,6 +38,8 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
         DataError: If the data is missing, lacks the split, is empty, has one class, or has corrupt images that were
             not asked to be skipped.
     """
+    if not spec.labels:
+        raise DataError("data.labels is false, but here images need a class or a mask each; leave data.labels out")
     dataset = decathlon.dataset_of(spec)
     if dataset is not None:
         decathlon.refuse_split(dataset, split)
@@ -107,10 +109,12 @@ def _digits(split: str) -> ImageSet:
 
 
 @dataclass
-class _Files:
+class Files:
+    """Reads image files by index."""
+
     places: list[ImageFile]
 
-    def __call__(self, index: int) -> Image.Image:
+    def __call__(self, index: int) -> Image.Image:  # noqa: D102
         return self.places[index].open()
 
 
@@ -142,7 +146,7 @@ def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> Image
     index = {name: i for i, name in enumerate(names)}
     return ImageSet(
         f"data {where}",
-        _Files([place for _, place in chosen]),
+        Files([place for _, place in chosen]),
         [place.name for _, place in chosen],
         [index[name] for name, _ in chosen],
         names,
@@ -175,7 +179,7 @@ def _masked(
     if made.table is not None:
         made.ignore_index = NOT_JUDGED
     left = [left for source in sources for left in source.left_of(_folder_of(source, split))]
-    read = _Files([image for image, _ in pairs])
+    read = Files([image for image, _ in pairs])
     return ImageSet(
         f"data {where}",
         read,
@@ -217,4 +221,4 @@ def _decathlon(spec: DataSpec, dataset: str, split: str) -> ImageSet:
     listed = decathlon.listed(dataset, spec.root, split)
     names = [place.name for place in listed.places]
     where = f"data {decathlon.PREFIX}{dataset}"
-    return ImageSet(where, _Files(listed.places), names, listed.labels, listed.class_names)
+    return ImageSet(where, Files(listed.places), names, listed.labels, listed.class_names)

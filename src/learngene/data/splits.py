@@ -8,6 +8,7 @@ from learngene.data.class_match import of_split
 from learngene.data.images import ImageSet
 from learngene.data.open_split import open_split
 from learngene.data.transforms import train_transform
+from learngene.data.unlabelled import lies_in_files, open_all, without_labels
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError
 from learngene.vits.input_size import refuse_unread
@@ -34,6 +35,7 @@ def open_splits(
     *,
     opened: Splits | None = None,
     labels_for: str | None = None,
+    unlabelled: bool = False,
     processes: int = 1,
     in_chans: int | None = None,
 ) -> Splits:
@@ -44,13 +46,16 @@ def open_splits(
         train: How the images will be trained on, if that is to be checked.
         opened: The splits, if they are open already; they are checked all the same.
         labels_for: Who needs a class per image, so that masks are refused; None takes both.
+        unlabelled: Whether images will do whose classes nobody knows.
         processes: That share each batch.
         in_chans: Channels that the model takes, if they are to be checked.
 
     Raises:
         DataError: As ``open_split``; if the classes of the splits differ; for the first thing that does not fit.
     """
-    splits = opened or _opened(section)
+    splits = opened or _opened(section, unlabelled)
+    if unlabelled and not section.labels:
+        splits = Splits(*map(without_labels, splits))
     refuse_unfit(splits.train, train, labels_for)
     if train is not None:
         accumulation(train, processes)
@@ -61,7 +66,11 @@ def open_splits(
     return splits
 
 
-def _opened(section: DataSpec) -> Splits:
+def _opened(section: DataSpec, unlabelled: bool) -> Splits:
+    if unlabelled and not section.labels:
+        if lies_in_files(section):
+            return Splits(*open_all(section))
+        section = section.model_copy(update={"labels": True})
     train = open_split(section, "train")
     val = open_split(section, "val", train.class_names if train.segmentation else None)
     return Splits(train, of_split(val, train))

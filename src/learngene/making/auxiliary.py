@@ -1,4 +1,7 @@
-"""Condensing in one stage: the gene at its auxiliary shape, taught by an ancestry, by labels or by both."""
+"""Condensing in one stage: the gene at its auxiliary shape, taught by an ancestry, by labels or by both.
+
+What an ancestry teaches is its predictions here, and its features in ``making.features``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import made_of
+from learngene.making.features import stage as features
 from learngene.making.inputs import CondenseInputs
 from learngene.training.losses import Parts, distillation_loss
 from learngene.training.run import run_stage
@@ -15,7 +19,9 @@ from learngene.training.stage import Stage, TrainResult, set_drop_path
 
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless the teacher, or the auxiliary shape alone, fits the images."""
-    if inputs.ancestry:
+    if inputs.recipe.distill.target == "features":
+        features.refuse(inputs)
+    elif inputs.ancestry:
         inputs.match([inputs.ancestry])
     else:
         inputs.refuse_other_size()
@@ -23,6 +29,8 @@ def refuse(inputs: CondenseInputs) -> None:
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Trains the gene in place; see ``making.condense.Maker``."""
+    if inputs.recipe.distill.target == "features":
+        return features.train(inputs, keep=keep, show=show)
     recipe, gene, ancestry, distill = inputs.recipe, inputs.gene, inputs.ancestry, inputs.recipe.distill
     set_drop_path(gene.skeleton(), recipe.train.drop_path)
 

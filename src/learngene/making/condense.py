@@ -25,6 +25,7 @@ from learngene.making.steps import MadeGene, gene_path, train_gene, training_rec
 from learngene.methods import method as find_method
 from learngene.methods.base import Making
 from learngene.recipe.condense import CondenseRecipe
+from learngene.training.scores import FeatureScore
 from learngene.training.stage import TrainResult
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.input_size import refuse_unread
@@ -52,6 +53,7 @@ def condense(
     data: Data,
     settings: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | str | None = None,
+    features: Mapping[str, Any] | str | None = None,
     pool: Mapping[str, Any] | None = None,
     hyper: Mapping[str, Any] | None = None,
     anchors: Sequence[Ancestry | str | Path] | None = None,
@@ -69,6 +71,8 @@ def condense(
         data: Where the images are, or a whole data section.
         settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
         distill: A distillation section or the name of a preset; the method's official one by default.
+        features: With ``distill={"target": "features"}``: which features of the ancestry, and how they are compared, or
+            the name of a preset.
         pool: For ``pool`` and ``sn-net``: how rows are distilled, stitch layers start and paths are tuned.
         hyper: For ``tal``, ``logah`` and ``ghn3``: how the hypernetwork is trained.
         anchors: For ``sn-net``: the pretrained ViTs that become its rows, narrow to wide.
@@ -92,6 +96,7 @@ def condense(
         data=data_fields(data),
         train=train_fields,
         distill={"preset": distill} if isinstance(distill, str) else distill,
+        features={"preset": features} if isinstance(features, str) else features,
         pool=pool,
         hyper=hyper,
         anchors=[ancestry_fields(model) for model in models] or None,
@@ -108,13 +113,18 @@ def prepare(
 ) -> CondenseInputs:
     """Loads ancestry and data, builds the gene and checks that all of it fits together; nothing is written."""
     refuse_unread(recipe.shape.in_chans)
-    images = open_splits(recipe.data, opened=images, labels_for="condensing")
+    if not recipe.needs_labels:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"labels": False})})
+    need = "condensing" if recipe.needs_labels else None
+    images = open_splits(recipe.data, opened=images, labels_for=need, unlabelled=need is None)
     kind = find_method(recipe.method, recipe.settings)
     teacher = (ancestry or Ancestry.from_spec(recipe.ancestry)) if recipe.ancestry else None
     anchors = tuple(anchors) or tuple(Ancestry.from_spec(spec) for spec in recipe.anchors or ())
     models = [*anchors[-1:], *([teacher] if teacher else [])]
     given = models[0].preprocessing if models else vit_cfg(recipe.shape, "", {})
-    inputs = CondenseInputs(recipe, teacher, Learngene(kind, recipe.shape, seed=recipe.train.seed), images, anchors)
+    gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
+    teachers = tuple(Ancestry.from_spec(spec) for spec in recipe.teachers or ())
+    inputs = CondenseInputs(recipe, teacher, gene, images, anchors, teachers)
     MAKERS[kind.making].refuse(inputs)
     inputs.recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
     return inputs
@@ -150,12 +160,13 @@ def run(
 def _provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, images = inputs.recipe, inputs.images
-    said = recipe.model_dump(mode="json", include={"train", "distill", "pool", "hyper"}, exclude_none=True)
+    said = recipe.model_dump(mode="json", include={"train", "distill", "features", "pool", "hyper"}, exclude_none=True)
+    scores = {key: round(value, 4) for key, value in asdict(result.final).items() if value is not None}
     return {
         "ancestry": inputs.ancestry.identity if inputs.ancestry else {},
         **({"anchors": [anchor.identity for anchor in inputs.anchors]} if inputs.anchors else {}),
         "preprocessing": preprocessing_record(recipe.data, recipe.shape.img_size),
-        "classes": images.train.class_names,
+        **({"classes": images.train.class_names} if recipe.shape.num_classes else {}),
         "data": {
             "source": recipe.data.names,
             "train_images": len(images.train),
@@ -163,5 +174,5 @@ def _provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
             "fingerprint": images.train.fingerprint(),
         },
         "training": training_record(recipe, result, said),
-        "accuracy": {key: round(value, 4) for key, value in asdict(result.final).items()},
+        "agreement" if isinstance(result.final, FeatureScore) else "accuracy": scores,
     }

@@ -24,6 +24,7 @@ class CondenseInputs:
         gene: Fresh; it is trained in place.
         images: The training and validation images.
         anchors: The pretrained rows of an SN-Net.
+        teachers: Of features, beside the ancestry.
     """
 
     recipe: CondenseRecipe
@@ -31,6 +32,7 @@ class CondenseInputs:
     gene: Learngene
     images: Splits
     anchors: Sequence[Ancestry] = ()
+    teachers: Sequence[Ancestry] = ()
 
     @property
     def companions(self) -> tuple[Ancestry, ...]:
@@ -39,12 +41,17 @@ class CondenseInputs:
 
     def refuse_other_size(self) -> None:
         """Raises ``LearngeneError`` unless the auxiliary shape has the classes and the size of the images."""
-        shape, images, size = self.recipe.shape, self.images.train, self.recipe.data.img_size
+        shape, images = self.recipe.shape, self.images.train
         if shape.num_classes != len(images.class_names):
             raise LearngeneError(
                 f"the auxiliary shape has {shape.num_classes} classes but {images.where} has "
                 f"{len(images.class_names)}; set shape.num_classes"
             )
+        self.refuse_other_img_size()
+
+    def refuse_other_img_size(self) -> None:
+        """Raises ``LearngeneError`` unless the images have the size of the auxiliary shape."""
+        shape, size = self.recipe.shape, self.recipe.data.img_size
         if size not in (None, shape.img_size):
             raise LearngeneError(
                 f"data.img_size {size} differs from the auxiliary shape's {shape.img_size}; leave it out"

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from learngene.methods import Method, method
 from learngene.methods.stitching import rows_of
 from learngene.methods.tal import hypernetwork_of
+from learngene.recipe.features import FeatureTarget, TeacherSpec
 from learngene.recipe.hyper import Stage1Hyper, stage1_hyper
 from learngene.recipe.one_line_faults import changed
 from learngene.recipe.pool import PoolSpec
@@ -54,6 +55,14 @@ class CondenseRecipe(Section):
     data: DataSpec
     train: GeneTrain = Train()
     distill: Distill = Distill()
+    features: FeatureTarget | None = Field(None, description="distill.target=features only: which, and how compared")
+    teachers: list[TeacherSpec] | None = Field(
+        None, description="distill.target=features only: further teachers, beside the ancestry"
+    )
+    knn: DataSpec | None = Field(
+        None,
+        description="distill.target=features only: labelled images, on which every evaluation tells kNN's accuracy",
+    )
     pool: PoolSpec | None = Field(None, description="methods pool and sn-net only: how rows and paths are trained")
     hyper: Stage1Hyper | None = Field(None, description="tal, logah and ghn3 only: how the hypernetwork is trained")
     anchors: list[AncestrySpec] | None = Field(None, description="sn-net only: the pretrained ViTs that become rows")
@@ -71,7 +80,7 @@ class CondenseRecipe(Section):
             given["pool"] = {}
         if kind.making == "hyper":
             given["hyper"] = stage1_hyper(given.get("hyper"), task_aware=kind.task_aware)
-        return given
+        return _without_classes(given)
 
     @model_validator(mode="after")
     def _method_fits(self) -> CondenseRecipe:
@@ -91,7 +100,50 @@ class CondenseRecipe(Section):
             self.hyper.refuse(ancestry=ancestry)
         elif not ancestry and self.distill.alpha > 0:
             raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
+        self._refuse_features(kind)
         return self
+
+    def _refuse_features(self, kind: Method) -> None:
+        """Raises ``RecipeError`` if features are a target where they cannot be, or are described where they are not."""
+        alpha, classes = self.distill.alpha, self.shape.num_classes
+        if self.distill.target == "logits":
+            for name in ("features", "teachers", "knn"):
+                if getattr(self, name) is not None:
+                    raise RecipeError(f"{name}: only for distill.target=features; set that, or leave {name} out")
+        elif kind.making != "stage":
+            raise RecipeError(
+                f"distill.target: {self.method} learns no features, only methods that are trained at one auxiliary "
+                "shape do, such as tleg and sws; use distill.target=logits"
+            )
+        elif alpha == 0:
+            raise RecipeError(
+                "distill.target: features mean nothing with distill.alpha 0; raise it, or leave target out"
+            )
+        elif alpha == 1 and classes:
+            raise RecipeError(
+                f"shape.num_classes {classes}: features train no head; use 0, and expand with the classes of a task, "
+                "or give labels a weight with distill.alpha below 1"
+            )
+        elif alpha < 1 and not classes:
+            raise RecipeError(
+                f"distill.alpha {alpha:g}: labels need a head; set shape.num_classes to that of the data, or alpha to 1"
+            )
+        elif alpha < 1 and not self.data.labels:
+            raise RecipeError(
+                f"data.labels is false, but distill.alpha {alpha:g} gives labels a weight; set one of them"
+            )
+        else:
+            self.feature_targets()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the classes of the images are looked at."""
+        return self.distill.target == "logits" or self.distill.alpha < 1
+
+    def feature_targets(self) -> list[FeatureTarget]:
+        """How the features of every teacher are matched: of the ancestry first."""
+        first = self.features or FeatureTarget()
+        return [first] + [changed(first, teacher.features, "teachers.features") for teacher in self.teachers or ()]
 
     def row_train(self) -> Train:
         """How the rows of a pool are trained."""
@@ -101,3 +153,18 @@ class CondenseRecipe(Section):
         """How the paths of a pool are tuned; None leaves them untuned."""
         changes = self.pool.tune if self.pool else {}
         return None if changes is None else changed(self.train, changes, "pool.tune")
+
+
+def _without_classes(given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a gene that learns features alone: of no classes, unless its shape says how many."""
+    distill, shape = given.get("distill"), given.get("shape")
+    if not isinstance(distill, Mapping) or distill.get("target") != "features":
+        return given
+    preset = Distill.presets.get(str(distill.get("preset")), {})
+    if distill.get("alpha", preset.get("alpha", 1.0)) != 1:
+        return given
+    if isinstance(shape, str):
+        given["shape"] = {"named": shape, "num_classes": 0}
+    elif isinstance(shape, Mapping) and "num_classes" not in shape:
+        given["shape"] = {**shape, "num_classes": 0}
+    return given

@@ -20,8 +20,10 @@ ADDED_LATER = {
     "FinetuneRecipe": ("architecture", "state"),
     "DataSpec": (
         *("mask_classes", "ignore_index", "mask_values", "mask_orientation"),
-        *("background", "pixel_range", "max_pixels", "match_classes"),
+        *("background", "pixel_range", "max_pixels", "match_classes", "labels"),
     ),
+    "CondenseRecipe": ("features", "teachers", "knn"),
+    "Distill": ("target",),
     "Schedule": ("kind", "power"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),

@@ -184,6 +184,9 @@ class DataSpec(Section):
         description="values of black and white in images of more than 8 bits; by default those of their format, and 0 "
         "and 1 for floating point",
     )
+    labels: bool = Field(
+        True, description="false: all images of a folder or tar count, however they lie, and their classes do not"
+    )
     max_pixels: Positive = Field(178_956_970, description="an image of more is broken; the default is Pillow's limit")
 
     @model_validator(mode="after")
@@ -260,6 +263,7 @@ _PRINTED = {"tau_squared": False, "reduction": "batch"}
 
 
 Divergence = Literal["teacher-student", "student-teacher", "cross-entropy", "hard"]
+Target = Literal["logits", "features"]
 
 
 class Distill(Section):
@@ -279,6 +283,9 @@ class Distill(Section):
         description="tleg-official, sws-official (both the defaults below), tleg-paper, sws-paper, pool, pool-official "
         "(whose code averages over classes as well), none (labels only). "
         "The papers leave alpha unstated: 0.5 for TLEG and SWS, and for the pool its code's 0.1 on labels, 0.9 here",
+    )
+    target: Target = Field(
+        "logits", description="logits, for which the teacher needs the data's classes; features, which need no classes"
     )
     alpha: Fraction = Field(1.0, description="weight of distillation; the published commands use 1.0: no labels at all")
     temperature: Above0 = 1.0

@@ -61,7 +61,7 @@ class TrainLog:
         if self._events:
             self._events.write(entry["epoch"], {key: value for key, value in entry.items() if isinstance(value, float)})
         if self.show:
-            names = {"top1": "top-1", "miou": "mean IoU"}
+            names = {"top1": "top-1", "miou": "mean IoU", "knn": "kNN", "neighbours": "neighbours in common"}
             score = "".join(f"  {name} {entry[key]:.2f} %" for key, name in names.items() if key in entry)
             self.console.print(
                 f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  {_loss(entry['loss'], parts)}{score}  "

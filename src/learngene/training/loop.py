@@ -248,6 +248,8 @@ class _Run:
         if self.stage.feed:
             place = self.accelerator.process_index, self.accelerator.num_processes
             return self.stage.feed.score(model, self.spec.precision, *place, reduce)
+        if self.stage.score:
+            return self.stage.score(model, self.val, self.spec.precision, reduce)
         return task_score(model, self.val, self.ignore_index, precision=self.spec.precision, reduce=reduce)
 
     # -- learning rate, faults, state ----------------------------------------------------------------

@@ -13,7 +13,7 @@ from learngene.recipe.loading import TrainingRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import TrainingDivergedError
 from learngene.system.records import Record
-from learngene.training.scores import Accuracy, Score, score_from
+from learngene.training.scores import Accuracy, FeatureScore, Score, score_from
 from learngene.training.stage import TrainResult
 
 NAME = "result.json"
@@ -81,6 +81,8 @@ def diverged(folder: Path) -> bool:
 
 def _best_key(score: Score) -> str:
     """What the record calls the best epoch's score."""
+    if isinstance(score, FeatureScore):
+        return "best_knn" if score.knn is not None else "best_neighbours"
     return "best_top1" if isinstance(score, Accuracy) else "best_miou"
 
 

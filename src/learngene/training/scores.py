@@ -130,17 +130,54 @@ class MeanTaskScore:
         return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss, "tasks": dict(self.tasks)}
 
 
+@dataclass(frozen=True)
+class FeatureScore:
+    """How well features are matched on a split, whose classes do not count.
+
+    Attributes:
+        neighbours: Of the 20 nearest images of every image, by its pooled features, the percentage that is also among
+            its teacher's; the mean over images and teachers.
+        loss: What is minimised, on this split; without labels.
+        images: How many images were judged.
+        cosine: 100 times the mean cosine with the teacher's features; None where none are compared as vectors.
+        knn: Percent of labelled images that their nearest neighbours name rightly; None without such images.
+    """
+
+    neighbours: float
+    loss: float
+    images: int
+    cosine: float | None = None
+    knn: float | None = None
+
+    @property
+    def main(self) -> float:
+        """The score that models are compared by."""
+        return self.neighbours if self.knn is None else self.knn
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return "neighbours in common" if self.knn is None else "kNN"
+
+    def entry(self) -> dict[str, Any]:
+        """The scores of an epoch, as its record has them."""
+        scores = {"neighbours": self.neighbours, "cosine": self.cosine, "knn": self.knn, "val_loss": self.loss}
+        return {name: value for name, value in scores.items() if value is not None}
+
+
 SetScore = Accuracy | SegmentationScore
 """Of one data set."""
 
 
-Score = SetScore | MeanTaskScore
+Score = SetScore | MeanTaskScore | FeatureScore
 
 
 def score_from(values: Mapping[str, Any]) -> Score:
     """A score from the plain values that ``dataclasses.asdict`` made of it."""
     if "miou" in values:
         return SegmentationScore(**values)
+    if "neighbours" in values:
+        return FeatureScore(**values)
     return MeanTaskScore(**values) if "tasks" in values else Accuracy(**values)
 
 

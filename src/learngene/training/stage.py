@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,9 @@ from learngene.training.scores import Score
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Parts]
 """(model, mixed images, soft targets or masks) to the loss of one batch and its parts; processes wrap the model."""
+
+Scoring = Callable[[nn.Module, Iterable[tuple[Tensor, Any]], str, Any], Score]
+"""See ``Stage.score``."""
 
 
 class Feed(Protocol):
@@ -44,6 +47,7 @@ class Stage:
         before_scoring: Called before every evaluation.
         uses_all: Whether every step uses all parameters; if not, processes have to find out which.
         feed: Where batches and scores come from, if not from one data set.
+        score: (module, validation batches, precision, sum over processes) to its score, if that is not the accuracy.
         made_of: What a saved run must have had, too, to be continued: the SHA-256 of the gene, of the ancestry,
             and how the gene's tensors are read.
     """
@@ -58,6 +62,7 @@ class Stage:
     before_scoring: Callable[[], None] | None = None
     uses_all: bool = True
     feed: Feed | None = None
+    score: Scoring | None = None
     made_of: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -47,6 +47,26 @@ def watched(model: nn.Module, numbers: Sequence[int]) -> Iterator[Features]:
         yield found
 
 
+@contextlib.contextmanager
+def watched_blocks(model: nn.Module, numbers: Sequence[int], label: str) -> Iterator[list[Tensor]]:
+    """Collects what some blocks of a model's next forward pass put out; they need no attention module to read.
+
+    Args:
+        model: A model with a sequence of blocks, if there are numbers.
+        numbers: Its blocks, counted from 1, in rising order.
+        label: What error messages call it.
+    """
+    found: list[Tensor] = []
+    blocks = list(getattr(model, "blocks", ())) if numbers else []
+    if numbers and numbers[-1] > len(blocks):
+        raise LearngeneError(f"features.blocks: {label} has {len(blocks)} blocks, but block {numbers[-1]} is compared")
+    with contextlib.ExitStack() as hooks:
+        for number in numbers:
+            keep = blocks[number - 1].register_forward_hook(lambda _module, _inputs, output: found.append(output))
+            hooks.enter_context(keep)
+        yield found
+
+
 def stream(row: nn.Module, images: Tensor) -> list[Tensor]:
     """Tokens that enter every block of a Vision Transformer, and those that leave its last one."""
     found: list[Tensor] = []

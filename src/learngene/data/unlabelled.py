@@ -1,0 +1,84 @@
+"""Images whose classes nobody knows or asks for: all images of folders and tars, however they lie."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from learngene.data.digits import variant_of
+from learngene.data.file_kinds import NO_CLASS, Left
+from learngene.data.image_files import ImageFile
+from learngene.data.images import ImageSet
+from learngene.data.layouts import IMAGES, SPLIT_NAMES, Source, open_source
+from learngene.data.open_split import SCAN_LIMIT, Files, decoding_of
+from learngene.recipe.sections import DataSpec
+from learngene.system.errors import DataError
+
+HELD_OUT, MOST_HELD_OUT = 20, 2000
+"""Of so many images one is held out to judge by, where none are set apart; at most so many in all."""
+
+NO_CLASSES = ["unlabelled"]
+
+
+def without_labels(images: ImageSet) -> ImageSet:
+    """The images without their classes or masks."""
+    return dataclasses.replace(images, labels=[0] * len(images), class_names=NO_CLASSES, named=False, masks=None)
+
+
+def lies_in_files(spec: DataSpec) -> bool:
+    """Whether all sources of a data section are folders and tars."""
+    return all(Path(source).exists() or variant_of(source) for source in spec.sources)
+
+
+def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and those to judge by.
+
+    Folders named as the splits are taken for them, at the top and below images/; all else is trained on. Without
+    images to judge by, every twentieth by name is held out.
+
+    Raises:
+        DataError: If there are fewer than two images, or some cannot be decoded that were not asked to be skipped.
+    """
+    where = f"data {' + '.join(spec.sources)}"
+    sources = [open_source(Path(source)) for source in spec.sources]
+    split: tuple[list[ImageFile], list[ImageFile]] = ([], [])
+    for source in sources:
+        for mine, more in zip(split, _split(source, spec), strict=True):
+            mine += more
+    train, val = split
+    if not train:
+        raise DataError(f"{where}: no images; give folders or tars with images in them")
+    if not val:
+        if len(train) < 2:
+            raise DataError(f"{where}: one image; two are needed, to train on and to judge by")
+        step = max(HELD_OUT, -(-len(train) // MOST_HELD_OUT))
+        step = min(step, len(train))
+        val = train[step - 1 :: step]
+        train = [place for number, place in enumerate(train, start=1) if number % step]
+    left = [left for source in sources for left in source.left if left.reason != NO_CLASS]
+    return _set(where, train, spec, left), _set(where, val, spec, [])
+
+
+def _split(source: Source, spec: DataSpec) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Images of a source to train on, and to judge by, each in the order of their names."""
+    if source.voc is not None:
+        return [image for image, _ in source.pairs(spec.train_split)], [
+            image for image, _ in source.pairs(spec.val_split)
+        ]
+    train, val = ((name, *SPLIT_NAMES.get(name, ())) for name in (spec.train_split, spec.val_split))
+    places = sorted(source.images, key=lambda place: place.name)
+    if source.masked:
+        places = [place for place in places if place.name.startswith(f"{IMAGES}/")]
+    tops = [place.name.removeprefix(f"{IMAGES}/").split("/")[0] for place in places]
+    judged = next((name for name in val if name in tops), None)
+    trained = next((name for name in train if name in tops), None)
+    kept = [place for place, top in zip(places, tops, strict=True) if top == trained or (not trained and top != judged)]
+    return kept, [place for place, top in zip(places, tops, strict=True) if top == judged]
+
+
+def _set(where: str, places: Sequence[ImageFile], spec: DataSpec, left: Sequence[Left]) -> ImageSet:
+    labels, names = [0] * len(places), [place.name for place in places]
+    images = ImageSet(where, Files(list(places)), names, labels, NO_CLASSES, left=left, named=False)
+    images.decoding = decoding_of(spec)
+    return images.scan(spec.skip_corrupt) if spec.skip_corrupt or len(images) <= SCAN_LIMIT else images

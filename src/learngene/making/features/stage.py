@@ -1,0 +1,218 @@
+"""Condensing in one stage from the features of one teacher or several, whose classes are nobody's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+from torch import Tensor, nn
+
+from learngene.data.batches import eval_loader
+from learngene.data.images import ImageSet
+from learngene.data.preprocessing import fill_preprocessing
+from learngene.data.splits import Splits, open_splits
+from learngene.genes.ancestry import Ancestry, made_of
+from learngene.making.features.student import FeatureStudent, Match
+from learngene.making.features.teacher import Features, FeatureTeacher
+from learngene.making.inputs import CondenseInputs
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.sections import DataSpec
+from learngene.system.errors import LearngeneError
+from learngene.training.feature_losses import DISTANCES
+from learngene.training.loop import make_accelerator
+from learngene.training.losses import Parts, classification_loss
+from learngene.training.probes import common_neighbours, knn_accuracy, read_features, refuse_few
+from learngene.training.run import run_stage
+from learngene.training.scores import FeatureScore, autocast
+from learngene.training.stage import Stage, TrainResult, set_drop_path
+
+MOST_COMPARED = 2048
+"""Validation images among which neighbours are sought."""
+
+Probe = Callable[[nn.Module, str], float]
+"""(model, precision) to the accuracy of kNN in percent."""
+
+
+def refuse(inputs: CondenseInputs) -> None:
+    """Raises ``LearngeneError`` unless every teacher has the wanted features of the images, and so on."""
+    recipe = inputs.recipe
+    if recipe.needs_labels:
+        inputs.refuse_other_size()
+    else:
+        inputs.refuse_other_img_size()
+    images = len(inputs.images.train)
+    for teacher, spec in zip(_teachers(inputs), recipe.feature_targets(), strict=True):
+        if spec.queue is not None and spec.queue > images:
+            raise LearngeneError(
+                f"features.queue {spec.queue} is longer than the {images} training images; use at most {images}"
+            )
+        for _, mine in spec.blocks:
+            if mine > recipe.shape.depth:
+                raise LearngeneError(
+                    f"features.blocks: block {mine} of the auxiliary shape, which has {recipe.shape.depth}, is compared "
+                    f"with {teacher.label}; use at most {recipe.shape.depth}"
+                )
+    if recipe.knn is not None:
+        _knn_images(recipe.knn)
+
+
+def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
+    """Trains the gene in place; see ``making.condense.Maker``."""
+    recipe, gene, alpha = inputs.recipe, inputs.gene, inputs.recipe.distill.alpha
+    set_drop_path(gene.skeleton(), recipe.train.drop_path)
+    teachers, specs = _teachers(inputs), recipe.feature_targets()
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.train.seed)
+        matches = [
+            Match(spec, teacher, gene.shape.embed_dim, len(inputs.images.train))
+            for spec, teacher in zip(specs, teachers, strict=True)
+        ]
+    student = FeatureStudent(gene, matches)
+    if not (keep and (recipe.out / "last.pt").exists()):  # a saved state has the statistics
+        fit_scales(matches, teachers, inputs.images.train, recipe)
+    names = [f"teacher {number} " if len(teachers) > 1 else "" for number in range(1, len(teachers) + 1)]
+
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
+        theirs = [teacher(images) for teacher in teachers]  # the same mixed and erased batch
+        logits, _, mine = model(images, True)
+        terms = [match.parts(one, other, push=True) for match, one, other in zip(matches, mine, theirs, strict=True)]
+        loss = _total(matches, terms)
+        out = {name + kind: value for name, term in zip(names, terms, strict=True) for kind, value in term.items()}
+        if alpha == 1:
+            return {"loss": loss, **out}
+        labels = classification_loss(logits, targets)
+        return {"loss": alpha * loss + (1 - alpha) * labels, "labels": labels, **out}
+
+    probe = _probe(recipe)
+
+    def score(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], precision: str, reduce: Any) -> FeatureScore:
+        assert isinstance(model, FeatureStudent)
+        return feature_score(model, teachers, batches, precision, reduce, probe)
+
+    made = made_of(inputs.ancestry)
+    made |= {f"teacher {number}": other.identity["sha256"] for number, other in enumerate(inputs.teachers, start=2)}
+    stage = Stage(
+        f"condense {gene.method.name}",
+        student,
+        objective,
+        gene.shape.img_size,
+        gene.shape.in_chans,
+        tuple(teachers),
+        score=score,
+        made_of=made,
+    )
+    result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
+    more = {"teachers": [teacher.identity for teacher in inputs.teachers]} if inputs.teachers else {}
+    return result, more
+
+
+def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:
+    """Every teacher with its size and normalisation, the ancestry first."""
+    recipe = inputs.recipe
+    assert inputs.ancestry is not None
+    data = fill_preprocessing(recipe.data, inputs.ancestry.preprocessing)
+    models: Sequence[Ancestry] = [inputs.ancestry, *inputs.teachers]
+    specs = recipe.feature_targets()
+    return [FeatureTeacher(model, spec, recipe.shape, data) for model, spec in zip(models, specs, strict=True)]
+
+
+def _total(matches: Sequence[Match], terms: Sequence[Parts]) -> Tensor:
+    return torch.stack([match.total(term) for match, term in zip(matches, terms, strict=True)]).sum()
+
+
+def fit_scales(
+    matches: Sequence[Match], teachers: Sequence[FeatureTeacher], images: ImageSet, recipe: CondenseRecipe
+) -> None:
+    """The first pass: statistics of every teacher's features over training images as evaluation sees them."""
+    device, shape = make_accelerator().device, recipe.shape
+    for match, teacher in zip(matches, teachers, strict=True):
+        count = min(match.spec.scale_images, len(images))
+        chosen = images.picked(np.linspace(0, len(images) - 1, count).astype(int).tolist())
+        loader = eval_loader(chosen, recipe.data, img_size=shape.img_size, in_chans=shape.in_chans, batch_size=64)
+        teacher.to(device)
+
+        def features(teacher: FeatureTeacher = teacher, loader: Any = loader) -> Iterator[Features]:
+            for batch, _ in loader:
+                with autocast(device.type, recipe.train.precision):
+                    found = teacher(batch.to(device))
+                yield {kind: value.float().cpu() for kind, value in found.items()}
+
+        match.fit_scales(features())
+
+
+@torch.inference_mode()
+def feature_score(
+    model: FeatureStudent,
+    teachers: Sequence[FeatureTeacher],
+    batches: Iterable[tuple[Tensor, Any]],
+    precision: str,
+    reduce: Any,
+    probe: Probe | None,
+) -> FeatureScore:
+    """How well a student matches its teachers; neighbours are sought among each process's share of the images."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    matches = [match for match in model.matches if isinstance(match, Match)]
+    pooled: list[list[Tensor]] = [[] for _ in range(len(teachers) + 1)]
+    loss, cosines, pairs, images = 0.0, 0.0, 0, 0
+    for batch, _ in batches:
+        batch = batch.to(device)
+        with autocast(device.type, precision):
+            theirs = [teacher(batch) for teacher in teachers]
+            _, own, mine = model(batch, True)
+        terms = [match.parts(one, other, push=False) for match, one, other in zip(matches, mine, theirs, strict=True)]
+        loss += float(_total(matches, terms)) * len(batch)
+        for match, one, other in zip(matches, mine, theirs, strict=True):
+            scaled = match.scaled(other)
+            for kind in match.kinds:
+                if match.loss(kind) in DISTANCES:
+                    similar = F.cosine_similarity(one[kind].float(), scaled[kind].float(), dim=-1)
+                    cosines, pairs = cosines + float(similar.mean()) * len(batch), pairs + len(batch)
+        if images < MOST_COMPARED:
+            for kept, whole in zip(pooled, [own, *map(_one_vector, theirs)], strict=True):
+                kept.append(whole.float().cpu())
+        images += len(batch)
+    own, *others = (torch.cat(kept) for kept in pooled)
+    common = torch.stack([common_neighbours(own, other) for other in others]).mean(0)
+    sums = torch.tensor([float(common.sum()), len(common), loss, images, cosines, pairs], dtype=torch.float64)
+    if reduce is not None:
+        sums = reduce(sums.float().to(device), reduction="sum").double().cpu()
+    knn = probe(model, precision) if probe else None
+    model.train(training)
+    shared, compared, loss, images, cosines, pairs = sums.tolist()
+    cosine = 100 * cosines / pairs if pairs else None
+    return FeatureScore(100 * shared / compared, loss / images, int(images), cosine, knn)
+
+
+def _one_vector(features: Features) -> Tensor:
+    """A teacher's vector of an image: its pooled or class token, else the mean over what it has."""
+    first = next(iter(features.values()))
+    return first if first.ndim == 2 else first.mean(1)
+
+
+# -- kNN while condensing ----------------------------------------------------------------------------------
+
+
+def _knn_images(section: DataSpec) -> Splits:
+    images = open_splits(section, labels_for="kNN")
+    refuse_few(images.train)
+    return images
+
+
+def _probe(recipe: CondenseRecipe) -> Probe | None:
+    """KNN on the recipe's labelled images, prepared as those that are trained on."""
+    if recipe.knn is None:
+        return None
+    images, shape = _knn_images(recipe.knn), recipe.shape
+    data = recipe.knn.model_copy(update={"mean": recipe.data.mean, "std": recipe.data.std})
+    loaders = [eval_loader(part, data, img_size=shape.img_size, in_chans=shape.in_chans) for part in images]
+
+    def accuracy(model: nn.Module, precision: str) -> float:
+        device = next(model.parameters()).device
+        one, other = (read_features(lambda batch: model(batch, True)[1], each, device, precision) for each in loaders)
+        return knn_accuracy(one, other, len(images.train.class_names))
+
+    return accuracy

@@ -1,0 +1,321 @@
+"""Teachers without our classes: their features become a gene of no classes, from images without labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from learngene import Ancestry
+from learngene.genes.gene import Learngene
+from learngene.making.condense import prepare
+from learngene.making.features.student import Match, reading
+from learngene.making.features.teacher import FeatureTeacher, patches_of
+from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.content_hash import short_hash
+from learngene.recipe.features import FeatureTarget
+from learngene.recipe.loading import build_recipe
+from learngene.recipe.sections import DataSpec, Distill
+from learngene.system.errors import LearngeneError
+from pico import CLI, FAST, batch, condense_fields, pico_shape
+from runs import condensed, metrics, same, state
+
+BARE = {**pico_shape().to_dict(), "num_classes": 0}
+FEATURES = {"distill": {"target": "features"}, "shape": BARE}
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def backbone(**changes: Any) -> nn.Module:
+    """A ViT of width 8 without a head, with a class token, two registers and LayerScale, as DINOv2's are."""
+    fields: dict[str, Any] = {"img_size": 12, "patch_size": 6, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    fields |= {"num_classes": 0, "reg_tokens": 2, "init_values": 1.0, "global_pool": "token"}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **{**fields, **changes})
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Ancestry:
+    """Read only."""
+    return Ancestry(backbone())
+
+
+def made(out: Path | None, images: Path, teacher: Ancestry, **changes: Any) -> Learngene:
+    return condensed(out, images, teacher, **{**FEATURES, **changes})
+
+
+def feature_teacher(model: nn.Module, spec: FeatureTarget | None = None, **shape: Any) -> FeatureTeacher:
+    data = DataSpec(source="digits", **HALF)
+    return FeatureTeacher(Ancestry(model), spec or FeatureTarget(), pico_shape(**shape), data)
+
+
+# -- teachers ----------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_gets_the_same_pixels_at_its_own_size_and_normalisation() -> None:
+    model = backbone()
+    found = feature_teacher(model)
+    images = batch(pico_shape())
+    pixels = images * 0.5 + 0.5
+    own = (pixels - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    larger = nn.functional.interpolate(own, (12, 12), mode="bicubic", antialias=True)  # 8 / 4 = 12 / 6 = 2 patches
+    tokens = model.forward_features(larger)
+    features = found(images)
+    assert (found.size, found.grid, found.widths) == (12, 2, {"pooled": 8, "patches": 8})
+    torch.testing.assert_close(features["pooled"], tokens[:, 0])
+    torch.testing.assert_close(features["patches"], tokens[:, 3:])  # neither class token nor registers
+
+
+def test_a_resized_teacher_leaves_the_ancestry_as_it_was() -> None:
+    ancestry = Ancestry(backbone())
+    before = state(ancestry)
+    found = FeatureTeacher(ancestry, FeatureTarget(), pico_shape(img_size=16), DataSpec(source="digits", **HALF))
+    assert (found.size, found.grid) == (24, 4)
+    assert same(before, state(ancestry))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kinds"),
+    [
+        ({"tokens": ["class"]}, {"class": 8}),
+        ({"tokens": ["pooled"], "blocks": [[1, 2]]}, {"pooled": 8, "block 1": 8}),
+    ],
+)
+def test_which_tokens_are_read(spec: dict[str, Any], kinds: dict[str, int]) -> None:
+    assert feature_teacher(backbone(), FeatureTarget(**spec)).widths == kinds
+
+
+def test_a_convolutional_teacher_has_a_map_too() -> None:
+    model = timm.create_model("test_efficientnet", pretrained=False)
+    found = feature_teacher(model, img_size=16, patch_size=8)
+    assert (found.size, found.grid) == (64, 2)  # of its 32 px steps
+    features = found(batch(pico_shape(img_size=16)))
+    plane = features["patches"].view(2, 2, 2, -1)
+    again = model.eval().forward_features(torch.zeros(1, 3, 64, 64))
+    torch.testing.assert_close(patches_of(model, again).view(1, 2, 2, -1)[0, 1, 0], again[0, :, 1, 0])
+    assert plane.shape[-1] == again.shape[1]
+    assert feature_teacher(model, FeatureTarget(tokens=["pooled"])).size == 8  # takes any; no grid matters
+
+
+# -- students ----------------------------------------------------------------------------------------------
+
+
+def test_the_student_is_read_where_its_head_reads() -> None:
+    shape = pico_shape(class_token=True, num_classes=0)
+    gene = Learngene(build(BARE), shape).eval()
+    images = batch(shape)
+    with reading(gene.skeleton(), [1, 4]) as read:
+        out = gene(images)
+    model = gene.expand()
+    tokens = model.forward_features(images)
+    assert read.prefix == 1
+    assert read.pooled is not None and read.last is not None
+    torch.testing.assert_close(read.last, tokens)
+    torch.testing.assert_close(read.pooled, tokens[:, 0])
+    torch.testing.assert_close(out, read.pooled)
+    torch.testing.assert_close(model.norm(read.blocks[4]), tokens)
+
+
+def build(shape: dict[str, Any]) -> Any:
+    from learngene.methods import method
+
+    return method("tleg")
+
+
+def test_a_students_map_is_resized_to_the_teachers_grid_where_asked() -> None:
+    spec = FeatureTarget(resize="bilinear", bridge="linear", scale="none")
+    found = feature_teacher(backbone(img_size=24), spec)
+    assert (found.size, found.grid) == (24, 4)
+    match = Match(spec, found, 16, 10)
+    with torch.no_grad():
+        match.bridges["1"].weight.copy_(torch.eye(8, 16))  # type: ignore[operator,union-attr]
+        match.bridges["1"].bias.zero_()  # type: ignore[operator,union-attr]
+    gene = Learngene(build(BARE), pico_shape(num_classes=0)).eval()
+    with torch.no_grad(), reading(gene.skeleton(), []) as read:
+        gene(batch(pico_shape()))
+    read.last = torch.tensor([0.0, 4.0, 8.0, 12.0]).view(1, 4, 1).expand(1, 4, 16)
+    plane = match(read)["patches"][0, :, 0].view(4, 4)
+    # Between centres a quarter and three quarters of the way; flat at the border.
+    torch.testing.assert_close(plane[0].detach(), torch.tensor([0.0, 1.0, 3.0, 4.0]))
+    torch.testing.assert_close(plane[:, 0].detach(), torch.tensor([0.0, 2.0, 6.0, 8.0]))
+
+
+# -- runs --------------------------------------------------------------------------------------------------
+
+
+def test_a_gene_learns_features_without_classes(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
+    gene = made(tmp_path / "run", images, teacher, train={**FAST, "epochs": 8})
+    history = metrics(tmp_path / "run")
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    assert {"pooled", "patches", "neighbours", "cosine", "val_loss"} <= set(history[-1])
+    assert history[-1]["loss"] == pytest.approx(history[-1]["pooled"] + history[-1]["patches"])
+    assert gene.shape.num_classes == 0
+    assert not any(name.startswith(("head", "bridge")) for name in gene.tensors())
+    assert "classes" not in gene.metadata and "accuracy" not in gene.metadata
+    assert set(gene.metadata["agreement"]) == {"neighbours", "cosine", "loss", "images"}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["metrics"]["best_neighbours"] >= result["metrics"]["final"]["neighbours"]
+    model = Learngene.load(tmp_path / "run.safetensors").expand(2, num_classes=5, seed=3)
+    assert model(batch(pico_shape())).shape == (2, 5)
+    assert {"head.weight", "head.bias"} == set(model.learngene["fresh"])
+
+
+@pytest.mark.parametrize("preset", ["cosine", "proteus", "theia", "radio", "lightly-v1", "lightly-v3"])
+def test_every_preset_trains(preset: str, images: Path, teacher: Ancestry) -> None:
+    gene = made(None, images, teacher, features={"preset": preset})
+    fresh = Learngene(gene.method, gene.shape, seed=0)
+    assert all(not torch.equal(v, fresh.tensors()[k]) for k, v in gene.tensors().items() if "norm" not in k)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"scale": "phi-s", "bridge": "mlp", "hidden": 3, "pooled_loss": "smooth-l1", "patch_weight": 2.0},
+        {"tokens": ["class"], "blocks": [[1, 2], [2, 4]], "pooled_loss": "queue-kl", "queue": 9},
+    ],
+    ids=["phi-s", "blocks"],
+)
+def test_a_stopped_run_goes_on_as_if_it_was_not(
+    features: dict[str, Any], images: Path, teacher: Ancestry, tmp_path: Path
+) -> None:
+    train = {**FAST, "augment": {"repeats": 1, "rand_augment": None}, "ema_decay": 0.7, "micro_batch": 4}
+    whole = made(tmp_path / "whole", images, teacher, features=features, train={**train, "epochs": 2})
+    from learngene.training.log import TrainLog
+
+    log = TrainLog.epoch
+
+    def stop(self: TrainLog, entry: Any, parts: Any) -> None:
+        log(self, entry, parts)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainLog, "epoch", stop)
+        made(tmp_path / "stopped", images, teacher, features=features, train={**train, "epochs": 2})
+    stopped = made(tmp_path / "stopped", images, teacher, features=features, train={**train, "epochs": 2})
+    assert same(state(whole), state(stopped))
+
+
+def test_labels_count_if_they_have_a_weight(images: Path, teacher: Ancestry) -> None:
+    distill = {"target": "features", "alpha": 0.5}
+    gene = made(None, images, teacher, distill=distill, shape=pico_shape().to_dict())
+    assert gene.metadata["classes"] == ["blue", "green", "red"]
+    assert gene.tensors()["head.weight"].abs().sum() > 0
+    assert gene.expand(2).num_classes == 3
+
+
+def test_several_teachers_each_with_its_own_bridge(images: Path, teacher: Ancestry, ancestry_folder: Path) -> None:
+    other = {"source": str(ancestry_folder), "features": {"tokens": ["pooled"], "pooled_loss": "mse", "weight": 3.0}}
+    gene = made(None, images, teacher, teachers=[other])
+    assert [each["source"] for each in gene.metadata["teachers"]] == [ancestry_folder.name]
+    recipe = gene_recipe(images, teachers=[other])
+    inputs = prepare(recipe, teacher)
+    from learngene.making.features.stage import _teachers, _total
+
+    matches = [Match(s, t, 16, 24) for s, t in zip(recipe.feature_targets(), _teachers(inputs), strict=True)]
+    assert [match.kinds for match in matches] == [["pooled", "patches"], ["pooled"]]
+    parts = [{"pooled": torch.tensor(1.0), "patches": torch.tensor(2.0)}, {"pooled": torch.tensor(5.0)}]
+    assert _total(matches, parts).item() == 1 + 2 + 3 * 5
+
+
+def test_the_log_tells_knn_on_labelled_images(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
+    gene = made(tmp_path / "run", images, teacher, knn={"source": str(images), "workers": 0})
+    assert 0 <= metrics(tmp_path / "run")[-1]["knn"] <= 100
+    assert gene.metadata["agreement"]["knn"] == pytest.approx(metrics(tmp_path / "run")[-1]["knn"], abs=1e-3)
+
+
+def test_the_command_line_makes_a_gene_of_a_flat_folder(cli: CLI, images: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        (flat / f"{number:03d}.png").write_bytes(path.read_bytes())
+    from learngene import save_descendant
+
+    save_descendant(backbone_as_descendant(), tmp_path / "teacher")
+    fields = condense_fields(tmp_path / "teacher", flat, tmp_path / "run", distill={"target": "features"})
+    shape = {key: value for key, value in pico_shape().to_dict().items() if key != "num_classes"}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({**fields, "shape": shape}))
+    assert cli("check", recipe).code == 0
+    done = cli("condense", recipe)
+    assert done.code == 0, done.err
+    assert "neighbours in common" in done.out
+    assert "agreement" in cli("info", tmp_path / "run.safetensors").out
+    assert cli("expand", tmp_path / "run.safetensors", "--num-classes", 3, "--out", tmp_path / "model").code == 0
+
+
+def backbone_as_descendant() -> Any:
+    from learngene import scratch
+
+    return scratch(pico_shape(num_classes=0, depth=2), seed=1)
+
+
+# -- keys and refusals -------------------------------------------------------------------------------------
+
+
+def gene_recipe(images: Path, **changes: Any) -> CondenseRecipe:
+    recipe = build_recipe(condense_fields("in memory", images, Path("unused"), **{**FEATURES, **changes}))
+    assert isinstance(recipe, CondenseRecipe)
+    return recipe
+
+
+def test_older_results_keep_their_keys() -> None:
+    assert short_hash(Distill()) == short_hash({key: v for key, v in Distill().model_dump().items() if key != "target"})
+    assert short_hash(Distill(target="features")) != short_hash(Distill())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": pico_shape().to_dict()}, r"num_classes 3: features train no head; use 0"),
+        ({"distill": {"target": "features", "alpha": 0.5}}, r"alpha 0.5: labels need a head"),
+        ({"distill": {"target": "features", "alpha": 0}}, "mean nothing with distill.alpha 0"),
+        ({"distill": {}, "features": {"bridge": "mlp"}}, "features: only for distill.target=features"),
+        ({"distill": {}, "knn": {"source": "digits"}}, "knn: only for distill.target=features"),
+        ({"method": "pool"}, "pool learns no features"),
+        ({"ancestry": None}, "ancestry is missing"),
+        ({"features": {"tokens": ["pooled", "class"]}}, "use one"),
+        ({"features": {"queue": 5}}, "only pooled_loss=queue-kl"),
+        ({"features": {"blocks": [[2, 1], [1, 2]]}}, "must rise"),
+        ({"teachers": [{"source": "x", "features": {"los": 1}}]}, "unknown key 'los'"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str, images: Path) -> None:
+    with pytest.raises(LearngeneError, match=message):
+        gene_recipe(images, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": {"img_size": 24}}, r"4 x 4 patches at 24 px, but the auxiliary shape 2 x 2; set shape.img_size=16"),
+        ({"features": {"img_size": 10}}, r"does not take images of 10 px"),
+        ({"features": {"preset": "lightly-v3", "queue": 25}}, r"queue 25 is longer than the 24 training images"),
+        ({"features": {"blocks": [[3, 1]]}}, r"has 2 blocks, but block 3"),
+        ({"features": {"blocks": [[1, 5]]}}, r"block 5 of the auxiliary shape, which has 4"),
+        ({"data": {"source": "x", "img_size": 12}}, r"no such folder"),
+        ({"shape": {**BARE, "in_chans": 1}}, r"takes images with 3 channels, but the auxiliary shape has 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    changes: dict[str, Any], message: str, images: Path, teacher: Ancestry
+) -> None:
+    with pytest.raises(LearngeneError, match=message) as error:
+        prepare(gene_recipe(images, **changes), teacher)
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_without_the_wanted_token_is_refused(images: Path, tmp_path: Path) -> None:
+    averaging = Ancestry(backbone(class_token=False, reg_tokens=0, global_pool="avg"))
+    with pytest.raises(LearngeneError, match="no class token; use pooled"):
+        prepare(gene_recipe(images, features={"tokens": ["class"]}), averaging)
+
+
+Read = Callable[[Tensor], Tensor]
