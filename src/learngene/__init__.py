@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from learngene.making.hyper.embedding import embed_task
     from learngene.making.hyper.tune import tune
     from learngene.making.pool import features, stitches
+    from learngene.making.probe import Probes, probe
     from learngene.making.search.make import search
     from learngene.methods import method
     from learngene.methods.tal import predict as hypernetworks
@@ -60,7 +61,9 @@ _HOMES = {
     "load_descendant": "vits.descendant_folder",
     "load_recipe": "recipe",
     "method": "methods",
+    "Probes": "making.probe",
     "plan": "genes.plan",
+    "probe": "making.probe",
     "save_descendant": "vits.descendant_folder",
     "scratch": "making.finetune",
     "search": "making.search.make",

@@ -33,6 +33,10 @@ FILE = Path(__file__).parents[2] / "docs" / "gene.schema.json"
 SCHEMA: dict[str, Any] = json.loads(FILE.read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
 HYPER = ("tal", "logah", "ghn3")
+OF_FEATURES = {"agreement", "teachers"}
+"""Entries of genes that learnt features."""
+ELSEWHERE = OF_FEATURES | {"layout"}
+"""Entries that genes of plain ViTs condensed on logits have not."""
 
 
 def faults(value: Any) -> list[str]:
@@ -53,7 +57,19 @@ def metadata(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fo
 
 def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
     assert faults(metadata) == []
-    assert set(metadata) == set(SCHEMA["properties"]) - {"anchors", "layout", "paths", "search", "tasks"}
+    assert set(metadata) == set(SCHEMA["properties"]) - ELSEWHERE - {"anchors", "paths", "search", "tasks"}
+
+
+def test_a_gene_of_features_fits_the_schema(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
+    changes = {"distill": {"target": "features"}, "shape": pico_shape(num_classes=0).to_dict(), "features": {}}
+    changes |= {"teachers": [{"source": str(ancestry_folder)}], "train": {**FAST, "epochs": 1}}
+    recipe = build_recipe(condense_fields(ancestry_folder, images, tmp_path / "run", **changes))
+    assert isinstance(recipe, CondenseRecipe)
+    run(recipe, show=False)
+    metadata = learngene.load(tmp_path / "run.safetensors").metadata
+    assert faults(metadata) == []
+    assert metadata.keys() >= OF_FEATURES
+    assert not {"accuracy", "classes"} & set(metadata)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +95,7 @@ def test_a_pool_fits_the_schema(
     run(recipe, show=False)
     metadata = learngene.load(tmp_path / "run.safetensors").metadata
     assert faults(metadata) == []
-    assert set(SCHEMA["properties"]) - set(metadata) == {
-        "layout",
+    assert set(SCHEMA["properties"]) - ELSEWHERE - set(metadata) == {
         "search",
         "tasks",
         *(() if method == "sn-net" else ("anchors",)),
@@ -160,8 +175,8 @@ def test_an_extracted_gene_fits_the_schema(ancestry_folder: Path, tmp_path: Path
     extract(ancestry_folder, method="vanilla-lg", settings={"last": 2}).save(tmp_path / "g.safetensors")
     metadata = learngene.load(tmp_path / "g.safetensors").metadata
     assert faults(metadata) == []
-    assert set(SCHEMA["properties"]) - set(metadata) == {
-        "data", "training", "accuracy", "anchors", "layout", "paths", "search", "tasks",
+    assert set(SCHEMA["properties"]) - ELSEWHERE - set(metadata) == {
+        "data", "training", "accuracy", "anchors", "paths", "search", "tasks",
     }  # fmt: skip
 
 
@@ -177,7 +192,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_searched_gene_fits_the_schema(searched: dict[str, Any]) -> None:
     assert faults(searched) == []
-    assert set(SCHEMA["properties"]) - set(searched) == {"data", "accuracy", "anchors", "layout", "paths", "tasks"}
+    assert set(SCHEMA["properties"]) - ELSEWHERE - set(searched) == {"data", "accuracy", "anchors", "paths", "tasks"}
     record = SCHEMA["$defs"]["Search"]
     assert set(searched["search"]) == set(record["properties"]) == set(record["required"])
     task = SCHEMA["$defs"]["SearchTask"]
@@ -212,8 +227,8 @@ def test_a_tuned_hypernetwork_fits_the_schema(tuned: dict[str, dict[str, Any]]) 
     aware = home["method"] == "tal"
     for metadata in (home, both):
         assert faults(metadata) == []
-    assert set(SCHEMA["properties"]) - set(home) == {"anchors", "layout", "paths", "search", "tasks"}
-    assert set(SCHEMA["properties"]) - set(both) == {"anchors", "layout", "paths", "search"}
+    assert set(SCHEMA["properties"]) - ELSEWHERE - set(home) == {"anchors", "paths", "search", "tasks"}
+    assert set(SCHEMA["properties"]) - ELSEWHERE - set(both) == {"anchors", "paths", "search"}
     assert "hyper" in home["training"]["recipe"]
     assert both["training"]["stage1"] == home["training"]
     known = set(SCHEMA["$defs"]["TunedTask"]["properties"])

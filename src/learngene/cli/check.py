@@ -40,11 +40,14 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
 
 def _check_images(recipe: CondenseRecipe | FinetuneRecipe) -> Generator[str, None, Splits]:
     """The images of a recipe that has one data set, as every stage of it trains on them."""
-    splits = train, val = open_splits(recipe.data)
+    unlabelled = isinstance(recipe, CondenseRecipe) and not recipe.needs_labels
+    data = recipe.images if isinstance(recipe, CondenseRecipe) else recipe.data
+    splits = train, val = open_splits(data, unlabelled=unlabelled)
     kind = " of pixels" if train.segmentation else ""
-    yield f"data: {len(train)} training and {len(val)} validation images, {len(train.class_names)} classes{kind}"
+    classes = "classes not looked at" if unlabelled else f"{len(train.class_names)} classes{kind}"
+    yield f"data: {len(train)} training and {len(val)} validation images, {classes}"
     for name, spec in _trained(recipe):
-        open_splits(recipe.data, spec, opened=splits)
+        open_splits(data, spec, opened=splits, unlabelled=unlabelled)
         refuse_optimizer(spec)
         updates = len(train) // spec.batch_size * spec.epochs
         yield f"{name}: {spec.epochs} epochs, {updates} steps of {spec.batch_size} images"
@@ -138,6 +141,7 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
     prepared = prepare(recipe, images=splits)
     if prepared.ancestry:
         yield f"ancestry: {prepared.ancestry.label}"
+    yield from (f"teacher: {teacher.label}" for teacher in prepared.teachers)
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
     refuse_gene_path(gene_path(recipe.out), prepared.gene)

@@ -227,6 +227,7 @@ def info(
         "paths": f"{len(meta['paths'])}, see `learngene plan`" if meta.get("paths") else None,
         "search": f"{len(searched)} data sets, see `learngene picture`" if searched else None,
         "tasks": ", ".join(f"{each['task']} {each['top1']:.1f} %" for each in tuned) if tuned else None,
+        "agreement": ", ".join(f"{key} {value:.2f}" for key, value in meta.get("agreement", {}).items()) or None,
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",
         "digest": f"{meta['digest']}{' (verified)' if verify else ''}",

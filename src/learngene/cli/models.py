@@ -51,9 +51,14 @@ def evaluate(
     match_classes: Annotated[
         str, typer.Option(help="name: images' classes are the model's of that name; place: of that number")
     ] = "name",
+    knn: Annotated[bool, typer.Option("--knn", help="frozen features: 20 nearest training images vote")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="frozen features: a linear classifier is trained")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss."""
+    """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss.
+
+    With --knn and --linear its frozen features are judged instead, and its head and classes do not count.
+    """
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
     from learngene.making.finetune import evaluate as score
@@ -78,6 +83,9 @@ def evaluate(
         raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is not one")
     else:
         net = ancestry_of(model, architecture, model_args, state, preprocessing).model
+    if knn or linear:
+        _probe(model, net, section, knn=knn, linear=linear, split=split, as_json=as_json)
+        return
     images = open_for(net, section, split)
     result = score(net, section, images=images)
     if not isfinite(result.loss):
@@ -96,6 +104,24 @@ def evaluate(
     print(f"{model} on {' + '.join(data)} ({split}): {scores}, loss {result.loss:.4f}, {result.images} images")
     for name, iou in classes:
         print(f"    {name:24s} " + ("does not occur" if iou is None else f"IoU {iou:6.2f} %"))
+
+
+def _probe(name: str, net: Any, section: Any, *, knn: bool, linear: bool, split: str, as_json: bool) -> None:
+    """Judges a model's frozen features, and says what came out."""
+    from dataclasses import asdict
+
+    from learngene.making.probe import probe
+
+    found = probe(net, section, knn=knn, linear=linear, split=split)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    texts = [f"kNN {found.knn:.2f} %"] if found.knn is not None else []
+    if found.linear is not None:
+        seeds = ", ".join(f"{value:.2f}" for value in found.linear.seeds)
+        texts.append(f"linear {found.linear.top1:.2f} % (seeds {seeds}; rate {found.linear.rate:g})")
+    counts = f"{found.images} images by {found.train_images} training images"
+    print(f"{name} on {' + '.join(section.sources)} ({split}): {', '.join(texts)}, {counts}")
 
 
 @app.command()

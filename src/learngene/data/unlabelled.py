@@ -19,6 +19,7 @@ HELD_OUT, MOST_HELD_OUT = 20, 2000
 """Of so many images one is held out to judge by, where none are set apart; at most so many in all."""
 
 NO_CLASSES = ["unlabelled"]
+NO_SPLIT = "images outside the folders of both splits"
 
 
 def without_labels(images: ImageSet) -> ImageSet:
@@ -34,8 +35,8 @@ def lies_in_files(spec: DataSpec) -> bool:
 def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
     """The images to train on and those to judge by.
 
-    Folders named as the splits are taken for them, at the top and below images/; all else is trained on. Without
-    images to judge by, every twentieth by name is held out.
+    Folders named as the splits are taken for them, at the top and below images/. Without a folder to train on, all but
+    the images to judge by are trained on; without those, every twentieth by name is held out.
 
     Raises:
         DataError: If there are fewer than two images, or some cannot be decoded that were not asked to be skipped.
@@ -57,6 +58,9 @@ def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
         val = train[step - 1 :: step]
         train = [place for number, place in enumerate(train, start=1) if number % step]
     left = [left for source in sources for left in source.left if left.reason != NO_CLASS]
+    used = {id(place) for place in (*train, *val)}
+    elsewhere = [place for source in sources for place in source.images if id(place) not in used and not source.masked]
+    left += [Left(tuple(place.name.split("/")), NO_SPLIT) for place in elsewhere]
     return _set(where, train, spec, left), _set(where, val, spec, [])
 
 

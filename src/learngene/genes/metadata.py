@@ -67,6 +67,7 @@ class TrainingRecipe(_Entry):
 
     train: dict[str, Any]
     distill: dict[str, Any] | None = None
+    features: dict[str, Any] | None = Field(None, description="Of a gene that learnt features, if the recipe has it.")
     pool: dict[str, Any] | None = Field(None, description="Of pool and sn-net, if the recipe has it.")
     hyper: dict[str, Any] | None = Field(None, description="Of tal, logah and ghn3.")
     temperature: Annotated[float, Field(gt=0)] | None = Field(None, description="Of drawing tasks.")
@@ -92,6 +93,21 @@ class Accuracy(_Entry):
     top5: Percent
     loss: float
     images: Count | None = None
+
+
+class Agreement(_Entry):
+    """How well a gene's features match its teachers', measured at the auxiliary shape when training ended."""
+
+    neighbours: Annotated[
+        Percent,
+        Field(description="Of every image's 20 nearest by pooled features, the share that is also a teacher's."),
+    ]
+    loss: float
+    images: Count
+    cosine: Annotated[FiniteFloat, Field(ge=-100, le=100)] | None = Field(
+        None, description="100 times the mean cosine with the teachers' features, behind the bridges."
+    )
+    knn: Percent | None = Field(None, description="Accuracy of nearest neighbours on the recipe's labelled images.")
 
 
 class PoolPath(_Entry):
@@ -221,11 +237,15 @@ class Metadata(_Entry):
     anchors: Annotated[list[Pinned], Field(min_length=2)] | None = Field(
         None, description="Of sn-net: the pretrained models that became its rows, narrow to wide."
     )
+    teachers: Annotated[list[Pinned], Field(min_length=1)] | None = Field(
+        None, description="Further teachers of features, beside the ancestry."
+    )
     preprocessing: Preprocessing | None = None
     classes: list[str] | None = Field(None, description="Class names in the order of the head's outputs.")
     data: TrainingData | None = None
     training: Training | None = None
     accuracy: Accuracy | None = None
+    agreement: Agreement | None = Field(None, description="In place of accuracy, of a gene that learnt features.")
     paths: Annotated[list[PoolPath], Field(min_length=1)] | None = Field(
         None, description="Of pool and sn-net: every path, as it scored when the gene was made."
     )

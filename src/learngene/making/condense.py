@@ -113,8 +113,7 @@ def prepare(
 ) -> CondenseInputs:
     """Loads ancestry and data, builds the gene and checks that all of it fits together; nothing is written."""
     refuse_unread(recipe.shape.in_chans)
-    if not recipe.needs_labels:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"labels": False})})
+    recipe = recipe.model_copy(update={"data": recipe.images})
     need = "condensing" if recipe.needs_labels else None
     images = open_splits(recipe.data, opened=images, labels_for=need, unlabelled=need is None)
     kind = find_method(recipe.method, recipe.settings)

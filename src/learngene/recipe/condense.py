@@ -140,6 +140,11 @@ class CondenseRecipe(Section):
         """Whether the classes of the images are looked at."""
         return self.distill.target == "logits" or self.distill.alpha < 1
 
+    @property
+    def images(self) -> DataSpec:
+        """The data section: without classes where nobody looks at them."""
+        return self.data if self.needs_labels else self.data.model_copy(update={"labels": False})
+
     def feature_targets(self) -> list[FeatureTarget]:
         """How the features of every teacher are matched: of the ancestry first."""
         first = self.features or FeatureTarget()

@@ -52,8 +52,8 @@ def refuse(inputs: CondenseInputs) -> None:
         for _, mine in spec.blocks:
             if mine > recipe.shape.depth:
                 raise LearngeneError(
-                    f"features.blocks: block {mine} of the auxiliary shape, which has {recipe.shape.depth}, is compared "
-                    f"with {teacher.label}; use at most {recipe.shape.depth}"
+                    f"features.blocks: block {mine} of the auxiliary shape, which has {recipe.shape.depth} blocks; use "
+                    f"at most {recipe.shape.depth}"
                 )
     if recipe.knn is not None:
         _knn_images(recipe.knn)

@@ -1,0 +1,103 @@
+"""Frozen features of any model judged on labelled images: its head and its classes do not count."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from learngene.data.batches import eval_loader
+from learngene.data.preprocessing import fill_preprocessing
+from learngene.data.splits import open_splits
+from learngene.making.arguments import Data, data_section
+from learngene.recipe.sections import DataSpec
+from learngene.system.errors import LearngeneError
+from learngene.system.machine_faults import machine_faults
+from learngene.training.loop import make_accelerator
+from learngene.training.probes import LinearProbe, knn_accuracy, linear_probe, read_features, refuse_few
+from learngene.vits.input_size import image_config, input_size, resize, square_size
+from learngene.vits.segmenter import Segmenter
+from learngene.vits.timm_models import TimmModel
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What a model's frozen features score.
+
+    Attributes:
+        knn: Percent of images that the vote of their 20 nearest training images names rightly; None if not asked for.
+        linear: Of a linear classifier on the features; None if not asked for.
+        train_images: How many images voted and were trained on.
+        images: How many were judged.
+    """
+
+    knn: float | None
+    linear: LinearProbe | None
+    train_images: int
+    images: int
+
+
+def probe(
+    model: TimmModel,
+    data: DataSpec | Data,
+    *,
+    knn: bool = True,
+    linear: bool = False,
+    seeds: int = 3,
+    split: str = "val",
+    precision: str = "fp32",
+) -> Probes:
+    """Judges what a model's head would read: class token, mean over patches, or whatever its pooling gives.
+
+    Args:
+        model: A descendant, or any timm model, with or without a head; it stays as it is.
+        data: Where labelled images are; the model's own normalisation is used unless the section says otherwise.
+        knn: Let the 20 nearest training images by cosine vote, exp(cosine / 0.07) each, as DINO does.
+        linear: Train a linear classifier, with the best of five rates.
+        seeds: How often the classifier is trained.
+        split: ``val`` or ``train``, on which is judged; the training images vote and are learnt from.
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+
+    Raises:
+        LearngeneError: If the data does not fit the model, has no classes, or a class of fewer than two images.
+    """
+    if isinstance(model, Segmenter):
+        raise LearngeneError(
+            "the model has a segmentation head; kNN and linear probes need a model with one vector an image"
+        )
+    if split not in ("train", "val"):
+        raise LearngeneError(f"unknown split '{split}'; give train or val")
+    spec = data_section(data)
+    images = open_splits(spec, labels_for="a probe")
+    refuse_few(images.train)
+    chans, size = square_size(model, spec.img_size)
+    if input_size(model)[1:] != (size, size):
+        model = copy.deepcopy(model)
+        resize(model, size)
+    device, training = make_accelerator().device, model.training
+    model.to(device).eval()
+
+    def features(batch: Tensor) -> Tensor:
+        out: Tensor = model.forward_head(model.forward_features(batch), pre_logits=True)
+        if out.ndim != 2:
+            raise LearngeneError(f"the model's head reads {tuple(out.shape[1:])} numbers of an image, not one vector")
+        return out
+
+    section = fill_preprocessing(spec, image_config(model))
+    parts = (images.train, images.val if split == "val" else images.train)
+    with machine_faults():
+        train, test = (
+            read_features(features, eval_loader(part, section, img_size=size, in_chans=chans), device, precision)
+            for part in parts
+        )
+    model.train(training).to("cpu")
+    if not (train[0].isfinite().all() and test[0].isfinite().all()):
+        raise LearngeneError("the model's features are not finite numbers, so their scores mean nothing")
+    classes = len(images.train.class_names)
+    return Probes(
+        knn_accuracy(train, test, classes) if knn else None,
+        linear_probe(train, test, classes, seeds=seeds) if linear else None,
+        len(train[1]),
+        len(test[1]),
+    )

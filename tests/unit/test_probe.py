@@ -1,0 +1,79 @@
+"""Frozen features judged by ``eval --knn`` and ``--linear``: of descendants, genes and timm models, headless too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from learngene import evaluate, probe, save_descendant, scratch, segment
+from learngene.system.errors import LearngeneError
+from pico import CLI, make_images, pico_gene, pico_shape
+from runs import same, state
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A descendant without a head; read only."""
+    path = tmp_path_factory.mktemp("headless") / "model"
+    save_descendant(scratch(pico_shape(num_classes=0, depth=2), seed=1), path)
+    return path
+
+
+def test_knn_is_the_vote_of_the_nearest_training_images(images: Path) -> None:
+    model = scratch(pico_shape(depth=2), seed=1)
+    before = state(model)
+    found = probe(model, str(images), linear=True, seeds=2)
+    # The colours are far apart, even for random weights; 8 images of each class vote.
+    assert found.knn == 100.0
+    assert found.linear is not None
+    assert found.linear.top1 > 90
+    assert len(found.linear.seeds) == 2
+    assert (found.train_images, found.images) == (24, 12)
+    assert same(before, state(model))
+    model.reset_classifier(0)
+    assert probe(model, str(images)).knn == found.knn  # the head does not count
+
+
+def test_every_kind_of_model_can_be_probed(cli: CLI, folder: Path, images: Path, tmp_path: Path) -> None:
+    gene = tmp_path / "gene.safetensors"
+    pico_gene(num_classes=0).save(gene)
+    for model, flags in ((folder, []), (gene, ["--depth", 3]), ("test_vit", ["--no-pretrained"])):
+        if model == "test_vit":
+            assert probe(timm.create_model("test_vit", num_classes=0), {"source": str(images), "img_size": 32}).images
+            continue
+        done = cli("eval", model, "--data", images, "--knn", "--json", *flags)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["knn"] > 30
+    told = cli("eval", folder, "--data", images, "--knn", "--linear").out
+    assert "kNN " in told
+    assert "linear " in told
+    assert "12 images by 24 training images" in told
+
+
+def test_the_training_split_can_be_judged_too(folder: Path, images: Path) -> None:
+    assert probe(scratch(pico_shape(depth=2)), str(images), split="train").images == 24
+
+
+def test_what_cannot_be_probed_is_refused(
+    refused: Callable[..., str], folder: Path, images: Path, tmp_path: Path
+) -> None:
+    few = make_images(tmp_path / "few", train=1)
+    line = refused("eval", folder, "--data", few, "--knn")
+    assert "class blue has 1 training image; kNN and linear probes need two or more" in line
+    model: Any = scratch(pico_shape(depth=2))
+    with pytest.raises(LearngeneError, match="unknown split"):
+        probe(model, str(images), split="test")
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(LearngeneError, match="not finite"):
+        probe(model, str(images))
+    with pytest.raises(LearngeneError, match="segmentation head"):
+        probe(segment(scratch(pico_shape(depth=2)), 2), str(images))
+    with pytest.raises(LearngeneError, match="0 classes"):
+        evaluate(scratch(pico_shape(depth=2, num_classes=0)), str(images))
