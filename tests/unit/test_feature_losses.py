@@ -76,9 +76,16 @@ def test_self_similarity_compares_who_resembles_whom() -> None:
 # -- scales ------------------------------------------------------------------------------------------------
 
 
+def settled(kind: str, rows: Tensor) -> Scale:
+    scale = Scale(rows.shape[1], kind)
+    scale.see(rows[:3].view(1, 3, -1))
+    scale.see(rows[3:])
+    scale.settle()
+    return scale
+
+
 def test_each_dimension_is_standardised_and_a_constant_one_is_left() -> None:
-    scale = Scale(3, "standardise")
-    scale.fit([vectors((0.0, 10.0, 5.0), (2.0, 10.0, 5.0)), vectors((4.0, 40.0, 5.0), (2.0, 20.0, 5.0))])
+    scale = settled("standardise", vectors((0.0, 10.0, 5.0), (2.0, 10.0, 5.0), (4.0, 40.0, 5.0), (2.0, 20.0, 5.0)))
     # Means 2, 20 and 5; variances (4 + 0 + 4 + 0) / 4 = 2 and (100 + 100 + 400 + 0) / 4 = 150.
     found = scale(vectors((4.0, 40.0, 5.0)))
     torch.testing.assert_close(found, vectors((2 / math.sqrt(2), 20 / math.sqrt(150), 0.0)))
@@ -87,8 +94,7 @@ def test_each_dimension_is_standardised_and_a_constant_one_is_left() -> None:
 
 def test_phi_s_turns_all_dimensions_to_the_same_variance_with_one_scale() -> None:
     rows = vectors((4.0, 0.0), (-4.0, 0.0), (0.0, 2.0), (0.0, -2.0)) + 7
-    scale = Scale(2, "phi-s")
-    scale.fit([rows[:3], rows[3:]])
+    scale = settled("phi-s", rows)
     # Variances 8 and 2, mean 5; the rotation spreads both axes evenly: (4, 0) becomes (+-4, +-4) / sqrt(2 * 5).
     found = scale(rows)
     torch.testing.assert_close(found[0].abs(), torch.full((2,), 4 / math.sqrt(10)))

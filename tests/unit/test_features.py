@@ -25,7 +25,7 @@ from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec, Distill
 from learngene.system.errors import LearngeneError
 from learngene.training.log import TrainLog
-from pico import CLI, FAST, batch, condense_fields, pico_shape
+from pico import CLI, FAST, batch, condense_fields, finetune_fields, pico_shape
 from runs import condensed, metrics, same, state
 
 BARE = {**pico_shape().to_dict(), "num_classes": 0}
@@ -244,6 +244,10 @@ def test_the_command_line_makes_a_gene_of_a_flat_folder(cli: CLI, images: Path, 
     assert done.code == 0, done.err
     assert "neighbours in common" in done.out
     assert "agreement" in cli("info", tmp_path / "run.safetensors").out
+    assert cli("plan", tmp_path / "run.safetensors").code == 0
+    tuning = finetune_fields(tmp_path / "run.safetensors", images, tmp_path / "tuned")
+    (tmp_path / "tuning.yaml").write_text(json.dumps(tuning))
+    assert "top-1" in cli("finetune", tmp_path / "tuning.yaml").out
     assert cli("expand", tmp_path / "run.safetensors", "--num-classes", 3, "--out", tmp_path / "model").code == 0
 
 

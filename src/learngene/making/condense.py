@@ -54,6 +54,8 @@ def condense(
     settings: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | str | None = None,
     features: Mapping[str, Any] | str | None = None,
+    teachers: Sequence[Mapping[str, Any]] | None = None,
+    knn: Data | None = None,
     pool: Mapping[str, Any] | None = None,
     hyper: Mapping[str, Any] | None = None,
     anchors: Sequence[Ancestry | str | Path] | None = None,
@@ -73,6 +75,8 @@ def condense(
         distill: A distillation section or the name of a preset; the method's official one by default.
         features: With ``distill={"target": "features"}``: which features of the ancestry, and how they are compared, or
             the name of a preset.
+        teachers: Further teachers of features, each as an ancestry section with ``features`` that differ.
+        knn: Labelled images on which every evaluation tells the accuracy of kNN, if features are learnt.
         pool: For ``pool`` and ``sn-net``: how rows are distilled, stitch layers start and paths are tuned.
         hyper: For ``tal``, ``logah`` and ``ghn3``: how the hypernetwork is trained.
         anchors: For ``sn-net``: the pretrained ViTs that become its rows, narrow to wide.
@@ -97,6 +101,8 @@ def condense(
         train=train_fields,
         distill={"preset": distill} if isinstance(distill, str) else distill,
         features={"preset": features} if isinstance(features, str) else features,
+        teachers=None if teachers is None else list(teachers),
+        knn=None if knn is None else data_fields(knn),
         pool=pool,
         hyper=hyper,
         anchors=[ancestry_fields(model) for model in models] or None,

@@ -98,4 +98,4 @@ class Queue(nn.Module):
     def push(self, features: Tensor) -> None:
         """Puts a batch of features in front; the oldest fall out."""
         new = F.normalize(features.float(), dim=-1)
-        self.latest = torch.cat([new, self.latest])[: len(self.latest)]
+        self.latest.copy_(torch.cat([new, self.latest])[: len(self.latest)])  # in place: processes share buffers

@@ -6,7 +6,7 @@ A few large dimensions of a foundation model would rule every distance. Either e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class Scale(nn.Module):
     stretch: Tensor
 
     def __init__(self, width: int, kind: str) -> None:
-        """Makes a scale that changes nothing until ``fit``.
+        """Makes a scale that changes nothing until it has ``seen`` features and is ``settled``.
 
         Args:
             width: Of a feature.
@@ -32,6 +32,7 @@ class Scale(nn.Module):
         """
         super().__init__()
         self.kind = kind
+        self._seen: Any = None
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("stretch", torch.ones(width))
         self.register_buffer("turn", torch.eye(width) if kind == "phi-s" else None)
@@ -44,16 +45,19 @@ class Scale(nn.Module):
         return (out if self.turn is None else out @ self.turn.T) * self.stretch
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Takes the statistics of features, each (..., width); they are summed up in float64."""
-        width, count = len(self.shift), 0
-        total = torch.zeros(width, dtype=torch.float64)
-        squares = torch.zeros((width, width) if self.kind == "phi-s" else (width,), dtype=torch.float64)
-        for batch in batches:
-            rows = batch.reshape(-1, width).double().cpu()
-            count += len(rows)
-            total += rows.sum(0)
-            squares += rows.T @ rows if self.kind == "phi-s" else rows.square().sum(0)
+    def see(self, features: Tensor) -> None:
+        """Adds features, (..., width), to the statistics, which are sums in float64."""
+        rows = features.reshape(-1, len(self.shift)).double().cpu()
+        squares = rows.T @ rows if self.kind == "phi-s" else rows.square().sum(0)
+        new = len(rows), rows.sum(0), squares
+        self._seen = new if self._seen is None else tuple(a + b for a, b in zip(self._seen, new, strict=True))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Scales by all that was seen."""
+        if self._seen is None or self.kind == "none":
+            return
+        (count, total, squares), self._seen, width = self._seen, None, len(self.shift)
         mean = total / count
         self.shift.copy_(mean)
         if self.turn is None:

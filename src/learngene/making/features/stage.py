@@ -44,7 +44,8 @@ def refuse(inputs: CondenseInputs) -> None:
     else:
         inputs.refuse_other_img_size()
     images = len(inputs.images.train)
-    for teacher, spec in zip(_teachers(inputs), recipe.feature_targets(), strict=True):
+    _teachers(inputs)
+    for spec in recipe.feature_targets():
         if spec.queue is not None and spec.queue > images:
             raise LearngeneError(
                 f"features.queue {spec.queue} is longer than the {images} training images; use at most {images}"
@@ -101,6 +102,7 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         gene.shape.img_size,
         gene.shape.in_chans,
         tuple(teachers),
+        uses_all=gene.shape.ending == "aligned" or any(match.pooled for match in matches),
         score=score,
         made_of=made,
     )

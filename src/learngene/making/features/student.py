@@ -108,6 +108,11 @@ class Match(nn.Module):
         """What is compared: ``pooled`` or ``class``, ``patches``, ``block N``."""
         return list(self._places)
 
+    @property
+    def pooled(self) -> bool:
+        """Whether what the head reads is compared."""
+        return any(kind in ("pooled", "class") for kind in self.kinds)
+
     def loss(self, kind: str) -> str:
         """The name of the loss of a kind of features."""
         return self.spec.pooled_loss if kind in ("pooled", "class") else self.spec.patch_loss
@@ -143,7 +148,11 @@ class Match(nn.Module):
         """
         if self.queue is not None and push:
             self.queue.push(next(theirs[kind] for kind in self.kinds if self.loss(kind) == "queue-kl"))
-        theirs, out = self.scaled(theirs), {}
+        with torch.autocast(next(iter(mine.values())).device.type, enabled=False):
+            return self._parts(mine, self.scaled(theirs))
+
+    def _parts(self, mine: Features, theirs: Features) -> Parts:
+        out: Parts = {}
         for kind in self.kinds:
             name = self.loss(kind)
             if name == "queue-kl":
@@ -164,12 +173,12 @@ class Match(nn.Module):
         """Takes the statistics of the teacher's features, where a scale needs them."""
         if self.spec.scale == "none" or not self.scales:
             return
-        kept = list(features)
-        for kind, place in self._places.items():
-            if place in self.scales:
-                scale = self.scales[place]
-                assert isinstance(scale, Scale)
-                scale.fit(each[kind] for each in kept)
+        scales = {kind: self.scales[place] for kind, place in self._places.items() if place in self.scales}
+        for each in features:
+            for kind, scale in scales.items():
+                scale.see(each[kind])  # type: ignore[operator]
+        for scale in scales.values():
+            scale.settle()  # type: ignore[operator]
 
 
 def queue_length(spec: FeatureTarget, images: int) -> int:
