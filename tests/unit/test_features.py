@@ -28,6 +28,12 @@ from learngene.training.log import TrainLog
 from pico import CLI, FAST, batch, condense_fields, finetune_fields, pico_shape
 from runs import condensed, metrics, same, state
 
+POOL = {
+    "method": "pool",
+    "settings": {"rows": [[8, 4, 2], [16, 4, 2]]},
+    "shape": pico_shape().to_dict(),
+    "distill": {"target": "features", "alpha": 0.5},
+}
 BARE = {**pico_shape().to_dict(), "num_classes": 0}
 FEATURES = {"distill": {"target": "features"}, "shape": BARE}
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -223,6 +229,17 @@ def test_several_teachers_each_with_its_own_bridge(images: Path, teacher: Ancest
     assert _total(matches, parts).item() == 1 + 2 + 3 * 5
 
 
+def test_the_rows_of_a_pool_learn_features_beside_labels(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
+    pool = made(tmp_path / "run", images, teacher, **POOL, features={"blocks": [[2, 2]]})
+    assert [path["blocks"] for path in pool.metadata["paths"]]
+    (row,) = (tmp_path / "run").glob("row-w8*")
+    (other,) = (tmp_path / "run").glob("row-w16*")
+    for folder in (row, other):
+        assert {"labels", "pooled", "patches", "block 2", "top1"} <= set(metrics(folder)[-1])
+    made(tmp_path / "again", images, teacher, **POOL, features={"bridge": "mlp"}, pool={"kept": str(tmp_path / "run")})
+    assert len(list((tmp_path / "run").glob("row-w8*"))) == 2  # other features, another row
+
+
 def test_the_log_tells_knn_on_labelled_images(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
     gene = made(tmp_path / "run", images, teacher, knn={"source": str(images), "workers": 0})
     assert 0 <= metrics(tmp_path / "run")[-1]["knn"] <= 100
@@ -273,7 +290,11 @@ def test_older_results_keep_their_keys() -> None:
         ({"distill": {"target": "features", "alpha": 0}}, "mean nothing with distill.alpha 0"),
         ({"distill": {}, "features": {"bridge": "mlp"}}, "features: only for distill.target=features"),
         ({"distill": {}, "knn": {"source": "digits"}}, "knn: only for distill.target=features"),
-        ({"method": "pool", "settings": {"rows": [[8, 4, 2], [16, 4, 2]]}}, "pool learns no features"),
+        ({"method": "tal", "shape": pico_shape(class_token=True).to_dict()}, "means nothing for tal"),
+        (POOL | {"distill": {"target": "features"}}, "set distill.alpha below 1"),
+        (POOL | {"pool": {"points": [1, 1]}}, "pool.points means nothing for distill.target=features"),
+        (POOL | {"pool": {"stitches": "tm"}}, "tm needs the matrices"),
+        (POOL | {"knn": {"source": "digits"}}, "judged on its own labels"),
         ({"features": {"tokens": ["pooled", "class"]}}, "use one"),
         ({"features": {"queue": 5}}, "only pooled_loss=queue-kl"),
         ({"features": {"blocks": [[2, 1], [1, 2]]}}, "must rise"),

@@ -110,6 +110,8 @@ class CondenseRecipe(Section):
             for name in ("features", "teachers", "knn"):
                 if getattr(self, name) is not None:
                     raise RecipeError(f"{name}: only for distill.target=features; set that, or leave {name} out")
+        elif kind.making == "pool":
+            self._refuse_rows_features()
         elif kind.making != "stage":
             raise RecipeError(
                 f"distill.target: {self.method} learns no features, only methods that are trained at one auxiliary "
@@ -134,6 +136,25 @@ class CondenseRecipe(Section):
             )
         else:
             self.feature_targets()
+
+    def _refuse_rows_features(self) -> None:
+        """Raises ``RecipeError`` unless a pool can learn features: its paths are tuned, and judged, on classes."""
+        pool = self.pool or PoolSpec()
+        if self.anchors:
+            raise RecipeError("distill.target: anchors are trained already and learn no features; use logits")
+        if self.distill.alpha == 1 or not self.data.labels:
+            raise RecipeError(
+                "distill.target: the paths of a pool are tuned and judged on labels, so beside features they need a "
+                "weight; set distill.alpha below 1"
+            )
+        for name in ("points", "terms", "transform_bias", "learn_equal_width", "guide"):
+            if getattr(pool, name) != getattr(PoolSpec(), name):
+                raise RecipeError(f"pool.{name} means nothing for distill.target=features; leave it out")
+        if pool.stitches == "tm":
+            raise RecipeError("pool.stitches: tm needs the matrices of distill.target=logits; use ls")
+        if self.knn is not None:
+            raise RecipeError("knn: a pool is judged on its own labels; leave it out")
+        self.feature_targets()
 
     @property
     def needs_labels(self) -> bool:

@@ -38,7 +38,7 @@ Probe = Callable[[nn.Module, str], float]
 
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless every teacher has the wanted features of the images, and so on."""
-    recipe = inputs.recipe
+    recipe, depth = inputs.recipe, inputs.recipe.shape.depth
     if recipe.needs_labels:
         inputs.refuse_other_size()
     else:
@@ -51,28 +51,45 @@ def refuse(inputs: CondenseInputs) -> None:
                 f"features.queue {spec.queue} is longer than the {images} training images; use at most {images}"
             )
         for _, mine in spec.blocks:
-            if mine > recipe.shape.depth:
-                raise LearngeneError(
-                    f"features.blocks: block {mine} of the auxiliary shape, which has {recipe.shape.depth} blocks; use "
-                    f"at most {recipe.shape.depth}"
-                )
+            if mine > depth:
+                raise LearngeneError(f"features.blocks: block {mine} of the auxiliary shape, which has {depth} blocks")
     if recipe.knn is not None:
         _knn_images(recipe.knn)
 
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Trains the gene in place; see ``making.condense.Maker``."""
-    recipe, gene, alpha = inputs.recipe, inputs.gene, inputs.recipe.distill.alpha
+    recipe, gene = inputs.recipe, inputs.gene
     set_drop_path(gene.skeleton(), recipe.train.drop_path)
-    teachers, specs = _teachers(inputs), recipe.feature_targets()
+    stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, keep=keep)
+    result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
+    more = {"teachers": [teacher.identity for teacher in inputs.teachers]} if inputs.teachers else {}
+    return result, more
+
+
+def feature_stage(
+    name: str, model: nn.Module, inputs: CondenseInputs, recipe: CondenseRecipe, *, keep: bool, scored: bool = True
+) -> Stage:
+    """The stage in which a model learns features, behind the first pass of its teachers.
+
+    Args:
+        name: Shown while it runs.
+        model: The gene, or a row of a pool.
+        inputs: Teachers and images.
+        recipe: The gene's, or the row's.
+        keep: Whether a saved state in its run folder counts, which has the statistics.
+        scored: Judge by features; else by accuracy.
+    """
+    alpha, shape, specs = recipe.distill.alpha, recipe.shape, recipe.feature_targets()
+    teachers = _teachers(inputs)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.train.seed)
         matches = [
-            Match(spec, teacher, gene.shape.embed_dim, len(inputs.images.train))
+            Match(spec, teacher, shape.embed_dim, len(inputs.images.train))
             for spec, teacher in zip(specs, teachers, strict=True)
         ]
-    student = FeatureStudent(gene, matches)
-    if not (keep and (recipe.out / "last.pt").exists()):  # a saved state has the statistics
+    student = FeatureStudent(model, matches)
+    if not (keep and (recipe.out / "last.pt").exists()):
         fit_scales(matches, teachers, inputs.images.train, recipe)
     names = [f"teacher {number} " if len(teachers) > 1 else "" for number in range(1, len(teachers) + 1)]
 
@@ -95,20 +112,17 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
 
     made = made_of(inputs.ancestry)
     made |= {f"teacher {number}": other.identity["sha256"] for number, other in enumerate(inputs.teachers, start=2)}
-    stage = Stage(
-        f"condense {gene.method.name}",
+    return Stage(
+        name,
         student,
         objective,
-        gene.shape.img_size,
-        gene.shape.in_chans,
+        shape.img_size,
+        shape.in_chans,
         tuple(teachers),
-        uses_all=gene.shape.ending == "aligned" or any(match.pooled for match in matches),
-        score=score,
+        uses_all=shape.ending == "aligned" or alpha < 1 or any(match.pooled for match in matches),
+        score=score if scored else None,
         made_of=made,
     )
-    result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
-    more = {"teachers": [teacher.identity for teacher in inputs.teachers]} if inputs.teachers else {}
-    return result, more
 
 
 def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:

@@ -196,17 +196,17 @@ def _on_grid(patches: Tensor, grid: int | None) -> Tensor:
 
 
 class FeatureStudent(nn.Module):
-    """What is trained: the gene, and a match per teacher. Its state is the gene's and that of bridges and queues.
+    """What is trained: a model, and a match per teacher. Its state is the model's and that of bridges and queues.
 
     Attributes:
-        gene: The gene, which alone is kept.
+        model: A gene, or a plain timm ViT, which alone is kept.
         matches: One per teacher, in their order.
     """
 
-    def __init__(self, gene: Learngene, matches: Sequence[Match]) -> None:
-        """Takes the gene over; it is trained in place."""
+    def __init__(self, model: nn.Module, matches: Sequence[Match]) -> None:
+        """Takes the model over; it is trained in place."""
         super().__init__()
-        self.gene, self.matches = gene, nn.ModuleList(matches)
+        self.model, self.matches = model, nn.ModuleList(matches)
         self.blocks = sorted({mine for match in matches for _, mine in match.spec.blocks})
 
     def forward(self, images: Tensor, matched: bool = False) -> Any:
@@ -215,11 +215,13 @@ class FeatureStudent(nn.Module):
         With ``matched`` also the pooled features, and a list of features in the space of every teacher.
         """
         if not matched:
-            return self.gene(images)
-        with reading(self.gene.skeleton(), self.blocks) as read:
-            logits = self.gene(images)
+            return self.model(images)
+        body = self.model.skeleton() if isinstance(self.model, Learngene) else self.model
+        with reading(body, self.blocks) as read:
+            logits = self.model(images)
         return logits, read.pooled, [match(read) for match in self.matches]
 
     def no_weight_decay(self) -> set[str]:
-        """The gene's position embedding and class token."""
-        return {f"gene.{name}" for name in self.gene.no_weight_decay()}
+        """The model's position embedding and class token."""
+        own: Any = self.model
+        return {f"model.{name}" for name in own.no_weight_decay()}

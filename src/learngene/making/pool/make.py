@@ -17,6 +17,7 @@ from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
 from learngene.making.extract import plain_shape
+from learngene.making.features import stage as features
 from learngene.making.finetune import scratch
 from learngene.making.inputs import CondenseInputs
 from learngene.making.pool.distil import RowDistillation, row_objective
@@ -106,6 +107,9 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` if a teacher is of another task, or ancestry or anchors are not what rows need."""
     recipe = inputs.recipe
+    if recipe.distill.target == "features":
+        features.refuse(inputs)
+        return
     inputs.match([*inputs.companions, *inputs.anchors])
     if not (inputs.companions or inputs.anchors):
         inputs.refuse_other_size()
@@ -148,20 +152,25 @@ def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) ->
     recipe, ancestry = inputs.recipe, inputs.ancestry
     mine = row_recipe(recipe, index)
     row, pool = mine.shape, pool_of(mine)
-    student_blocks, ancestry_blocks, widths = _distilled_at(mine, ancestry)
-    student = scratch(row, mine.train.seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(mine.train.seed)
-        module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
-    objective = row_objective(ancestry, ancestry_blocks, pool, mine.distill)
+    name, student = f"row {row.embed_dim}", scratch(row, mine.train.seed)
     set_drop_path(student, mine.train.drop_path)
-    name, made = f"row {row.embed_dim}", made_of(ancestry)
-    stage = Stage(name, module, objective, row.img_size, row.in_chans, inputs.companions, made_of=made)
-    result = (finished(mine, module) if keep else None) or run_stage(stage, mine, inputs.images, keep=keep, show=show)
+    matrix: Callable[[], Tensor | None] = lambda: None  # noqa: E731
+    if mine.distill.target == "features":
+        stage = features.feature_stage(name, student, inputs, mine, keep=keep, scored=False)
+    else:
+        student_blocks, ancestry_blocks, widths = _distilled_at(mine, ancestry)
+        with torch.random.fork_rng():
+            torch.manual_seed(mine.train.seed)
+            module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
+        objective, made = row_objective(ancestry, ancestry_blocks, pool, mine.distill), made_of(ancestry)
+        matrix = module.matrix
+        stage = Stage(name, module, objective, row.img_size, row.in_chans, inputs.companions, made_of=made)
+    result = finished(mine, stage.module) if keep else None
+    result = result or run_stage(stage, mine, inputs.images, keep=keep, show=show)
     if keep:
         write_once(lambda: mark(recipe.out, recipe))
     state = {name: value.detach() for name, value in student.state_dict().items()}
-    return Row(state, module.matrix(), result)
+    return Row(state, matrix(), result)
 
 
 def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[list[int], list[int], list[int]]:
@@ -207,6 +216,8 @@ def _start_stitches(recipe: CondenseRecipe, gene: Learngene, rows: Sequence[Row]
 
 
 def _stitch_init(recipe: CondenseRecipe) -> str:
+    if recipe.distill.target == "features":
+        return "ls"  # no matrices between tokens of the same number were learnt
     return pool_of(recipe).stitches or rows_of(find_method(recipe.method, recipe.settings)).stitch_init
 
 

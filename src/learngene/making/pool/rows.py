@@ -78,6 +78,8 @@ def row_recipe(recipe: CondenseRecipe, index: int) -> CondenseRecipe:
         source = "/".join(Path(ancestry.source).parts[-2:])
         parts.append([source, ancestry.architecture, ancestry.model_args, ancestry.pretrained])
         parts += [ancestry.own_weights] if ancestry.own_weights else []
+    if recipe.distill.target == "features":
+        parts += [recipe.feature_targets(), [[each.source, each.features] for each in recipe.teachers or ()]]
     changes = {
         "dtype": "float32",  # of the gene file, which is nothing to a row
         "shape": row,
