@@ -206,12 +206,14 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_methods_page_lists_every_setting_of_a_pool() -> None:
+def test_the_methods_page_lists_every_setting_of_a_pool_and_of_features() -> None:
+    from learngene.recipe.features import FeatureTarget
     from learngene.recipe.pool import PoolSpec
     from learngene.recipe.sections import Distill
 
     text = (ROOT / "docs" / "methods.md").read_text()
     assert [name for name in PoolSpec.model_fields if f"`{name}`" not in text] == []
+    assert [name for name in (*FeatureTarget.model_fields, *FeatureTarget.presets) if f"`{name}`" not in text] == []
     assert [name for name in Distill.presets if f"`{name}`" not in text] == []
 
 
