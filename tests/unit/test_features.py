@@ -17,7 +17,7 @@ from learngene.making.condense import prepare
 from learngene.making.features.stage import _teachers, _total
 from learngene.making.features.student import Match, reading
 from learngene.making.features.teacher import FeatureTeacher, patches_of
-from learngene.methods import method
+from learngene.methods import METHODS, method
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import short_hash
 from learngene.recipe.features import FeatureTarget
@@ -25,7 +25,7 @@ from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec, Distill
 from learngene.system.errors import LearngeneError
 from learngene.training.log import TrainLog
-from pico import CLI, FAST, batch, condense_fields, finetune_fields, pico_shape
+from pico import CLI, FAST, batch, condense_fields, finetune_fields, make_images, pico_shape
 from runs import condensed, metrics, same, state
 
 POOL = {
@@ -117,6 +117,38 @@ def test_a_convolutional_teacher_has_a_map_too() -> None:
     assert feature_teacher(model, FeatureTarget(tokens=["pooled"])).size == 8  # takes any; no grid matters
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("test_vit3", 32),
+        ("eva02_tiny_patch14_224", 28),  # rotary positions, a packed gate
+        ("xcit_nano_12_p8_224", 16),
+        ("vit_tiny_r_s16_p8_224", 64),  # convolutions before its patches
+        ("convnext_atto", 64),
+        ("deit_tiny_distilled_patch16_224", 32),
+    ],
+)
+def test_teachers_of_many_kinds_meet_the_students_grid(name: str, size: int) -> None:
+    found = feature_teacher(timm.create_model(name, pretrained=False), img_size=8)
+    assert (found.size, found.grid) == (size, 2)
+
+
+def test_a_teacher_of_one_size_keeps_it_where_no_grid_matters() -> None:
+    model = timm.create_model("levit_128s", pretrained=False)
+    assert feature_teacher(model, FeatureTarget(tokens=["pooled"])).size == 224
+    with pytest.raises(
+        LearngeneError, match=r"does not take images of 128 px: .*set shape.img_size=16, shape.patch_size=2"
+    ):
+        feature_teacher(model)
+    assert feature_teacher(model, FeatureTarget(resize="bilinear")).grid == 4
+
+
+def test_a_grey_student_has_a_coloured_teacher(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "grey")
+    gene = made(None, images, Ancestry(backbone()), shape={**BARE, "in_chans": 1})
+    assert gene.metadata["preprocessing"]["mean"] == [pytest.approx(0.5)]
+
+
 # -- students ----------------------------------------------------------------------------------------------
 
 
@@ -173,6 +205,17 @@ def test_a_gene_learns_features_without_classes(images: Path, teacher: Ancestry,
     model = Learngene.load(tmp_path / "run.safetensors").expand(2, num_classes=5, seed=3)
     assert model(batch(pico_shape())).shape == (2, 5)
     assert {"head.weight", "head.bias"} == set(model.learngene["fresh"])
+
+
+METHODS_THAT_LEARN = [name for name, kind in METHODS.items() if kind.making == "stage" and "condense" in kind.origins]
+
+
+@pytest.mark.parametrize("name", METHODS_THAT_LEARN)
+def test_every_method_of_one_auxiliary_shape_learns_features(name: str, images: Path, teacher: Ancestry) -> None:
+    train = {**FAST, "epochs": 1}
+    settings = {"sws": {"stages": [2, 2]}, "mini-init": {"blocks": 2}}.get(name, {})
+    gene = made(None, images, teacher, method=name, settings=settings, train=train)
+    assert gene.expand().num_classes == 0
 
 
 @pytest.mark.parametrize("preset", ["cosine", "proteus", "theia", "radio", "lightly-v1", "lightly-v3"])
@@ -318,7 +361,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], messag
         ({"features": {"blocks": [[3, 1]]}}, r"has 2 blocks, but block 3"),
         ({"features": {"blocks": [[1, 5]]}}, r"block 5 of the auxiliary shape, which has 4 blocks"),
         ({"data": {"source": "x", "img_size": 12}}, r"no such folder"),
-        ({"shape": {**BARE, "in_chans": 1}}, r"takes images with 3 channels, but the auxiliary shape has 1"),
+        ({"shape": {**BARE, "in_chans": 4}}, r"takes images with 3 channels, but the auxiliary shape has 4"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(

@@ -18,6 +18,7 @@ from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
 from learngene.making import auxiliary
 from learngene.making.arguments import Data, ancestry_fields, data_fields, loaded, recipe_of
+from learngene.making.features.teacher import for_student
 from learngene.making.hyper import stage1
 from learngene.making.inputs import CondenseInputs
 from learngene.making.pool import make as pool_rows
@@ -127,6 +128,8 @@ def prepare(
     anchors = tuple(anchors) or tuple(Ancestry.from_spec(spec) for spec in recipe.anchors or ())
     models = [*anchors[-1:], *([teacher] if teacher else [])]
     given = models[0].preprocessing if models else vit_cfg(recipe.shape, "", {})
+    if recipe.distill.target == "features":
+        given = for_student(given, recipe.shape.in_chans)
     gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
     teachers = tuple(Ancestry.from_spec(spec) for spec in recipe.teachers or ())
     inputs = CondenseInputs(recipe, teacher, gene, images, anchors, teachers)

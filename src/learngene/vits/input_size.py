@@ -114,7 +114,7 @@ def _refuse_border(model: TimmModel, img_size: int) -> None:
     patch = getattr(embed, "patch_size", None)
     if patch is None or getattr(embed, "dynamic_img_pad", False):
         return
-    side = max(patch)
+    side = patch if isinstance(patch, int) else max(patch)
     if img_size % side:
         below = img_size // side * side
         near = f"{below} or {below + side}" if below else side

@@ -16,7 +16,7 @@ from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.features.student import FeatureStudent, Match
-from learngene.making.features.teacher import Features, FeatureTeacher
+from learngene.making.features.teacher import Features, FeatureTeacher, for_student
 from learngene.making.inputs import CondenseInputs
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.sections import DataSpec
@@ -129,7 +129,7 @@ def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:
     """Every teacher with its size and normalisation, the ancestry first."""
     recipe = inputs.recipe
     assert inputs.ancestry is not None
-    data = fill_preprocessing(recipe.data, inputs.ancestry.preprocessing)
+    data = fill_preprocessing(recipe.data, for_student(inputs.ancestry.preprocessing, recipe.shape.in_chans))
     models: Sequence[Ancestry] = [inputs.ancestry, *inputs.teachers]
     specs = recipe.feature_targets()
     return [FeatureTeacher(model, spec, recipe.shape, data) for model, spec in zip(models, specs, strict=True)]

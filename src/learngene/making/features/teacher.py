@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +63,13 @@ class FeatureTeacher(nn.Module):
         if getattr(ancestry.model, "learngene", {}).get("head") == "segmentation":
             raise LearngeneError(f"{self.label} has a segmentation head; give a classifier, or a model without a head")
         chans, *own = input_size(ancestry.model)
-        if chans != shape.in_chans:
+        if shape.in_chans not in (1, chans):
             raise LearngeneError(
                 f"{self.label} takes images with {chans} channels, but the auxiliary shape has {shape.in_chans}; set "
                 "shape.in_chans, or pass ancestry.model_args={in_chans: " + f"{shape.in_chans}}}"
             )
         self.size = self._size(ancestry.model, own[0], shape)
-        self.model = self._resized(ancestry.model, own, shape)
+        self.model = self._resized(ancestry.model, own, chans, shape)
         theirs, mine = ancestry.preprocessing, {"mean": data.mean or (), "std": data.std or ()}
         mean, std = (torch.tensor(theirs[key]).view(-1, 1, 1) for key in ("mean", "std"))
         own_mean, own_std = (torch.tensor(mine[key]).view(-1, 1, 1) for key in ("mean", "std"))
@@ -129,19 +131,24 @@ class FeatureTeacher(nn.Module):
         flat = hasattr(model, "num_prefix_tokens")  # other models take about any size, and pooled has no grid
         return side * shape.grid_size if side and (self.spec.grids or flat) else shape.img_size
 
-    def _resized(self, model: Any, own: list[int], shape: ViTShape) -> Any:
-        """The model, or a copy that takes images of the size."""
+    def _resized(self, model: Any, own: list[int], chans: int, shape: ViTShape) -> Any:
+        """The model, or a copy that takes images of the size; where no grid matters, a fixed size will do."""
         if own == [self.size, self.size]:
             return model
         out = copy.deepcopy(model)
         try:
             resize(out, self.size)
         except LearngeneError as error:
+            if not self.spec.grids and self.spec.img_size is None:
+                self.size = own[0]
+                return model
             reason = (str(error).partition(": ")[2] or str(error)).removesuffix("; leave data.img_size out")
-            grid = own[0] // (patch_side(model) or own[0])
-            raise LearngeneError(
-                f"{self.label} does not take images of {self.size} px: {reason}; {self._ways_out(shape, grid)}"
-            ) from None
+            text = f"{self.label} does not take images of {self.size} px: {reason}"
+            if self.spec.grids:
+                with torch.no_grad():
+                    tokens = model.forward_features(torch.zeros(1, chans, *own, device=next(model.parameters()).device))
+                text += f"; {self._ways_out(shape, math.isqrt(patches_of(model, tokens).shape[1]))}"
+            raise LearngeneError(text) from None
         return out
 
     def _ways_out(self, shape: ViTShape, grid: int) -> str:
@@ -152,10 +159,22 @@ class FeatureTeacher(nn.Module):
         return ", ".join([*ways, "features.img_size"]) + " or features.resize=bilinear"
 
 
+def for_student(preprocessing: Mapping[str, Any], in_chans: int) -> dict[str, Any]:
+    """How a student's images are normalised if nobody says: as its teacher's; grey ones with the colours' mean."""
+    out = dict(preprocessing)
+    for key in ("mean", "std"):
+        values = tuple(out[key])
+        out[key] = (statistics.fmean(values),) if in_chans == 1 else values
+    return out
+
+
 def patch_side(model: Any) -> int | None:
     """Pixels along the side of what one vector of a model's last map stands for; None if it does not say."""
     if hasattr(model, "num_prefix_tokens"):
-        patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+        embed = getattr(model, "patch_embed", None)
+        grid, patch = getattr(embed, "grid_size", None), getattr(embed, "patch_size", None)
+        if grid:  # of a hybrid, patches are those of a map of its convolutions
+            return input_size(model)[1] // int(grid[0])
         return int(patch[0] if isinstance(patch, (tuple, list)) else patch) if patch else None
     levels = getattr(model, "feature_info", None)
     try:
