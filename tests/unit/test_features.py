@@ -361,7 +361,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], messag
         ({"features": {"blocks": [[3, 1]]}}, r"has 2 blocks, but block 3"),
         ({"features": {"blocks": [[1, 5]]}}, r"block 5 of the auxiliary shape, which has 4 blocks"),
         ({"data": {"source": "x", "img_size": 12}}, r"no such folder"),
-        ({"shape": {**BARE, "in_chans": 4}}, r"takes images with 3 channels, but the auxiliary shape has 4"),
+        ({"data": {"source": "digits", "mean": [0.5, 0.5]}}, r"data.mean has 2 values, but the images have 3 channels"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(
@@ -373,6 +373,10 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
 
 
 def test_a_teacher_without_the_wanted_token_is_refused(images: Path, tmp_path: Path) -> None:
+    grey = backbone(in_chans=1)
+    grey.pretrained_cfg = {**grey.pretrained_cfg, "mean": (0.5,), "std": (0.5,)}
+    with pytest.raises(LearngeneError, match="takes images with 1 channels, but the auxiliary shape has 3"):
+        prepare(gene_recipe(images, data={"source": str(images), **HALF}), Ancestry(grey))
     averaging = Ancestry(backbone(class_token=False, reg_tokens=0, global_pool="avg"))
     with pytest.raises(LearngeneError, match="no class token; use pooled"):
         prepare(gene_recipe(images, features={"tokens": ["class"]}), averaging)

@@ -54,6 +54,15 @@ def test_every_kind_of_model_can_be_probed(cli: CLI, folder: Path, images: Path,
     assert "12 images by 24 training images" in told
 
 
+def test_a_model_agrees_with_itself_on_who_resembles_whom(cli: CLI, folder: Path, images: Path, tmp_path: Path) -> None:
+    done = cli("eval", folder, "--data", images, "--teacher", folder, "--json")
+    assert json.loads(done.out)["neighbours"] == 100.0
+    assert json.loads(done.out)["knn"] is None
+    save_descendant(scratch(pico_shape(num_classes=0, depth=2, patch_size=2), seed=7), tmp_path / "other")
+    told = cli("eval", folder, "--data", images, "--knn", "--teacher", tmp_path / "other").out
+    assert f"neighbours in common with {tmp_path / 'other'}" in told
+
+
 def test_the_training_split_can_be_judged_too(folder: Path, images: Path) -> None:
     assert probe(scratch(pico_shape(depth=2)), str(images), split="train").images == 24
 

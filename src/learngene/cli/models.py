@@ -53,11 +53,12 @@ def evaluate(
     ] = "name",
     knn: Annotated[bool, typer.Option("--knn", help="frozen features: 20 nearest training images vote")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="frozen features: a linear classifier is trained")] = False,
+    teacher: Annotated[str | None, typer.Option(help="frozen features: nearest images in common with it")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss.
 
-    With --knn and --linear its frozen features are judged instead, and its head and classes do not count.
+    With --knn, --linear or --teacher frozen features are judged instead; head and classes do not count.
     """
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
@@ -83,8 +84,8 @@ def evaluate(
         raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is not one")
     else:
         net = ancestry_of(model, architecture, model_args, state, preprocessing).model
-    if knn or linear:
-        _probe(model, net, section, knn=knn, linear=linear, split=split, as_json=as_json)
+    if knn or linear or teacher is not None:
+        _probe(model, net, section, knn=knn, linear=linear, teacher=teacher, split=split, as_json=as_json)
         return
     images = open_for(net, section, split)
     result = score(net, section, images=images)
@@ -106,13 +107,16 @@ def evaluate(
         print(f"    {name:24s} " + ("does not occur" if iou is None else f"IoU {iou:6.2f} %"))
 
 
-def _probe(name: str, net: Any, section: Any, *, knn: bool, linear: bool, split: str, as_json: bool) -> None:
+def _probe(
+    name: str, net: Any, section: Any, *, knn: bool, linear: bool, teacher: str | None, split: str, as_json: bool
+) -> None:
     """Judges a model's frozen features, and says what came out."""
     from dataclasses import asdict
 
     from learngene.making.probe import probe
 
-    found = probe(net, section, knn=knn, linear=linear, split=split)
+    other = ancestry_of(teacher, None, None, None, None).model if teacher is not None else None
+    found = probe(net, section, knn=knn, linear=linear, teacher=other, split=split)
     if as_json:
         print(json.dumps(asdict(found)))
         return
@@ -120,6 +124,8 @@ def _probe(name: str, net: Any, section: Any, *, knn: bool, linear: bool, split:
     if found.linear is not None:
         seeds = ", ".join(f"{value:.2f}" for value in found.linear.seeds)
         texts.append(f"linear {found.linear.top1:.2f} % (seeds {seeds}; rate {found.linear.rate:g})")
+    if found.neighbours is not None:
+        texts.append(f"neighbours in common with {teacher} {found.neighbours:.2f} %")
     counts = f"{found.images} images by {found.train_images} training images"
     print(f"{name} on {' + '.join(section.sources)} ({split}): {', '.join(texts)}, {counts}")
 

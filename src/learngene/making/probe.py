@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from learngene.data.batches import eval_loader
+from learngene.data.images import ImageSet
 from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import open_splits
 from learngene.making.arguments import Data, data_section
@@ -15,7 +17,15 @@ from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
 from learngene.system.machine_faults import machine_faults
 from learngene.training.loop import make_accelerator
-from learngene.training.probes import LinearProbe, knn_accuracy, linear_probe, read_features, refuse_few
+from learngene.training.probes import (
+    MOST_COMPARED,
+    LinearProbe,
+    common_neighbours,
+    knn_accuracy,
+    linear_probe,
+    read_features,
+    refuse_few,
+)
 from learngene.vits.input_size import image_config, input_size, resize, square_size
 from learngene.vits.segmenter import Segmenter
 from learngene.vits.timm_models import TimmModel
@@ -28,6 +38,8 @@ class Probes:
     Attributes:
         knn: Percent of images that the vote of their 20 nearest training images names rightly; None if not asked for.
         linear: Of a linear classifier on the features; None if not asked for.
+        neighbours: Of every judged image's 20 nearest, the percentage that is also its nearest for the teacher; None
+            without one.
         train_images: How many images voted and were trained on.
         images: How many were judged.
     """
@@ -36,6 +48,7 @@ class Probes:
     linear: LinearProbe | None
     train_images: int
     images: int
+    neighbours: float | None = None
 
 
 def probe(
@@ -44,6 +57,7 @@ def probe(
     *,
     knn: bool = True,
     linear: bool = False,
+    teacher: TimmModel | None = None,
     seeds: int = 3,
     split: str = "val",
     precision: str = "fp32",
@@ -55,6 +69,7 @@ def probe(
         data: Where labelled images are; the model's own normalisation is used unless the section says otherwise.
         knn: Let the 20 nearest training images by cosine vote, exp(cosine / 0.07) each, as DINO does.
         linear: Train a linear classifier, with the best of five rates.
+        teacher: A model with which it should agree on who resembles whom; it gets the images as it was trained.
         seeds: How often the classifier is trained.
         split: ``val`` or ``train``, on which is judged; the training images vote and are learnt from.
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
@@ -71,6 +86,28 @@ def probe(
     spec = data_section(data)
     images = open_splits(spec, labels_for="a probe")
     refuse_few(images.train)
+    judged = images.val if split == "val" else images.train
+    train, test = _features(model, [images.train, judged], spec, precision)
+    common = None
+    if teacher is not None:
+        judged = judged.picked(range(min(MOST_COMPARED, len(judged))))
+        own_way = spec.model_copy(update={"mean": None, "std": None, "img_size": None})
+        ((theirs, _),) = _features(teacher, [judged], own_way, precision)
+        common = 100 * float(common_neighbours(test[0][: len(theirs)], theirs).mean())
+    classes = len(images.train.class_names)
+    return Probes(
+        knn_accuracy(train, test, classes) if knn else None,
+        linear_probe(train, test, classes, seeds=seeds) if linear else None,
+        len(train[1]),
+        len(test[1]),
+        common,
+    )
+
+
+def _features(
+    model: TimmModel, images: Sequence[ImageSet], spec: DataSpec, precision: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Of every set what the model's head reads of its images, and their labels."""
     chans, size = square_size(model, spec.img_size)
     if input_size(model)[1:] != (size, size):
         model = copy.deepcopy(model)
@@ -85,19 +122,12 @@ def probe(
         return out
 
     section = fill_preprocessing(spec, image_config(model))
-    parts = (images.train, images.val if split == "val" else images.train)
     with machine_faults():
-        train, test = (
+        out = [
             read_features(features, eval_loader(part, section, img_size=size, in_chans=chans), device, precision)
-            for part in parts
-        )
+            for part in images
+        ]
     model.train(training).to("cpu")
-    if not (train[0].isfinite().all() and test[0].isfinite().all()):
+    if not all(found.isfinite().all() for found, _ in out):
         raise LearngeneError("the model's features are not finite numbers, so their scores mean nothing")
-    classes = len(images.train.class_names)
-    return Probes(
-        knn_accuracy(train, test, classes) if knn else None,
-        linear_probe(train, test, classes, seeds=seeds) if linear else None,
-        len(train[1]),
-        len(test[1]),
-    )
+    return out

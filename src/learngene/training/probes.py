@@ -19,6 +19,9 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 STEPS, BATCH = 1000, 256
+MOST_COMPARED = 2048
+"""Images among which neighbours in common are sought."""
+
 CHUNK = 1024
 """Rows whose similarities to all others are held at once."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from learngene.data.batches import eval_loader
 from learngene.data.images import ImageSet
 from learngene.data.preprocessing import fill_preprocessing
-from learngene.data.splits import Splits, open_splits
+from learngene.data.splits import Splits, open_splits, refuse_channels
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.features.student import FeatureStudent, Match
 from learngene.making.features.teacher import Features, FeatureTeacher, for_student
@@ -24,13 +24,10 @@ from learngene.system.errors import LearngeneError
 from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss
-from learngene.training.probes import common_neighbours, knn_accuracy, read_features, refuse_few
+from learngene.training.probes import MOST_COMPARED, common_neighbours, knn_accuracy, read_features, refuse_few
 from learngene.training.run import run_stage
 from learngene.training.scores import FeatureScore, autocast
 from learngene.training.stage import Stage, TrainResult, set_drop_path
-
-MOST_COMPARED = 2048
-"""Validation images among which neighbours are sought."""
 
 Probe = Callable[[nn.Module, str], float]
 """(model, precision) to the accuracy of kNN in percent."""
@@ -130,6 +127,7 @@ def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:
     recipe = inputs.recipe
     assert inputs.ancestry is not None
     data = fill_preprocessing(recipe.data, for_student(inputs.ancestry.preprocessing, recipe.shape.in_chans))
+    refuse_channels(data, recipe.shape.in_chans)
     models: Sequence[Ancestry] = [inputs.ancestry, *inputs.teachers]
     specs = recipe.feature_targets()
     return [FeatureTeacher(model, spec, recipe.shape, data) for model, spec in zip(models, specs, strict=True)]
