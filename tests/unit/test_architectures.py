@@ -159,13 +159,19 @@ def test_a_plan_of_a_gene_needs_no_torch(tmp_path: Path) -> None:
     assert done.stdout.strip() == str([(5, shape.params(), shape.macs())])
 
 
-def test_a_gene_of_another_timm_is_refused(tmp_path: Path) -> None:
+def test_a_gene_of_another_timm_is_refused_and_leaves_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    from learngene.genes.gene_file import PLACEHOLDER, seal
+    from learngene.genes.gene_file import PLACEHOLDER, read_header, seal
+    from learngene.vits import known_layouts
 
     path = tmp_path / "g.safetensors"
-    fresh("tleg", arch_shape("vit_small_patch14_reg4_dinov2", img_size=20)).save(path)
+    gene = fresh("tleg", arch_shape("vit_small_patch14_reg4_dinov2", img_size=20))
+    gene.save(path)
+    gene.save(tmp_path / "right.safetensors")
+    right = dict(gene.shape.layout.layer)
     with safe_open(path, "pt") as file:
         told = json.loads(file.metadata()["learngene"])
     told["layout"]["layer"]["ls3.gamma"] = [32]
@@ -173,8 +179,14 @@ def test_a_gene_of_another_timm_is_refused(tmp_path: Path) -> None:
     extra = {f"{layer}.ls3.gamma": torch.ones(32) for layer in "AB"}
     save_file(load_file(path) | extra, path, {"learngene": json.dumps(told, sort_keys=True)})
     seal(path, told)
-    with pytest.raises(LearngeneError, match="its layout is not that of timm's vit_small_patch14_reg4_dinov2"):
+    refused = pytest.raises(LearngeneError, match="its layout is not that of timm's vit_small_patch14_reg4_dinov2")
+    with refused:
         learngene.load(path)
+    monkeypatch.setattr(known_layouts, "_READ", {})  # as in a process that has not asked timm yet
+    assert "ls3.gamma" in read_header(path).shape.layer_params()
+    with refused:
+        learngene.load(path)
+    assert learngene.load(tmp_path / "right.safetensors").shape.layout.layer == right  # whatever the other file told
 
 
 @pytest.mark.parametrize(

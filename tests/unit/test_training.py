@@ -210,6 +210,9 @@ def test_training_keeps_the_linear_constraint_the_descendant_and_the_ancestry(ha
 def test_the_linear_constraint_may_begin_later(images: Path, ancestry_folder: Path) -> None:
     gene = condensed(None, images, Ancestry(ancestry_folder), settings={"first_layer": 2}, train=HARD)
     layers_are_linear(gene, 1)
+    weights = gene.weights()
+    first, second, third = (weights[f"blocks.{i}.mlp.fc1.weight"] for i in range(3))
+    assert (third - 2 * second + first).abs().max() > 1e-4  # the first layer is on no line with them
 
 
 def test_repeats_of_a_stage_stay_one_layer_after_training(images: Path, ancestry_folder: Path) -> None:

@@ -34,6 +34,7 @@ from learngene.system.files import write_file
 from learngene.vits.class_names import carry_head, some
 from learngene.vits.descendant_folder import vit_cfg
 from learngene.vits.fresh_weights import fresh_parameters
+from learngene.vits.layout import Layout
 from learngene.vits.resampling import resampled
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -392,7 +393,8 @@ class Learngene(nn.Module):
             tensors = {name: value.to(torch.float32, copy=True) for name, value in load_file(header.path).items()}
         except SafetensorError as error:
             raise GeneFileError(f"{path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
-        _refuse_other_layout(header)
+        if header.shape.arch:
+            _refuse_other_layout(header)
         if verify_content and (name := _not_finite(tensors)):
             raise GeneFileError(f"{path}: {name} is not finite, so nothing good can come of it; make the gene again")
         return cls(header.method, header.shape, tensors, metadata=header.metadata)
@@ -409,17 +411,11 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _refuse_other_layout(header: GeneHeader) -> None:
     """Refuses a gene whose architecture has other parameters in the timm that is installed."""
-    if not header.shape.arch:
-        return
-    from learngene.vits.timm_layout import read_layout
-
-    told, kwargs = header.shape.layout, header.shape.timm_kwargs()
-    found = read_layout(header.shape.arch, {k: v for k, v in kwargs.items() if k not in ("depth", "num_classes")})
-    if any(getattr(told, part) != getattr(found, part) for part in ("stem", "layer", "tail", "head")):
-        raise GeneFileError(
-            f"{header.path}: timm's {header.shape.arch} has other parameters than when the gene was made; "
-            "use the version of timm in its metadata"
-        )
+    try:
+        header.shape.tell(Layout.from_dict(header.metadata["layout"]), proved=True)
+    except ShapeError as error:
+        versions = header.metadata.get("versions", {})
+        raise GeneFileError(f"{header.path}: {error} (made with timm {versions.get('timm', 'unknown')})") from None
 
 
 def _task_name(task: str | TaskEmbedding | Tensor) -> str:

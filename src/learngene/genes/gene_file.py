@@ -105,7 +105,7 @@ def read_header(path: str | Path) -> GeneHeader:
         shape = ViTShape.from_dict(metadata["shape"])
         kind.refuse_auxiliary(shape)
         if shape.arch:
-            shape.remember(Layout.from_dict(metadata["layout"]))
+            shape.tell(Layout.from_dict(metadata["layout"]), proved=False)
     except LearngeneError as error:
         raise GeneFileError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError):

@@ -21,6 +21,9 @@ Sizes = dict[str, tuple[int, ...]]
 
 Modules = Literal["msa", "mlp", "ln"]
 
+SIZES = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans", "num_classes")
+"""What every architecture has, under timm's names; the rest of a timm model's arguments is its own."""
+
 Arguments = tuple[tuple[str, Any], ...]
 """Arguments of a timm model that can be hashed: names and values, sorted by name."""
 
@@ -79,6 +82,10 @@ class Layout:
             return [queries, *[(rows - queries) // 2] * 2]
         count = 2 if module == "kv" or rows == 2 * inner else 1
         return [rows // count] * count
+
+    def same_parameters(self, other: Layout) -> bool:
+        """Whether models of both have the same parameters, whatever is counted of them."""
+        return all(getattr(self, part) == getattr(other, part) for part in ("stem", "layer", "tail", "head"))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
-from learngene.vits.known_layouts import arch_layout, remember_layout
-from learngene.vits.layout import Arguments, Layout, Sizes, hashable, plain_layout
+from learngene.vits.known_layouts import Key, arch_layout, refuse_other, tell_layout
+from learngene.vits.layout import SIZES, Arguments, Layout, Sizes, hashable, plain_layout
 from learngene.vits.segment import Segment
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ NORM_EPS = 1e-6
 ARCHITECTURES = {NORM_EPS: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
 """Timm's name of a plain ViT by the epsilon of its norms; one name stands for every size, through ``model_args``.
 Timm's own arguments can be stored and say sizes, but no epsilon: that of the towers of CLIP is 1e-5."""
-
-SIZES = {"embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans", "num_classes"}
-"""Fields that every architecture has."""
 
 ARCH_SAYS = ("mlp_ratio", "class_token", "ending", "norm_eps")
 """Fields of a plain ViT that any other architecture says itself, through ``arch_args`` where they may differ."""
@@ -142,10 +139,10 @@ class ShapeBase(metaclass=ABCMeta):
         The papers print such a number as "FLOPs"; see ``macs_fvcore`` for the convention they counted with.
         """
         parts = self.parts
-        layers = sum(part.depth * part.layer_macs() for part in parts)
+        layers = sum(part.depth * part.layout.layer_macs for part in parts)
         stitches = sum(self.num_tokens * a.embed_dim * b.embed_dim for a, b in itertools.pairwise(parts))
         head = sum(math.prod(size) for size in self.head_params().values() if len(size) > 1)
-        return parts[0].stem_macs() + layers + stitches + head
+        return parts[0].layout.macs + layers + stitches + head
 
     def macs_fvcore(self) -> int:
         """``macs`` as fvcore counts them: every LayerNorm adds 5 per element. The papers' "FLOPs (G)"."""
@@ -298,7 +295,7 @@ class ViTShape(ShapeBase):
         if "named" in fields:
             return cls.named(fields.pop("named"), **fields)
         refuse_unknown(fields, [*cls.__slots__, "named"], "shape")
-        if fields.get("arch") and not fields.keys() >= SIZES:
+        if fields.get("arch") and not fields.keys() >= set(SIZES):
             from learngene.vits.timm_layout import own_sizes
 
             given = {name: value for name, value in fields.items() if name in SIZES}
@@ -344,7 +341,7 @@ class ViTShape(ShapeBase):
     def layout(self) -> Layout:
         """Its parts: of a plain ViT in closed form, of another architecture as timm or a gene file says."""
         if self.arch:
-            return arch_layout(self.arch, self._arguments())
+            return arch_layout(self._key())
         return plain_layout(
             width=self.embed_dim,
             hidden=self.hidden_dim,
@@ -355,15 +352,18 @@ class ViTShape(ShapeBase):
             norm=self.norm_name,
         )
 
-    def remember(self, layout: Layout) -> None:
-        """Takes over a layout that a gene file tells; ``ShapeError`` if it is not the one that is known."""
-        if self.arch:
-            remember_layout(self.arch, self._arguments(), layout)
+    def tell(self, layout: Layout, *, proved: bool) -> None:
+        """Takes over the layout that a gene file tells of another architecture.
 
-    def _arguments(self) -> Arguments:
+        Raises:
+            ShapeError: If timm is known to say otherwise; if ``proved``, timm is asked, which imports torch.
+        """
+        (refuse_other if proved else tell_layout)(self._key(), layout)
+
+    def _key(self) -> Key:
         """What decides the layout of another architecture."""
         given = {name: value for name, value in self.timm_kwargs().items() if name not in ("depth", "num_classes")}
-        return tuple(sorted(given.items()))
+        return self.arch, tuple(sorted(given.items()))
 
     @property
     def norm_name(self) -> str:
@@ -389,14 +389,6 @@ class ViTShape(ShapeBase):
     def head_params(self) -> Sizes:
         """The linear head; empty without classes."""
         return {name: (self.num_classes, *size[1:]) for name, size in self.layout.head.items() if self.num_classes}
-
-    def stem_macs(self) -> int:
-        """Multiply-adds of the patch projection, and of whatever else is no layer and no head."""
-        return self.layout.macs
-
-    def layer_macs(self) -> int:
-        """Multiply-adds of one layer."""
-        return self.layout.layer_macs
 
     def macs_fvcore_expansion(self) -> int:
         """``macs_fvcore`` plus one multiply-add per layer parameter for the sums of equation 1 (TLEG).

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from learngene.system.errors import ShapeError
+from learngene.vits.layout import SIZES
 from learngene.vits.shape import ViTShape
-from learngene.vits.timm_layout import SIZE_ORDER, sizes_of
+from learngene.vits.timm_layout import sizes_of
 from learngene.vits.timm_models import TimmModel
 
 PROOF_IMAGES = 2
@@ -50,7 +51,7 @@ def shape_of(model: TimmModel) -> ViTShape:
 def _arguments(model: TimmModel) -> Mapping[str, Any]:
     """What timm was given when it made the model, besides the sizes and what only counts while training."""
     given = getattr(model, "_model_args", {})
-    return {k: v for k, v in given.items() if k not in (*SIZE_ORDER, "global_pool") and not k.endswith(TRAINING)}
+    return {k: v for k, v in given.items() if k not in (*SIZES, "global_pool") and not k.endswith(TRAINING)}
 
 
 def _prove(model: TimmModel, shape: ViTShape) -> None:

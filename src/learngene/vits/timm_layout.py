@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from learngene.system.errors import ShapeError
-from learngene.vits.layout import Layout, Sizes
+from learngene.vits.layout import SIZES, Layout, Sizes
 from learngene.vits.multiply_adds import multiply_adds
 from learngene.vits.skeleton import SkipInit
 from learngene.vits.timm_models import TimmModel, refuse_unknown_architecture
-
-SIZE_ORDER = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans", "num_classes")
-"""The arguments that a shape says itself."""
 
 FAULTS = (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, LookupError, ArithmeticError)
 """In which timm's models can end, given arguments or images that they are not made for."""
@@ -118,7 +115,7 @@ def sizes_of(model: TimmModel) -> dict[str, Any]:
     if len(set(patch)) > 1 or len(set(pixels)) > 1:
         raise ShapeError("its images or patches are not square")
     values = (width, len(blocks), heads, patch[0], pixels[0], chans, getattr(model, "num_classes", 0))
-    return {name: int(value) for name, value in zip(SIZE_ORDER, values, strict=True)}
+    return {name: int(value) for name, value in zip(SIZES, values, strict=True)}
 
 
 def _meta_model(arch: str, arguments: Mapping[str, Any]) -> TimmModel:
@@ -133,7 +130,7 @@ def _created(arch: str, arguments: Mapping[str, Any]) -> TimmModel:
     try:
         return timm.create_model(arch, **arguments)
     except FAULTS as error:
-        if unknown := [name for name in SIZE_ORDER if f"unexpected keyword argument '{name}'" in str(error)]:
+        if unknown := [name for name in SIZES if f"unexpected keyword argument '{name}'" in str(error)]:
             raise ShapeError(
                 f"shape: {arch} has no {unknown[0]}, so it is no sequence of like layers on patches, which can be "
                 "taken or repeated; use another arch"
