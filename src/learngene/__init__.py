@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from learngene.genes.elastic import ElasticViT
     from learngene.genes.gene import Learngene
     from learngene.genes.plan import Budget, Candidate, plan
+    from learngene.making import block_features as features
     from learngene.making.condense import condense
     from learngene.making.extract import extract
     from learngene.making.finetune import evaluate, finetune, scratch
     from learngene.making.hyper import guidance
     from learngene.making.hyper.embedding import embed_task
     from learngene.making.hyper.tune import tune
-    from learngene.making.pool import features, stitches
+    from learngene.making.pool import stitches
     from learngene.making.probe import Probes, probe
     from learngene.making.search.make import search
     from learngene.methods import method
@@ -72,7 +73,7 @@ _HOMES = {
 }
 
 _MODULES = {
-    "features": "making.pool.features",
+    "features": "making.block_features",
     "guidance": "making.hyper.guidance",
     "hypernetworks": "methods.tal.predict",
     "losses": "training.losses",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from learngene import Ancestry, ElasticViT
 from learngene.data.splits import open_splits
+from learngene.making.block_features import feature_widths, refuse_unreadable, watched
 from learngene.making.pool.distil import RowDistillation, row_objective
-from learngene.making.pool.features import feature_widths, refuse_unreadable, watched
 from learngene.making.pool.make import path_stage
 from learngene.making.pool.rows import distilled_blocks
 from learngene.recipe.pool import PoolSpec

@@ -25,6 +25,7 @@ class CondenseInputs:
         images: The training and validation images.
         anchors: The pretrained rows of an SN-Net.
         teachers: Of features, beside the ancestry.
+        knn: Labelled images on which features are judged while they are learnt, once they are opened.
     """
 
     recipe: CondenseRecipe
@@ -33,6 +34,7 @@ class CondenseInputs:
     images: Splits
     anchors: Sequence[Ancestry] = ()
     teachers: Sequence[Ancestry] = ()
+    knn: Splits | None = None
 
     @property
     def companions(self) -> tuple[Ancestry, ...]:

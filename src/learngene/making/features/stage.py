@@ -19,7 +19,6 @@ from learngene.making.features.student import FeatureStudent, Match
 from learngene.making.features.teacher import Features, FeatureTeacher, for_student
 from learngene.making.inputs import CondenseInputs
 from learngene.recipe.condense import CondenseRecipe
-from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
 from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
@@ -51,7 +50,8 @@ def refuse(inputs: CondenseInputs) -> None:
             if mine > depth:
                 raise LearngeneError(f"features.blocks: block {mine} of the auxiliary shape, which has {depth} blocks")
     if recipe.knn is not None:
-        _knn_images(recipe.knn)
+        inputs.knn = open_splits(recipe.knn, labels_for="kNN")
+        refuse_few(inputs.knn.train)
 
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
@@ -101,7 +101,7 @@ def feature_stage(
         labels = classification_loss(logits, targets)
         return {"loss": alpha * loss + (1 - alpha) * labels, "labels": labels, **out}
 
-    probe = _probe(recipe)
+    probe = _probe(recipe, inputs.knn) if scored else None
 
     def score(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], precision: str, reduce: Any) -> FeatureScore:
         assert isinstance(model, FeatureStudent)
@@ -210,17 +210,11 @@ def _one_vector(features: Features) -> Tensor:
 # -- kNN while condensing ----------------------------------------------------------------------------------
 
 
-def _knn_images(section: DataSpec) -> Splits:
-    images = open_splits(section, labels_for="kNN")
-    refuse_few(images.train)
-    return images
-
-
-def _probe(recipe: CondenseRecipe) -> Probe | None:
+def _probe(recipe: CondenseRecipe, images: Splits | None) -> Probe | None:
     """KNN on the recipe's labelled images, prepared as those that are trained on."""
-    if recipe.knn is None:
+    if recipe.knn is None or images is None:
         return None
-    images, shape = _knn_images(recipe.knn), recipe.shape
+    shape = recipe.shape
     data = recipe.knn.model_copy(update={"mean": recipe.data.mean, "std": recipe.data.std})
     loaders = [eval_loader(part, data, img_size=shape.img_size, in_chans=shape.in_chans) for part in images]
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor, nn
 
 from learngene.genes.gene import Learngene
+from learngene.making.block_features import watched_blocks
 from learngene.making.features.teacher import Features, FeatureTeacher
-from learngene.making.pool.features import watched_blocks
 from learngene.recipe.features import FeatureTarget
 from learngene.training.feature_losses import DISTANCES, Queue, queue_kl, self_similarity
 from learngene.training.feature_scales import Scale

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import Ancestry
-from learngene.making.pool.features import watched_blocks
+from learngene.making.block_features import watched_blocks
 from learngene.recipe.features import FeatureTarget
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError

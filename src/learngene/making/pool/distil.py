@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import Ancestry
-from learngene.making.pool.features import Features, watched
+from learngene.making.block_features import Features, watched
 from learngene.recipe.pool import PoolSpec
 from learngene.recipe.sections import Distill
 from learngene.training.losses import Parts, classification_loss, distillation_loss

@@ -16,12 +16,12 @@ from learngene.data.images import ImageSet
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
+from learngene.making.block_features import feature_widths
 from learngene.making.extract import plain_shape
 from learngene.making.features import stage as features
 from learngene.making.finetune import scratch
 from learngene.making.inputs import CondenseInputs
 from learngene.making.pool.distil import RowDistillation, row_objective
-from learngene.making.pool.features import feature_widths
 from learngene.making.pool.rows import (
     DENSE,
     END,

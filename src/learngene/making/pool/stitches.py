@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
-from learngene.making.pool.features import stream
+from learngene.making.block_features import stream
 from learngene.methods.stitching import rows_of
 from learngene.system.errors import LearngeneError
 

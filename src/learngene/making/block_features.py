@@ -34,16 +34,21 @@ def watched(model: nn.Module, numbers: Sequence[int]) -> Iterator[Features]:
         model: A timm Vision Transformer.
         numbers: Its blocks, counted from 1, in rising order.
     """
-    found = Features()
+    blocks: Any = model.blocks if numbers else ()  # any classifier, if no block is read
+    with (
+        _outputs([blocks[number - 1] for number in numbers]) as outputs,
+        _outputs([blocks[number - 1].attn for number in numbers]) as attentions,
+    ):
+        yield Features(outputs, attentions)
 
-    def keep(into: list[Tensor]) -> Any:
-        return lambda _module, _inputs, output: into.append(output)
 
+@contextlib.contextmanager
+def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collects what modules put out in the next forward pass."""
+    found: list[Tensor] = []
     with contextlib.ExitStack() as hooks:
-        for number in numbers:
-            block: Any = model.blocks[number - 1]  # type: ignore[index]
-            hooks.enter_context(block.attn.register_forward_hook(keep(found.attentions)))
-            hooks.enter_context(block.register_forward_hook(keep(found.blocks)))
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(lambda _module, _inputs, output: found.append(output)))
         yield found
 
 
@@ -56,14 +61,10 @@ def watched_blocks(model: nn.Module, numbers: Sequence[int], label: str) -> Iter
         numbers: Its blocks, counted from 1, in rising order.
         label: What error messages call it.
     """
-    found: list[Tensor] = []
     blocks = list(getattr(model, "blocks", ())) if numbers else []
     if numbers and numbers[-1] > len(blocks):
         raise LearngeneError(f"features.blocks: {label} has {len(blocks)} blocks, but block {numbers[-1]} is compared")
-    with contextlib.ExitStack() as hooks:
-        for number in numbers:
-            keep = blocks[number - 1].register_forward_hook(lambda _module, _inputs, output: found.append(output))
-            hooks.enter_context(keep)
+    with _outputs([blocks[number - 1] for number in numbers]) as found:
         yield found
 
 
