@@ -14,7 +14,7 @@ from torch import nn
 from learngene import Ancestry, save_descendant, scratch
 from learngene.genes.gene import Learngene
 from learngene.making.condense import prepare
-from learngene.making.features.stage import _teachers, _total
+from learngene.making.features.stage import _total
 from learngene.making.features.student import Match, reading
 from learngene.making.features.teacher import FeatureTeacher, patches_of
 from learngene.methods import METHODS, method
@@ -266,7 +266,7 @@ def test_several_teachers_each_with_its_own_bridge(images: Path, teacher: Ancest
     assert [each["source"] for each in gene.metadata["teachers"]] == [ancestry_folder.name]
     recipe = gene_recipe(images, teachers=[other])
     inputs = prepare(recipe, teacher)
-    matches = [Match(s, t, 16, 24) for s, t in zip(recipe.feature_targets(), _teachers(inputs), strict=True)]
+    matches = [Match(s, t, 16, 24) for s, t in zip(recipe.feature_targets(), inputs.feature_teachers, strict=True)]
     assert [match.kinds for match in matches] == [["pooled", "patches"], ["pooled"]]
     parts = [{"pooled": torch.tensor(1.0), "patches": torch.tensor(2.0)}, {"pooled": torch.tensor(5.0)}]
     assert _total(matches, parts).item() == 1 + 2 + 3 * 5

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from learngene.genes.bridge import bridge_classes, bridge_head, bridge_tensors
 from learngene.genes.gene_file import (
     METADATA_KEY,
     PLACEHOLDER,
@@ -33,10 +34,10 @@ from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, n
 from learngene.system.files import write_file
 from learngene.vits.class_names import carry_head, some
 from learngene.vits.descendant_folder import vit_cfg
-from learngene.vits.fresh_weights import fresh_parameters
+from learngene.vits.fresh_weights import fresh_parameters, kept_parameters
 from learngene.vits.layout import Layout
 from learngene.vits.resampling import resampled
-from learngene.vits.shape import MODULE_PARAMS, ViTShape
+from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Learngene(nn.Module):
         method: The method with its settings.
         shape: The auxiliary shape, at which the gene is condensed.
         metadata: What the gene file says about its origin; see ``docs/format.md``.
+        bridge: Tensors of the map to its teacher's output, if it was kept.
     """
 
     def __init__(
@@ -89,13 +91,15 @@ class Learngene(nn.Module):
         self.shape = shape
         self.metadata: dict[str, Any] = dict(metadata or {})
         self._skeletons: dict[Shape | None, VisionTransformer] = {}
-        shapes = method.gene_tensors(shape)
+        shapes, bridge = method.gene_tensors(shape), bridge_tensors(shape, self.metadata)
         if tensors is None:
             tensors = method.fresh_tensors(shape, torch.Generator().manual_seed(seed))
-        for name, size in shapes.items():
+        for name, size in (shapes | bridge).items():
             if name not in tensors or tuple(tensors[name].shape) != size:
                 raise LearngeneError(f"gene: tensor '{name}' is missing or does not have shape {size}")
-            self._register(name, tensors[name])
+            if name in shapes:
+                self._register(name, tensors[name])
+        self.bridge = {name: tensors[name] for name in bridge}
 
     def _register(self, name: str, value: Tensor) -> None:
         """Registers a parameter under a dotted name by nesting plain modules."""
@@ -238,6 +242,7 @@ class Learngene(nn.Module):
         modules: Collection[str] | None = None,
         seed: int = 0,
         task: Task = None,
+        bridge: bool = False,
         **options: Any,
     ) -> VisionTransformer:
         """Makes an ordinary timm model, ready to train.
@@ -253,6 +258,7 @@ class Learngene(nn.Module):
             seed: Of whatever starts fresh: a new head, or what ``layers`` and ``modules`` leave out.
             task: For which task (TAL): one that the gene was tuned on by name, or the embedding of another. Unless a
                 whole shape or ``num_classes`` is given, the descendant has the task's classes.
+            bridge: The head is the bridge that the gene kept, and gives the teacher's output.
             **options: The method's choices, for example ``order="front-last-mid"`` for SWS.
 
         Returns:
@@ -267,6 +273,8 @@ class Learngene(nn.Module):
         about = named if isinstance(named, TaskEmbedding) else None
         if about and num_classes is None and not isinstance(shape, ViTShape):
             num_classes = len(about.classes)
+        if bridge:
+            num_classes = bridge_classes(self.metadata, self.shape, self._target(shape, None), num_classes, class_names)
         shape = self._target(shape, num_classes)
         weights = self.weights(shape, task=task, **options)
         if about and shape.num_classes not in (0, len(about.classes)):
@@ -276,7 +284,8 @@ class Learngene(nn.Module):
             warnings.warn(f"{self.method.name}: {caution}", stacklevel=2)
         if class_names and len(class_names) != shape.num_classes:
             raise ShapeError(f"class_names has {len(class_names)} names, but the shape has {shape.num_classes} classes")
-        names = self._class_names(shape, about)
+        names = None if bridge else self._class_names(shape, about)
+        weights |= bridge_head(self.bridge) if bridge else {}
         other = carry_head(weights, shape, names, class_names, predicted=self.method.making == "hyper")
         if other and names and class_names:
             text = f"the gene's classes ({some(names)}) are not the wanted ones ({some(class_names)})"
@@ -306,6 +315,7 @@ class Learngene(nn.Module):
             "fresh": new,
             "seed": seed,
             "class_names": class_names or names,
+            **({"bridge": self.metadata["bridge"]} if bridge else {}),
         }
         return model.eval()
 
@@ -346,9 +356,8 @@ class Learngene(nn.Module):
 
         if dtype not in STORAGE:
             raise LearngeneError(f"gene: unknown storage type '{dtype}'{nearest(dtype, STORAGE)}")
-        tensors = {
-            name: value.detach().to("cpu", STORAGE[dtype]).contiguous() for name, value in self.tensors().items()
-        }
+        held = self.tensors() | self.bridge
+        tensors = {name: value.detach().to("cpu", STORAGE[dtype]).contiguous() for name, value in held.items()}
         if name := _not_finite(tensors):
             raise LearngeneError(f"gene: {name} is not finite as {dtype}, so {path} is not written")
         described = {
@@ -422,19 +431,3 @@ def _task_name(task: str | TaskEmbedding | Tensor) -> str:
     if isinstance(task, TaskEmbedding):
         return task.name
     return task if isinstance(task, str) else "an embedding"
-
-
-def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
-    """The parameters to fill: all outside the layers, and those layers and modules that were asked for."""
-    layers = range(1, shape.depth + 1) if layers is None else layers
-    modules = tuple(MODULE_PARAMS) if modules is None else modules
-    for layer in layers:
-        if not 1 <= layer <= shape.depth:
-            raise ShapeError(f"expand: layer {layer} does not exist; layers count from 1 to {shape.depth}")
-    for module in modules:
-        if module not in MODULE_PARAMS:
-            raise ShapeError(f"expand: unknown module '{module}'{nearest(module, MODULE_PARAMS)}")
-    names = shape.parts[0].module_params()
-    inside = {f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in names[module]}
-    inside |= {f"blocks.{layer - 1}.stitch.{kind}" for layer in layers for kind in ("weight", "bias")}
-    return {name for name in shape.all_params() if name in inside or not name.startswith("blocks.")}

@@ -18,6 +18,7 @@ from typing import Any
 
 import xxhash
 
+from learngene.genes.bridge import bridge_tensors
 from learngene.methods import METHODS, Method, method
 from learngene.system.errors import GeneFileError, LearngeneError
 from learngene.vits.layout import Layout
@@ -230,7 +231,7 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     for key in ("ancestry", "data", "training", "accuracy", "preprocessing"):
         if not isinstance(metadata.get(key, {}), dict):
             raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
-    if metadata.keys() & {"paths", "search", "tasks"}:
+    if metadata.keys() & {"paths", "search", "tasks", "bridge"}:
         from learngene.genes.metadata import fault_of_records
 
         if fault := fault_of_records(metadata):
@@ -251,6 +252,7 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 def _check_tensors(header: GeneHeader) -> None:
     """Refuses missing, extra and misshapen tensors, and types that are no floats."""
     path, expected = header.path, header.method.gene_tensors(header.shape)
+    expected |= bridge_tensors(header.shape, header.metadata)
     if missing := [name for name in expected if name not in header.tensors]:
         raise GeneFileError(f"{path}: tensor '{missing[0]}' is missing ({len(missing)} in all)")
     if extra := [name for name in header.tensors if name not in expected]:

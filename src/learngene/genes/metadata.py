@@ -110,6 +110,13 @@ class Agreement(_Entry):
     knn: Percent | None = Field(None, description="Accuracy of nearest neighbours on the recipe's labelled images.")
 
 
+class Bridge(_Entry):
+    """A linear map, tensors `bridge.weight` and `bridge.bias`: from what the head reads to the teacher's output."""
+
+    teacher: Pinned
+    width: Count = Field(description="Of the teacher's output.")
+
+
 class PoolPath(_Entry):
     """A path of a pool, as it scored when the gene was made."""
 
@@ -240,6 +247,7 @@ class Metadata(_Entry):
     teachers: Annotated[list[Pinned], Field(min_length=1)] | None = Field(
         None, description="Further teachers of features, beside the ancestry."
     )
+    bridge: Bridge | None = Field(None, description="Of a gene with features.keep_bridge.")
     preprocessing: Preprocessing | None = None
     classes: list[str] | None = Field(None, description="Class names in the order of the head's outputs.")
     data: TrainingData | None = None
@@ -257,7 +265,12 @@ class Metadata(_Entry):
 
 
 def fault_of_records(metadata: Mapping[str, Any]) -> str | None:
-    """What is wrong with the entries ``paths``, ``search`` and ``tasks``, None if nothing is."""
+    """What is wrong with the entries ``bridge``, ``paths``, ``search`` and ``tasks``, None if nothing is."""
+    try:
+        if "bridge" in metadata:
+            Bridge.model_validate(metadata["bridge"])
+    except ValidationError:
+        return "'bridge' must say its teacher and its width, see docs/format.md"
     try:
         TypeAdapter(list[PoolPath]).validate_python(metadata.get("paths", []), strict=True)
     except ValidationError:

@@ -9,6 +9,7 @@ from learngene.data.class_match import BY_PLACE, fits, numbered
 from learngene.data.splits import Splits
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
+from learngene.making.features.teacher import FeatureTeacher
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError
 from learngene.vits.class_names import class_names, some
@@ -25,6 +26,7 @@ class CondenseInputs:
         images: The training and validation images.
         anchors: The pretrained rows of an SN-Net.
         teachers: Of features, beside the ancestry.
+        feature_teachers: The ancestry and ``teachers`` as they are asked for features, once they are prepared.
         knn: Labelled images on which features are judged while they are learnt, once they are opened.
     """
 
@@ -34,6 +36,7 @@ class CondenseInputs:
     images: Splits
     anchors: Sequence[Ancestry] = ()
     teachers: Sequence[Ancestry] = ()
+    feature_teachers: Sequence[FeatureTeacher] = ()
     knn: Splits | None = None
 
     @property

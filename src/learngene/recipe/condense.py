@@ -134,8 +134,8 @@ class CondenseRecipe(Section):
             raise RecipeError(
                 f"data.labels is false, but distill.alpha {alpha:g} gives labels a weight; set one of them"
             )
-        else:
-            self.feature_targets()
+        elif sum(target.keep_bridge for target in self.feature_targets()) > 1:
+            raise RecipeError("features.keep_bridge: a gene keeps the bridge to one teacher; set it for one")
 
     def _refuse_rows_features(self) -> None:
         """Raises ``RecipeError`` unless a pool can learn features: its paths are tuned, and judged, on classes."""
@@ -154,7 +154,8 @@ class CondenseRecipe(Section):
             raise RecipeError("pool.stitches: tm needs the matrices of distill.target=logits; use ls")
         if self.knn is not None:
             raise RecipeError("knn: a pool is judged on its own labels; leave it out")
-        self.feature_targets()
+        if any(target.keep_bridge for target in self.feature_targets()):
+            raise RecipeError("features.keep_bridge: every row of a pool has a bridge of its own; leave it out")
 
     @property
     def needs_labels(self) -> bool:
@@ -167,9 +168,10 @@ class CondenseRecipe(Section):
         return self.data if self.needs_labels else self.data.model_copy(update={"labels": False})
 
     def feature_targets(self) -> list[FeatureTarget]:
-        """How the features of every teacher are matched: of the ancestry first."""
+        """How the features of every teacher are matched: of the ancestry first, from whose others differ."""
         first = self.features or FeatureTarget()
-        return [first] + [changed(first, teacher.features, "teachers.features") for teacher in self.teachers or ()]
+        shared = first.model_copy(update={"keep_bridge": False})
+        return [first] + [changed(shared, teacher.features, "teachers.features") for teacher in self.teachers or ()]
 
     def row_train(self) -> Train:
         """How the rows of a pool are trained."""

@@ -24,6 +24,7 @@ ADDED_LATER = {
     ),
     "CondenseRecipe": ("features", "teachers", "knn"),
     "Distill": ("target",),
+    "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),

@@ -59,7 +59,13 @@ class FeatureTarget(Section):
     )
     scale_images: Annotated[int, Field(ge=2)] = Field(2048, description="most training images of that first pass")
     bridge: Literal["linear", "norm-linear", "mlp"] = Field(
-        "norm-linear", description="from the student's width to the teacher's; learnt, and no part of the gene"
+        "norm-linear",
+        description="from the student's width to the teacher's; learnt, and no part of the gene but for keep_bridge",
+    )
+    keep_bridge: bool = Field(
+        False,
+        description="keep the bridge of pooled in the gene, for descendants whose head gives this teacher's output, "
+        "such as those that text features are compared with; of one teacher, with bridge=linear",
     )
     hidden: Positive | None = Field(None, description="width inside an mlp; the teacher's by default")
     temperature: Above0 = Field(0.07, description="of queue-kl and self-similarity, as lightly-train")
@@ -84,6 +90,13 @@ class FeatureTarget(Section):
             raise RecipeError("tokens: pooled and class are both compared with what the gene's head reads; use one")
         if self.queue is not None and not (self.pooled_loss == "queue-kl" and {"pooled", "class"} & set(self.tokens)):
             raise RecipeError("queue: only pooled_loss=queue-kl has one; leave it out")
+        if self.keep_bridge and "pooled" not in self.tokens:
+            raise RecipeError("keep_bridge: keeps the bridge of pooled, which tokens have not; add it")
+        if self.keep_bridge and self.bridge != "linear":
+            raise RecipeError(
+                f"keep_bridge: a head of timm's is one linear map, and a bridge of {self.bridge} is not; set "
+                "features.bridge=linear"
+            )
         return self
 
     @property

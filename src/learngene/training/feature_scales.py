@@ -44,6 +44,13 @@ class Scale(nn.Module):
         out = features.float() - self.shift
         return (out if self.turn is None else out @ self.turn.T) * self.stretch
 
+    def undo(self, features: Tensor) -> Tensor:
+        """Features in the teacher's own scale, from those that ``forward`` gives."""
+        if self.kind == "none":
+            return features
+        out = features / self.stretch.to(features)
+        return (out if self.turn is None else out @ self.turn.to(features)) + self.shift.to(features)
+
     @torch.no_grad()
     def see(self, features: Tensor) -> None:
         """Adds features, (..., width), to the statistics, which are sums in float64."""

@@ -11,14 +11,15 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
-from learngene.data.images import ImageSet
 from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits, refuse_channels
 from learngene.genes.ancestry import Ancestry, made_of
+from learngene.making.features import kept_bridge
 from learngene.making.features.student import FeatureStudent, Match
 from learngene.making.features.teacher import Features, FeatureTeacher, for_student
 from learngene.making.inputs import CondenseInputs
 from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.features import FeatureTarget
 from learngene.system.errors import LearngeneError
 from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
@@ -40,7 +41,7 @@ def refuse(inputs: CondenseInputs) -> None:
     else:
         inputs.refuse_other_img_size()
     images = len(inputs.images.train)
-    _teachers(inputs)
+    inputs.feature_teachers = _teachers(inputs)
     for spec in recipe.feature_targets():
         if spec.queue is not None and spec.queue > images:
             raise LearngeneError(
@@ -49,6 +50,7 @@ def refuse(inputs: CondenseInputs) -> None:
         for _, mine in spec.blocks:
             if mine > depth:
                 raise LearngeneError(f"features.blocks: block {mine} of the auxiliary shape, which has {depth} blocks")
+    kept_bridge.refuse(inputs)
     if recipe.knn is not None:
         inputs.knn = open_splits(recipe.knn, labels_for="kNN")
         refuse_few(inputs.knn.train)
@@ -60,8 +62,11 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     set_drop_path(gene.skeleton(), recipe.train.drop_path)
     stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, keep=keep)
     result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
-    more = {"teachers": [teacher.identity for teacher in inputs.teachers]} if inputs.teachers else {}
-    return result, more
+    assert isinstance(stage.module, FeatureStudent)
+    more = kept_bridge.keep_bridge(
+        stage.module, inputs, _first_pass(recipe.features or FeatureTarget(), inputs, recipe)
+    )
+    return result, more | ({"teachers": [each.identity for each in inputs.teachers]} if inputs.teachers else {})
 
 
 def feature_stage(
@@ -78,7 +83,7 @@ def feature_stage(
         scored: Judge by features; else by accuracy.
     """
     alpha, shape, specs = recipe.distill.alpha, recipe.shape, recipe.feature_targets()
-    teachers = _teachers(inputs)
+    teachers = inputs.feature_teachers
     with torch.random.fork_rng():
         torch.manual_seed(recipe.train.seed)
         matches = [
@@ -87,7 +92,7 @@ def feature_stage(
         ]
     student = FeatureStudent(model, matches)
     if not (keep and (recipe.out / "last.pt").exists()):
-        fit_scales(matches, teachers, inputs.images.train, recipe)
+        fit_scales(matches, teachers, inputs, recipe)
     names = [f"teacher {number} " if len(teachers) > 1 else "" for number in range(1, len(teachers) + 1)]
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
@@ -138,14 +143,12 @@ def _total(matches: Sequence[Match], terms: Sequence[Parts]) -> Tensor:
 
 
 def fit_scales(
-    matches: Sequence[Match], teachers: Sequence[FeatureTeacher], images: ImageSet, recipe: CondenseRecipe
+    matches: Sequence[Match], teachers: Sequence[FeatureTeacher], inputs: CondenseInputs, recipe: CondenseRecipe
 ) -> None:
     """The first pass: statistics of every teacher's features over training images as evaluation sees them."""
-    device, shape = make_accelerator().device, recipe.shape
+    device = make_accelerator().device
     for match, teacher in zip(matches, teachers, strict=True):
-        count = min(match.spec.scale_images, len(images))
-        chosen = images.picked(np.linspace(0, len(images) - 1, count).astype(int).tolist())
-        loader = eval_loader(chosen, recipe.data, img_size=shape.img_size, in_chans=shape.in_chans, batch_size=64)
+        loader = _first_pass(match.spec, inputs, recipe)
         teacher.to(device)
 
         def features(teacher: FeatureTeacher = teacher, loader: Any = loader) -> Iterator[Features]:
@@ -155,6 +158,14 @@ def fit_scales(
                 yield {kind: value.float().cpu() for kind, value in found.items()}
 
         match.fit_scales(features())
+
+
+def _first_pass(spec: FeatureTarget, inputs: CondenseInputs, recipe: CondenseRecipe) -> Any:
+    """Batches of the training images that statistics are taken of."""
+    images, shape = inputs.images.train, recipe.shape
+    count = min(spec.scale_images, len(images))
+    chosen = images.picked(np.linspace(0, len(images) - 1, count).astype(int).tolist())
+    return eval_loader(chosen, recipe.data, img_size=shape.img_size, in_chans=shape.in_chans, batch_size=64)
 
 
 @torch.inference_mode()

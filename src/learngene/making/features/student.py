@@ -108,6 +108,11 @@ class Match(nn.Module):
         """What is compared: ``pooled`` or ``class``, ``patches``, ``block N``."""
         return list(self._places)
 
+    def of_pooled(self) -> tuple[nn.Module, nn.Module | None]:
+        """The bridge of the pooled vector, and the scale of the teacher's where there is one."""
+        place = self._places["pooled"]
+        return self.bridges[place], dict(self.scales.items()).get(place)
+
     @property
     def pooled(self) -> bool:
         """Whether what the head reads is compared."""
