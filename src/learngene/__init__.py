@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from learngene.making.pool import stitches
     from learngene.making.probe import Probes, probe
     from learngene.making.search.make import search
+    from learngene.making.zero_shot import zero_shot
     from learngene.methods import method
     from learngene.methods.tal import predict as hypernetworks
     from learngene.methods.tal.task_embedding import TaskEmbedding
@@ -70,6 +71,7 @@ _HOMES = {
     "search": "making.search.make",
     "segment": "vits.segmenter",
     "tune": "making.hyper.tune",
+    "zero_shot": "making.zero_shot",
 }
 
 _MODULES = {

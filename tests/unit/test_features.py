@@ -149,6 +149,13 @@ def test_a_grey_student_has_a_coloured_teacher(tmp_path: Path) -> None:
     assert gene.metadata["preprocessing"]["mean"] == [pytest.approx(0.5)]
 
 
+def test_teachers_are_prepared_once(images: Path, teacher: Ancestry, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, make = [], FeatureTeacher.__init__
+    monkeypatch.setattr(FeatureTeacher, "__init__", lambda *given: (prepared.append(given[1]), make(*given))[1])
+    made(None, images, teacher)
+    assert prepared == [teacher]
+
+
 # -- students ----------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ FILE = Path(__file__).parents[2] / "docs" / "gene.schema.json"
 SCHEMA: dict[str, Any] = json.loads(FILE.read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
 HYPER = ("tal", "logah", "ghn3")
-OF_FEATURES = {"agreement", "teachers"}
+OF_FEATURES = {"agreement", "teachers", "bridge"}
 """Entries of genes that learnt features."""
 ELSEWHERE = OF_FEATURES | {"layout"}
 """Entries that genes of plain ViTs condensed on logits have not."""
@@ -61,7 +61,8 @@ def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
 
 
 def test_a_gene_of_features_fits_the_schema(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
-    changes = {"distill": {"target": "features"}, "shape": pico_shape(num_classes=0).to_dict(), "features": {}}
+    features = {"bridge": "linear", "keep_bridge": True}
+    changes = {"distill": {"target": "features"}, "shape": pico_shape(num_classes=0).to_dict(), "features": features}
     changes |= {"teachers": [{"source": str(ancestry_folder)}], "train": {**FAST, "epochs": 1}}
     recipe = build_recipe(condense_fields(ancestry_folder, images, tmp_path / "run", **changes))
     assert isinstance(recipe, CondenseRecipe)

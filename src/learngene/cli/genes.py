@@ -120,6 +120,9 @@ def expand(
     ] = None,
     ancestry: Annotated[str | None, typer.Option(help="tal: of a --task's images, if it is not where it was")] = None,
     segment: Annotated[bool, typer.Option("--segment", help="a head with --num-classes for every pixel")] = False,
+    bridge: Annotated[
+        bool, typer.Option("--bridge", help="the head gives the teacher's output (of features.keep_bridge)")
+    ] = False,
     seed: Annotated[int, typer.Option(help="of whatever starts fresh", min=0, max=2**63 - 1)] = 0,
     verify: Annotated[bool, typer.Option(help="check every byte of the gene")] = True,
     explain: Explain = False,
@@ -135,6 +138,9 @@ def expand(
 
     if segment and num_classes is None:
         raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
+    if bridge and (segment or num_classes is not None):
+        other = "--segment" if segment else "--num-classes"
+        raise LearngeneError(f"--bridge: the head gives the teacher's output and has no classes; leave {other} out")
     if path is not None and (depth, embed_dim, num_heads) != (None, None, None):
         raise LearngeneError("--path says depth, width and heads; leave --depth, --embed-dim and --num-heads out")
     loaded = Learngene.load(gene, verify_content=verify)
@@ -162,8 +168,10 @@ def expand(
         layers=layer_list(layers) if layers else None,
         modules=modules.split(",") if modules else None,
         seed=seed,
+        bridge=bridge,
         **chosen,
     )
+    shape = shape.replace(num_classes=model.num_classes)
     params = shape.params()
     if segment:
         from learngene.vits.segmenter import segment as with_head
@@ -188,6 +196,9 @@ def expand(
     if fresh:
         print(f"{len(fresh)} tensors start fresh, the first is {fresh[0]}")
     made = quote(str(out))
+    if bridge:
+        print(f"next: learngene eval {made} --data DATA --text-features FILE.safetensors")
+        return
     print(f"next: learngene finetune --model {made} --data DATA --out RUN   (or: learngene eval {made} --data DATA)")
 
 
@@ -216,6 +227,7 @@ def info(
     searched, tuned = meta.get("search", {}).get("tasks", []), meta.get("tasks", [])
     ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
     names = [ancestry.get("name"), ancestry.get("tag"), f"sha256 {ancestry.get('sha256', '?')[:12]}"]
+    bridge = meta.get("bridge")
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
         "settings": ", ".join(f"{key}={value}" for key, value in meta["settings"].items()),
@@ -227,6 +239,7 @@ def info(
         "paths": f"{len(meta['paths'])}, see `learngene plan`" if meta.get("paths") else None,
         "search": f"{len(searched)} data sets, see `learngene picture`" if searched else None,
         "tasks": ", ".join(f"{each['task']} {each['top1']:.1f} %" for each in tuned) if tuned else None,
+        "bridge": f"to the output of {bridge['teacher']['name']}, {bridge['width']} numbers" if bridge else None,
         "agreement": ", ".join(f"{key} {value:.2f}" for key, value in meta.get("agreement", {}).items()) or None,
         "accuracy": f"top-1 {accuracy['top1']:.2f} %" if accuracy.get("top1") is not None else "not measured",
         "training": f"{training.get('epochs', '?')} epochs, seed {training.get('seed', '?')}" if training else "none",

@@ -54,11 +54,15 @@ def evaluate(
     knn: Annotated[bool, typer.Option("--knn", help="frozen features: 20 nearest training images vote")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="frozen features: a linear classifier is trained")] = False,
     teacher: Annotated[str | None, typer.Option(help="frozen features: nearest images in common with it")] = None,
+    text_features: Annotated[
+        Path | None, typer.Option(help="texts as classes: safetensors file with a row per class; nearest by cosine")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss.
 
-    With --knn, --linear or --teacher frozen features are judged instead; head and classes do not count.
+    With --knn, --linear or --teacher frozen features are judged instead; head and classes do not count. With
+    --text-features an image is of the class whose text is nearest to the model's output.
     """
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
@@ -78,12 +82,19 @@ def evaluate(
             raise LearngeneError(f"'{text}' is not of the form data.key=value; eval has no other settings")
     section = data_section(apply_overrides({"data": fields}, overrides or [])["data"])
     if not is_checkpoint(model, architecture) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
-        net: Any = Learngene.load(model).expand(path if path is not None else depth, **choices(options))
+        net: Any = Learngene.load(model).expand(
+            path if path is not None else depth, bridge=text_features is not None, **choices(options)
+        )
     elif depth is not None or path is not None:
         given = f"--depth {depth}" if path is None else f"--path {path}"
         raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is not one")
     else:
         net = ancestry_of(model, architecture, model_args, state, preprocessing).model
+    if text_features is not None:
+        if knn or linear or teacher is not None:
+            raise LearngeneError("--text-features: judges outputs, not features; leave --knn, --linear, --teacher out")
+        _zero_shot(model, net, section, text_features, split=split, as_json=as_json)
+        return
     if knn or linear or teacher is not None:
         _probe(model, net, section, knn=knn, linear=linear, teacher=teacher, split=split, as_json=as_json)
         return
@@ -128,6 +139,20 @@ def _probe(
         texts.append(f"neighbours in common with {teacher} {found.neighbours:.2f} %")
     counts = f"{found.images} images by {found.train_images} training images"
     print(f"{name} on {' + '.join(section.sources)} ({split}): {', '.join(texts)}, {counts}")
+
+
+def _zero_shot(name: str, net: Any, section: Any, texts: Path, *, split: str, as_json: bool) -> None:
+    """Judges a model by texts, and says what came out."""
+    from dataclasses import asdict
+
+    from learngene.making.zero_shot import zero_shot
+
+    found = zero_shot(net, section, texts, split=split)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    scores = f"zero-shot top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, {found.images} images"
+    print(f"{name} on {' + '.join(section.sources)} ({split}): {scores}")
 
 
 @app.command()

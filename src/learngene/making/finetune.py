@@ -243,7 +243,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
     _record_preprocessing(model, data, size, chans, crop)
     before = getattr(model, "learngene", {})
     model.learngene = {
-        **{name: entry for name, entry in before.items() if name != "mask_values"},
+        **{name: entry for name, entry in before.items() if name not in ("mask_values", "bridge")},
         "class_names": images.train.class_names,
         **({"mask_values": data.mask_values} if data.mask_values else {}),
         "finetuned": {
