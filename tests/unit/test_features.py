@@ -11,12 +11,15 @@ import timm
 import torch
 from torch import nn
 
+import learngene
 from learngene import Ancestry, save_descendant, scratch
+from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
 from learngene.making.condense import prepare
 from learngene.making.features.stage import _total
 from learngene.making.features.student import Match, reading
 from learngene.making.features.teacher import FeatureTeacher, patches_of
+from learngene.making.pool.path_features import PathStudent
 from learngene.methods import METHODS, method
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import short_hash
@@ -290,6 +293,83 @@ def test_the_rows_of_a_pool_learn_features_beside_labels(images: Path, teacher: 
     assert len(list((tmp_path / "run").glob("row-w8*"))) == 2  # other features, another row
 
 
+def unlabelled_pool(**pool: Any) -> dict[str, Any]:
+    return {**POOL, "shape": BARE, "distill": {"target": "features"}, "pool": pool, "features": {"blocks": [[2, 2]]}}
+
+
+def test_a_pool_learns_features_without_labels(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
+    knn = {"source": str(images), "workers": 0}
+    pool = made(tmp_path / "run", images, teacher, **unlabelled_pool(), knn=knn)
+    logged = {run.parent.name: metrics(run.parent) for run in (tmp_path / "run").glob("*/metrics.jsonl")}
+    assert len(logged) == 3
+    for name, history in logged.items():
+        assert {"pooled", "patches", "neighbours", "knn"} <= set(history[-1])
+        assert ("block 2" in history[-1]) == name.startswith("row-")  # a path's blocks are others
+    assert "paths" in logged
+    assert not {"classes", "accuracy"} & set(pool.metadata)
+    assert pool.metadata["agreement"]["knn"] == pytest.approx(logged["paths"][-1]["knn"], abs=1e-3)
+    listed = pool.metadata["paths"]
+    assert all(set(path) == {"path", "blocks", "neighbours"} for path in listed)
+    widest = next(path for path in listed if path["blocks"] == "0+4")
+    assert widest["neighbours"] == pytest.approx(pool.metadata["agreement"]["neighbours"], abs=1e-3)
+    plan = learngene.plan(tmp_path / "run.safetensors", num_classes=7)
+    assert [one.neighbours for one in plan] == sorted((path["neighbours"] for path in listed), reverse=True)
+    model = Learngene.load(tmp_path / "run.safetensors").expand("2+2", num_classes=7)
+    assert model(batch(pico_shape())).shape == (2, 7)
+
+
+def test_paths_learn_with_the_bridges_of_the_row_in_which_they_end(images: Path, teacher: Ancestry) -> None:
+    inputs = prepare(gene_recipe(images, **unlabelled_pool()), teacher)
+    rows = [[Match(FeatureTarget(blocks=[[2, 2]]), inputs.feature_teachers[0], w, 24)] for w in (8, 16)]
+    student = PathStudent(ElasticViT(inputs.gene), rows, [8, 16]).eval()
+    pictures = batch(pico_shape())
+    for path, width in (("4+0", 8), ("2+2", 16), ("0+4", 16)):
+        student.elastic.set_path(path)
+        _, pooled, (mine,) = student(pictures, True)
+        assert pooled.shape == (2, width)
+        assert set(mine) == {"pooled", "patches"}
+        assert student.current == rows[width == 16]
+        torch.testing.assert_close(mine["pooled"], rows[width == 16][0].bridges["0"](pooled))
+
+
+def test_a_stopped_pool_of_features_goes_on_as_if_it_was_not(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
+    whole = made(tmp_path / "whole", images, teacher, **unlabelled_pool())
+    log, entries = TrainLog.epoch, []
+
+    def stop(self: TrainLog, entry: Any, parts: Any) -> None:
+        log(self, entry, parts)
+        entries.append(entry)
+        if len(entries) in (3, 5):  # in the second row, and between two epochs of the paths
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainLog, "epoch", stop)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                made(tmp_path / "stopped", images, teacher, **unlabelled_pool())
+    assert same(state(whole), state(made(tmp_path / "stopped", images, teacher, **unlabelled_pool())))
+
+
+def test_paths_without_labels_may_stay_untuned(images: Path, teacher: Ancestry) -> None:
+    pool = made(None, images, teacher, **unlabelled_pool(tune=None))
+    assert pool.metadata["agreement"]["neighbours"] >= 0
+    assert len(pool.metadata["paths"]) == len(ElasticViT(pool).views())
+
+
+def test_the_command_line_makes_a_pool_of_a_flat_folder(cli: CLI, images: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        (flat / f"{number:03d}.png").write_bytes(path.read_bytes())
+    save_descendant(scratch(pico_shape(num_classes=0, depth=2), seed=1), tmp_path / "teacher")
+    fields = condense_fields(tmp_path / "teacher", flat, tmp_path / "run", **unlabelled_pool())
+    (tmp_path / "recipe.yaml").write_text(json.dumps(fields))
+    done, gene = cli("condense", tmp_path / "recipe.yaml"), tmp_path / "run.safetensors"
+    assert done.code == 0, done.err
+    assert "neighbours in common" in cli("plan", gene).out
+    assert cli("picture", gene, "--out", tmp_path / "pool.png").code == 0
+
+
 def test_the_log_tells_knn_on_labelled_images(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
     gene = made(tmp_path / "run", images, teacher, knn={"source": str(images), "workers": 0})
     assert 0 <= metrics(tmp_path / "run")[-1]["knn"] <= 100
@@ -341,10 +421,11 @@ def test_older_results_keep_their_keys() -> None:
         ({"distill": {}, "features": {"bridge": "mlp"}}, "features: only for distill.target=features"),
         ({"distill": {}, "knn": {"source": "digits"}}, "knn: only for distill.target=features"),
         ({"method": "tal", "shape": pico_shape(class_token=True).to_dict()}, "means nothing for tal"),
-        (POOL | {"distill": {"target": "features"}}, "set distill.alpha below 1"),
+        (POOL | {"distill": {"target": "features"}}, "num_classes 3: features train no head"),
+        (POOL | {"distill": {"target": "features", "alpha": 0}}, "mean nothing with distill.alpha 0"),
         (POOL | {"pool": {"points": [1, 1]}}, "pool.points means nothing for distill.target=features"),
         (POOL | {"pool": {"stitches": "tm"}}, "tm needs the matrices"),
-        (POOL | {"knn": {"source": "digits"}}, "judged on its own labels"),
+        (POOL | {"knn": {"source": "digits"}}, "learns labels, too, is judged on them"),
         ({"features": {"tokens": ["pooled", "class"]}}, "use one"),
         ({"features": {"queue": 5}}, "only pooled_loss=queue-kl"),
         ({"features": {"blocks": [[2, 1], [1, 2]]}}, "must rise"),

@@ -90,6 +90,7 @@ def plan(
         beyond = "  deeper than the auxiliary model" if one.beyond_auxiliary else ""
         size = f"{one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs"
         top1 = f"  top-1 {one.top1:6.2f} %" if one.top1 is not None else ""
+        top1 += f"  neighbours in common {one.neighbours:6.2f} %" if one.neighbours is not None else ""
         print(f"{header.method.label(header.shape, one.shape)}  {size}{time}{top1}{beyond}")
         if explain:
             _explain(one.layers)

@@ -101,7 +101,7 @@ def own_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
         if path_train is None:
             return 0
         macs = [path.macs() for path in rows.paths(gene.shape)]
-        guide = teacher if recipe.pool.guide != "none" else 0
+        guide = teacher if recipe.pool.guide != "none" or not recipe.needs_labels else 0
         train, per_image = path_train, TRAINING * sum(macs) // len(macs) + guide
     return images_seen(train, train_images[SOURCE]) * per_image
 

@@ -240,7 +240,7 @@ def _distil_row(pool: GeneJob, index: int, opened: OpenTasks) -> str:
     inputs = prepare_gene(pool.recipe, images=opened[SOURCE])
     row = distil_row(inputs, index, keep=True, show=False)
     assert row.result is not None
-    return f"top-1 {row.result.final.main:.2f} %"
+    return f"{row.result.final.label} {row.result.final.main:.2f} %"
 
 
 def _search(gene: GeneJob, task: TaskSearch, opened: OpenTasks) -> str:
@@ -265,7 +265,7 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: OpenTasks) -> str:
     if job.recipe is not None:
         _refuse_failed(job.recipe.out)
         done = run_condense(job.recipe, images=opened[SOURCE], keep=True, show=False)
-        return f"top-1 {done.result.final.main:.2f} %"
+        return f"{done.result.final.label} {done.result.final.main:.2f} %"
     assert job.ancestry is not None
     data = recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
     start = time.perf_counter()

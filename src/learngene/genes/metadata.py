@@ -130,7 +130,14 @@ class PoolPath(_Entry):
     blocks: Annotated[
         str, Field(description="How many blocks of every row, narrow to wide.", pattern="^[0-9]+([+][0-9]+)+$")
     ]
-    top1: Percent
+    top1: Percent | None = None
+    neighbours: Percent | None = Field(None, description="In place of top1, of a pool that learnt features alone.")
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if (self.top1 is None) == (self.neighbours is None):
+            raise ValueError("either top1 or neighbours")
+        return self
 
 
 class SearchTask(_Entry):
@@ -274,7 +281,7 @@ def fault_of_records(metadata: Mapping[str, Any]) -> str | None:
     try:
         TypeAdapter(list[PoolPath]).validate_python(metadata.get("paths", []), strict=True)
     except ValidationError:
-        return "'paths' must be a list of objects with 'path', 'blocks' and 'top1'"
+        return "'paths' must be a list of objects with 'path', 'blocks' and 'top1' or 'neighbours'"
     try:
         if "search" in metadata:
             Search.model_validate(metadata["search"])

@@ -69,6 +69,8 @@ class Candidate:
         layers: Which of the gene's tensors feed each layer.
         beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning brings it back.
         top1: Accuracy in percent that was measured when the gene was made, for a pool's path and the same task.
+        neighbours: Instead, of a pool that learnt features alone: nearest images in common with its teacher, in
+            percent, for any task.
     """
 
     shape: Shape
@@ -78,6 +80,7 @@ class Candidate:
     layers: list[str]
     beyond_auxiliary: bool
     top1: float | None = None
+    neighbours: float | None = None
 
 
 def plan(
@@ -135,18 +138,23 @@ def plan(
         if latency is None or latency <= (budget.max_latency or 0):
             layers = source.method.describe(source.shape, shape, **options)
             beyond = source.method.beyond(source.shape, shape)
-            top1 = scores.get(shape.path)
-            candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, top1))
-    if all(candidate.top1 is not None for candidate in candidates):
-        candidates.sort(key=lambda candidate: candidate.top1 or 0.0, reverse=True)
+            scored = scores.get(shape.path, {})
+            candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, **scored))
+    for name in ("top1", "neighbours"):
+        if all(getattr(candidate, name) is not None for candidate in candidates):
+            candidates.sort(key=lambda candidate: getattr(candidate, name) or 0.0, reverse=True)
     return candidates
 
 
-def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, float]:
-    """Top-1 by path, as measured when the gene was made; nothing for another task or image size."""
-    if (base.num_classes, base.img_size) != (source.shape.num_classes, source.shape.img_size):
+def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, dict[str, float]]:
+    """What paths scored when the gene was made; nothing for another image size, and no accuracy of another task."""
+    if base.img_size != source.shape.img_size:
         return {}
-    return {path["path"]: path["top1"] for path in source.metadata.get("paths", [])}
+    counted = ("top1", "neighbours") if base.num_classes == source.shape.num_classes else ("neighbours",)
+    return {
+        path["path"]: {name: path[name] for name in counted if path.get(name) is not None}
+        for path in source.metadata.get("paths", [])
+    }
 
 
 def measured_latency(shape: Shape, batch_size: int, device: str) -> float:

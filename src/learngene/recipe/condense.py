@@ -110,9 +110,7 @@ class CondenseRecipe(Section):
             for name in ("features", "teachers", "knn"):
                 if getattr(self, name) is not None:
                     raise RecipeError(f"{name}: only for distill.target=features; set that, or leave {name} out")
-        elif kind.making == "pool":
-            self._refuse_rows_features()
-        elif kind.making != "stage":
+        elif kind.making not in ("stage", "pool"):
             raise RecipeError(
                 f"distill.target: {self.method} learns no features, only methods that are trained at one auxiliary "
                 "shape do, such as tleg and sws; use distill.target=logits"
@@ -134,26 +132,23 @@ class CondenseRecipe(Section):
             raise RecipeError(
                 f"data.labels is false, but distill.alpha {alpha:g} gives labels a weight; set one of them"
             )
+        elif kind.making == "pool":
+            self._refuse_rows_features()
         elif sum(target.keep_bridge for target in self.feature_targets()) > 1:
             raise RecipeError("features.keep_bridge: a gene keeps the bridge to one teacher; set it for one")
 
     def _refuse_rows_features(self) -> None:
-        """Raises ``RecipeError`` unless a pool can learn features: its paths are tuned, and judged, on classes."""
+        """Raises ``RecipeError`` unless a pool's rows can learn features."""
         pool = self.pool or PoolSpec()
         if self.anchors:
             raise RecipeError("distill.target: anchors are trained already and learn no features; use logits")
-        if self.distill.alpha == 1 or not self.data.labels:
-            raise RecipeError(
-                "distill.target: the paths of a pool are tuned and judged on labels, so beside features they need a "
-                "weight; set distill.alpha below 1"
-            )
         for name in ("points", "terms", "transform_bias", "learn_equal_width", "guide"):
             if getattr(pool, name) != getattr(PoolSpec(), name):
                 raise RecipeError(f"pool.{name} means nothing for distill.target=features; leave it out")
         if pool.stitches == "tm":
             raise RecipeError("pool.stitches: tm needs the matrices of distill.target=logits; use ls")
-        if self.knn is not None:
-            raise RecipeError("knn: a pool is judged on its own labels; leave it out")
+        if self.knn is not None and self.needs_labels:
+            raise RecipeError("knn: a pool that learns labels, too, is judged on them; leave it out")
         if any(target.keep_bridge for target in self.feature_targets()):
             raise RecipeError("features.keep_bridge: every row of a pool has a bridge of its own; leave it out")
 

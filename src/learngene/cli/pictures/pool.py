@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CHOSEN = "#0072b2"
+NEIGHBOURS = "neighbours in common"
 """The highlighted path."""
 LAYERS = ("#009e73", "#cc79a7", "#e69f00", "#7b3294", "#d55e00", "#8c510a")
 """Stitch layers in turn: Okabe and Ito's palette without the blues, and two more."""
@@ -59,7 +60,9 @@ def pool_picture(gene: str | Path, out: Path, path: str | None = None) -> None:
     pool, auxiliary = rows_of(header.method), header.shape
     paths = pool.paths(auxiliary)
     chosen = _example(pool, auxiliary) if path is None else pool.named_shape(auxiliary, path)
-    scores = {each["path"]: float(each["top1"]) for each in header.metadata.get("paths", [])}
+    listed = header.metadata.get("paths", [])
+    name, label = ("neighbours", NEIGHBOURS) if any("neighbours" in each for each in listed) else ("top1", "top-1")
+    scores = {each["path"]: float(each[name]) for each in listed}
     measured = {each: (each.params(), scores[each.path]) for each in paths if each.path in scores}
 
     rows = _Rows(pool.row_shapes(auxiliary))
@@ -74,10 +77,10 @@ def pool_picture(gene: str | Path, out: Path, path: str | None = None) -> None:
     rows.draw_path(left, pool, chosen)
     if measured:
         place = (drawing + 0.65) / width, 0.55 / height, (PLOT - 0.8) / width, (height - TITLE - 0.6) / height
-        _draw_scores(figure.add_axes(place), pool, measured, chosen)
+        _draw_scores(figure.add_axes(place), pool, measured, chosen, label)
     title = f"{pool.title}: {len(paths)} paths through {len(rows.shapes)} rows, {_size(header.stored_params)} stored"
     figure.text(MARGIN / width, 1 - 0.12 / height, title, fontsize=11, va="top")
-    scored = f", top-1 {measured[chosen][1]:.1f} %" if chosen in measured else ""
+    scored = f", {label} {measured[chosen][1]:.1f} %" if chosen in measured else ""
     full = chosen.path.replace("+", " + ")
     caption = f"blue: path {pool.counts(chosen)} ({full}), {_size(chosen.params())}{scored}"
     caption += "\nneighbouring lines of one colour share a stitch layer"
@@ -195,8 +198,10 @@ class _Rows:
         axis.text(self.length + ENDS, last * PITCH, "head", bbox=box, **style)
 
 
-def _draw_scores(axis: Axes, pool: StitchedRows, points: dict[Shape, tuple[int, float]], chosen: Shape) -> None:
-    """Top-1 over parameters, one point for every path."""
+def _draw_scores(
+    axis: Axes, pool: StitchedRows, points: dict[Shape, tuple[int, float]], chosen: Shape, score: str
+) -> None:
+    """What paths scored over parameters, one point for every path."""
     unit, name = (1e6, "M") if max(params for params, _ in points.values()) >= 1e6 else (1e3, "K")
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "stitched paths": ("o", {"ms": 4.5, "mfc": "white", "mec": "#555555"}),
@@ -208,7 +213,7 @@ def _draw_scores(axis: Axes, pool: StitchedRows, points: dict[Shape, tuple[int, 
     if chosen in points:
         params, top1 = points[chosen]
         axis.plot(params / unit, top1, "o", ms=8, color=CHOSEN, label=f"path {pool.counts(chosen)}")
-    axis.set(xlabel=f"parameters, {name}", ylabel="top-1, %")
+    axis.set(xlabel=f"parameters, {name}", ylabel=f"{score}, %")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e4e4e4", lw=0.8)
     axis.set_axisbelow(True)

@@ -15,7 +15,7 @@ from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits, refuse_channels
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.features import kept_bridge
-from learngene.making.features.student import FeatureStudent, Match
+from learngene.making.features.student import FeatureStudent, Match, current_matches
 from learngene.making.features.teacher import Features, FeatureTeacher, for_student
 from learngene.making.inputs import CondenseInputs
 from learngene.recipe.condense import CondenseRecipe
@@ -82,8 +82,7 @@ def feature_stage(
         keep: Whether a saved state in its run folder counts, which has the statistics.
         scored: Judge by features; else by accuracy.
     """
-    alpha, shape, specs = recipe.distill.alpha, recipe.shape, recipe.feature_targets()
-    teachers = inputs.feature_teachers
+    shape, specs, teachers = recipe.shape, recipe.feature_targets(), inputs.feature_teachers
     with torch.random.fork_rng():
         torch.manual_seed(recipe.train.seed)
         matches = [
@@ -93,11 +92,37 @@ def feature_stage(
     student = FeatureStudent(model, matches)
     if not (keep and (recipe.out / "last.pt").exists()):
         fit_scales(matches, teachers, inputs, recipe)
+    pooled = any(match.pooled for match in matches)
+    uses_all = recipe.shape.ending == "aligned" or recipe.distill.alpha < 1 or pooled
+    return matching_stage(name, student, inputs, recipe, scored=scored, uses_all=uses_all)
+
+
+def matching_stage(
+    name: str,
+    student: nn.Module,
+    inputs: CondenseInputs,
+    recipe: CondenseRecipe,
+    *,
+    scored: bool = True,
+    uses_all: bool,
+) -> Stage:
+    """The stage in which a student learns features with bridges and scales that it has already.
+
+    Args:
+        name: Shown while it runs.
+        student: A model with its matches.
+        inputs: Teachers and images.
+        recipe: The gene's, the row's or that of a pool's paths.
+        scored: Judge by features; else by accuracy.
+        uses_all: See ``Stage``.
+    """
+    alpha, shape, teachers = recipe.distill.alpha, recipe.shape, inputs.feature_teachers
     names = [f"teacher {number} " if len(teachers) > 1 else "" for number in range(1, len(teachers) + 1)]
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
         theirs = [teacher(images) for teacher in teachers]  # the same mixed and erased batch
         logits, _, mine = model(images, True)
+        matches = current_matches(student)
         terms = [match.parts(one, other, push=True) for match, one, other in zip(matches, mine, theirs, strict=True)]
         loss = _total(matches, terms)
         out = {name + kind: value for name, term in zip(names, terms, strict=True) for kind, value in term.items()}
@@ -109,7 +134,6 @@ def feature_stage(
     probe = _probe(recipe, inputs.knn) if scored else None
 
     def score(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], precision: str, reduce: Any) -> FeatureScore:
-        assert isinstance(model, FeatureStudent)
         return feature_score(model, teachers, batches, precision, reduce, probe)
 
     made = made_of(inputs.ancestry)
@@ -121,7 +145,7 @@ def feature_stage(
         shape.img_size,
         shape.in_chans,
         tuple(teachers),
-        uses_all=shape.ending == "aligned" or alpha < 1 or any(match.pooled for match in matches),
+        uses_all=uses_all,
         score=score if scored else None,
         made_of=made,
     )
@@ -170,7 +194,7 @@ def _first_pass(spec: FeatureTarget, inputs: CondenseInputs, recipe: CondenseRec
 
 @torch.inference_mode()
 def feature_score(
-    model: FeatureStudent,
+    model: nn.Module,
     teachers: Sequence[FeatureTeacher],
     batches: Iterable[tuple[Tensor, Any]],
     precision: str,
@@ -180,7 +204,7 @@ def feature_score(
     """How well a student matches its teachers; neighbours are sought among each process's share of the images."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    matches = [match for match in model.matches if isinstance(match, Match)]
+    matches = current_matches(model)
     pooled: list[list[Tensor]] = [[] for _ in range(len(teachers) + 1)]
     loss, cosines, pairs, images = 0.0, 0.0, 0, 0
     for batch, _ in batches:
@@ -192,12 +216,12 @@ def feature_score(
         loss += float(_total(matches, terms)) * len(batch)
         for match, one, other in zip(matches, mine, theirs, strict=True):
             scaled = match.scaled(other)
-            for kind in match.kinds:
+            for kind in one:
                 if match.loss(kind) in DISTANCES:
                     similar = F.cosine_similarity(one[kind].float(), scaled[kind].float(), dim=-1)
                     cosines, pairs = cosines + float(similar.mean()) * len(batch), pairs + len(batch)
         if images < MOST_COMPARED:
-            for kept, whole in zip(pooled, [own, *map(_one_vector, theirs)], strict=True):
+            for kept, whole in zip(pooled, [own, *map(one_vector, theirs)], strict=True):
                 kept.append(whole.float().cpu())
         images += len(batch)
     own, *others = (torch.cat(kept) for kept in pooled)
@@ -212,7 +236,7 @@ def feature_score(
     return FeatureScore(100 * shared / compared, loss / images, int(images), cosine, knn)
 
 
-def _one_vector(features: Features) -> Tensor:
+def one_vector(features: Features) -> Tensor:
     """A teacher's vector of an image: its pooled or class token, else the mean over what it has."""
     first = next(iter(features.values()))
     return first if first.ndim == 2 else first.mean(1)

@@ -123,10 +123,12 @@ class Match(nn.Module):
         return self.spec.pooled_loss if kind in ("pooled", "class") else self.spec.patch_loss
 
     def forward(self, read: Read) -> Features:
-        """The student's features in the teacher's space, by kind."""
+        """The student's features in the teacher's space, by kind; without those of blocks that were not read."""
         pairs = {f"block {theirs}": mine for theirs, mine in self.spec.blocks}
         out: Features = {}
         for kind, place in self._places.items():
+            if kind in pairs and pairs[kind] not in read.blocks:
+                continue
             if kind in ("pooled", "class"):
                 mine = read.pooled
             else:
@@ -158,7 +160,7 @@ class Match(nn.Module):
 
     def _parts(self, mine: Features, theirs: Features) -> Parts:
         out: Parts = {}
-        for kind in self.kinds:
+        for kind in mine:
             name = self.loss(kind)
             if name == "queue-kl":
                 assert self.queue is not None
@@ -200,6 +202,11 @@ def _on_grid(patches: Tensor, grid: int | None) -> Tensor:
     return F.interpolate(plane, (grid, grid), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
+def current_matches(student: nn.Module) -> list[Match]:
+    """The match of every teacher for what a student computes now: a gene, a row, or a pool along its current path."""
+    return list(student.current)  # type: ignore[arg-type]
+
+
 class FeatureStudent(nn.Module):
     """What is trained: a model, and a match per teacher. Its state is the model's and that of bridges and queues.
 
@@ -213,6 +220,11 @@ class FeatureStudent(nn.Module):
         super().__init__()
         self.model, self.matches = model, nn.ModuleList(matches)
         self.blocks = sorted({mine for match in matches for _, mine in match.spec.blocks})
+
+    @property
+    def current(self) -> list[Match]:
+        """The matches, which are always the same."""
+        return [match for match in self.matches if isinstance(match, Match)]
 
     def forward(self, images: Tensor, matched: bool = False) -> Any:
         """Logits, or pooled features of a gene without classes.

@@ -19,9 +19,11 @@ from learngene.genes.gene import Learngene
 from learngene.making.block_features import feature_widths
 from learngene.making.extract import plain_shape
 from learngene.making.features import stage as features
+from learngene.making.features.student import FeatureStudent, Match
 from learngene.making.finetune import scratch
 from learngene.making.inputs import CondenseInputs
 from learngene.making.pool.distil import RowDistillation, row_objective
+from learngene.making.pool.path_features import PathStudent, path_neighbours
 from learngene.making.pool.rows import (
     DENSE,
     END,
@@ -46,7 +48,7 @@ from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, guided_loss
 from learngene.training.run import finished, run_stage, write_once
 from learngene.training.run_folder import MARKER, mark, refuse_other_recipe
-from learngene.training.scores import Accuracy, accuracies
+from learngene.training.scores import Score, accuracies
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.vits.stitched_shape import StitchedShape
 
@@ -56,18 +58,20 @@ LS_BATCH = 10
 
 @dataclass
 class Row:
-    """A finished row: its weights, what it scored, and the matrix TM needs (None is the identity)."""
+    """A finished row: its weights, what it scored, the matrix TM needs (None is the identity), its bridges."""
 
     state: dict[str, Tensor]
     matrix: Tensor | None
     result: TrainResult | None
+    matches: Sequence[Match] = ()
 
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Fills a pool's gene, or continues where a stopped run left it; see ``making.condense.Maker``.
 
     Returns:
-        How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``.
+        How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``, or
+        without labels ``neighbours``.
     """
     recipe, gene, images = inputs.recipe, inputs.gene, inputs.images
     if keep:
@@ -89,19 +93,27 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     results = [row.result for row in rows if row.result is not None]
     if paths is not None:
         _set_drop_paths(elastic, paths.train.drop_path)
-        stage = path_stage(elastic, inputs.ancestry, pool_of(recipe))
+        if recipe.needs_labels:
+            stage = path_stage(elastic, inputs.ancestry, pool_of(recipe))
+        else:
+            stage = feature_path_stage(elastic, inputs, paths, [row.matches for row in rows])
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
         _set_drop_paths(elastic, 0.0)
     loader = eval_loader(images.val, recipe.data, img_size=gene.shape.img_size, in_chans=gene.shape.in_chans)
-    elastic.to(make_accelerator().device)
-    scores = accuracies(elastic.views(), loader, precision=recipe.train.precision)
-    elastic.to("cpu")
-    method = rows_of(gene.method)
+    method, precision, final = rows_of(gene.method), recipe.train.precision, None
+    if recipe.needs_labels:
+        elastic.to(make_accelerator().device)
+        scores = accuracies(elastic.views(), loader, precision=precision)
+        elastic.to("cpu")
+        name, measured, final = "top1", {path: score.top1 for path, score in scores.items()}, scores[gene.shape]
+    else:
+        name, measured = "neighbours", path_neighbours(elastic, inputs.feature_teachers, loader, precision)
     listed = [
-        {"path": path.path, "blocks": method.counts(path), "top1": round(scores[path].top1, 4)}
+        {"path": path.path, "blocks": method.counts(path), name: round(measured[path], 4)}
         for path in method.paths(gene.shape)
     ]
-    return _together(results, scores[gene.shape]), {"paths": listed}
+    more = {"teachers": [each.identity for each in inputs.teachers]} if inputs.teachers else {}
+    return _together(results, final or results[-1].final), {"paths": listed, **more}
 
 
 def refuse(inputs: CondenseInputs) -> None:
@@ -156,7 +168,7 @@ def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) ->
     set_drop_path(student, mine.train.drop_path)
     matrix: Callable[[], Tensor | None] = lambda: None  # noqa: E731
     if mine.distill.target == "features":
-        stage = features.feature_stage(name, student, inputs, mine, keep=keep, scored=False)
+        stage = features.feature_stage(name, student, inputs, mine, keep=keep, scored=not mine.needs_labels)
     else:
         student_blocks, ancestry_blocks, widths = _distilled_at(mine, ancestry)
         with torch.random.fork_rng():
@@ -170,7 +182,8 @@ def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) ->
     if keep:
         write_once(lambda: mark(recipe.out, recipe))
     state = {name: value.detach() for name, value in student.state_dict().items()}
-    return Row(state, matrix(), result)
+    learnt = stage.module.current if isinstance(stage.module, FeatureStudent) else ()
+    return Row(state, matrix(), result, learnt)
 
 
 def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[list[int], list[int], list[int]]:
@@ -256,6 +269,21 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
     )
 
 
+def feature_path_stage(
+    elastic: ElasticViT, inputs: CondenseInputs, recipe: CondenseRecipe, rows: Sequence[Sequence[Match]]
+) -> Stage:
+    """Tuning of sampled paths without labels: each learns the teachers' features with the bridges of its last row."""
+    widths = [row.embed_dim for row in row_shapes(recipe)]
+    student = PathStudent(elastic, rows, widths)
+    stage = features.matching_stage("paths", student, inputs, recipe, uses_all=False)
+    shapes, widest = list(elastic.views()), elastic.gene.shape
+
+    def draw(_epoch: int, _step: int) -> None:
+        elastic.set_path(shapes[int(torch.randint(len(shapes), ()))])
+
+    return replace(stage, before_step=draw, before_scoring=lambda: elastic.set_path(widest))
+
+
 def _set_drop_paths(elastic: ElasticViT, rate: float) -> None:
     """Stochastic depth of every path: a block is dropped as often as in its own row, where rates rise with depth."""
     rows = {row.embed_dim: row.depth for row in rows_of(elastic.gene.method).row_shapes(elastic.gene.shape)}
@@ -270,15 +298,15 @@ def _set_drop_paths(elastic: ElasticViT, rate: float) -> None:
         set_drop_path(view, rate, rates)
 
 
-def _together(results: Sequence[TrainResult], final: Accuracy) -> TrainResult:
+def _together(results: Sequence[TrainResult], final: Score) -> TrainResult:
     """One result for all stages: sums of what they cost, and the widest row's final accuracy."""
     if not results:
-        return TrainResult([], final, final.top1, 0, 0, 0.0)
+        return TrainResult([], final, final.main, 0, 0, 0.0)
     return replace(
         results[-1],
         history=[entry for result in results for entry in result.history],
         final=final,
-        best=max(results[-1].best, final.top1),
+        best=max(results[-1].best, final.main),
         updates=sum(result.updates for result in results),
         images=sum(result.images for result in results),
         seconds=sum(result.seconds for result in results),
