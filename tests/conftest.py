@@ -117,7 +117,9 @@ def refused(cli: CLI) -> Callable[..., str]:
         assert result.code == 2, result
         assert result.out == ""
         (line,) = (
-            line for line in result.err.splitlines() if not re.search(r": (training|validation) \d+ images", line)
+            line
+            for line in result.err.splitlines()
+            if not re.search(r": (training|validation) \d+ images|: run folder ", line)
         )
         assert line.startswith("learngene: ")
         assert "Traceback" not in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -73,6 +74,12 @@ def say(text: str) -> None:
     """Prints a line once, however many processes a training command runs in."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
+
+
+def say_start(what: str, out: Path) -> None:
+    """Says what is about to run, once the recipe is known to be one: importing torch and timm takes seconds."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{what}: run folder {out}", file=sys.stderr, flush=True)
 
 
 def suggest(*words: object) -> None:

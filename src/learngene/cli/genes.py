@@ -132,10 +132,7 @@ def expand(
     """Make a timm model of any depth, or of a pool's path, from a gene and write it as a descendant folder."""
     import time
 
-    import timm.models.vision_transformer  # noqa: F401 - loaded here so that its import is not timed below
-
-    from learngene.genes.gene import Learngene
-    from learngene.vits.descendant_folder import save_descendant
+    from learngene.genes.gene_file import read_header
 
     if segment and num_classes is None:
         raise LearngeneError("--segment: say how many classes the masks have with --num-classes")
@@ -144,8 +141,20 @@ def expand(
         raise LearngeneError(f"--bridge: the head gives the teacher's output and has no classes; leave {other} out")
     if path is not None and (depth, embed_dim, num_heads) != (None, None, None):
         raise LearngeneError("--path says depth, width and heads; leave --depth, --embed-dim and --num-heads out")
-    loaded = Learngene.load(gene, verify_content=verify)
+    loaded: Any
+    header = read_header(gene)
     chosen = choices(options)
+    as_model = segment or bridge or task is not None or "task" in chosen or bool(header.shape.arch)
+    if as_model:
+        import timm.models.vision_transformer  # noqa: F401 - loaded here so that its import is not timed below
+
+        from learngene.genes.gene import Learngene
+
+        loaded = Learngene.load(gene, verify_content=verify)
+    else:
+        from learngene.genes.array_gene import ArrayGene
+
+        loaded = ArrayGene(header, verify_content=verify)
     if "task" in chosen and loaded.method.task_aware:
         if task is not None:
             raise LearngeneError("--task: given twice, here and with --set task; leave one out")
@@ -157,22 +166,22 @@ def expand(
         num_classes = len(chosen["task"].classes) if num_classes is None else num_classes
     elif ancestry is not None:
         raise LearngeneError("--ancestry: only needed for the images of --task; leave it out")
-    start = time.perf_counter()
     if embed_dim is not None and num_heads is None:
         num_heads = max(1, embed_dim // loaded.shape.head_dim)
     shape = loaded.shape if path is None else loaded.method.named_shape(loaded.shape, path)
     changes: dict[str, Any] = {"depth": depth, "embed_dim": embed_dim, "num_heads": num_heads}
     changes |= {"num_classes": num_classes, "img_size": img_size, "ending": ending}
     shape = shape.replace(**{key: value for key, value in changes.items() if value is not None})
-    model = loaded.expand(
-        shape,
-        layers=layer_list(layers) if layers else None,
-        modules=modules.split(",") if modules else None,
-        seed=seed,
-        bridge=bridge,
-        **chosen,
-    )
-    shape = shape.replace(num_classes=model.num_classes)
+    filled: dict[str, Any] = {
+        "layers": layer_list(layers) if layers else None,
+        "modules": modules.split(",") if modules else None,
+    }
+    filled |= {"bridge": True} if bridge else {}
+    if not as_model and loaded.needs_torch(shape, **filled, **chosen):
+        import torch  # noqa: F401 - loaded here so that its import is not timed below
+    start = time.perf_counter()
+    model = loaded.expand(shape, seed=seed, **filled, **chosen)
+    shape = shape.replace(num_classes=model.learngene["shape"]["num_classes"])
     params = shape.params()
     if segment:
         from learngene.vits.segmenter import segment as with_head
@@ -180,15 +189,18 @@ def expand(
 
         model, params = with_head(model, shape.num_classes, seed=seed), segmenter_params(shape)
     seconds = time.perf_counter() - start
-    save_descendant(model, out)
+    if as_model:
+        from learngene.vits.descendant_folder import save_descendant
+
+        save_descendant(model, out)
+    else:
+        model.save(out)
     kind = " for every pixel" if segment else ""
     print(f"{out}: {shape}{kind}, {params / 1e6:.3f} M params, expanded in {seconds:.3f} s")
     fresh = model.learngene["fresh"]
     if explain:
-        tensors = [
-            {f"blocks.{layer}.{name}" for name, _ in block.named_parameters()}
-            for layer, block in enumerate(model.blocks)
-        ]
+        names = list(shape.all_params())
+        tensors = [{name for name in names if name.startswith(f"blocks.{layer}.")} for layer in range(shape.depth)]
         # Nothing feeds a layer that --layers or --modules left out.
         texts = zip(model.learngene["layers"], tensors, strict=True)
         _explain(["fresh" if names <= set(fresh) else text for text, names in texts])

@@ -23,6 +23,7 @@ from learngene.cli.app import (
     read_recipe,
     require_kind,
     say,
+    say_start,
     suggest,
 )
 from learngene.system.errors import RecipeError
@@ -34,6 +35,7 @@ def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder =
     from learngene.recipe.condense import CondenseRecipe
 
     loaded = read_recipe(CondenseRecipe, recipe, overrides, data)
+    say_start(f"condense {loaded.method}", loaded.out)
     from learngene.making.condense import run
 
     done = run(loaded)
@@ -115,6 +117,7 @@ def finetune(
     else:
         fields = apply_overrides({"kind": "finetune"}, given)
         loaded = require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
+    say_start(f"finetune {loaded.model}", loaded.out)
     from learngene.making.finetune import run
 
     done = run(loaded)

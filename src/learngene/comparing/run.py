@@ -16,6 +16,7 @@ from learngene.comparing.results import Results, collect
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits, open_splits, refuse_unfit
 from learngene.genes.ancestry import Ancestry
+from learngene.genes.expansion import kept_parameters
 from learngene.making.condense import prepare as prepare_gene
 from learngene.making.condense import run as run_condense
 from learngene.making.extract import extract, vit_shape
@@ -37,7 +38,6 @@ from learngene.system.errors import Faults, LearngeneError
 from learngene.system.files import refuse_unwritable
 from learngene.system.processes import announce
 from learngene.training.record import NAME as RESULT_FILE
-from learngene.vits.fresh_weights import kept_parameters
 from learngene.vits.shape import ViTShape
 from learngene.vits.timm_models import refuse_unknown_architecture, timm_model
 

@@ -7,7 +7,6 @@ Condensing trains that function (``forward`` is the auxiliary model), expanding 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learngene.genes.bridge import bridge_classes, bridge_head, bridge_tensors
+from learngene.genes.expansion import expansion
 from learngene.genes.gene_file import (
     METADATA_KEY,
     PLACEHOLDER,
     GeneHeader,
     check_metadata,
+    not_finite,
     read_header,
+    refuse_damaged_table,
     seal,
     verify,
 )
@@ -32,9 +34,7 @@ from learngene.methods.tal.hypernetwork import hypernetwork_of
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, nearest
 from learngene.system.files import write_file
-from learngene.vits.class_names import carry_head, some
-from learngene.vits.descendant_folder import vit_cfg
-from learngene.vits.fresh_weights import fresh_parameters, kept_parameters
+from learngene.vits.fresh_weights import fresh_parameters
 from learngene.vits.layout import Layout
 from learngene.vits.resampling import resampled
 from learngene.vits.shape import ViTShape
@@ -277,56 +277,32 @@ class Learngene(nn.Module):
             num_classes = bridge_classes(self.metadata, self.shape, self._target(shape, None), num_classes, class_names)
         shape = self._target(shape, num_classes)
         weights = self.weights(shape, task=task, **options)
-        if about and shape.num_classes not in (0, len(about.classes)):
-            text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
-            warnings.warn(f"{self.method.name}: {text}", stacklevel=2)
-        for caution in self.method.cautions(self.shape, shape, task=task, **options):
-            warnings.warn(f"{self.method.name}: {caution}", stacklevel=2)
-        if class_names and len(class_names) != shape.num_classes:
-            raise ShapeError(f"class_names has {len(class_names)} names, but the shape has {shape.num_classes} classes")
-        names = None if bridge else self._class_names(shape, about)
         weights |= bridge_head(self.bridge) if bridge else {}
-        other = carry_head(weights, shape, names, class_names, predicted=self.method.making == "hyper")
-        if other and names and class_names:
-            text = f"the gene's classes ({some(names)}) are not the wanted ones ({some(class_names)})"
-            warnings.warn(f"{self.method.name}: {text}, so the head starts afresh", stacklevel=2)
-        keep = kept_parameters(shape, layers, modules)
-        expected = shape.all_params()
+        made = expansion(
+            self,
+            weights,
+            shape,
+            class_names=class_names,
+            layers=layers,
+            modules=modules,
+            seed=seed,
+            task=task,
+            about=about,
+            bridge=bridge,
+            **options,
+        )
         own = {tensor.untyped_storage().data_ptr() for tensor in self.parameters()}
-        new = [name for name in expected if name not in weights or name not in keep]
-        state = fresh_parameters(shape, new, torch.Generator().manual_seed(seed))
-        for name in expected.keys() - state.keys():
+        state = fresh_parameters(shape, made.fresh, torch.Generator().manual_seed(seed))
+        for name in shape.all_params().keys() - state.keys():
             # A copy of a gene tensor must not be the gene tensor, nor may two layers share one or be parts of one.
             value, memory = weights[name], weights[name].untyped_storage()
             whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
             state[name] = value if whole else value.clone()
         model = shape.skeleton()
         model.load_state_dict(state, strict=True, assign=True)
-        tag, preprocessing = f"learngene_{self.method.name}", self._preprocessing(about)
-        model.pretrained_cfg = model.default_cfg = vit_cfg(shape, tag, preprocessing)
-        model.learngene = {
-            "gene": self.metadata.get("digest"),
-            "method": self.method.name,
-            "settings": default_settings(self.method),
-            "options": options if task is None else {**options, "task": _task_name(task)},
-            "ancestry": self.metadata.get("ancestry"),
-            "shape": shape.to_dict(),
-            "layers": self.method.describe(self.shape, shape, **options),
-            "fresh": new,
-            "seed": seed,
-            "class_names": class_names or names,
-            **({"bridge": self.metadata["bridge"]} if bridge else {}),
-        }
+        model.pretrained_cfg = model.default_cfg = made.cfg
+        model.learngene = made.record
         return model.eval()
-
-    def _preprocessing(self, task: TaskEmbedding | None) -> dict[str, Any]:
-        """How images are prepared: of a task that the gene was tuned on as that task's were."""
-        own: dict[str, Any] = {}
-        for entry in self.metadata.get("tasks", []):
-            if task and entry.get("embedding", {}).get("fingerprint") == task.fingerprint:
-                own = entry
-        keys = ("mean", "std", "interpolation", "crop_pct")
-        return {**self.metadata.get("preprocessing", {}), **{key: own[key] for key in keys if key in own}}
 
     def _target(self, shape: Shape | int | str | None, num_classes: int | None) -> Shape:
         if isinstance(shape, int):
@@ -335,10 +311,6 @@ class Learngene(nn.Module):
             shape = self.method.named_shape(self.shape, shape)
         shape = shape or self.shape
         return shape if num_classes is None else shape.replace(num_classes=num_classes)
-
-    def _class_names(self, shape: Shape, task: TaskEmbedding | None) -> list[str] | None:
-        names = list(task.classes) if task else self.metadata.get("classes")
-        return names if names and len(names) == shape.num_classes else None
 
     # -- the gene file -------------------------------------------------------------------------------
 
@@ -391,21 +363,18 @@ class Learngene(nn.Module):
         Raises:
             GeneFileError: If the file is not a whole, unchanged gene of a known method, with finite numbers.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         header = read_header(path)
         if verify_content:
             verify(header)
-        try:
-            # Copied: what lies anywhere in a file is computed with differently on some machines, by a last bit.
-            tensors = {name: value.to(torch.float32, copy=True) for name, value in load_file(header.path).items()}
-        except SafetensorError as error:
-            raise GeneFileError(f"{path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
+        refuse_damaged_table(header)
+        # Copied: what lies anywhere in a file is computed with differently on some machines, by a last bit.
+        tensors = {name: value.to(torch.float32, copy=True) for name, value in load_file(header.path).items()}
         if header.shape.arch:
             _refuse_other_layout(header)
         if verify_content and (name := _not_finite(tensors)):
-            raise GeneFileError(f"{path}: {name} is not finite, so nothing good can come of it; make the gene again")
+            raise not_finite(header.path, name)
         return cls(header.method, header.shape, tensors, metadata=header.metadata)
 
     def extra_repr(self) -> str:
@@ -425,9 +394,3 @@ def _refuse_other_layout(header: GeneHeader) -> None:
     except ShapeError as error:
         versions = header.metadata.get("versions", {})
         raise GeneFileError(f"{header.path}: {error} (made with timm {versions.get('timm', 'unknown')})") from None
-
-
-def _task_name(task: str | TaskEmbedding | Tensor) -> str:
-    if isinstance(task, TaskEmbedding):
-        return task.name
-    return task if isinstance(task, str) else "an embedding"

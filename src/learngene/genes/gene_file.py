@@ -162,6 +162,22 @@ def verify(header: GeneHeader) -> None:
         )
 
 
+def refuse_damaged_table(header: GeneHeader) -> None:
+    """Raises ``GeneFileError`` if tensors overlap or leave bytes out, which safetensors itself finds."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(header.path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise GeneFileError(f"{header.path}: the table of tensors is damaged ({str(error).splitlines()[0]})") from None
+
+
+def not_finite(path: Path, name: str) -> GeneFileError:
+    """What is raised if a tensor of a gene file has a NaN or an infinity."""
+    return GeneFileError(f"{path}: {name} is not finite, so nothing good can come of it; make the gene again")
+
+
 def seal(path: Path, metadata: Mapping[str, Any]) -> None:
     """Puts the metadata with its digest into a safetensors file that holds the tensors already.
 

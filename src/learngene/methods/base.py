@@ -47,6 +47,8 @@ class Method(ABC):
         distillation: The preset of ``recipe.sections.Distill`` that condensing takes by default.
         kept_fields: What every shape that is made shares with the auxiliary shape.
         makes_paths: Whether it makes stitched shapes, too.
+        takes_arrays: Whether ``weights`` takes numpy arrays, too, and gives the same bits, so that expanding needs no
+            torch.
         options: Choices that may differ at every expansion, each with a line of explanation.
         changes: What was corrected, once genes existed, in how their tensors are read. A gene from before is refused,
             and results that rest on such genes are computed anew.
@@ -71,6 +73,7 @@ class Method(ABC):
         "arch_args",
     )
     makes_paths: ClassVar[bool] = False
+    takes_arrays: ClassVar[bool] = False
     options: ClassVar[Mapping[str, str]] = {}
     changes: ClassVar[tuple[str, ...]] = ()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import Method, gene_name
 from learngene.system.errors import ShapeError
@@ -28,6 +28,8 @@ LayerTerms = dict[str, Terms]
 
 class LayerCombination(Method):
     """A method that writes down terms; its weights and explanations follow."""
+
+    takes_arrays: ClassVar[bool] = True
 
     @abstractmethod
     def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
@@ -109,7 +111,7 @@ def combine(
                 sources = tuple(source for source, _ in used)
                 sums.setdefault(sources, {})[i] = [float(coefficient) for _, coefficient in used]
         for sources, rows in sums.items():
-            from learngene.methods.blend import blend  # the only step that needs torch itself
+            from learngene.methods.blend import blend  # the only step that computes, and so needs torch or numpy
 
             for name in names:
                 values = blend(tuple(rows.values()), [tensors[f"{source}.{name}"] for source in sources])

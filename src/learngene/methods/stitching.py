@@ -55,6 +55,7 @@ class StitchedRows(Method):
     making: ClassVar[Making] = "pool"
     kept_fields: ClassVar[tuple[str, ...]] = ("mlp_ratio", "patch_size", "in_chans", "class_token")
     makes_paths: ClassVar[bool] = True
+    takes_arrays: ClassVar[bool] = True
     equal_depth: ClassVar[bool]
     """Whether all rows must have as many blocks."""
     stitch_init: ClassVar[str]

@@ -8,14 +8,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from learngene.system.digest import DIGEST, content_digest
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_folder
-from learngene.vits.class_names import class_names
+from learngene.vits.class_names import class_names, composed
+from learngene.vits.input_size import for_channels, image_config
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, shape_from
 from learngene.vits.timm_models import TimmModel
@@ -40,8 +41,6 @@ def save_descendant(model: TimmModel, path: str | Path) -> None:
     """
     from timm.models import save_for_hf
 
-    from learngene.vits.input_size import image_config
-
     record = getattr(model, "learngene", {})
     names = class_names(model)
     arguments = model_arguments(model)
@@ -50,10 +49,57 @@ def save_descendant(model: TimmModel, path: str | Path) -> None:
         labels = {"label_names": names} if names else {}
         save_for_hf(model, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
         _mend_config(folder / "config.json", {**model.pretrained_cfg, **image_config(model)})
-        digest = content_digest(json.loads(json.dumps(record)), *(folder / name for name in TIMM_FILES))
-        (folder / PROVENANCE).write_text(json.dumps(record | {DIGEST: digest}, indent=2) + "\n")
+        _write_record(folder, record)
 
     write_folder(Path(path), PROVENANCE, write)
+
+
+def write_descendant(
+    path: Path, arrays: Mapping[str, Any], shape: Shape, cfg: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Writes the folder that ``save_descendant`` writes of a model of the shape, without a model, torch and timm.
+
+    Args:
+        path: The folder to write, as there.
+        arrays: The weights, in numpy, under timm's names.
+        shape: Plain or stitched; of another architecture only timm knows what its configuration is.
+        cfg: What ``vit_cfg`` says.
+        record: What the model would have as ``learngene``.
+
+    Raises:
+        LearngeneError: If the path is not ours or cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    def write(folder: Path) -> None:
+        save_file(dict(arrays), folder / TIMM_FILES[1])
+        config = _plain_config(shape, cfg, record.get("class_names"))
+        (folder / TIMM_FILES[0]).write_text(json.dumps(config, indent=2) + "\n")
+        _write_record(folder, record)
+
+    write_folder(path, PROVENANCE, write)
+
+
+def _plain_config(shape: Shape, cfg: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """The ``config.json`` that timm writes of a plain or stitched ViT, as ``_mend_config`` leaves it."""
+    arguments = shape.timm_kwargs()
+    pretrained = {key: value for key, value in cfg.items() if key != "architecture"}
+    for key in ("mean", "std"):
+        pretrained[key] = for_channels(cfg[key], shape.in_chans)
+    return {
+        "architecture": shape.architecture,
+        "num_classes": arguments.pop("num_classes"),
+        "num_features": shape.embed_dim,
+        "global_pool": arguments["global_pool"],
+        **({"label_names": composed(names)} if names else {}),
+        "model_args": arguments,
+        "pretrained_cfg": pretrained | {"custom_load": False},
+    }
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    digest = content_digest(json.loads(json.dumps(record)), *(folder / name for name in TIMM_FILES))
+    (folder / PROVENANCE).write_text(json.dumps({**record, DIGEST: digest}, indent=2) + "\n")
 
 
 def load_descendant(path: str | Path, **changes: Any) -> TimmModel:

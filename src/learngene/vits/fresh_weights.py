@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from learngene.system.errors import ShapeError, nearest
-from learngene.vits.shape import MODULE_PARAMS, ViTShape
+from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
 
@@ -58,19 +57,3 @@ def timm_values(shape: ViTShape, generator: torch.Generator) -> dict[str, Tensor
 
     seed = int(torch.randint(2**31, (), generator=generator))
     return start_values(shape.arch, shape.timm_kwargs(), seed)
-
-
-def kept_parameters(shape: Shape, layers: Collection[int] | None, modules: Collection[str] | None) -> set[str]:
-    """The parameters to fill: all outside the layers, and those layers and modules that were asked for."""
-    layers = range(1, shape.depth + 1) if layers is None else layers
-    modules = tuple(MODULE_PARAMS) if modules is None else modules
-    for layer in layers:
-        if not 1 <= layer <= shape.depth:
-            raise ShapeError(f"expand: layer {layer} does not exist; layers count from 1 to {shape.depth}")
-    for module in modules:
-        if module not in MODULE_PARAMS:
-            raise ShapeError(f"expand: unknown module '{module}'{nearest(module, MODULE_PARAMS)}")
-    names = shape.parts[0].module_params()
-    inside = {f"blocks.{layer - 1}.{name}" for layer in layers for module in modules for name in names[module]}
-    inside |= {f"blocks.{layer - 1}.stitch.{kind}" for layer in layers for kind in ("weight", "bias")}
-    return {name for name in shape.all_params() if name in inside or not name.startswith("blocks.")}

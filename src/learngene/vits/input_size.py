@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import warnings
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from learngene.system.errors import LearngeneError
 from learngene.vits.timm_models import TimmModel
@@ -44,9 +43,13 @@ def image_config(model: TimmModel) -> dict[str, Any]:
     size = input_size(model)
     out = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct")}
     for key in ("mean", "std"):
-        values = tuple(out[key])
-        out[key] = values if len(values) == size[0] else (statistics.fmean(values),) * size[0]
+        out[key] = for_channels(out[key], size[0])
     return {"input_size": size, **out}
+
+
+def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Means or deviations of so many channels: the values themselves, or else their average for every channel."""
+    return tuple(values) if len(values) == channels else (statistics.fmean(values),) * channels
 
 
 def square_size(model: TimmModel, img_size: int | None = None) -> tuple[int, int]:
@@ -82,6 +85,8 @@ def resize(model: TimmModel, img_size: int | None) -> None:
     Raises:
         LearngeneError: If the model cannot take such images.
     """
+    import torch
+
     chans, *own = input_size(model)
     if img_size is None:
         return

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def resampled(weights: dict[str, Tensor], source: ViTShape, shape: Shape) -> dict[str, Tensor]:
@@ -42,9 +44,15 @@ def resampled(weights: dict[str, Tensor], source: ViTShape, shape: Shape) -> dic
 
 
 def _positions(value: Tensor, grid: int, prefix: int) -> Tensor:
-    from timm.layers import resample_abs_pos_embed
+    """Bicubic with antialiasing, as timm's ``resample_abs_pos_embed``, whose import takes longer than torch's."""
+    import torch
+    from torch.nn.functional import interpolate
 
-    return resample_abs_pos_embed(value, [grid, grid], num_prefix_tokens=prefix)
+    side, width = math.isqrt(value.shape[1] - prefix), value.shape[2]
+    positions = value[:, prefix:].float().reshape(1, side, side, width).permute(0, 3, 1, 2)
+    positions = interpolate(positions, size=(grid, grid), mode="bicubic", antialias=True)
+    positions = positions.permute(0, 2, 3, 1).reshape(1, grid**2, width).to(value.dtype)
+    return torch.cat([value[:, :prefix], positions], dim=1) if prefix else positions
 
 
 def _relative(value: Tensor, grid: int, size: tuple[int, ...]) -> Tensor:
