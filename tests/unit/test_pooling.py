@@ -179,7 +179,8 @@ def test_the_loss_of_a_row_is_equations_3_to_8(case: dict[str, Any]) -> None:
     module = RowDistillation(student, width, mine, [32] * points, spec)
     images = batch(pico_shape(), 5)
     targets = torch.softmax(torch.randn(5, 3, generator=torch.Generator().manual_seed(7)), dim=-1)
-    parts = row_objective(Ancestry(teacher), theirs, spec, distill)(module, images, targets)
+    said = [row_teacher(Ancestry(teacher), theirs, spec).load()(images)] if points else []
+    parts = row_objective(spec, distill)(module, images, targets, said)
     found = parts["loss"]
 
     blocks, attentions, logits = by_hand(student, images)
@@ -230,8 +231,9 @@ def test_matrices_are_learned_where_widths_differ() -> None:
 def test_gradients_reach_student_and_matrices_and_not_the_ancestry() -> None:
     teacher, student = Ancestry(vit(1, embed_dim=32, num_heads=4, depth=6)), vit(2, depth=3)
     module = RowDistillation(student, 16, [1, 2, 3], [32] * 3, PoolSpec())
-    objective = row_objective(teacher, [2, 4, 6], PoolSpec(), Distill(preset="pool"))
-    objective(module, batch(pico_shape(), 4), F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float())["loss"].backward()
+    objective, images = row_objective(PoolSpec(), Distill(preset="pool")), batch(pico_shape(), 4)
+    said = [row_teacher(teacher, [2, 4, 6], PoolSpec()).load()(images)]
+    objective(module, images, F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float(), said)["loss"].backward()
     assert [name for name, value in module.named_parameters() if value.grad is None or not value.grad.any()] == []
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -277,9 +279,9 @@ def sampled(stage: Stage, images: Path, steps: list[Any], **train_fields: Any) -
     elastic, objective = stage.module, stage.objective
     assert isinstance(elastic, ElasticViT)
 
-    def noting(model: nn.Module, pixels: Tensor, targets: Tensor) -> Parts:
+    def noting(model: nn.Module, pixels: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
         steps.append(elastic.shape)
-        return objective(model, pixels, targets)
+        return objective(model, pixels, targets, theirs)
 
     stage.objective = noting
     data = DataSpec(source=str(images), workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)

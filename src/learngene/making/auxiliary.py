@@ -5,6 +5,7 @@ What an ancestry teaches is its predictions here, and its features in ``making.f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from learngene.making.inputs import CondenseInputs
 from learngene.training.losses import Parts, distillation_loss
 from learngene.training.run import run_stage
 from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.training.teacher import Outputs, teacher_of_logits
 
 
 def refuse(inputs: CondenseInputs) -> None:
@@ -34,12 +36,13 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     recipe, gene, ancestry, distill = inputs.recipe, inputs.gene, inputs.ancestry, inputs.recipe.distill
     set_drop_path(gene.skeleton(), recipe.train.drop_path)
 
-    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        # The teacher sees the same mixed and erased batch, as in the authors' code.
+    def objective(model: nn.Module, images: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
         student = model(images)
-        teacher = ancestry(images) if ancestry and distill.alpha > 0 else student.detach()
+        # The teacher sees the same mixed and erased batch, as in the authors' code.
+        teacher = theirs[0]["logits"] if theirs else student.detach()
         return distillation_loss(student, teacher, targets, distill)
 
     size, made = (gene.shape.img_size, gene.shape.in_chans), made_of(ancestry)
-    stage = Stage(f"condense {gene.method.name}", gene, objective, *size, inputs.companions, made_of=made)
+    teachers = (teacher_of_logits(ancestry),) if ancestry and distill.alpha > 0 else ()
+    stage = Stage(f"condense {gene.method.name}", gene, objective, *size, teachers, made_of=made)
     return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}

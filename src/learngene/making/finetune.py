@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from learngene.training.losses import Parts, task_loss
 from learngene.training.run import run_bytes, run_stage, write_once
 from learngene.training.scores import SetScore, task_score
 from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.training.teacher import Outputs
 from learngene.vits.checkpoint import is_checkpoint, load_checkpoint
 from learngene.vits.class_names import class_names, some
 from learngene.vits.descendant_folder import PROVENANCE, load_descendant, save_descendant
@@ -232,7 +234,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
     set_drop_path(model, recipe.train.drop_path)
     loss = task_loss(images.train)
 
-    def objective(module: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
+    def objective(module: nn.Module, batch: Tensor, targets: Tensor, _theirs: Sequence[Outputs]) -> Parts:
         return {"loss": loss(module(batch), targets)}
 
     made = made_of(None, getattr(model, "learngene", {}).get("gene"))

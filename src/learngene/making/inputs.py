@@ -39,11 +39,6 @@ class CondenseInputs:
     feature_teachers: Sequence[FeatureTeacher] = ()
     knn: Splits | None = None
 
-    @property
-    def companions(self) -> tuple[Ancestry, ...]:
-        """The models that look at every batch and are not trained."""
-        return (self.ancestry,) if self.ancestry else ()
-
     def refuse_other_size(self) -> None:
         """Raises ``LearngeneError`` unless the auxiliary shape has the classes and the size of the images."""
         shape, images = self.recipe.shape, self.images.train

@@ -120,8 +120,8 @@ class _Run:
             self.batches = TrainBatches(train_images, data, spec, **size, **place, pin_memory=pin_memory)
             self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
         self.ignore_index = val_images.ignore_index
-        for module in (stage.module, *stage.companions):
-            module.to(self.device)
+        stage.module.to(self.device)
+        self.teachers = [teacher.load().to(self.device) for teacher in stage.teachers]
         self.optimizer = make_optimizer(stage.module, spec)
         self.scheduler = _scheduler(self.optimizer, spec, self.batches.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
@@ -196,7 +196,8 @@ class _Run:
             together = number == len(parts)
             with contextlib.nullcontext() if together else self.accelerator.no_sync(self.model):
                 with autocast(self.device.type, spec.precision):
-                    loss = self.stage.objective(self.model, images, targets)
+                    theirs = [teacher(images) for teacher in self.teachers]  # of the same mixed and erased images
+                    loss = self.stage.objective(self.model, images, targets, theirs)
                 self.scaler.scale(loss["loss"] / len(parts)).backward()
             losses.append({name: value.detach().float() for name, value in loss.items()})
         if spec.clip_grad:

@@ -14,9 +14,13 @@ from learngene.data.batches import Batches
 from learngene.system.errors import LearngeneError
 from learngene.training.losses import Parts
 from learngene.training.scores import Score
+from learngene.training.teacher import Outputs, Teacher
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Parts]
-"""(model, mixed images, soft targets or masks) to the loss of one batch and its parts; processes wrap the model."""
+Objective = Callable[[nn.Module, Tensor, Tensor, Sequence[Outputs]], Parts]
+"""(model, mixed images, soft targets or masks, what every teacher says of them) to the loss of one batch and its parts.
+
+Processes wrap the model.
+"""
 
 Scoring = Callable[[nn.Module, Iterable[tuple[Tensor, Any]], str, Any], Score]
 """See ``Stage.score``."""
@@ -42,7 +46,7 @@ class Stage:
         objective: The loss, by parts.
         img_size: Side of the images in pixels.
         in_chans: Channels of the images.
-        companions: Frozen modules that the objective uses, moved to the same device.
+        teachers: Asked about every batch; the objective gets what they say.
         before_step: Called with epoch and step before every optimizer step, when torch's generator was seeded for it.
         before_scoring: Called before every evaluation.
         uses_all: Whether every step uses all parameters; if not, processes have to find out which.
@@ -57,7 +61,7 @@ class Stage:
     objective: Objective
     img_size: int
     in_chans: int = 3
-    companions: tuple[nn.Module, ...] = ()
+    teachers: tuple[Teacher, ...] = ()
     before_step: Callable[[int, int], None] | None = None
     before_scoring: Callable[[], None] | None = None
     uses_all: bool = True

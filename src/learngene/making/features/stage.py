@@ -119,8 +119,7 @@ def matching_stage(
     alpha, shape, teachers = recipe.distill.alpha, recipe.shape, inputs.feature_teachers
     names = [f"teacher {number} " if len(teachers) > 1 else "" for number in range(1, len(teachers) + 1)]
 
-    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        theirs = [teacher(images) for teacher in teachers]  # the same mixed and erased batch
+    def objective(model: nn.Module, images: Tensor, targets: Tensor, theirs: Sequence[Features]) -> Parts:
         logits, _, mine = model(images, True)
         matches = current_matches(student)
         terms = [match.parts(one, other, push=True) for match, one, other in zip(matches, mine, theirs, strict=True)]
@@ -144,7 +143,7 @@ def matching_stage(
         objective,
         shape.img_size,
         shape.in_chans,
-        tuple(teachers),
+        tuple(teacher.described() for teacher in teachers),
         uses_all=uses_all,
         score=score if scored else None,
         made_of=made,

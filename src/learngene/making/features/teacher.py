@@ -18,10 +18,11 @@ from learngene.making.block_features import watched_blocks
 from learngene.recipe.features import FeatureTarget
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
+from learngene.training.teacher import Outputs, Teacher
 from learngene.vits.input_size import input_size, resize
 from learngene.vits.shape import ViTShape
 
-Features = dict[str, Tensor]
+Features = Outputs
 """By kind: ``pooled`` or ``class`` of (batch, width); ``patches`` and ``block N`` of (batch, patches, width)."""
 
 
@@ -59,7 +60,11 @@ class FeatureTeacher(nn.Module):
             LearngeneError: If the teacher has no such features, or its map is not the student's.
         """
         super().__init__()
-        self.label, self.spec = f"ancestry {ancestry.identity['source']}", spec
+        self.label, self.spec, self.sha256 = (
+            f"ancestry {ancestry.identity['source']}",
+            spec,
+            ancestry.identity["sha256"],
+        )
         if getattr(ancestry.model, "learngene", {}).get("head") == "segmentation":
             raise LearngeneError(f"{self.label} has a segmentation head; give a classifier, or a model without a head")
         chans, *own = input_size(ancestry.model)
@@ -118,6 +123,13 @@ class FeatureTeacher(nn.Module):
         return out | {
             f"block {number}": patches_of(self.model, block) for number, block in zip(numbers, blocks, strict=True)
         }
+
+    def described(self) -> Teacher:
+        """The teacher as the training loop knows it."""
+        theirs = {
+            name: [round(float(value), 9) for value in getattr(self, name).flatten()] for name in ("factor", "offset")
+        }
+        return Teacher(tuple(self.widths), {"sha256": self.sha256, "img_size": self.size, **theirs}, lambda: self)
 
     # -- the size of its images ------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.hyper.meta import MetaBatch, meta_loss
 from learngene.making.inputs import CondenseInputs
 from learngene.methods.tal import Hypernetwork, hypernetwork_of
-from learngene.recipe.hyper import Stage1Hyper
+from learngene.recipe.hyper import Guidance, Stage1Hyper
 from learngene.system.errors import LearngeneError
 from learngene.training.losses import Parts
 from learngene.training.run import run_stage
 from learngene.training.stage import Stage, TrainResult
+from learngene.training.teacher import Outputs, Reading, Teacher
 
 
 def refuse(inputs: CondenseInputs) -> None:
@@ -55,11 +57,11 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     hyper = recipe.hyper or Stage1Hyper()
     guidance, teacher_width = hyper.guidance, ancestry.width if ancestry else 0
     meta = MetaBatch(gene, hyper, guidance=guidance, teacher_width=teacher_width, drop_path=recipe.train.drop_path)
-    patches = guidance.features == "channel-wise"
+    teachers = (guide(ancestry, guidance),) if ancestry and guidance.alpha > 0 else ()
 
-    def objective(model: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
-        teacher = ancestry.features(batch, patches=patches) if ancestry else None
-        return meta_loss(model(batch), targets, hyper, guidance, teacher)
+    def objective(model: nn.Module, batch: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
+        features = next(iter(theirs[0].values())) if theirs else None
+        return meta_loss(model(batch), targets, hyper, guidance, features)
 
     stage = Stage(
         f"train {gene.method.name}",
@@ -67,12 +69,20 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         objective,
         gene.shape.img_size,
         gene.shape.in_chans,
-        companions=inputs.companions,
+        teachers=teachers,
         before_step=lambda _epoch, _step: meta.draw(),
         uses_all=False,
         made_of=made_of(ancestry, method=gene.method),
     )
     return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}
+
+
+def guide(ancestry: Ancestry, guidance: Guidance) -> Teacher:
+    """An ancestry that teaches what its head reads of an image, or of every patch."""
+    patches = guidance.features == "channel-wise"
+    name = "patches" if patches else "pooled"
+    reading = Reading(ancestry, lambda images: {name: ancestry.features(images, patches=patches)})
+    return Teacher((name,), {"sha256": ancestry.identity["sha256"]}, lambda: reading)
 
 
 def refuse_task_dim(ancestry: Ancestry, method: Hypernetwork) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from learngene.training.run import run_stage
 from learngene.training.run_folder import RunFolder
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.task_batches import TaskFeed, TaskImages, joined
+from learngene.training.teacher import Outputs
 from learngene.vits.descendant_folder import vit_cfg
 
 
@@ -240,7 +241,7 @@ def _stage(inputs: TuneInputs, embeddings: Mapping[str, TaskEmbedding]) -> Stage
         enter(meta, feed.turn(epoch, step))
         meta.draw()
 
-    def objective(model: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
+    def objective(model: nn.Module, batch: Tensor, targets: Tensor, _theirs: Sequence[Outputs]) -> Parts:
         return meta_loss(model(batch), targets, recipe.hyper)
 
     return Stage(

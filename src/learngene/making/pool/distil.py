@@ -15,10 +15,14 @@ from learngene.recipe.pool import PoolSpec
 from learngene.recipe.sections import Distill
 from learngene.training.losses import Parts, classification_loss, distillation_loss
 from learngene.training.stage import Objective
+from learngene.training.teacher import Outputs, Reading, Teacher
 
 Images = Float[Tensor, "batch channels height width"]
 Logits = Float[Tensor, "batch classes"]
 Distances = Float[Tensor, " blocks"]
+
+BLOCK, ATTENTION = "block", "attention"
+"""What a teacher's outputs at its blocks are called, before the number of the block."""
 
 
 class RowDistillation(nn.Module):
@@ -76,23 +80,39 @@ def _distances(matrices: nn.ModuleList, ancestry: Sequence[Tensor], mine: Sequen
     return [F.mse_loss(mine[point].float(), matrix(ancestry[point]).float()) for point, matrix in enumerate(matrices)]
 
 
-def row_objective(ancestry: Ancestry | None, numbers: Sequence[int], spec: PoolSpec, distill: Distill) -> Objective:
+def row_teacher(ancestry: Ancestry, numbers: Sequence[int], spec: PoolSpec) -> Teacher:
+    """An ancestry that teaches a row what ``spec.terms`` name: predictions, and its blocks, counted from 1."""
+    kinds = [kind for kind, term in ((BLOCK, "blk"), (ATTENTION, "att")) if term in spec.terms]
+    numbers = numbers if kinds else ()
+
+    def read(images: Tensor) -> Outputs:
+        with watched(ancestry.model, numbers) as theirs:
+            logits = ancestry(images)
+        found = {BLOCK: theirs.blocks, ATTENTION: theirs.attentions}
+        features = {f"{kind} {n}": value for kind in kinds for n, value in zip(numbers, found[kind], strict=True)}
+        return ({"logits": logits} if "pred" in spec.terms else {}) | features
+
+    reading = Reading(ancestry, read)
+    names = [*(["logits"] if "pred" in spec.terms else []), *(f"{kind} {n}" for kind in kinds for n in numbers)]
+    return Teacher(tuple(names), {"sha256": ancestry.identity["sha256"]}, lambda: reading)
+
+
+def row_objective(spec: PoolSpec, distill: Distill) -> Objective:
     """The loss of a row, equation 8: labels and distillation, weighed by ``distill.alpha`` on the latter.
 
     The pool section says which terms make up L_dis (equation 6), the distill section what L_pred is (equation 3).
-    Without an ancestry, or distilled blocks of it, counted from 1, a row learns from labels alone.
+    Without a teacher a row learns from labels alone.
     """
-    features = bool({"blk", "att"} & set(spec.terms))
     alpha = distill.alpha
 
-    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
-        if ancestry is None or not numbers:
+    def objective(model: nn.Module, images: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
+        if not theirs:
             return {"loss": classification_loss(model(images), targets)}
-        with torch.no_grad(), watched(ancestry.model, numbers if features else ()) as theirs:
-            teacher = ancestry(images)
-        logits, blocks, attentions = model(images, theirs)
+        (teacher,) = theirs
+        read = [[value for name, value in teacher.items() if name.startswith(kind)] for kind in (BLOCK, ATTENTION)]
+        logits, blocks, attentions = model(images, Features(*read))
         if "pred" in spec.terms:
-            parts = distillation_loss(logits, teacher, targets, distill)
+            parts = distillation_loss(logits, teacher["logits"], targets, distill)
         else:
             labels = classification_loss(logits, targets)
             parts = {"loss": (1 - alpha) * labels, "labels": labels}

@@ -22,7 +22,7 @@ from learngene.making.features import stage as features
 from learngene.making.features.student import FeatureStudent, Match
 from learngene.making.finetune import scratch
 from learngene.making.inputs import CondenseInputs
-from learngene.making.pool.distil import RowDistillation, row_objective
+from learngene.making.pool.distil import RowDistillation, row_objective, row_teacher
 from learngene.making.pool.path_features import PathStudent, path_neighbours
 from learngene.making.pool.rows import (
     DENSE,
@@ -50,6 +50,7 @@ from learngene.training.run import finished, run_stage, write_once
 from learngene.training.run_folder import MARKER, mark, refuse_other_recipe
 from learngene.training.scores import Score, accuracies
 from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.training.teacher import Outputs, teacher_of_logits
 from learngene.vits.stitched_shape import StitchedShape
 
 LS_BATCH = 10
@@ -122,8 +123,9 @@ def refuse(inputs: CondenseInputs) -> None:
     if recipe.distill.target == "features":
         features.refuse(inputs)
         return
-    inputs.match([*inputs.companions, *inputs.anchors])
-    if not (inputs.companions or inputs.anchors):
+    teachers = [*([inputs.ancestry] if inputs.ancestry else []), *inputs.anchors]
+    inputs.match(teachers)
+    if not teachers:
         inputs.refuse_other_size()
     rows, kept = row_shapes(recipe), pool_of(recipe).kept
     if kept and (files := [each for each in (kept, *kept.parents) if each.exists() and not each.is_dir()]):
@@ -174,9 +176,10 @@ def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) ->
         with torch.random.fork_rng():
             torch.manual_seed(mine.train.seed)
             module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
-        objective, made = row_objective(ancestry, ancestry_blocks, pool, mine.distill), made_of(ancestry)
+        teachers = (row_teacher(ancestry, ancestry_blocks, pool),) if ancestry and ancestry_blocks else ()
+        objective, made = row_objective(pool, mine.distill), made_of(ancestry)
         matrix = module.matrix
-        stage = Stage(name, module, objective, row.img_size, row.in_chans, inputs.companions, made_of=made)
+        stage = Stage(name, module, objective, row.img_size, row.in_chans, teachers, made_of=made)
     result = finished(mine, stage.module) if keep else None
     result = result or run_stage(stage, mine, inputs.images, keep=keep, show=show)
     if keep:
@@ -244,16 +247,16 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
     that a step does not use get no gradient and are left alone by the optimizer.
     """
     shapes, widest = list(elastic.views()), elastic.gene.shape
-    guide = ancestry if pool.guide != "none" else None
+    teachers = (teacher_of_logits(ancestry),) if ancestry and pool.guide != "none" else ()
 
     def draw(_epoch: int, _step: int) -> None:
         elastic.set_path(shapes[int(torch.randint(len(shapes), ()))])
 
-    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Parts:
+    def objective(model: nn.Module, images: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
         logits = model(images)
-        if guide is None:
+        if not theirs:
             return {"loss": classification_loss(logits, targets)}
-        return guided_loss(logits, guide(images), targets, pool)
+        return guided_loss(logits, theirs[0]["logits"], targets, pool)
 
     return Stage(
         "paths",
@@ -261,7 +264,7 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
         objective,
         widest.img_size,
         widest.in_chans,
-        companions=(guide,) if guide else (),
+        teachers=teachers,
         before_step=draw,
         before_scoring=lambda: elastic.set_path(widest),
         uses_all=False,

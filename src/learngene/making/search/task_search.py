@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from learngene.training.losses import Parts, task_loss
 from learngene.training.optimizer import refuse_optimizer
 from learngene.training.run import finished, run_stage, write_once
 from learngene.training.stage import Stage
+from learngene.training.teacher import Outputs
 from learngene.vits.shape import ViTShape
 
 
@@ -157,7 +158,7 @@ def super_stage(inputs: SearchInputs, name: str) -> Stage:
     model = fresh_head(routed(inputs.ancestry.model, spec.routing, size), images, spec.train.seed)
     net, task = SuperNet(model), task_loss(images)
 
-    def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor) -> Parts:
+    def objective(wrapped: nn.Module, batch: Tensor, targets: Tensor, _theirs: Sequence[Outputs]) -> Parts:
         labels = task(wrapped(batch), targets)
         weight = spec.routing.prefer_base
         if not weight:
