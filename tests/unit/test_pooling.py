@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from learngene import Ancestry, ElasticViT
 from learngene.data.splits import open_splits
 from learngene.making.block_features import feature_widths, refuse_unreadable, watched
-from learngene.making.pool.distil import RowDistillation, row_objective
+from learngene.making.pool.distil import RowDistillation, row_objective, row_teacher
 from learngene.making.pool.make import path_stage
 from learngene.making.pool.rows import distilled_blocks
 from learngene.recipe.pool import PoolSpec
@@ -23,6 +24,7 @@ from learngene.system.errors import LearngeneError
 from learngene.training.loop import train
 from learngene.training.losses import Parts, guided_loss
 from learngene.training.stage import Stage
+from learngene.training.teacher import Outputs
 from pico import FAST, batch, pico_shape
 from pools import by_hand, pool, shapes, vit
 from runs import state

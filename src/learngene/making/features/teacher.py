@@ -60,11 +60,7 @@ class FeatureTeacher(nn.Module):
             LearngeneError: If the teacher has no such features, or its map is not the student's.
         """
         super().__init__()
-        self.label, self.spec, self.sha256 = (
-            f"ancestry {ancestry.identity['source']}",
-            spec,
-            ancestry.identity["sha256"],
-        )
+        self.label, self.spec = f"ancestry {ancestry.identity['source']}", spec
         if getattr(ancestry.model, "learngene", {}).get("head") == "segmentation":
             raise LearngeneError(f"{self.label} has a segmentation head; give a classifier, or a model without a head")
         chans, *own = input_size(ancestry.model)
@@ -76,6 +72,8 @@ class FeatureTeacher(nn.Module):
         self.size = self._size(ancestry.model, own[0], shape)
         self.model = self._resized(ancestry.model, own, chans, shape)
         theirs, mine = ancestry.preprocessing, {"mean": data.mean or (), "std": data.std or ()}
+        normalised = {key: list(theirs[key]) for key in ("mean", "std")}
+        self._decided_by = {"sha256": ancestry.identity["sha256"], "img_size": self.size, **normalised}
         mean, std = (torch.tensor(theirs[key]).view(-1, 1, 1) for key in ("mean", "std"))
         own_mean, own_std = (torch.tensor(mine[key]).view(-1, 1, 1) for key in ("mean", "std"))
         self.register_buffer("factor", own_std / std)
@@ -126,10 +124,7 @@ class FeatureTeacher(nn.Module):
 
     def described(self) -> Teacher:
         """The teacher as the training loop knows it."""
-        theirs = {
-            name: [round(float(value), 9) for value in getattr(self, name).flatten()] for name in ("factor", "offset")
-        }
-        return Teacher(tuple(self.widths), {"sha256": self.sha256, "img_size": self.size, **theirs}, lambda: self)
+        return Teacher(tuple(self.widths), self._decided_by, lambda: self)
 
     # -- the size of its images ------------------------------------------------------------------------
 
