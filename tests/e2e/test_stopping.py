@@ -94,6 +94,22 @@ def test_two_processes_give_the_gene_of_one(
 
 
 @pytest.mark.slow
+def test_two_processes_store_what_one_reads(
+    cli: CLI, start: Start, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    train = {**MIXED, **SGD, "micro_batch": 2}
+    recipe = written(tmp_path / "r.yaml", condense_fields(ancestry_folder, images, tmp_path / "plain", train=train))
+    assert cli("condense", recipe).code == 0
+    store = f"distill.replay.folder={tmp_path / 'store'}"
+    both = [start("condense", recipe, store, f"out={tmp_path / 'two'}", **rank) for rank in ranks(2)]
+    assert [process.wait().code for process in both] == [0, 0]
+    reading = cli("condense", recipe, store, "distill.replay.make=false", f"out={tmp_path / 'one'}")
+    assert (reading.code, "so the teacher is not run" in reading.err) == (0, True), reading.err
+    for name in ("two", "one"):
+        close(tmp_path / "plain.safetensors", tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.slow
 def test_two_processes_distil_the_rows_of_one_and_tune_paths_of_their_own(
     cli: CLI, start: Start, images: Path, ancestry_folder: Path, tmp_path: Path
 ) -> None:

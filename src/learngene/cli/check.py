@@ -136,6 +136,7 @@ def _check_tune(recipe: TuneRecipe) -> Iterator[str]:
 def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
     from learngene.making.condense import prepare
     from learngene.making.steps import gene_path, refuse_gene_path
+    from learngene.making.targets import missing_targets, stored_targets
 
     splits = yield from _check_images(recipe)
     prepared = prepare(recipe, images=splits)
@@ -145,6 +146,8 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
     refuse_gene_path(gene_path(recipe.out), prepared.gene)
+    if recipe.distill.replay is not None:
+        yield f"targets: {missing_targets(stored_targets(recipe, prepared)).told}"
     for stage in _stages(prepared.recipe):
         yield _check_folder(stage)
     yield splits.counted()

@@ -45,6 +45,27 @@ def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder =
 
 
 @app.command()
+def targets(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    processes: Processes = 1,
+    again: Annotated[bool, typer.Option("--again", help="read all that is stored, make damaged files again")] = False,
+) -> None:
+    """Store what the teachers of a condense recipe say, ahead of training: distill.replay says where."""
+    from learngene.recipe.condense import CondenseRecipe
+
+    loaded = read_recipe(CondenseRecipe, recipe, overrides, data)
+    from learngene.making.targets import write_targets
+    from learngene.system.files import size_in_words
+
+    for one in write_targets(loaded, processes=processes, again=again):
+        stored = f"{', '.join(one.forms)} of {one.views} views, {size_in_words(one.size)}"
+        print(f"{one.folder}: {stored}, {one.size / one.views:.0f} bytes a view; {size_in_words(one.added)} are new")
+    suggest("condense", recipe, *(overrides or []), *(["--data", data] if data else []))
+
+
+@app.command()
 def search(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None, processes: Processes = 1) -> None:
     """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
     from learngene.recipe.search import SearchRecipe

@@ -165,6 +165,7 @@ class TrainBatches:
         refuse_channels(spec, in_chans)
         self.train, self.count, self.classes = train, len(images), len(images.class_names)
         self.rank, self.processes = rank, processes
+        self.img_size, self.in_chans = img_size, in_chans
         self.parts = accumulation(train, processes)
         self.steps_per_epoch = self.count // train.batch_size
         self.masked = images.segmentation
@@ -178,34 +179,36 @@ class TrainBatches:
         self.workers, self.pin_memory = spec.workers, pin_memory
         self.mixup = _mixup(train.augment, self.classes)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def epoch(self, epoch: int, first_step: int = 0, end: int | None = None) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Batches of one epoch, each as the list of this process's parts.
 
         Args:
             epoch: Counted from 0.
             first_step: Steps of this epoch that were done before an interruption.
+            end: The step to stop before; None for all.
 
         Yields:
             One list per optimizer step of (images, integer labels or masks), on the CPU, not yet mixed.
         """
-        keys = [part for parts in self.addresses(epoch)[first_step:] for part in parts]
+        keys = [part for parts in self.addresses(epoch)[first_step:end] for part in parts]
         yield from loaded_parts(self.views, keys, self.parts, workers=self.workers, pin_memory=self.pin_memory)
 
     def addresses(self, epoch: int) -> list[list[Part]]:
         """This process's parts of every step of an epoch."""
-        size = self.train.batch_size
-        order = epoch_order(self.count, self.train.seed, epoch, size, self.train.augment.repeats)
-        shards = self.processes * self.parts
+        order = epoch_order(self.count, self.train.seed, epoch, self.train.batch_size, self.train.augment.repeats)
         return [
             [
-                [
-                    (epoch, int(position), int(order[position]))
-                    for position in micro_batch(np.arange(step * size, (step + 1) * size), shard, shards)
-                ]
-                for shard in range(self.rank * self.parts, (self.rank + 1) * self.parts)
+                [(epoch, int(position), int(order[position])) for position in self.positions(step, part, self.rank)]
+                for part in range(self.parts)
             ]
             for step in range(self.steps_per_epoch)
         ]
+
+    def positions(self, step: int, part: int, rank: int) -> np.ndarray:
+        """Where the images of a process's part of a step stand in the order of an epoch."""
+        size = self.train.batch_size
+        batch = np.arange(step * size, (step + 1) * size)
+        return micro_batch(batch, rank * self.parts + part, self.processes * self.parts)
 
     def mix(
         self,

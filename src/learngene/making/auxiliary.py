@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from learngene.genes.ancestry import made_of
 from learngene.making.features import stage as features
-from learngene.making.inputs import CondenseInputs
+from learngene.making.inputs import CondenseInputs, Taught
 from learngene.training.losses import Parts, distillation_loss
 from learngene.training.run import run_stage
 from learngene.training.stage import Stage, TrainResult, set_drop_path
@@ -29,6 +29,14 @@ def refuse(inputs: CondenseInputs) -> None:
         inputs.refuse_other_size()
 
 
+def taught(inputs: CondenseInputs) -> list[Taught]:
+    """What is trained, and its teachers; see ``making.condense.Maker``."""
+    recipe, ancestry = inputs.recipe, inputs.ancestry
+    if recipe.distill.target == "features":
+        return [(recipe, features.teachers(inputs))]
+    return [(recipe, (teacher_of_logits(ancestry),) if ancestry and recipe.distill.alpha > 0 else ())]
+
+
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Trains the gene in place; see ``making.condense.Maker``."""
     if inputs.recipe.distill.target == "features":
@@ -43,6 +51,6 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         return distillation_loss(student, teacher, targets, distill)
 
     size, made = (gene.shape.img_size, gene.shape.in_chans), made_of(ancestry)
-    teachers = (teacher_of_logits(ancestry),) if ancestry and distill.alpha > 0 else ()
+    ((_, teachers),) = taught(inputs)
     stage = Stage(f"condense {gene.method.name}", gene, objective, *size, teachers, made_of=made)
     return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}

@@ -20,7 +20,7 @@ from learngene.making import auxiliary
 from learngene.making.arguments import Data, ancestry_fields, data_fields, loaded, recipe_of
 from learngene.making.features.teacher import for_student
 from learngene.making.hyper import stage1
-from learngene.making.inputs import CondenseInputs
+from learngene.making.inputs import CondenseInputs, Taught
 from learngene.making.pool import make as pool_rows
 from learngene.making.steps import MadeGene, gene_path, train_gene, training_record
 from learngene.methods import method as find_method
@@ -38,6 +38,9 @@ class Maker(Protocol):
 
     def refuse(self, inputs: CondenseInputs) -> None:
         """Raises ``LearngeneError`` if ancestry, anchors, gene and images do not fit together."""
+
+    def taught(self, inputs: CondenseInputs) -> Sequence[Taught]:
+        """The recipe of everything that is trained, and its teachers."""
 
     def train(self, inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
         """Trains the gene in place; says how that went, and what more its file shall say."""

@@ -12,7 +12,11 @@ from learngene.genes.gene import Learngene
 from learngene.making.features.teacher import FeatureTeacher
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError
+from learngene.training.teacher import Teacher
 from learngene.vits.class_names import class_names, some
+
+Taught = tuple[CondenseRecipe, tuple[Teacher, ...]]
+"""The recipe of one thing that is trained, and its teachers."""
 
 
 @dataclass

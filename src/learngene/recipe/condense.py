@@ -76,6 +76,8 @@ class CondenseRecipe(Section):
             return given
         kind, given = method(given["method"]), dict(given)
         given.setdefault("distill", {"preset": kind.distillation})
+        if isinstance(given["distill"], Mapping) and given["distill"].keys() == {"replay"}:
+            given["distill"] = {"preset": kind.distillation, **given["distill"]}
         if kind.making == "pool" and given.get("pool") is None:
             given["pool"] = {}
         if kind.making == "hyper":
@@ -101,7 +103,33 @@ class CondenseRecipe(Section):
         elif not ancestry and self.distill.alpha > 0:
             raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
         self._refuse_features(kind)
+        self._refuse_replay()
         return self
+
+    def _refuse_replay(self) -> None:
+        """Raises ``RecipeError`` if outputs of a teacher are to be stored that there are none of, or that are large."""
+        replay = self.distill.replay
+        if replay is None:
+            return
+        if self.ancestry is None:
+            raise RecipeError("distill.replay: stores what a teacher says, and this recipe has none; leave it out")
+        if replay.top_k is not None and self._teaches() != "logits":
+            raise RecipeError("distill.replay.top_k: is of logits, and this recipe learns features; leave it out")
+        if self._teaches() == "patches" and not replay.patches:
+            raise RecipeError(
+                "distill.replay: this recipe learns vectors of patches, which take much space; set "
+                "distill.replay.patches=true, or learn none (features.tokens=[pooled], pool.terms=[pred], "
+                "hyper.guidance.features=pooled)"
+            )
+
+    def _teaches(self) -> Literal["logits", "pooled", "patches"]:
+        """The largest of what a teacher teaches."""
+        if self.distill.target == "features":
+            return "patches" if any(target.grids for target in self.feature_targets()) else "pooled"
+        if self.hyper is not None:
+            return "patches" if self.hyper.guidance.features == "channel-wise" else "pooled"
+        blocks = self.pool is not None and not self.anchors and {"blk", "att"} & set(self.pool.terms)
+        return "patches" if blocks and self.pool and any(self.pool.points or [1]) else "logits"
 
     def _refuse_features(self, kind: Method) -> None:
         """Raises ``RecipeError`` if features are a target where they cannot be, or are described where they are not."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from learngene.recipe.sections import DataSpec, Section
+from learngene.recipe.sections import DataSpec, Replay, Section
 
 KEY_LENGTH = 10
 FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
@@ -23,7 +23,7 @@ ADDED_LATER = {
         *("background", "pixel_range", "max_pixels", "match_classes", "labels"),
     ),
     "CondenseRecipe": ("features", "teachers", "knn"),
-    "Distill": ("target",),
+    "Distill": ("target", "replay"),
     "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
     "Routing": ("compared", "preset"),
@@ -56,7 +56,20 @@ def hashed_content(section: Section) -> dict[str, Any]:
         del place[name]
     if isinstance(section, DataSpec):
         values["source"] = section.names
+    _without_exact_replay(section, values)
     return values
+
+
+def _without_exact_replay(section: Section, values: dict[str, Any]) -> None:
+    """Stored outputs of a teacher count as far as they are not those that it would give."""
+    for name in type(section).model_fields:
+        inner = getattr(section, name)
+        if isinstance(inner, Replay):
+            values[name] = inner.decides
+            if not inner.decides:
+                del values[name]
+        elif isinstance(inner, Section) and isinstance(values.get(name), dict):
+            _without_exact_replay(inner, values[name])
 
 
 def later_defaults(section: Section) -> set[str]:

@@ -266,6 +266,41 @@ Divergence = Literal["teacher-student", "student-teacher", "cross-entropy", "har
 Target = Literal["logits", "features"]
 
 
+class Replay(Section):
+    """A teacher's outputs, written once and read again: every view has its place in (seed, epoch, position)."""
+
+    folder: Path = Field(description="where outputs are stored; recipes with the same teacher, views and seed share it")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="storage type; float32 gives the very run that runs the teacher"
+    )
+    top_k: Positive | None = Field(
+        None,
+        description="of logits: how many are stored, the others sharing the rest evenly; null: all are stored",
+    )
+    patches: bool = Field(False, description="store vectors of patches, too, which take a hundred times the space")
+    epochs: Positive | None = Field(
+        None, description="epochs of views, and so of outputs, that longer training repeats in turn; null: all differ"
+    )
+    check: Fraction = Field(
+        0.001,
+        description="share of the stored views, at least one batch, that the teacher is asked about again when they "
+        "are first read on another kind of machine than the one that wrote them; 0: none",
+    )
+    make: bool = Field(
+        True, description="ask the teacher for what is not stored, and store it; false refuses, and says what differs"
+    )
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What changes a run's results: nothing, if outputs are stored exactly and for all epochs."""
+        given = {"dtype": self.dtype, "top_k": self.top_k, "epochs": self.epochs}
+        return {key: value for key, value in given.items() if value != type(self).model_fields[key].default}
+
+
+def _folder_alone(given: Any) -> Any:
+    return {"folder": given} if isinstance(given, (str, Path)) else given
+
+
 class Distill(Section):
     """Distillation: (1 - alpha) base + alpha KD; TLEG equations 5 and 6, SWS equations 2 to 4."""
 
@@ -297,6 +332,9 @@ class Distill(Section):
     tau_squared: bool = Field(True, description="multiply by temperature squared")
     reduction: Literal["numel", "batch"] = Field(
         "numel", description="divide by batch x classes as the authors' code, or by the batch as the textbook"
+    )
+    replay: Annotated[Replay, BeforeValidator(_folder_alone)] | None = Field(
+        None, description="a folder, or more about it: the teacher's outputs are stored there, or read from it"
     )
 
 

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from learngene.data.batches import Batches, TrainBatches, eval_loader
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits
-from learngene.recipe.sections import DataSpec, Train
+from learngene.recipe.sections import DataSpec, Replay, Train
 from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.system.machine_faults import machine_faults
 from learngene.training.log import TrainLog
@@ -34,6 +34,9 @@ from learngene.training.optimizer import _scheduler, make_optimizer
 from learngene.training.run_folder import Progress, RunFolder
 from learngene.training.scores import Score, autocast, task_score
 from learngene.training.stage import Stage, TrainResult
+from learngene.training.stored_targets import StoredTargets, Views
+from learngene.training.target_shards import pixel_prints
+from learngene.training.teacher import Asked
 
 MODEL_NOISE = 4
 """Purpose of randomness beside those of ``batches.py``: what the model itself draws, such as dropped paths."""
@@ -52,6 +55,7 @@ def train(
     folder: RunFolder | None = None,
     show: bool = True,
     accelerator: Accelerator | None = None,
+    replay: Replay | None = None,
 ) -> TrainResult:
     """Trains a stage to its last epoch, continuing a saved run if the folder holds one.
 
@@ -64,6 +68,7 @@ def train(
         folder: Where the state is kept; None keeps nothing.
         show: Whether to print progress.
         accelerator: The processes and device to use; made from the environment by default.
+        replay: Where what teachers say is stored; None asks them about every batch.
 
     Raises:
         TrainingDivergedError: If the loss is no longer finite; the last saved state stays.
@@ -73,7 +78,7 @@ def train(
     accelerator = accelerator or make_accelerator(stage.uses_all)
     try:
         with torch.random.fork_rng(), machine_faults():
-            return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator).train()
+            return _Run(stage, train_images, val_images, data, spec, folder, show, accelerator, replay).train()
     finally:
         if folder:
             folder.release()
@@ -106,6 +111,7 @@ class _Run:
         folder: RunFolder | None,
         show: bool,
         accelerator: Accelerator,
+        replay: Replay | None,
     ) -> None:
         self.stage, self.spec, self.folder, self.accelerator = stage, spec, folder, accelerator
         self.device, processes = accelerator.device, accelerator.num_processes
@@ -121,7 +127,16 @@ class _Run:
             self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
         self.ignore_index = val_images.ignore_index
         stage.module.to(self.device)
-        self.teachers = [teacher.load().to(self.device) for teacher in stage.teachers]
+        self.stored = replay is not None
+        self.view_epochs = min(spec.epochs, (replay.epochs if replay else None) or spec.epochs)
+        self.teachers: Sequence[Asked | StoredTargets]
+        if replay and data is not None and isinstance(self.batches, TrainBatches):
+            seen = Views(self.batches, data, train_images.fingerprint(), self.view_epochs)
+            stored = [StoredTargets(teacher, replay, seen, accelerator) for teacher in stage.teachers]
+            notes = [line for each in stored for line in each.prepare()]
+            self.teachers = stored
+        else:
+            self.teachers, notes = [Asked(teacher, self.device) for teacher in stage.teachers], []
         self.optimizer = make_optimizer(stage.module, spec)
         self.scheduler = _scheduler(self.optimizer, spec, self.batches.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
@@ -136,7 +151,7 @@ class _Run:
         self.show = show and accelerator.is_main_process
         events = folder.path if folder and accelerator.is_main_process else None
         self.log = TrainLog(stage.name, spec.epochs * self.batches.steps_per_epoch, events, self.show)
-        self.log.note(Splits(train_images, val_images).counted())
+        self.log.note("\n".join([Splits(train_images, val_images).counted(), *notes]))
 
     # -- the run -------------------------------------------------------------------------------------
 
@@ -163,7 +178,7 @@ class _Run:
         epoch, start, first = progress.epoch, time.perf_counter(), progress.step
         self.stage.module.train()
         pending: list[Parts] = []
-        for step, parts in enumerate(batches.epoch(epoch, first), start=first):
+        for step, parts in enumerate(batches.epoch(epoch % self.view_epochs, first), start=first):
             self._set_rate(epoch, step)
             pending.append(self._step(parts, epoch, step))
             progress.step, progress.updates = step + 1, progress.updates + 1
@@ -188,15 +203,18 @@ class _Run:
         if self.stage.before_step:
             self.stage.before_step(epoch, step)
         losses = []
-        for number, (images, labels) in enumerate(parts, start=1):
-            images = images.to(self.device, non_blocking=True)
+        views = epoch % self.view_epochs
+        for number, (raw, labels) in enumerate(parts, start=1):
+            prints = pixel_prints(raw) if self.stored else None  # before mixing, which changes images where they are
+            images = raw.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            images, targets = self.batches.mix(images, labels, epoch, step)
+            images, targets = self.batches.mix(images, labels, views, step)
             # Gradients of a batch add up over its parts; processes need to agree only on the last.
             together = number == len(parts)
             with contextlib.nullcontext() if together else self.accelerator.no_sync(self.model):
                 with autocast(self.device.type, spec.precision):
-                    theirs = [teacher(images) for teacher in self.teachers]  # of the same mixed and erased images
+                    # Of the same mixed and erased images.
+                    theirs = [each.outputs(prints, images, views, step, number - 1) for each in self.teachers]
                     loss = self.stage.objective(self.model, images, targets, theirs)
                 self.scaler.scale(loss["loss"] / len(parts)).backward()
             losses.append({name: value.detach().float() for name, value in loss.items()})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from learngene.data.splits import Splits
+from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import TrainingRecipe
 from learngene.training.loop import make_accelerator, train
 from learngene.training.record import read_result, recorded
@@ -36,7 +38,9 @@ def run_stage(
     accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
     with recorded(recipe.out if keep and accelerator.is_main_process else None, recipe, images) as results:
         data = None if stage.feed else getattr(recipe, "data", None)
-        result = train(stage, *images, data, recipe.train, folder=folder, show=show, accelerator=accelerator)
+        replay = recipe.distill.replay if isinstance(recipe, CondenseRecipe) else None
+        kept: dict[str, Any] = {"folder": folder, "replay": replay}
+        result = train(stage, *images, data, recipe.train, **kept, show=show, accelerator=accelerator)
         results.append(result)
     stage.module.to("cpu")
     if recipe.train.use_ema and result.averaged is not None:

@@ -33,8 +33,12 @@ FREE_TO_CHANGE = {
     "train.save_every",
     "train.compile",
     "pool.kept",
+    *(f"distill.replay.{name}" for name in ("folder", "patches", "check", "make")),
 }
 """Recipe entries that do not change what a run computes."""
+
+AS_UNSAID = {"distill.replay.dtype": "float32"}
+"""Values with which a run computes the same as without the section they are in."""
 
 
 @dataclass
@@ -182,7 +186,8 @@ def refuse_other_recipe(path: Path, recipe: Section) -> None:
     # A run of an older version says nothing of entries that came later: it had what is now their default.
     unsaid = later_defaults(recipe) - before.keys()
     for key in sorted((before.keys() | now.keys()) - unsaid):
-        if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE:
+        default = AS_UNSAID.get(key)
+        if before.get(key, default) != now.get(key, default) and key not in FREE_TO_CHANGE:
             raise LearngeneError(
                 f"{path} holds a run with {key}={before.get(key)}, but this one has {key}={now.get(key)}; "
                 "choose another out, or delete the folder"

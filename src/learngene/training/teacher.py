@@ -44,6 +44,19 @@ class Reading(nn.Module):
         return self.read(images)
 
 
+class Asked:
+    """A teacher that is asked about every batch."""
+
+    def __init__(self, teacher: Teacher, device: torch.device) -> None:
+        """Loads it."""
+        self.module = teacher.load().to(device)
+
+    def outputs(self, prints: Tensor | None, mixed: Tensor, epoch: int, step: int, part: int) -> Outputs:
+        """What the teacher says of mixed images, wherever they stand in the run."""
+        out: Outputs = self.module(mixed)
+        return out
+
+
 def teacher_of_logits(ancestry: Ancestry) -> Teacher:
     """An ancestry that teaches its predictions."""
     reading = Reading(ancestry, lambda images: {"logits": ancestry(images)})

@@ -28,6 +28,7 @@ from learngene.training.probes import MOST_COMPARED, common_neighbours, knn_accu
 from learngene.training.run import run_stage
 from learngene.training.scores import FeatureScore, autocast
 from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.training.teacher import Teacher
 
 Probe = Callable[[nn.Module, str], float]
 """(model, precision) to the accuracy of kNN in percent."""
@@ -148,6 +149,11 @@ def matching_stage(
         score=score if scored else None,
         made_of=made,
     )
+
+
+def teachers(inputs: CondenseInputs) -> tuple[Teacher, ...]:
+    """The teachers as the training loop knows them."""
+    return tuple(teacher.described() for teacher in _teachers(inputs))
 
 
 def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.hyper.meta import MetaBatch, meta_loss
-from learngene.making.inputs import CondenseInputs
+from learngene.making.inputs import CondenseInputs, Taught
 from learngene.methods.tal import Hypernetwork, hypernetwork_of
 from learngene.recipe.hyper import Guidance, Stage1Hyper
 from learngene.system.errors import LearngeneError
@@ -51,13 +51,19 @@ def refuse(inputs: CondenseInputs) -> None:
         )
 
 
+def taught(inputs: CondenseInputs) -> list[Taught]:
+    """What is trained, and its guide; see ``making.condense.Maker``."""
+    guidance, ancestry = (inputs.recipe.hyper or Stage1Hyper()).guidance, inputs.ancestry
+    return [(inputs.recipe, (guide(ancestry, guidance),) if ancestry and guidance.alpha > 0 else ())]
+
+
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Trains the hypernetwork in place; see ``making.condense.Maker``."""
     recipe, gene, ancestry = inputs.recipe, inputs.gene, inputs.ancestry
     hyper = recipe.hyper or Stage1Hyper()
     guidance, teacher_width = hyper.guidance, ancestry.width if ancestry else 0
     meta = MetaBatch(gene, hyper, guidance=guidance, teacher_width=teacher_width, drop_path=recipe.train.drop_path)
-    teachers = (guide(ancestry, guidance),) if ancestry and guidance.alpha > 0 else ()
+    ((_, teachers),) = taught(inputs)
 
     def objective(model: nn.Module, batch: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
         features = next(iter(theirs[0].values())) if theirs else None

@@ -21,7 +21,7 @@ from learngene.making.extract import plain_shape
 from learngene.making.features import stage as features
 from learngene.making.features.student import FeatureStudent, Match
 from learngene.making.finetune import scratch
-from learngene.making.inputs import CondenseInputs
+from learngene.making.inputs import CondenseInputs, Taught
 from learngene.making.pool.distil import RowDistillation, row_objective, row_teacher
 from learngene.making.pool.path_features import PathStudent, path_neighbours
 from learngene.making.pool.rows import (
@@ -50,7 +50,7 @@ from learngene.training.run import finished, run_stage, write_once
 from learngene.training.run_folder import MARKER, mark, refuse_other_recipe
 from learngene.training.scores import Score, accuracies
 from learngene.training.stage import Stage, TrainResult, set_drop_path
-from learngene.training.teacher import Outputs, teacher_of_logits
+from learngene.training.teacher import Outputs, Teacher, teacher_of_logits
 from learngene.vits.stitched_shape import StitchedShape
 
 LS_BATCH = 10
@@ -117,6 +117,25 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     return _together(results, final or results[-1].final), {"paths": listed, **more}
 
 
+def taught(inputs: CondenseInputs) -> list[Taught]:
+    """The rows and the paths that are trained, and their teachers; see ``making.condense.Maker``."""
+    recipe, ancestry = inputs.recipe, inputs.ancestry
+    if recipe.distill.target == "features":
+        return [(row, features.teachers(inputs)) for row in row_recipes(recipe)]
+    out: list[Taught] = [(row, _row_teachers(row, ancestry)) for row in row_recipes(recipe)]
+    paths = path_recipe(recipe)
+    return [*out, (paths, _guides(ancestry, pool_of(recipe)))] if paths else out
+
+
+def _row_teachers(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[Teacher, ...]:
+    numbers = _distilled_at(recipe, ancestry)[1]
+    return (row_teacher(ancestry, numbers, pool_of(recipe)),) if ancestry and numbers else ()
+
+
+def _guides(ancestry: Ancestry | None, pool: PoolSpec) -> tuple[Teacher, ...]:
+    return (teacher_of_logits(ancestry),) if ancestry and pool.guide != "none" else ()
+
+
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` if a teacher is of another task, or ancestry or anchors are not what rows need."""
     recipe = inputs.recipe
@@ -172,13 +191,13 @@ def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) ->
     if mine.distill.target == "features":
         stage = features.feature_stage(name, student, inputs, mine, keep=keep, scored=not mine.needs_labels)
     else:
-        student_blocks, ancestry_blocks, widths = _distilled_at(mine, ancestry)
+        student_blocks, _, widths = _distilled_at(mine, ancestry)
         with torch.random.fork_rng():
             torch.manual_seed(mine.train.seed)
             module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
-        teachers = (row_teacher(ancestry, ancestry_blocks, pool),) if ancestry and ancestry_blocks else ()
-        objective, made = row_objective(pool, mine.distill), made_of(ancestry)
+        teachers, made = _row_teachers(mine, ancestry), made_of(ancestry)
         matrix = module.matrix
+        objective = row_objective(pool, mine.distill)
         stage = Stage(name, module, objective, row.img_size, row.in_chans, teachers, made_of=made)
     result = finished(mine, stage.module) if keep else None
     result = result or run_stage(stage, mine, inputs.images, keep=keep, show=show)
@@ -247,7 +266,6 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
     that a step does not use get no gradient and are left alone by the optimizer.
     """
     shapes, widest = list(elastic.views()), elastic.gene.shape
-    teachers = (teacher_of_logits(ancestry),) if ancestry and pool.guide != "none" else ()
 
     def draw(_epoch: int, _step: int) -> None:
         elastic.set_path(shapes[int(torch.randint(len(shapes), ()))])
@@ -264,7 +282,7 @@ def path_stage(elastic: ElasticViT, ancestry: Ancestry | None, pool: PoolSpec) -
         objective,
         widest.img_size,
         widest.in_chans,
-        teachers=teachers,
+        teachers=_guides(ancestry, pool),
         before_step=draw,
         before_scoring=lambda: elastic.set_path(widest),
         uses_all=False,
