@@ -33,7 +33,7 @@ def taught(inputs: CondenseInputs) -> list[Taught]:
     """What is trained, and its teachers; see ``making.condense.Maker``."""
     recipe, ancestry = inputs.recipe, inputs.ancestry
     if recipe.distill.target == "features":
-        return [(recipe, features.teachers(inputs))]
+        return [(recipe, features.taught(inputs))]
     return [(recipe, (teacher_of_logits(ancestry),) if ancestry and recipe.distill.alpha > 0 else ())]
 
 

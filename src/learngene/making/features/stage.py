@@ -134,6 +134,8 @@ def matching_stage(
     probe = _probe(recipe, inputs.knn) if scored else None
 
     def score(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], precision: str, reduce: Any) -> FeatureScore:
+        for teacher in teachers:
+            teacher.to(next(model.parameters()).device)  # where all that it says is stored, nobody else has
         return feature_score(model, teachers, batches, precision, reduce, probe)
 
     made = made_of(inputs.ancestry)
@@ -144,16 +146,16 @@ def matching_stage(
         objective,
         shape.img_size,
         shape.in_chans,
-        tuple(teacher.described() for teacher in teachers),
+        taught(inputs),
         uses_all=uses_all,
         score=score if scored else None,
         made_of=made,
     )
 
 
-def teachers(inputs: CondenseInputs) -> tuple[Teacher, ...]:
+def taught(inputs: CondenseInputs) -> tuple[Teacher, ...]:
     """The teachers as the training loop knows them."""
-    return tuple(teacher.described() for teacher in _teachers(inputs))
+    return tuple(teacher.described() for teacher in inputs.feature_teachers)
 
 
 def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:

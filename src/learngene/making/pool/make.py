@@ -121,7 +121,7 @@ def taught(inputs: CondenseInputs) -> list[Taught]:
     """The rows and the paths that are trained, and their teachers; see ``making.condense.Maker``."""
     recipe, ancestry = inputs.recipe, inputs.ancestry
     if recipe.distill.target == "features":
-        return [(row, features.teachers(inputs)) for row in row_recipes(recipe)]
+        return [(row, features.taught(inputs)) for row in row_recipes(recipe)]
     out: list[Taught] = [(row, _row_teachers(row, ancestry)) for row in row_recipes(recipe)]
     paths = path_recipe(recipe)
     return [*out, (paths, _guides(ancestry, pool_of(recipe)))] if paths else out
