@@ -36,6 +36,7 @@ TAUGHT: dict[str, dict[str, Any]] = {
     "features": {**FEATURES, "features": {"preset": "lightly-v3", "blocks": [[1, 2]]}},
     "rows and paths": {**ROWS, "pool": {"guide": "soft"}},
     "rows' features": {**ROWS, "distill": {"target": "features", "alpha": 0.5}},
+    "rows without labels": {**ROWS, "shape": FEATURES["shape"], "distill": {"target": "features"}},
     "stage 1": {},
     "stage 1, patches": {"hyper": {"guidance": {"features": "channel-wise"}}},
 }

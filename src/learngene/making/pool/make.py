@@ -120,11 +120,11 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
 def taught(inputs: CondenseInputs) -> list[Taught]:
     """The rows and the paths that are trained, and their teachers; see ``making.condense.Maker``."""
     recipe, ancestry = inputs.recipe, inputs.ancestry
-    if recipe.distill.target == "features":
-        return [(row, features.taught(inputs)) for row in row_recipes(recipe)]
-    out: list[Taught] = [(row, _row_teachers(row, ancestry)) for row in row_recipes(recipe)]
-    paths = path_recipe(recipe)
-    return [*out, (paths, _guides(ancestry, pool_of(recipe)))] if paths else out
+    rows, paths, learns = row_recipes(recipe), path_recipe(recipe), recipe.distill.target == "features"
+    out = [(row, features.taught(inputs) if learns else _row_teachers(row, ancestry)) for row in rows]
+    if paths and recipe.needs_labels:
+        return [*out, (paths, _guides(ancestry, pool_of(recipe)))]
+    return [*out, (paths, features.taught(inputs))] if paths else out
 
 
 def _row_teachers(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[Teacher, ...]:
