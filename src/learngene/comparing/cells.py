@@ -100,9 +100,11 @@ def _cell(out: Comparison, at: Coordinates, kind: Method, gene: GeneJob | None, 
         gene.path.name.rpartition("-")[2] if gene else None,
         [shape.to_dict(), seed, data, train],
     ]
-    key = short_hash(content)
+    judge = recipe.budgets[budget].judge
+    content += [judge] if judge != "head" else []
+    key, how = short_hash(content), f"e{epochs}" if judge == "head" else judge
     widths = [part.embed_dim for part in shape.parts] if isinstance(shape, StitchedShape) else [shape.embed_dim]
     width = f"d{shape.depth}w{'-'.join(map(str, widths))}"
     source = Path(data.sources[0]).name.split(".")[0]
-    path = recipe.out / "cells" / f"{spec.method}-{width}-{source}-e{epochs}-s{seed}-{key}.json"
-    return Cell(*at, spec, kind, gene, shape, data, train, key, path, task in out.masked)
+    path = recipe.out / "cells" / f"{spec.method}-{width}-{source}-{how}-s{seed}-{key}.json"
+    return Cell(*at, spec, kind, gene, shape, data, train, key, path, task in out.masked, judge)

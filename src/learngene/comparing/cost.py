@@ -19,10 +19,12 @@ from learngene.methods.stitching import rows_of
 from learngene.methods.tal import hypernetwork_of
 from learngene.recipe.compare import SOURCE
 from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.features import FeatureTarget
 from learngene.recipe.hyper import Hyper
-from learngene.recipe.sections import Train
+from learngene.recipe.sections import AncestrySpec, DataSpec, Train
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
+from learngene.vits.shape import ViTShape
 
 TRAINING = 3
 """Forward passes that a training step costs."""
@@ -92,7 +94,7 @@ def own_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
         return seen * TRAINING * _predicted_macs(gene, recipe.hyper)
     if not isinstance(recipe, CondenseRecipe):
         return 0
-    teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
+    teacher = _teacher_macs(gene, recipe)
     train, per_image = recipe.train, TRAINING * gene.shape.macs() + teacher
     if recipe.hyper is not None:
         per_image = TRAINING * _predicted_macs(gene, recipe.hyper) + teacher
@@ -114,7 +116,10 @@ def part_macs(gene: GeneJob, train_images: Mapping[str, int]) -> dict[Path, int]
     """
     out = {gene.stage1.path: gene_macs(gene.stage1, train_images)} if gene.stage1 else {}
     if gene.rows or gene.searches:
-        teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
+        if isinstance(gene.recipe, CondenseRecipe):
+            teacher = _teacher_macs(gene, gene.recipe)
+        else:
+            teacher = ancestry_forward_macs(gene.ancestry) if gene.ancestry else 0
         for row in gene.rows:
             guided = teacher if row.pool is None or row.pool.points != [0] else 0
             out[row.out] = images_seen(row.train, train_images[SOURCE]) * (TRAINING * row.shape.macs() + guided)
@@ -142,6 +147,30 @@ def ancestry_forward_macs(ancestry: AncestryJob) -> int:
         return ancestry.shape.macs()
     source = ancestry.spec.architecture or ancestry.spec.source or ""
     return _counted_macs(source, tuple(sorted(ancestry.spec.model_args.items())), ancestry.data.img_size)
+
+
+def _teacher_macs(gene: GeneJob, recipe: CondenseRecipe) -> int:
+    """Multiply-adds of one image through a gene's teacher; one of features sees it at a size of its own."""
+    if gene.ancestry is None:
+        return 0
+    if recipe.distill.target == "logits" or gene.ancestry.spec.source is None:
+        return ancestry_forward_macs(gene.ancestry)
+    spec = gene.ancestry.spec.loaded().model_dump_json()
+    return _feature_macs(spec, recipe.feature_targets()[0].model_dump_json(), gene.shape)
+
+
+@functools.cache
+def _feature_macs(spec: str, target: str, shape: ViTShape) -> int:
+    from learngene.genes.ancestry import Ancestry
+    from learngene.making.features.teacher import FeatureTeacher, for_student
+    from learngene.vits.input_size import input_size
+    from learngene.vits.multiply_adds import multiply_adds
+
+    ancestry = Ancestry.from_spec(AncestrySpec.model_validate_json(spec))
+    normal = {name: for_student(ancestry.preprocessing, shape.in_chans)[name] for name in ("mean", "std")}
+    asked = FeatureTarget.model_validate_json(target)
+    teacher = FeatureTeacher(ancestry, asked, shape, DataSpec(source="digits", **normal))
+    return multiply_adds(teacher.model, input_size(teacher.model)[0], teacher.size)
 
 
 @functools.cache

@@ -82,7 +82,8 @@ class _AskedGene:
     seed: int
 
     def auxiliary(self, changes: dict[str, Any]) -> ViTShape:
-        own = {**self.spec.auxiliary, "num_classes": self.out.num_classes[SOURCE], **changes}
+        classes = self.out.num_classes[SOURCE] if self.spec.needs_labels else 0
+        own = {**self.spec.auxiliary, "num_classes": classes, **changes}
         return ViTShape.from_dict({**self.out.recipe.shape, **own})
 
     def origin(self) -> tuple[AncestryJob, ViTShape]:
@@ -111,6 +112,8 @@ class _AskedGene:
         given |= {"data": recipe.data, "train": train}
         if spec.distill is not None:
             given["distill"] = spec.distill
+        if spec.features is not None:
+            given["features"] = spec.features
         unguided = False
         if kind.making == "hyper":
             fields = stage1_hyper(spec.hyper, task_aware=kind.task_aware)
@@ -133,6 +136,8 @@ class _AskedGene:
             content += [condense.pool.model_copy(update={"kept": None}), [job.folder.name for job in anchors]]
         if condense.hyper:
             content.append(condense.hyper)
+        if condense.distill.target == "features":
+            content.append(condense.feature_targets())
         key = short_hash([*content, condense.distill, ancestry.folder.name if ancestry else None])
         label = f"{spec.method}-d{shape.depth}-s{self.seed}-{key}"
         condense = condense.model_copy(update={"out": recipe.store / label})

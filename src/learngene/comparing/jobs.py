@@ -89,6 +89,7 @@ class Cell:
     key: str  # hash of everything that decides the result
     path: Path
     masked: bool = False  # whether the task's images have masks, so that the descendant gets a segmentation head
+    judge: str = "head"  # or knn, or linear: what its frozen features score
 
     @property
     def params(self) -> int:

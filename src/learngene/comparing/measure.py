@@ -20,12 +20,13 @@ from learngene.genes.gene import Learngene
 from learngene.making.finetune import evaluate, fresh_head, scratch, train_model
 from learngene.making.hyper.embedding import embedding_of
 from learngene.making.hyper.task_graphs import task_graphs
+from learngene.making.probe import probe
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import LearngeneError, TrainingDivergedError
-from learngene.training.scores import score_from
+from learngene.training.scores import Accuracy, score_from
 from learngene.vits.class_names import class_names, places
 from learngene.vits.linearity import layer_state, linearity
 from learngene.vits.shape import ViTShape
@@ -61,7 +62,7 @@ def measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
     }
     if cell.masked:
         model = fresh_head(model, images.train, cell.seed)
-    untuned = evaluate(model, cell.data, images=images.val)
+    untuned = _judged(model, cell) if cell.judge != "head" else evaluate(model, cell.data, images=images.val)
     content |= {"untuned": asdict(untuned), "epochs": [], "last": asdict(untuned), "steps": 0, "error": None}
     if cell.train is not None:
         folder = recipe.store / "cells" / cell.key
@@ -79,7 +80,17 @@ def measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
     if content["error"]:
         raise LearngeneError(content["error"])
     tuned = score_from(content["last"]).main
+    if cell.judge != "head":
+        return f"{cell.judge} {tuned:.2f} %"
     return f"{untuned.label} {untuned.main:.2f} % untuned, {tuned:.2f} % after {len(content['epochs'])} epochs"
+
+
+def _judged(model: TimmModel, cell: Cell) -> Accuracy:
+    """What its frozen features score; they give one guess, and no loss."""
+    found = probe(model, cell.data, knn=cell.judge == "knn", linear=cell.judge == "linear")
+    top1 = found.knn if found.linear is None else found.linear.top1
+    assert top1 is not None
+    return Accuracy(top1, 0.0, 0.0, found.images)
 
 
 def _descendant(cell: Cell, gene: Learngene | None, images: ImageSet) -> TimmModel:

@@ -114,11 +114,17 @@ class ResultRow:
     task_share: float = 0.0  # of a TAL, how much of its task graphs' variance is between tasks (TAL Figure 5)
     choices: tuple[int, ...] = ()  # of a searched gene, per task and layer whether the base block was taken
     masks: bool = False  # whether the task's images have masks
+    judge: str = "head"  # knn or linear: top-1 is that of frozen features, without loss
 
     @property
     def metric(self) -> str:
         """What its ``top1`` are."""
-        return "mean IoU" if self.masks else "top-1"
+        return "mean IoU" if self.masks else {"head": "top-1", "knn": "kNN", "linear": "linear"}[self.judge]
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it has five best guesses."""
+        return not self.masks and self.judge == "head"
 
 
 @dataclass
@@ -204,4 +210,5 @@ def _row(cell: Cell, content: CellResult, comparison: Comparison, train_images: 
         task_share=gene.get("task_share", 0.0),
         choices=tuple(int(share >= 0.5) for task in searched for share in task["share"]),
         masks=cell.masked,
+        judge=cell.judge,
     )

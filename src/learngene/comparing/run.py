@@ -37,6 +37,7 @@ from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import Faults, LearngeneError
 from learngene.system.files import refuse_unwritable
 from learngene.system.processes import announce
+from learngene.training.probes import refuse_few
 from learngene.training.record import NAME as RESULT_FILE
 from learngene.vits.shape import ViTShape
 from learngene.vits.timm_models import refuse_unknown_architecture, timm_model
@@ -52,8 +53,8 @@ class OpenTasks:
     def __getitem__(self, task: str) -> Splits:
         if task not in self.sets:
             section = self.recipe.data if task == SOURCE else self.recipe.tasks[task]
-            needed = "the home task, on which genes are condensed," if task == SOURCE else None
-            self.sets[task] = open_splits(section, labels_for=needed)
+            needed = "the home task, on which genes are condensed," if task == SOURCE and section.labels else None
+            self.sets[task] = open_splits(section, labels_for=needed, unlabelled=task == SOURCE)
         return self.sets[task]
 
 
@@ -89,6 +90,9 @@ def prepare(recipe: CompareRecipe) -> tuple[Comparison, dict[str, int], OpenTask
             kept_parameters(cell.shape, cell.spec.layers, cell.spec.modules)
             if cell.gene is not None:
                 cell.gene.method.refuse(cell.gene.shape, cell.shape, **cell.spec.options)
+        if cell.judge != "head":
+            with faults.at(f"{cell.contender} on {cell.task}"):
+                refuse_few(opened[cell.task].train)
         if cell.train is not None:
             with faults.at(f"{cell.contender} on {cell.task}"):
                 refuse_unfit(opened[cell.task].train, cell.train)

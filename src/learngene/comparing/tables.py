@@ -41,10 +41,12 @@ def as_csv(rows: Iterable[ResultRow]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     preparation = ["img_size", "crop_pct", "interpolation"]
-    own = [name for name in ResultRow.__dataclass_fields__ if name not in (*preparation, "curve", "choices")]
+    rows = list(rows)
+    absent = (*preparation, "curve", "choices", *(() if any(row.judge != "head" for row in rows) else ("judge",)))
+    own = [name for name in ResultRow.__dataclass_fields__ if name not in absent]
     writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *preparation, *own, "curve"])
     for row in rows:
-        scores = [row.last_top1, 100 - row.last_top1, *(() if row.masks else (row.last_top5, 100 - row.last_top5))]
+        scores = [row.last_top1, 100 - row.last_top1, *((row.last_top5, 100 - row.last_top5) if row.guesses else ())]
         shown = [f"{score:.3f}" for score in scores] + [""] * (4 - len(scores))
         values = [getattr(row, name) for name in own]
         writer.writerow(
@@ -71,7 +73,7 @@ def as_markdown(rows: Iterable[ResultRow]) -> str:
         one = some[0]
         lines.append(
             [
-                f"{task} ({one.metric})" if one.masks else task,
+                task if one.guesses else f"{task} ({one.metric})",
                 budget,
                 shape,
                 contender,
@@ -80,8 +82,8 @@ def as_markdown(rows: Iterable[ResultRow]) -> str:
                 _mean(row.untuned_top1 for row in some),
                 _mean(row.first_top1 for row in some) if one.epochs else "-",
                 _mean(row.last_top1 for row in some),
-                "-" if one.masks else _mean(row.last_top5 for row in some),
-                _mean((row.last_loss for row in some), 3),
+                _mean(row.last_top5 for row in some) if one.guesses else "-",
+                _mean((row.last_loss for row in some), 3) if one.judge == "head" else "-",
                 str(one.epochs),
                 f"{one.total_macs / 1e12:.3g}",
                 f"{statistics.fmean(row.seconds for row in some):.1f}",

@@ -17,6 +17,7 @@ from learngene.recipe.sections import (
     AncestrySpec,
     ByName,
     DataSpec,
+    Distill,
     Distinct,
     OwnWeights,
     Positive,
@@ -100,6 +101,7 @@ class ContenderSpec(Section):
     each: bool = Field(False, description="one gene per shape, trained at that shape, as pre-fin and distilled are")
     train: dict[str, Any] = Field({}, description="how the gene is trained: what differs from `condense`")
     distill: dict[str, Any] | None = Field(None, description="a distill section; the method's own by default")
+    features: dict[str, Any] | None = Field(None, description="a features section, with distill.target=features")
     options: dict[str, Any] = Field({}, description="the method's choices at expansion")
     layers: list[Positive] | None = Field(None, description="fill only these layers, counted from 1 (TLEG Table 5)")
     modules: list[str] | None = Field(None, description="fill only these of msa, mlp, ln (TLEG Table 4)")
@@ -129,6 +131,13 @@ class ContenderSpec(Section):
         return asked if asked is not None else method(self.method, self.settings).task_aware
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether its gene learns classes of the home task; one that learns features alone has none."""
+        if (self.distill or {}).get("target") != "features":
+            return True
+        return Distill.model_validate(self.distill).alpha < 1
+
+    @property
     def trained(self) -> bool:
         """Whether its gene is condensed here; one that can also be extracted is, if it has a shape of its own."""
         origins = method(self.method, self.settings).origins
@@ -147,8 +156,21 @@ class BudgetSpec(Section):
         description="a contender: all others get the epochs that make their total cost equal to this one's, with gene "
         "and pretraining shared over the descendants",
     )
+    judge: Literal["head", "knn", "linear"] = Field(
+        "head",
+        description="untuned descendants by frozen features instead of a head's accuracy: the vote of their 20 nearest "
+        "training images, or a linear classifier, as `eval --knn` and `eval --linear`",
+    )
     tune: dict[str, Any] = Field({}, description="how descendants are tuned: what differs from `tune`")
     tasks: Names = Field(None, description="tasks with this budget; by default all that are run")
+
+    @model_validator(mode="after")
+    def _frozen(self) -> BudgetSpec:
+        if self.judge != "head" and (self.epochs or self.cost_of or self.tune):
+            raise RecipeError(
+                f"judge: {self.judge} is of frozen features; set epochs to 0, and leave cost_of and tune out"
+            )
+        return self
 
 
 class Run(Section):
@@ -216,6 +238,7 @@ class CompareRecipe(Section):
         for where, name, known in self._references():
             if name not in known:
                 raise RecipeError(f"{where}: no '{name}' is defined{nearest(name, known)}")
+        self._refuse_labels()
         for name, contender in self.contenders.items():
             stage2, search = contender.stage2, contender.search
             if stage2 and not stage2.each and not self.learned(stage2):
@@ -223,6 +246,21 @@ class CompareRecipe(Section):
             if search and not self.tasks:
                 raise RecipeError(f"contenders.{name}.search: needs tasks to search on, and none are defined")
         return self
+
+    def _refuse_labels(self) -> None:
+        """Raises ``RecipeError`` for whatever needs classes of a home task whose images have none."""
+        if self.data.labels:
+            return
+        remedy = "data.labels is false; leave that out, or"
+        spoken = "learns the home task's classes"
+        for name, ancestry in self.ancestries.items():
+            if ancestry.source is None:
+                raise RecipeError(f"ancestries.{name}: {spoken}, but {remedy} give a source")
+        for name, spec in self.contenders.items():
+            if spec.trained and spec.search is None and spec.needs_labels and not (spec.stage2 and spec.stage2.fresh):
+                raise RecipeError(f"contenders.{name}: {spoken}, but {remedy} set distill.target=features")
+        if SOURCE in (self.run.tasks or ()) or not self.tasks:
+            raise RecipeError(f"run.tasks: the images of '{SOURCE}' have no classes to judge by; name other tasks")
 
     def _refuse_alike_tasks(self) -> None:
         """Results are known by the file names of their images, so two sets must not have the same."""
@@ -281,7 +319,9 @@ class CompareRecipe(Section):
 
     def chosen(self, field: Literal["tasks", "shapes", "contenders", "budgets"]) -> list[str]:
         """The names of one kind that are run, in the recipe's order."""
-        known = [SOURCE, *self.tasks] if field == "tasks" else list(getattr(self, field))
+        known = list(getattr(self, field))
+        if field == "tasks" and self.data.labels:
+            known = [SOURCE, *known]
         return list(getattr(self.run, field) or known)
 
     def learned(self, part: SearchSpec | Stage2Spec) -> list[str]:
