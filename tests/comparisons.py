@@ -71,6 +71,7 @@ def result_row(contender: str, depth: int = 4, seed: int = 0, **values: Any) -> 
     """A row made by hand, 0 where nothing is said."""
     fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(ResultRow)}
     fields |= {"contender": contender, "method": contender, "shape": f"d{depth}", "task": "home", "budget": "short"}
+    fields["judge"] = "head"
     return ResultRow(**{**fields, "seed": seed, "depth": depth, "hardware": "cpu", "curve": (), **values})
 
 
