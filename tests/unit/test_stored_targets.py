@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import timm
 import torch
 
 from hyper import train_fields, written
@@ -183,6 +184,33 @@ def test_longer_training_repeats_stored_epochs(home: Home) -> None:
     assert len({f"{value:.6g}" for value in found[None]}) == 4
 
 
+@pytest.mark.parametrize("case", ["logits", "rows and paths", "stage 1"])
+def test_a_teacher_whose_outputs_are_all_stored_is_not_loaded(
+    case: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = {"folder": str(home.tmp / "store"), "patches": True}
+    plain = home.run(replay, case)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ancestry, "from_spec", lambda _spec: pytest.fail("it is loaded"))
+        assert same(state(home.run(replay, case)), state(plain))
+    # What is missing after all is made by the teacher, which is loaded then.
+    min((home.tmp / "store").glob("*/*/*.safetensors")).unlink()
+    assert same(state(home.run(replay, case)), state(plain))
+
+
+def test_a_checkpoint_file_is_known_by_its_content(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, store = home.tmp / "deit.pth", str(home.tmp / "store")
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    torch.save(timm.create_model("deit_tiny_patch16_224", **size).state_dict(), path)
+    ancestry = {"source": str(path), "architecture": "deit_tiny_patch16_224", "model_args": size}
+    plain = home.run(store, ancestry=ancestry)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ancestry, "from_spec", lambda _spec: pytest.fail("it is loaded"))
+        assert same(state(home.run(store, ancestry=ancestry)), state(plain))
+    torch.save(timm.create_model("deit_tiny_patch16_224", **size).state_dict(), path)
+    assert not same(state(home.run(store, ancestry=ancestry)), state(plain))
+
+
 # -- forms -------------------------------------------------------------------------------------------------
 
 
@@ -352,9 +380,9 @@ def test_what_differs_is_named_where_nothing_may_be_made(home: Home) -> None:
 def test_a_key_that_was_put_under_another_name_is_refused(home: Home) -> None:
     store = home.tmp / "store"
     home.run(str(store))
-    (mine,) = store.iterdir()
+    (mine,) = store.glob("targets-*")
     home.run(str(store), train={**HARD, "seed": 4})
-    (other,) = set(store.iterdir()) - {mine}
+    (other,) = set(store.glob("targets-*")) - {mine}
     shutil.rmtree(mine)
     other.rename(mine)
     with pytest.raises(LearngeneError, match="is of other targets: seed: 4 there, 0 here"):
@@ -385,7 +413,7 @@ def test_on_another_machine_the_teacher_is_asked_once_more(home: Home, monkeypat
         return ask(self, images)
 
     monkeypatch.setattr(StoredTargets, "_ask", counted)
-    (folder,) = store.iterdir()
+    (folder,) = store.glob("targets-*")
     for check, steps in ((0.001, 1), (0.5, 3), (0, 0)):
         shutil.rmtree(folder / "checked", ignore_errors=True)
         for _ in range(2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Ancestry(nn.Module):
         num_classes: Number of its outputs.
         class_names: Names of its classes, if its files say so.
     """
+
+    _load: Callable[[], Ancestry] | None = None
 
     def __init__(
         self,
@@ -84,9 +86,7 @@ class Ancestry(nn.Module):
         if preprocessing:
             _prepared(self.model, label, preprocessing)
         cfg = self.model.pretrained_cfg
-        self.preprocessing = _preprocessing(self.model)
-        self.num_classes = int(self.model.num_classes)
-        self.class_names = class_names(self.model)
+        self._read_model()
         self.identity = {
             "name": str(cfg.get("architecture") or label),
             "tag": _tag(source, self.model) if pretrained else "random-weights",
@@ -98,6 +98,43 @@ class Ancestry(nn.Module):
                 f"ancestry {label}: its weights have sha256 {self.identity['sha256']}, not {sha256}; "
                 "the name now means other weights"
             )
+
+    @classmethod
+    def absent(cls, model: nn.Module, identity: Mapping[str, str], load: Callable[[], Ancestry]) -> Ancestry:
+        """An ancestry without weights, which are loaded when somebody asks for them.
+
+        Args:
+            model: On torch's meta device.
+            identity: Whose weights they are.
+            load: Gives the same ancestry with its weights.
+        """
+        out = cls.__new__(cls)
+        nn.Module.__init__(out)
+        out.model, out.identity, out._load = model.eval().requires_grad_(False), dict(identity), load
+        out._read_model()
+        return out
+
+    def _read_model(self) -> None:
+        """What the model says of itself."""
+        self.preprocessing = _preprocessing(self.model)
+        self.num_classes = int(self.model.num_classes)
+        self.class_names = class_names(self.model)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it can be asked about images."""
+        return self._load is None
+
+    def with_weights(self) -> Ancestry:
+        """Itself, with its weights from now on."""
+        if self._load is not None:
+            found = self._load()
+            if found.identity["sha256"] != self.identity["sha256"]:
+                raise LearngeneError(
+                    f"ancestry {self.identity['source']}: its weights have changed since the run began"
+                )
+            self.model, self._load = found.model, None
+        return self
 
     @classmethod
     def from_spec(cls, spec: AncestrySpec) -> Ancestry:

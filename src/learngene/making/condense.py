@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from learngene.data.preprocessing import fill_preprocessing, preprocessing_record
 from learngene.data.splits import Splits, open_splits
+from learngene.genes.absent_weights import remember, without_weights
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
@@ -26,6 +27,8 @@ from learngene.making.steps import MadeGene, gene_path, train_gene, training_rec
 from learngene.methods import method as find_method
 from learngene.methods.base import Making
 from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.sections import AncestrySpec
+from learngene.training.run import write_once
 from learngene.training.scores import FeatureScore
 from learngene.training.stage import TrainResult
 from learngene.vits.descendant_folder import vit_cfg
@@ -127,7 +130,7 @@ def prepare(
     need = "condensing" if recipe.needs_labels else None
     images = open_splits(recipe.data, opened=images, labels_for=need, unlabelled=need is None)
     kind = find_method(recipe.method, recipe.settings)
-    teacher = (ancestry or Ancestry.from_spec(recipe.ancestry)) if recipe.ancestry else None
+    teacher = (ancestry or _ancestry(recipe, recipe.ancestry)) if recipe.ancestry else None
     anchors = tuple(anchors) or tuple(Ancestry.from_spec(spec) for spec in recipe.anchors or ())
     models = [*anchors[-1:], *([teacher] if teacher else [])]
     given = models[0].preprocessing if models else vit_cfg(recipe.shape, "", {})
@@ -139,6 +142,20 @@ def prepare(
     MAKERS[kind.making].refuse(inputs)
     inputs.recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
     return inputs
+
+
+def _ancestry(recipe: CondenseRecipe, spec: AncestrySpec) -> Ancestry:
+    """The teacher of a recipe: for now without weights, if outputs of it are stored. Features are scored beside it."""
+    replay = recipe.distill.replay
+    known = without_weights(replay.folder, spec) if replay and recipe.distill.target == "logits" else None
+    return known or Ancestry.from_spec(spec)
+
+
+def remember_teacher(inputs: CondenseInputs) -> None:
+    """Writes down beside stored outputs whose they are, so that the next run need not load it."""
+    recipe, replay = inputs.recipe, inputs.recipe.distill.replay
+    if replay is not None and recipe.ancestry is not None and inputs.ancestry is not None:
+        remember(replay.folder, recipe.ancestry, inputs.ancestry)
 
 
 def run(
@@ -163,6 +180,8 @@ def run(
 
     def train() -> tuple[TrainResult, dict[str, Any]]:
         result, more = MAKERS[inputs.gene.method.making].train(inputs, keep=keep, show=show)
+        if ancestry is None:
+            write_once(lambda: remember_teacher(inputs))
         return result, _provenance(inputs, result) | more
 
     return train_gene(inputs.gene, recipe, train, keep=keep)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from learngene.data.batches import TrainBatches
-from learngene.making.condense import MAKERS, prepare
+from learngene.making.condense import MAKERS, prepare, remember_teacher
 from learngene.making.inputs import CondenseInputs
 from learngene.making.steps import Step, run_shared
 from learngene.recipe.condense import CondenseRecipe
@@ -51,7 +51,8 @@ def write_targets(recipe: CondenseRecipe, *, processes: int = 1, again: bool = F
         LearngeneError: If the recipe names no folder, the disk is too full, or anything does not fit.
     """
     replay = _replay(recipe)
-    stores = stored_targets(recipe)
+    inputs = prepare(recipe)
+    stores = stored_targets(recipe, inputs)
     if again:
         for path in (path for store in stores for path in store.clear_damaged()):
             announce(f"{path}: damaged, and made again")
@@ -64,6 +65,7 @@ def write_targets(recipe: CondenseRecipe, *, processes: int = 1, again: bool = F
     )
     if failed:
         raise RecipeError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+    remember_teacher(inputs)
     return [_written(store, {path for path, other in missing.of.items() if other is store}) for store in stores]
 
 

@@ -124,7 +124,12 @@ class StoredTargets:
     def ranges(self, form: Form) -> Iterator[range]:
         """Ranges of an epoch's steps, each of which is one file of an output."""
         steps, count = self.views.batches.steps_per_epoch, form.steps(self.views.batches.train.batch_size)
-        return (range(first, min(first + count, steps)) for first in range(0, steps, count))
+        return (self._range_of(form, first) for first in range(0, steps, count))
+
+    def _range_of(self, form: Form, step: int) -> range:
+        count = form.steps(self.views.batches.train.batch_size)
+        first = step - step % count
+        return range(first, min(first + count, self.views.batches.steps_per_epoch))
 
     def missing(self) -> dict[Path, tuple[Form, int, range]]:
         """Every file that is not there, with its output, epoch and steps."""
@@ -134,7 +139,8 @@ class StoredTargets:
             for epoch in range(self.views.epochs)
             for steps in self.ranges(place.form)
         }
-        return {path: of for path, of in wanted.items() if not path.exists()}
+        there = {path for place in self.places for path in (self.folder / place.form.folder).glob("*.safetensors")}
+        return {path: of for path, of in wanted.items() if path not in there}
 
     def units(self) -> Iterator[tuple[int, range, list[Path]]]:
         """Epochs and ranges of steps that are made in one go, with the files that come of it."""
@@ -172,8 +178,9 @@ class StoredTargets:
         """
         missing = self._agreed(self.missing())
         names = ", ".join(place.form.folder for place in self.places)
+        done = "loaded" if self.teacher.absent else "asked"
         if not missing:
-            line = f"{names} of all {self.views.epochs} epochs are stored, so the teacher is not run"
+            line = f"{names} of all {self.views.epochs} epochs are stored, so the teacher is not {done}"
         else:
             if not self.spec.make:
                 raise LearngeneError(
@@ -261,9 +268,9 @@ class StoredTargets:
 
     def _go_to(self, place: _Place, epoch: int, step: int) -> None:
         """Opens the file of a step if there is one; if not, what the teacher says is collected for it."""
-        steps = next(steps for steps in self.ranges(place.form) if step in steps)
-        if place.at == (epoch, steps.start):
+        if place.at == (epoch, self._range_of(place.form, step).start):
             return
+        steps = self._range_of(place.form, step)
         place.at, place.collected = (epoch, steps.start), None
         path, rows = self.path(place.form, epoch, steps.start), len(steps) * self.views.batches.train.batch_size
         if not self._agreed(path.exists()):
@@ -289,8 +296,7 @@ class StoredTargets:
         if self.accelerator.is_main_process:
             place.collected.add(self._rows(place, positions), rows, output)
         epoch, first = place.at
-        whole = next(steps for steps in self.ranges(place.form) if steps.start == first)
-        if step == whole[-1] and part == batches.parts - 1:
+        if step == self._range_of(place.form, first)[-1] and part == batches.parts - 1:
             if self.accelerator.is_main_process:
                 self._write_key()
                 place.collected.write(self.path(place.form, epoch, first))

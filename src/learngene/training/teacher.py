@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +23,21 @@ class Teacher:
         names: Of its outputs.
         decided_by: Plain values that decide them, beside the images: the weights' SHA-256, the size of its images.
         load: Makes the module that takes images, normalised and mixed for the student, to outputs.
+        absent: Whether its weights are not loaded yet.
     """
 
     names: tuple[str, ...]
     decided_by: Mapping[str, Any]
     load: Callable[[], nn.Module]
+    absent: bool = False
 
 
-class Reading(nn.Module):
-    """A frozen model that is asked for more, or for something else, than its forward gives."""
+class _Reading(nn.Module):
+    """An ancestry, and what is read of it."""
 
-    def __init__(self, model: nn.Module, read: Callable[[Tensor], Outputs]) -> None:
-        """Takes a model in evaluation mode, and what is asked of it."""
+    def __init__(self, ancestry: Ancestry, read: Callable[[Tensor], Outputs]) -> None:
         super().__init__()
-        self.model, self.read = model, read
+        self.ancestry, self.read = ancestry, read
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
@@ -57,7 +58,19 @@ class Asked:
         return out
 
 
+def teacher_of(ancestry: Ancestry, names: Sequence[str], read: Callable[[Tensor], Outputs]) -> Teacher:
+    """An ancestry of which something is read; its weights are loaded when somebody asks, if they are not yet.
+
+    Args:
+        ancestry: The model.
+        names: Of what is read.
+        read: Images to outputs by these names.
+    """
+    sha256 = ancestry.identity["sha256"]
+    absent = not ancestry.has_weights
+    return Teacher(tuple(names), {"sha256": sha256}, lambda: _Reading(ancestry.with_weights(), read), absent)
+
+
 def teacher_of_logits(ancestry: Ancestry) -> Teacher:
     """An ancestry that teaches its predictions."""
-    reading = Reading(ancestry, lambda images: {"logits": ancestry(images)})
-    return Teacher(("logits",), {"sha256": ancestry.identity["sha256"]}, lambda: reading)
+    return teacher_of(ancestry, ["logits"], lambda images: {"logits": ancestry(images)})

@@ -17,7 +17,7 @@ from learngene.system.errors import LearngeneError
 from learngene.training.losses import Parts
 from learngene.training.run import run_stage
 from learngene.training.stage import Stage, TrainResult
-from learngene.training.teacher import Outputs, Reading, Teacher
+from learngene.training.teacher import Outputs, Teacher, teacher_of
 
 
 def refuse(inputs: CondenseInputs) -> None:
@@ -87,8 +87,7 @@ def guide(ancestry: Ancestry, guidance: Guidance) -> Teacher:
     """An ancestry that teaches what its head reads of an image, or of every patch."""
     patches = guidance.features == "channel-wise"
     name = "patches" if patches else "pooled"
-    reading = Reading(ancestry, lambda images: {name: ancestry.features(images, patches=patches)})
-    return Teacher((name,), {"sha256": ancestry.identity["sha256"]}, lambda: reading)
+    return teacher_of(ancestry, [name], lambda images: {name: ancestry.features(images, patches=patches)})
 
 
 def refuse_task_dim(ancestry: Ancestry, method: Hypernetwork) -> None:

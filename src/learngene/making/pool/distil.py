@@ -15,7 +15,7 @@ from learngene.recipe.pool import PoolSpec
 from learngene.recipe.sections import Distill
 from learngene.training.losses import Parts, classification_loss, distillation_loss
 from learngene.training.stage import Objective
-from learngene.training.teacher import Outputs, Reading, Teacher
+from learngene.training.teacher import Outputs, Teacher, teacher_of
 
 Images = Float[Tensor, "batch channels height width"]
 Logits = Float[Tensor, "batch classes"]
@@ -92,9 +92,8 @@ def row_teacher(ancestry: Ancestry, numbers: Sequence[int], spec: PoolSpec) -> T
         features = {f"{kind} {n}": value for kind in kinds for n, value in zip(numbers, found[kind], strict=True)}
         return ({"logits": logits} if "pred" in spec.terms else {}) | features
 
-    reading = Reading(ancestry, read)
     names = [*(["logits"] if "pred" in spec.terms else []), *(f"{kind} {n}" for kind in kinds for n in numbers)]
-    return Teacher(tuple(names), {"sha256": ancestry.identity["sha256"]}, lambda: reading)
+    return teacher_of(ancestry, names, read)
 
 
 def row_objective(spec: PoolSpec, distill: Distill) -> Objective:
