@@ -13,10 +13,14 @@ import pytest
 import timm
 import torch
 
+from comparisons import compare_fields
 from hyper import train_fields, written
 from learngene import Ancestry, save_descendant, scratch
+from learngene.comparing import shared_targets
+from learngene.comparing.run import compare
 from learngene.genes.gene import Learngene
 from learngene.making.condense import run as run_condense
+from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.content_hash import short_hash
 from learngene.recipe.loading import build_recipe
@@ -463,3 +467,36 @@ def test_check_says_what_is_stored(home: Home, cli: CLI) -> None:
     assert "targets: 2 of 2 files are missing" in cli("check", recipe).out
     cli("targets", recipe)
     assert "targets: all 2 files are stored" in cli("check", recipe).out
+
+
+# -- comparisons -------------------------------------------------------------------------------------------
+
+
+def test_the_second_gene_of_a_comparison_does_not_run_its_teacher(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contenders = {"sws": {"method": "sws", "settings": {"stages": [2, 2]}, "ancestry": "vit"}}
+    more: dict[str, Any] = {
+        "contenders": contenders,
+        "run": {"skip_impossible": True},
+        "budgets": {"untuned": {"epochs": 0}},
+    }
+    asked, ask, genes = [], StoredTargets._ask, {}
+
+    def counted(self: StoredTargets, batch: torch.Tensor) -> Any:
+        asked.append(len(batch))
+        return ask(self, batch)
+
+    monkeypatch.setattr(StoredTargets, "_ask", counted)
+    for name, most in (("shared", shared_targets.MOST_BYTES), ("each", 0)):
+        monkeypatch.setattr(shared_targets, "MOST_BYTES", most)
+        recipe = build_recipe(compare_fields(tmp_path / name, images, **more))
+        assert isinstance(recipe, CompareRecipe)
+        assert compare(recipe, say=lambda _: None).failed == {}
+        genes[name] = {path.name: Learngene.load(path) for path in (tmp_path / name / "store").glob("*.safetensors")}
+        assert asked == [1, 8, 8, 8]  # an empty image, and an epoch: the first gene alone, and none where none share
+    assert genes["shared"].keys() == genes["each"].keys()
+    assert len(genes["each"]) == 2
+    for name, gene in genes["each"].items():
+        assert same(state(gene), state(genes["shared"][name]))
+        assert gene.metadata["training"]["recipe"] == genes["shared"][name].metadata["training"]["recipe"]

@@ -13,6 +13,7 @@ from learngene.comparing.cells import lay_out
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob
 from learngene.comparing.measure import measure
 from learngene.comparing.results import Results, collect
+from learngene.comparing.shared_targets import with_shared_targets
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits, open_splits, refuse_unfit
 from learngene.genes.ancestry import Ancestry
@@ -217,7 +218,7 @@ def steps(comparison: Comparison, opened: OpenTasks) -> list[Step[str]]:
     for gene in [*(gene.stage1 for gene in comparison.genes if gene.stage1), *comparison.genes]:
         needs = [*(origin.path for origin in gene.origins), *(row.out for row in gene.rows)]
         needs += [*(task.out for task in gene.searches), *((gene.stage1.path,) if gene.stage1 else ())]
-        make = partial(_make_gene, gene, comparison.recipe, opened)
+        make = partial(_make_gene, gene, comparison, opened)
         add(f"gene {gene.name}", gene.path, make, gene.path.exists, needs)
     for cell in comparison.cells:
         # The ancestry, too: it embeds tasks that the gene has not seen.
@@ -258,7 +259,8 @@ def _search_inputs(recipe: SearchRecipe, opened: OpenTasks) -> SearchInputs:
     return prepare_search(recipe, images={task: opened[task] for task in recipe.tasks})
 
 
-def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: OpenTasks) -> str:
+def _make_gene(job: GeneJob, comparison: Comparison, opened: OpenTasks) -> str:
+    job = with_shared_targets(job, comparison, len(opened[SOURCE].train))
     if isinstance(job.recipe, SearchRecipe):
         found = keep_selected(_search_inputs(job.recipe, opened), job.path)
         return f"blocks {','.join(str(layer) for layer in found.metadata['search']['layers'])}"
@@ -271,7 +273,7 @@ def _make_gene(job: GeneJob, recipe: CompareRecipe, opened: OpenTasks) -> str:
         done = run_condense(job.recipe, images=opened[SOURCE], keep=True, show=False)
         return f"{done.result.final.label} {done.result.final.main:.2f} %"
     assert job.ancestry is not None
-    data = recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
+    data = comparison.recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
     start = time.perf_counter()
     ancestry = Ancestry.from_spec(job.ancestry.source())
     gene = extract(ancestry, method=job.method.name, settings=default_settings(job.method), data=data)

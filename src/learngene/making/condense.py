@@ -191,6 +191,9 @@ def _provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, images = inputs.recipe, inputs.images
     said = recipe.model_dump(mode="json", include={"train", "distill", "features", "pool", "hyper"}, exclude_none=True)
+    if (replay := recipe.distill.replay) is not None:  # where outputs lie, and what changes nothing, is not told
+        del said["distill"]["replay"]
+        said["distill"] |= {"replay": replay.decides} if replay.decides else {}
     scores = {key: round(value, 4) for key, value in asdict(result.final).items() if value is not None}
     return {
         "ancestry": inputs.ancestry.identity if inputs.ancestry else {},
