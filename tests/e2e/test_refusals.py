@@ -104,6 +104,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval no split": ("eval des --data digits --split dev", "unknown split 'dev'; give train or val"),
     "eval depth of a descendant": ("eval des --data digits --depth 4", "only a gene file"),
     "export a gene": ("export gene.safetensors --out new.onnx", "not a descendant folder"),
+    "export otherwise": ("export des --out new.pt", "ONNX files have the suffix .onnx"),
     "export nothing": ("export nowhere --out new.onnx", "not a descendant folder (no config.json)"),
     "info of a recipe": ("info condense.yaml", "not a gene file"),
     "no argument": ("plan", "Missing argument 'gene'; see learngene plan --help"),

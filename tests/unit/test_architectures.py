@@ -195,6 +195,8 @@ def test_a_gene_of_another_timm_is_refused_and_leaves_others_alone(
         ({"arch": "vit_smal_patch14_dinov2"}, "no timm model; did you mean 'vit_small_patch14_dinov2'"),
         ({"arch": "samvit_base_patch16_224"}, "the layers of samvit_base_patch16_224 differ among themselves"),
         ({"arch": "resnet18"}, "resnet18 has no embed_dim, so it is no sequence of like layers"),
+        ({"arch": "levit_128s"}, "levit_128s has stages, each of sizes of its own"),
+        ({"arch": "efficientvit_m0"}, "efficientvit_m0 has stages, each of sizes of its own"),
         ({"arch": "vit_small_patch16_rope_mixed_224"}, "'rope.freqs' of .* depends on the number of layers"),
         (
             {"arch": "xcit_nano_12_p16_224", "patch_size": 8},
@@ -218,7 +220,7 @@ def test_what_is_no_sequence_of_like_layers_is_refused(fields: dict[str, Any], m
 @pytest.mark.parametrize("name", ["pool", "sn-net", "tal", "logah", "ghn3", "mini-init", "weight-subcloning"])
 def test_methods_for_plain_vits_say_so(name: str) -> None:
     settings = {"rows": [16, 32]} if name in ("pool", "sn-net") else {}
-    with pytest.raises(ShapeError, match=f"{name}: makes plain ViTs only, not beit_base_patch16_224"):
+    with pytest.raises(ShapeError, match=f"{name}: makes plain ViTs only, not beit_base_patch16_224; use a"):
         fresh(name, arch_shape("beit_base_patch16_224"), **settings)
 
 
@@ -305,7 +307,8 @@ def test_a_super_net_computes_what_its_ancestry_does(arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"]
+    "arch",
+    ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "beit_base_patch16_224"],
 )
 def test_a_gene_of_another_architecture_through_all_commands(
     arch: str, cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path

@@ -109,6 +109,31 @@ def test_weights_are_found_below_any_wrapper(wrap: Callable[[State], Any], tmp_p
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
 
 
+BESIDE = {
+    "Lightning": ("model.backbone.", "model.head."),
+    "top": ("model.", "head."),
+    "classifier": ("encoder.module.", "classifier."),
+    "sequence": ("net.vit.", "net.fc.1."),
+}
+
+
+@pytest.mark.parametrize(("prefix", "head"), BESIDE.values(), ids=BESIDE)
+def test_a_head_that_stands_beside_the_model_is_taken(prefix: str, head: str, tmp_path: Path) -> None:
+    state = number(2.0)
+    bare = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    wrapped = below(prefix, bare) | {f"{head}{part}": state[f"head.{part}"] for part in ("weight", "bias")}
+    model = load_checkpoint(saved(tmp_path, {"state_dict": wrapped}), VIT, SIZE)
+    assert model.head.bias.tolist() == [2.0] * 3
+    assert torch.equal(model.head.weight, state["head.weight"])
+
+
+def test_what_stands_beside_the_model_and_is_no_head_is_told(tmp_path: Path) -> None:
+    state = below("net.vit.", {name: t for name, t in weights().items() if not name.startswith("head.")})
+    projector = {"net.head.0.weight": torch.ones(3, 8), "net.head.2.weight": torch.ones(3, 8)}
+    with pytest.warns(UserWarning, match=r"not used is what stands beside it: head \(2 tensors\)"):
+        assert load_checkpoint(saved(tmp_path, state | projector), VIT, SIZE).num_classes == 0
+
+
 @pytest.mark.parametrize(
     "name", ["w.pth", "w.PT", "w.ckpt", "w.Pth.Tar", "w.bin", "w.SafeTensors", "folder/model.safetensors"]
 )
@@ -306,11 +331,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "missing": (
         lambda path: saved(path, {name: t for name, t in weights().items() if name != "norm.bias"}),
-        'Missing key(s) in state_dict: "norm.bias"',
+        "it lacks norm.bias",
     ),
     "too much": (
         lambda path: saved(path, weights() | {"more": torch.ones(1)}),
-        'Unexpected key(s) in state_dict: "more"',
+        "too much is more",
     ),
 }
 
@@ -324,9 +349,11 @@ def test_a_file_without_the_weights_is_refused(make: Callable[[Path], Path], exp
 WRONG: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "nothing said": (None, {}, "say which model it is with architecture (--architecture), the file says 'resnet18'"),
     "unknown": ("vit_tiny", {}, "architecture: 'vit_tiny' is no timm model"),
-    "no heads": (VIT, {**ARGUMENTS, "num_heads": 0}, "does not hold the weights of"),
+    "no heads": (VIT, {**ARGUMENTS, "num_heads": 0}, "model_args: timm cannot make vit_tiny_patch16_224 with"),
     "other classes": (VIT, {**ARGUMENTS, "num_classes": 5}, "size mismatch for head.weight"),
-    "unknown argument": (VIT, {"sise": 5}, "got an unexpected keyword argument 'sise'"),
+    "unknown argument": (VIT, {"sise": 5}, f"model_args: timm's {VIT} takes no argument 'sise'"),
+    "slip": (VIT, {"imgsize": 32}, "takes no argument 'imgsize'; did you mean 'img_size'?"),
+    "other architecture": ("resnet18", {"num_classes": 3}, "it lacks conv1.weight and "),
 }
 
 

@@ -319,6 +319,9 @@ def test_the_command_takes_a_checkpoint_file(cli: CLI, tmp_path: Path) -> None:
 
 def test_wrong_input_gets_one_line(refused: Callable[..., str], ancestry_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "g.safetensors"
+    assert "genes are .safetensors files" in refused(
+        "extract", ancestry_folder, "--method", "vanilla-lg", "--out", tmp_path / "gene"
+    )
     assert "cannot be extracted" in refused("extract", ancestry_folder, "--method", "sws", "--out", out)
     needs = refused("extract", ancestry_folder, "--method", "weight-subcloning", "--out", out)
     assert "ranks neurons on data" in needs

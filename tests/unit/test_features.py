@@ -39,6 +39,7 @@ POOL = {
 }
 BARE = {**pico_shape().to_dict(), "num_classes": 0}
 FEATURES = {"distill": {"target": "features"}, "shape": BARE}
+LABELS = {"distill": {"target": "features", "alpha": 0.5}, "shape": pico_shape().to_dict()}
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
@@ -447,7 +448,17 @@ def test_a_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], messag
         ),
         ({"features": {"img_size": 10}}, r"does not take images of 10 px"),
         ({"features": {"preset": "lightly-v3", "queue": 25}}, r"queue 25 is longer than the 24 training images"),
-        ({"features": {"blocks": [[3, 1]]}}, r"has 2 blocks, but block 3"),
+        ({"features": {"blocks": [[3, 1]]}}, r"^features.blocks: .*has 2 blocks, but block 3"),
+        ({"knn": {"source": "x"}}, r"^knn: data x: no such folder"),
+        ({"teachers": [{"source": "x"}]}, r"^teachers: 'x' is no file or folder"),
+        (
+            {
+                "data": {"source": "recipes"},
+                "distill": {"target": "features", "alpha": 0.5},
+                "shape": pico_shape().to_dict(),
+            },
+            r"SPLIT/CLASS/ folders; .*; distill.alpha 0.5 gives labels a weight",
+        ),
         ({"features": {"blocks": [[1, 5]]}}, r"block 5 of the auxiliary shape, which has 4 blocks"),
         ({"data": {"source": "x", "img_size": 12}}, r"no such folder"),
         ({"data": {"source": "digits", "mean": [0.5, 0.5]}}, r"data.mean has 2 values, but the images have 3 channels"),
@@ -459,6 +470,19 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     with pytest.raises(LearngeneError, match=message) as error:
         prepare(gene_recipe(images, **changes), teacher)
     assert "\n" not in str(error.value)
+
+
+def test_a_further_teacher_is_told_of_as_one(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
+    save_descendant(scratch(pico_shape(in_chans=1)), tmp_path / "grey")
+    with pytest.raises(LearngeneError, match=r"^teachers: grey takes images with 1 channels.*teachers.model_args"):
+        prepare(gene_recipe(images, teachers=[{"source": str(tmp_path / "grey")}]), teacher)
+
+
+def test_a_shape_in_python_has_no_classes_either_unless_it_says_so(images: Path) -> None:
+    fields = {key: value for key, value in BARE.items() if key != "num_classes"}
+    assert gene_recipe(images, shape=learngene.ViTShape(**fields)).shape.num_classes == 0
+    with pytest.raises(LearngeneError, match="num_classes 7: features train no head"):
+        gene_recipe(images, shape=pico_shape(num_classes=7))
 
 
 def test_a_teacher_without_the_wanted_token_is_refused(images: Path, tmp_path: Path) -> None:

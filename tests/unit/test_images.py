@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import shutil
 import tarfile
 from collections import Counter
@@ -288,6 +290,15 @@ def test_data_that_cannot_be_used_is_refused(
     with pytest.raises(DataError, match=message) as error:
         open_splits(spec(make(tmp_path)))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_image_that_may_not_be_read_is_not_taken_for_corrupt(images: Path) -> None:
+    def refuse(_index: int) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    locked = dataclasses.replace(open_split(spec(images), "train"), read=refuse)
+    with pytest.raises(DataError, match=r"image train/blue/00.png is not readable \(Permission denied\); allow it"):
+        locked.scan(skip=True)
 
 
 def test_one_missing_source_of_several_is_named(images: Path, tmp_path: Path) -> None:

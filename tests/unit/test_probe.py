@@ -59,8 +59,12 @@ def test_a_model_agrees_with_itself_on_who_resembles_whom(cli: CLI, folder: Path
     assert json.loads(done.out)["neighbours"] == 100.0
     assert json.loads(done.out)["knn"] is None
     save_descendant(scratch(pico_shape(num_classes=0, depth=2, patch_size=2), seed=7), tmp_path / "other")
-    told = cli("eval", folder, "--data", images, "--knn", "--teacher", tmp_path / "other").out
-    assert f"neighbours in common with {tmp_path / 'other'}" in told
+    told = cli("eval", folder, "--data", images, "--knn", "--teacher", tmp_path / "other")
+    assert f"neighbours in common with {tmp_path / 'other'}" in told.out
+    assert "other: sees images of 8 x 8 px" in told.err
+    pico_gene().save(tmp_path / "gene.safetensors")
+    told = cli("eval", folder, "--data", images, "--teacher", tmp_path / "gene.safetensors")
+    assert told.err.startswith(f"learngene: --teacher: {tmp_path / 'gene.safetensors'}: a gene file, not a model")
 
 
 def test_the_training_split_can_be_judged_too(folder: Path, images: Path) -> None:

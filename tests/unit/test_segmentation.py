@@ -216,7 +216,7 @@ def test_training_masks_are_needed_to_count_classes_only(masked: Path) -> None:
         shutil.rmtree(masked / kind / "train")
     with pytest.raises(DataError, match=r"found: val; without training masks, say how many classes with data.mask_cla"):
         open_split(masked_data(masked), "val")
-    with pytest.raises(DataError, match=r"no split 'train'; found: val$"):
+    with pytest.raises(DataError, match=r"no split 'train'; found: val; make"):
         open_split(masked_data(masked), "train")
     assert len(open_split(masked_data(masked, mask_classes=3), "val")) == 4
 

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 import learngene.training.loop
 from comparisons import compare_fields, recipe_of, results
-from learngene import Ancestry, evaluate, export_onnx, finetune, load_descendant, save_descendant, scratch, segment
+from learngene import (
+    Ancestry,
+    ViTShape,
+    evaluate,
+    export_onnx,
+    finetune,
+    load_descendant,
+    save_descendant,
+    scratch,
+    segment,
+)
 from learngene.comparing.run import compare, prepare
 from learngene.comparing.tables import as_csv, as_markdown
 from learngene.data.open_split import open_split
@@ -156,11 +166,23 @@ def test_any_timm_vit_gets_a_head_and_other_models_are_refused(tmp_path: Path) -
             segment(named, none)  # type: ignore[arg-type]
     with pytest.raises(LearngeneError, match="two classes or more"):
         segment(scratch(pico_shape()), 1)
-    mapped = timm.create_model(
-        "vit_base_patch16_224", img_size=32, depth=1, embed_dim=16, num_heads=2, global_pool="map"
-    )
-    with pytest.raises(LearngeneError, match=r"pools by attention \('map'\)"):
-        segment(mapped, 3)
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["vit_base_patch16_siglip_224", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "beit_base_patch16_224"],
+)
+def test_genes_of_other_architectures_give_segmenters(arch: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 8, "in_chans": 3}
+    shape = ViTShape(**sizes, num_classes=3, arch=arch)
+    model, images = segment(scratch(shape, seed=1), 4), torch.randn(2, 3, 8, 8)
+    assert model(images).shape == (2, 4, 8, 8)
+    assert not [name for name in model.state_dict() if "attn_pool" in name]
+    save_descendant(model, tmp_path / "des")
+    again = load_descendant(tmp_path / "des").eval()
+    assert torch.equal(again(images), model(images))
+    assert again.learngene["head"] == "segmentation"
+    assert load_descendant(tmp_path / "des", img_size=16).eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 4, 16, 16)
 
 
 def expanded(kind: str) -> tuple[Any, Shape]:

@@ -40,9 +40,11 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
 
 def _check_images(recipe: CondenseRecipe | FinetuneRecipe) -> Generator[str, None, Splits]:
     """The images of a recipe that has one data set, as every stage of it trains on them."""
+    from learngene.making.condense import opened
+
     unlabelled = isinstance(recipe, CondenseRecipe) and not recipe.needs_labels
     data = recipe.images if isinstance(recipe, CondenseRecipe) else recipe.data
-    splits = train, val = open_splits(data, unlabelled=unlabelled)
+    splits = train, val = opened(recipe) if isinstance(recipe, CondenseRecipe) else open_splits(data)
     kind = " of pixels" if train.segmentation else ""
     classes = "classes not looked at" if unlabelled else f"{len(train.class_names)} classes{kind}"
     yield f"data: {len(train)} training and {len(val)} validation images, {classes}"

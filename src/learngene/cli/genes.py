@@ -48,6 +48,8 @@ def extract(
     from learngene.making.extract import extract as make_gene
     from learngene.making.extract import refuse_method
 
+    if out.suffix != ".safetensors":
+        raise LearngeneError(f"--out {out}: genes are .safetensors files; end the name so")
     refuse_foreign_gene(out)
     refuse_method(method, choices(settings), with_data=bool(data))
     teacher = ancestry_of(ancestry, architecture, model_args, state, preprocessing, pretrained)
@@ -185,9 +187,9 @@ def expand(
     params = shape.params()
     if segment:
         from learngene.vits.segmenter import segment as with_head
-        from learngene.vits.segmenter_sizes import segmenter_params
 
-        model, params = with_head(model, shape.num_classes, seed=seed), segmenter_params(shape)
+        model = with_head(model, shape.num_classes, seed=seed)
+        params = sum(parameter.numel() for parameter in model.parameters())
     seconds = time.perf_counter() - start
     if as_model:
         from learngene.vits.descendant_folder import save_descendant

@@ -25,7 +25,7 @@ from learngene.cli.app import (
     app,
     choices,
 )
-from learngene.system.errors import LearngeneError
+from learngene.system.errors import LearngeneError, told_of
 
 
 @app.command("eval")
@@ -106,7 +106,7 @@ def evaluate(
         print(f"{images.where}: {split} {images.counted()}", file=sys.stderr)
     classes: list[tuple[str, float | None]] = []
     if isinstance(result, Accuracy):
-        scores = f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %"
+        scores = f"top-1 {result.top1:.2f} %" + (f", top-5 {result.top5:.2f} %" if net.num_classes > 5 else "")
     else:
         scores = f"mean IoU {result.miou:.2f} %, pixel accuracy {result.pixel_accuracy:.2f} %"
         classes = list(zip(mask_names(net, section), result.ious, strict=True))
@@ -125,8 +125,14 @@ def _probe(
     from dataclasses import asdict
 
     from learngene.making.probe import probe
+    from learngene.vits.input_size import input_size
 
-    other = ancestry_of(teacher, None, None, None, None).model if teacher is not None else None
+    other = None
+    if teacher is not None:
+        with told_of("--teacher"):
+            other = ancestry_of(teacher, None, None, None, None).model
+        height, width = input_size(other)[1:]
+        print(f"{teacher}: sees images of {height} x {width} px, as it was trained", file=sys.stderr, flush=True)
     found = probe(net, section, knn=knn, linear=linear, teacher=other, split=split)
     if as_json:
         print(json.dumps(asdict(found)))

@@ -100,6 +100,10 @@ class ImageSet:
                 return self.decoding.decoded(image, mode, seen)
         except DataError as error:
             raise DataError(f"{self.where}: image {self.names[index]} {error}") from None
+        except PermissionError as error:
+            raise DataError(
+                f"{self.where}: image {self.names[index]} is not readable ({error.strerror}); allow it, or take it out"
+            ) from None
         except Exception as error:
             raise CorruptError(
                 f"{self.where}: image {self.names[index]} cannot be decoded ({why_broken(error)}); "

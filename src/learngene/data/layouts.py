@@ -89,7 +89,10 @@ def split_folder(split: str, found: Collection[str], where: str | Path) -> str:
     for name in SPLIT_NAMES.get(split, (split,)):
         if name in found:
             return name
-    raise NoSplitError(f"data {where}: no split '{split}'; found: {', '.join(sorted(found))}")
+    raise NoSplitError(
+        f"data {where}: no split '{split}'; found: {', '.join(sorted(found))}; make a folder of that name, or say with "
+        "data.train_split and data.val_split which to take"
+    )
 
 
 def _folder_pairs(path: Path, found: Sequence[PlacedImage], split: str) -> list[tuple[ImageFile, ImageFile]]:

@@ -126,6 +126,11 @@ class Masks:
                 if own is None and orientation != 1 and size is not None:
                     mask = self._laid(index, mask, size, orientation)
                 codes = None if kind in LOSSY else _codes(mask, self.table is not None and self.table.coloured)
+        except PermissionError as error:
+            raise DataError(
+                f"{self.where}: mask {self.places[index].name} is not readable ({error.strerror}); "
+                "allow it, or take it out"
+            ) from None
         except Exception as error:
             raise CorruptError(
                 f"{self.where}: mask {self.places[index].name} cannot be decoded ({why_broken(error)}); "

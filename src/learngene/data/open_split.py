@@ -19,7 +19,7 @@ from learngene.data.pixels import Decoding
 from learngene.data.timm_sets import TIMM_PREFIXES, open_timm_set
 from learngene.recipe.mask_values import MASK_VALUES, class_names
 from learngene.recipe.sections import DataSpec
-from learngene.system.errors import DataError, NoSplitError
+from learngene.system.errors import DataError, NoClassesError, NoSplitError
 from learngene.vits.class_names import composed
 
 SCAN_LIMIT = 20_000
@@ -133,7 +133,7 @@ def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> Image
     found = [place for source in sources for place in source.found]
     splits = sorted({part for part, _, _ in found})
     if not found:
-        raise DataError(
+        raise NoClassesError(
             f"data {where}: no images in SPLIT/CLASS/ folders; expected train/<class>/ and val/<class>/, or "
             "images/<split>/ and masks/<split>/"
         )

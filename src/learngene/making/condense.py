@@ -28,6 +28,7 @@ from learngene.methods import method as find_method
 from learngene.methods.base import Making
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.sections import AncestrySpec
+from learngene.system.errors import DataError, NoClassesError, NoSplitError, told_of
 from learngene.training.run import write_once
 from learngene.training.scores import FeatureScore
 from learngene.training.stage import TrainResult
@@ -127,17 +128,16 @@ def prepare(
     """Loads ancestry and data, builds the gene and checks that all of it fits together; nothing is written."""
     refuse_unread(recipe.shape.in_chans)
     recipe = recipe.model_copy(update={"data": recipe.images})
-    need = "condensing" if recipe.needs_labels else None
-    images = open_splits(recipe.data, opened=images, labels_for=need, unlabelled=need is None)
+    images = opened(recipe, images)
     kind = find_method(recipe.method, recipe.settings)
     teacher = (ancestry or _ancestry(recipe, recipe.ancestry)) if recipe.ancestry else None
-    anchors = tuple(anchors) or tuple(Ancestry.from_spec(spec) for spec in recipe.anchors or ())
+    anchors = tuple(anchors) or _loaded("anchors", recipe.anchors)
     models = [*anchors[-1:], *([teacher] if teacher else [])]
     given = models[0].preprocessing if models else vit_cfg(recipe.shape, "", {})
     if recipe.distill.target == "features":
         given = for_student(given, recipe.shape.in_chans)
     gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
-    teachers = tuple(Ancestry.from_spec(spec) for spec in recipe.teachers or ())
+    teachers = _loaded("teachers", recipe.teachers)
     inputs = CondenseInputs(recipe, teacher, gene, images, anchors, teachers)
     MAKERS[kind.making].refuse(inputs)
     inputs.recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
@@ -156,6 +156,25 @@ def remember_teacher(inputs: CondenseInputs) -> None:
     recipe, replay = inputs.recipe, inputs.recipe.distill.replay
     if replay is not None and recipe.ancestry is not None and inputs.ancestry is not None:
         remember(replay.folder, recipe.ancestry, inputs.ancestry)
+
+
+def opened(recipe: CondenseRecipe, images: Splits | None = None) -> Splits:
+    """The images of a recipe, without classes where nobody looks at them; checked, if they are open already."""
+    need = "condensing" if recipe.needs_labels else None
+    try:
+        return open_splits(recipe.images, opened=images, labels_for=need, unlabelled=need is None)
+    except (NoSplitError, NoClassesError) as error:
+        if recipe.distill.target == "logits":
+            raise
+        raise DataError(
+            f"{error}; distill.alpha {recipe.distill.alpha:g} gives labels a weight: for images without classes set it "
+            "to 1, and data.labels=false"
+        ) from None
+
+
+def _loaded(setting: str, specs: Sequence[AncestrySpec] | None) -> tuple[Ancestry, ...]:
+    with told_of(setting):
+        return tuple(Ancestry.from_spec(spec) for spec in specs or ())
 
 
 def run(

@@ -265,7 +265,8 @@ def refuse_arch(where: str, shape: ViTShape) -> None:
     """Raises ``ShapeError`` for another architecture than the plain ViT, in methods that have no answer for it."""
     if shape.arch:
         raise ShapeError(
-            f"{where}: makes plain ViTs only, not {shape.arch}; leave shape.arch out, or use another method"
+            f"{where}: makes plain ViTs only, not {shape.arch}; use a plain ViT, or another method such as tleg, "
+            "weight-selection or vanilla-lg"
         )
 
 

@@ -27,6 +27,7 @@ from learngene.recipe.sections import (
     Train,
 )
 from learngene.system.errors import RecipeError
+from learngene.vits.shape import ViTShape
 
 FOREIGN_PARTS = {
     "pool": ("pool", "has no rows"),
@@ -216,6 +217,8 @@ def _without_classes(given: dict[str, Any]) -> dict[str, Any]:
         return given
     if isinstance(shape, str):
         given["shape"] = {"named": shape, "num_classes": 0}
+    elif isinstance(shape, ViTShape) and shape.num_classes == ViTShape.__dataclass_fields__["num_classes"].default:
+        given["shape"] = shape.replace(num_classes=0)
     elif isinstance(shape, Mapping) and "num_classes" not in shape:
         given["shape"] = {**shape, "num_classes": 0}
     return given

@@ -37,6 +37,10 @@ class NoSplitError(DataError):
     """A split that a data set does not have."""
 
 
+class NoClassesError(DataError):
+    """Images that lie in no folders of classes."""
+
+
 class CorruptError(DataError):
     """An image or mask that cannot be decoded, which a user may ask to leave out."""
 
@@ -75,6 +79,16 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str = "") 
     for key in given:
         if key not in known:
             raise RecipeError(f"{f'{where}: ' if where else ''}unknown key '{key}'{nearest(str(key), known)}")
+
+
+@contextlib.contextmanager
+def told_of(setting: str) -> Iterator[None]:
+    """Names the setting in a ``LearngeneError`` of the block, where another of its kind is told of otherwise."""
+    try:
+        yield
+    except LearngeneError as error:
+        text = str(error).removeprefix("ancestry ").replace("ancestry.", f"{setting}.")
+        raise type(error)(text if text.startswith(setting) else f"{setting}: {text}") from None
 
 
 class InterruptedRun(Exception):  # noqa: N818 - not an error: the user asked for it

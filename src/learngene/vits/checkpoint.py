@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from learngene.system.errors import LearngeneError
 from learngene.vits.descendant_folder import weight_file
-from learngene.vits.timm_models import TimmModel, filled, refuse_unknown_architecture
+from learngene.vits.timm_models import TimmModel, filled, refuse_argument, refuse_unknown_architecture
 from learngene.vits.transformers_folder import has_transformers_names, with_timm_names
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar", ".bin")
@@ -31,6 +32,12 @@ ORDER = ("state_dict", "model", "teacher")
 
 TRANSPARENT = ("module", "_orig_mod")
 """Prefixes of DistributedDataParallel and torch.compile, which say nothing about the model."""
+
+HEADS = re.compile(r"(head|fc|classifier|cls_head|linear_head|linear|last_layer)((\.\w+)?)\.weight")
+"""What wrappers call a classifier that stands beside the model, as Lightning's modules often have it."""
+
+FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError)
+"""In which timm's models can end, given arguments or weights that they are not made for."""
 
 DEEPEST = 12
 """Levels of mappings that are looked into, of a file that may hold any number."""
@@ -102,19 +109,36 @@ def load_checkpoint(
     try:
         with torch.device("meta"):
             skeleton = timm.create_model(architecture, **arguments)
-        tensors = _chosen(path, tensors, skeleton.state_dict().keys(), state)
-        if has_transformers_names(tensors):
-            tensors = with_timm_names(tensors)
-        _refuse_resampling(path, tensors, skeleton, arguments)
-        return _filled(path, tensors, skeleton, architecture, arguments)
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError) as error:
+    except FAULTS as error:
+        refuse_argument(architecture, error)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise LearngeneError(f"model_args: timm cannot make {architecture} with {dict(arguments)} ({reason})") from None
+    try:
+        prefix, own = _chosen(path, tensors, skeleton.state_dict().keys(), state)
+        if has_transformers_names(own):
+            own = with_timm_names(own)
+        _refuse_resampling(path, own, skeleton, arguments)
+        beside = _beside(tensors, prefix)
+        own = {**_head_beside(beside, skeleton), **own}
+        return _filled(path, own, skeleton, architecture, arguments, beside)
+    except FAULTS as error:
         if isinstance(error, LearngeneError):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise LearngeneError(
             f"{path}: does not hold the weights of {architecture} with {dict(arguments) or 'default arguments'}: "
-            f"{lines[1] if len(lines) > 1 else lines[0]}"[:300]
+            f"{_mismatch(error)}"[:300]
         ) from None
+
+
+def _mismatch(error: Exception) -> str:
+    """What keeps weights from being loaded, in one line; of names that differ how many there are, and the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[1] if len(lines) > 1 else lines[0]
+    names = re.findall(r'"([^"]+)"', line)
+    for start, what in (("Missing key(s)", "it lacks"), ("Unexpected key(s)", "too much is")):
+        if line.startswith(start) and names:
+            return f"{what} {names[0]}" + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
+    return line
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -193,8 +217,10 @@ def _flat(content: Any, seen: set[int], prefix: str = "", level: int = 0) -> Ite
             yield from _flat(value, seen, f"{prefix}{key}.", level + 1)
 
 
-def _chosen(path: Path, tensors: dict[str, Tensor], names: Collection[str], state: str | None) -> dict[str, Tensor]:
-    """The tensors of one state, without the prefix under which it stands."""
+def _chosen(
+    path: Path, tensors: dict[str, Tensor], names: Collection[str], state: str | None
+) -> tuple[str, dict[str, Tensor]]:
+    """The prefix under which one state stands, and its tensors without it."""
     counts: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
@@ -218,11 +244,39 @@ def _chosen(path: Path, tensors: dict[str, Tensor], names: Collection[str], stat
         others = ", ".join(labels[prefix] for prefix in found[1:])
         warnings.warn(f"{path}: '{labels[found[0]]}' is loaded; it also has, for state: {others}", stacklevel=2)
     others_in_it = tuple(prefix for prefix in prefixes if prefix != found[0] and prefix.startswith(found[0]))
-    return {
+    return found[0], {
         name.removeprefix(found[0]): tensor
         for name, tensor in tensors.items()
         if name.startswith(found[0]) and not name.startswith(others_in_it)
     }
+
+
+def _beside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands beside a model within whatever wraps it most closely: ``model.head.bias`` beside ``model.vit.``."""
+    parts = prefix.split(".")[:-1]
+    while parts and parts[-1] in TRANSPARENT:
+        parts.pop()
+    outer, inner = ("".join(f"{part}." for part in each) for each in (parts[:-1], parts))
+    return {
+        name.removeprefix(outer): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(outer) and not name.startswith(inner)
+    }
+
+
+def _head_beside(beside: Mapping[str, Tensor], skeleton: TimmModel) -> dict[str, Tensor]:
+    """A linear classifier that stands beside the model, under timm's name; nothing unless it is all there is of it."""
+    head = skeleton.pretrained_cfg.get("classifier")
+    own = skeleton.state_dict().get(f"{head}.weight")
+    found = {}
+    for name, tensor in beside.items():
+        match = HEADS.fullmatch(name)
+        if match is None or own is None or tensor.ndim != 2 or tensor.shape[1:] != own.shape[1:]:
+            continue
+        stem = name.removesuffix("weight")
+        if {each for each in beside if each.startswith(f"{match[1]}.")} == {name, f"{stem}bias"}:
+            found[match[1]] = {f"{head}.weight": tensor, f"{head}.bias": beside[f"{stem}bias"]}
+    return found.popitem()[1] if len(found) == 1 else {}
 
 
 def _telling(prefix: str) -> list[str]:
@@ -275,7 +329,12 @@ def _refuse_resampling(
 
 
 def _filled(
-    path: Path, tensors: dict[str, Tensor], skeleton: TimmModel, architecture: str, arguments: Mapping[str, Any]
+    path: Path,
+    tensors: dict[str, Tensor],
+    skeleton: TimmModel,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    beside: Mapping[str, Tensor],
 ) -> TimmModel:
     mine = skeleton.state_dict()
     for name in mine.keys() & tensors.keys():
@@ -293,7 +352,10 @@ def _filled(
     if not found and classes:
         raise LearngeneError(f"{path}: has no head; leave model_args.num_classes out")
     if not found and skeleton.num_classes:
-        warnings.warn(f"{path}: has no head for classes, so the model gives features alone", stacklevel=2)
+        parts = Counter(name.partition(".")[0] for name in beside)
+        found_beside = ", ".join(f"{part} ({count} tensors)" for part, count in sorted(parts.items()))
+        unused = f"; not used is what stands beside it: {found_beside}" if parts else ""
+        warnings.warn(f"{path}: has no head for classes, so the model gives features alone{unused}", stacklevel=2)
     cfg: dict[str, Any] = {"num_classes": classes}  # as many as are loaded, with which timm's loader is strict
     if "in_chans" in arguments:
         cfg["input_size"] = (arguments["in_chans"], *skeleton.pretrained_cfg["input_size"][1:])

@@ -19,7 +19,7 @@ from learngene.vits.class_names import class_names, composed
 from learngene.vits.input_size import for_channels, image_config
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, shape_from
-from learngene.vits.timm_models import TimmModel
+from learngene.vits.timm_models import TimmModel, refuse_argument
 
 PROVENANCE, TIMM_FILES = "learngene.json", ("config.json", "model.safetensors")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,6 +138,8 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
     except Exception as error:  # a damaged file can end its reader in any of them
         if isinstance(error, LearngeneError):
             raise
+        if changes:
+            refuse_argument(str(path), error)
         if "weights_only" in str(error):
             raise LearngeneError(
                 f"{weights}: holds more than tensors and is not unpickled; save its state_dict as model.safetensors"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learngene.system.errors import LearngeneError
 from learngene.system.files import write_file
@@ -43,6 +45,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
     except ImportError as error:
         raise LearngeneError(f"export: package '{error.name}' is missing; pip install 'learngene[export]'") from None
     path = Path(path)
+    if path.suffix != ".onnx":
+        raise LearngeneError(f"{path}: ONNX files have the suffix .onnx; end the name so")
     _refuse_foreign(path)
     size = input_size(model)
     model = model.eval().cpu()
@@ -83,8 +87,11 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _export(model: nn.Module, example: torch.Tensor, path: Path) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Fused attention with a mask lays its result out otherwise than what torch rewrites it into, which ends in a view
+    # that is impossible.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -99,4 +106,13 @@ def _export(model: nn.Module, example: torch.Tensor, path: Path) -> None:
                 verbose=False,
             )
         except Exception as error:
-            raise LearngeneError(f"export: torch cannot export this model ({str(error).splitlines()[0]})") from error
+            kind = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+            raise LearngeneError(f"export: torch cannot turn {kind} into ONNX ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what was raised first: torch's exporter wraps it in advice to its developers, in colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()[:200]

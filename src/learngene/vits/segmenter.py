@@ -8,7 +8,8 @@ bilinear upsampling to the image's size. Here the width between the convolutions
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -19,7 +20,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, create_model, generate_default_cfgs, get_model_args, register_model
 from timm.models._input import update_model_input_size
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from learngene.system.errors import LearngeneError
@@ -30,6 +33,9 @@ from learngene.vits.timm_models import TimmModel
 __all__ = ["Segmenter", "segment"]
 
 ARCHITECTURE = "learngene_segmenter"
+KINDS = (VisionTransformer, Eva, Beit)
+"""Classes of timm's whose patch tokens form a grid behind the last layer: also DINOv2, DINOv3, SigLIP, EVA-02, BEiT."""
+
 KEEPS_POOL = ("", "avg", "token", "max", "avgmax")
 """Ways of pooling tokens that have no weights of their own; pixels need none of them."""
 
@@ -81,7 +87,7 @@ class Segmenter(nn.Module):
     default_cfg: dict[str, Any]
     learngene: dict[str, Any]
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int) -> None:
+    def __init__(self, backbone: TimmModel, num_classes: int) -> None:
         """Puts a head with PyTorch's start values on a timm Vision Transformer without classifier."""
         super().__init__()
         self.backbone = backbone
@@ -135,7 +141,7 @@ class Segmenter(nn.Module):
     @property
     def in_chans(self) -> int:
         """Channels of the images, which timm asks of any model."""
-        return self.backbone.patch_embed.proj.in_channels
+        return int(self.backbone.patch_embed.proj.in_channels)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Takes images of another side, or height and width, in pixels; position embeddings are resampled."""
@@ -162,8 +168,8 @@ def segment(
     """Turns a classifier into a model that gives every pixel a class.
 
     Args:
-        model: A timm Vision Transformer, for example an expanded gene or a loaded descendant. It is taken over, and its
-            classifier is dropped.
+        model: A timm Vision Transformer of one of ``KINDS``, for example an expanded gene or a loaded descendant. It is
+            taken over; its classifier is dropped, and an attention pool, which pixels have no use for.
         num_classes: Classes of a pixel.
         seed: Of the new head.
         class_names: Their names, which travel with the model.
@@ -177,15 +183,11 @@ def segment(
     """
     if isinstance(model, Segmenter):
         raise LearngeneError("the model has a segmentation head already; reset_classifier gives it other classes")
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, KINDS):
+        name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
         raise LearngeneError(
-            f"{type(model).__name__} cannot have a segmentation head; only a VisionTransformer of timm, whose patch "
-            "tokens form a grid"
-        )
-    if model.global_pool not in KEEPS_POOL:
-        raise LearngeneError(
-            f"a model that pools by attention ('{model.global_pool}') has weights that pixels cannot use; "
-            "give model_args={global_pool: avg}"
+            f"{name} cannot have a segmentation head, which needs patch tokens on a grid; use a ViT, DeiT, DINOv2, "
+            f"DINOv3, SigLIP, EVA-02 or BEiT ({', '.join(kind.__name__ for kind in KINDS)} in timm)"
         )
     if not isinstance(num_classes, Integral):
         raise LearngeneError(f"num_classes must be how many classes a pixel has, for example 21, not {num_classes!r}")
@@ -194,10 +196,14 @@ def segment(
     record = copy.deepcopy(getattr(model, "learngene", {}))
     size = input_size(model)[1:]
     cfg = {**model.pretrained_cfg, "input_size": input_size(model)}
-    model.reset_classifier(0)
+    pooled = model.global_pool in KEEPS_POOL
+    model.reset_classifier(0, None if pooled else "")
     if "shape" in record:
         record["shape"] |= {"num_classes": 0, "img_size": size[0]}
-        record["fresh"] = [name for name in record.get("fresh", []) if not name.startswith("head.")]
+        if not pooled:
+            record["shape"]["arch_args"] = {**record["shape"].get("arch_args", {}), "global_pool": ""}
+        gone = ("head.", "attn_pool.")
+        record["fresh"] = [name for name in record.get("fresh", []) if not name.startswith(gone)]
         model.learngene = record
     out = Segmenter(model, num_classes)
     out.head.init_weights(torch.Generator().manual_seed(seed))
@@ -249,7 +255,16 @@ def _filter_state(state: dict[str, Tensor], model: Segmenter) -> dict[str, Tenso
     """Lets timm resample the backbone's position embeddings for another image size."""
     head = {name: value for name, value in state.items() if not name.startswith("backbone.")}
     backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name not in head}
-    return head | {f"backbone.{name}": value for name, value in checkpoint_filter_fn(backbone, model.backbone).items()}
+    filtered = _filter_of(model.backbone)(backbone, model.backbone)
+    return head | {f"backbone.{name}": value for name, value in filtered.items()}
+
+
+def _filter_of(backbone: TimmModel) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
+    """Timm's own filter of weights for a kind of model, which stands in the module of its class."""
+    kind = next(kind for kind in KINDS if isinstance(backbone, kind))
+    filtering: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+    filtering = sys.modules[kind.__module__].checkpoint_filter_fn
+    return filtering
 
 
 @register_model

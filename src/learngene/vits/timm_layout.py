@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -134,6 +135,11 @@ def _created(arch: str, arguments: Mapping[str, Any]) -> TimmModel:
             raise ShapeError(
                 f"shape: {arch} has no {unknown[0]}, so it is no sequence of like layers on patches, which can be "
                 "taken or repeated; use another arch"
+            ) from None
+        if re.search(r"'(int|float)'( object)? (has no len|is not (iterable|subscriptable))", str(error)):
+            raise ShapeError(
+                f"shape: {arch} has stages, each of sizes of its own, so it is no sequence of like layers on patches, "
+                "which can be taken or repeated; use another arch"
             ) from None
         raise ShapeError(f"shape: timm cannot make {arch} with these arguments ({_reason(error)})") from None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learngene.system.errors import LearngeneError
+from learngene.vits.layout import SIZES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +54,7 @@ def timm_model(name: str, pretrained: bool, arguments: Mapping[str, Any], *, see
             torch.manual_seed(seed)
             return timm.create_model(name, pretrained=pretrained, **arguments)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
+        refuse_argument(architecture, error)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         hint = "; the network or timm's cache must hold its weights" if pretrained else ""
         raise LearngeneError(f"timm model {name}: cannot be loaded{hint} ({reason})") from None
@@ -121,6 +124,14 @@ def refuse_unknown_architecture(name: str) -> None:
 
     if not timm.is_model(name):
         raise LearngeneError(f"'{name}' is no timm model{_nearest_model(name)}")
+
+
+def refuse_argument(name: str, error: Exception) -> None:
+    """Raises ``LearngeneError`` if an error of timm's is about an argument that a model does not have."""
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+        close = difflib.get_close_matches(unknown[1], SIZES, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise LearngeneError(f"model_args: timm's {name} takes no argument '{unknown[1]}'{hint}") from None
 
 
 def _nearest_model(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from learngene.making.features.teacher import Features, FeatureTeacher, for_stud
 from learngene.making.inputs import CondenseInputs
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.features import FeatureTarget
-from learngene.system.errors import LearngeneError
+from learngene.system.errors import LearngeneError, told_of
 from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss
@@ -53,8 +54,9 @@ def refuse(inputs: CondenseInputs) -> None:
                 raise LearngeneError(f"features.blocks: block {mine} of the auxiliary shape, which has {depth} blocks")
     kept_bridge.refuse(inputs)
     if recipe.knn is not None:
-        inputs.knn = open_splits(recipe.knn, labels_for="kNN")
-        refuse_few(inputs.knn.train)
+        with told_of("knn"):
+            inputs.knn = open_splits(recipe.knn, labels_for="kNN")
+            refuse_few(inputs.knn.train)
 
 
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
@@ -166,7 +168,11 @@ def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:
     refuse_channels(data, recipe.shape.in_chans)
     models: Sequence[Ancestry] = [inputs.ancestry, *inputs.teachers]
     specs = recipe.feature_targets()
-    return [FeatureTeacher(model, spec, recipe.shape, data) for model, spec in zip(models, specs, strict=True)]
+    out: list[FeatureTeacher] = []
+    for model, spec in zip(models, specs, strict=True):
+        with told_of("teachers") if out else contextlib.nullcontext():
+            out.append(FeatureTeacher(model, spec, recipe.shape, data))
+    return out
 
 
 def _total(matches: Sequence[Match], terms: Sequence[Parts]) -> Tensor:

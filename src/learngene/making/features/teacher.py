@@ -82,6 +82,8 @@ class FeatureTeacher(nn.Module):
         device = ancestry.device
         try:
             found = self(torch.zeros(1, chans, shape.img_size, shape.img_size, device=device))
+        except LearngeneError:
+            raise
         except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0][:160]
             raise LearngeneError(f"{self.label}: its features cannot be read at {self.size} px ({reason})") from None
