@@ -195,8 +195,6 @@ def test_a_gene_of_another_timm_is_refused_and_leaves_others_alone(
         ({"arch": "vit_smal_patch14_dinov2"}, "no timm model; did you mean 'vit_small_patch14_dinov2'"),
         ({"arch": "samvit_base_patch16_224"}, "the layers of samvit_base_patch16_224 differ among themselves"),
         ({"arch": "resnet18"}, "resnet18 has no embed_dim, so it is no sequence of like layers"),
-        ({"arch": "levit_128s"}, "levit_128s has stages, each of sizes of its own"),
-        ({"arch": "efficientvit_m0"}, "efficientvit_m0 has stages, each of sizes of its own"),
         ({"arch": "vit_small_patch16_rope_mixed_224"}, "'rope.freqs' of .* depends on the number of layers"),
         (
             {"arch": "xcit_nano_12_p16_224", "patch_size": 8},
@@ -215,6 +213,12 @@ def test_what_is_no_sequence_of_like_layers_is_refused(fields: dict[str, Any], m
     with pytest.raises(LearngeneError, match=message) as error:
         ViTShape.from_dict({**PICO, "in_chans": 3, **fields}).params()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["levit_128s", "efficientvit_m0"])
+def test_models_of_stages_are_no_sequence_of_like_layers(arch: str) -> None:
+    with pytest.raises(ShapeError, match=f"{arch} has stages, each of sizes of its own, so it is no sequence of like"):
+        ViTShape.from_dict({"arch": arch, "depth": 3})
 
 
 @pytest.mark.parametrize("name", ["pool", "sn-net", "tal", "logah", "ghn3", "mini-init", "weight-subcloning"])
