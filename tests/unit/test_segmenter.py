@@ -168,7 +168,7 @@ def test_any_timm_vit_gets_a_head_and_other_models_are_refused(tmp_path: Path) -
         segment(scratch(pico_shape()), 1)
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # which timm resamples BEiT's tables with
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, as timm resamples BEiT's tables
 @pytest.mark.parametrize(
     "arch",
     ["vit_base_patch16_siglip_224", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "beit_base_patch16_224"],

@@ -45,9 +45,9 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
     except ImportError as error:
         raise LearngeneError(f"export: package '{error.name}' is missing; pip install 'learngene[export]'") from None
     path = Path(path)
+    _refuse_foreign(path)
     if path.suffix != ".onnx":
         raise LearngeneError(f"{path}: ONNX files have the suffix .onnx; end the name so")
-    _refuse_foreign(path)
     size = input_size(model)
     model = model.eval().cpu()
     differences: list[float] = []
