@@ -164,7 +164,7 @@ def opened(recipe: CondenseRecipe, images: Splits | None = None) -> Splits:
     try:
         return open_splits(recipe.images, opened=images, labels_for=need, unlabelled=need is None)
     except (NoSplitError, NoClassesError) as error:
-        if recipe.distill.target == "logits":
+        if need is None or recipe.distill.target == "logits":
             raise
         raise DataError(
             f"{error}; distill.alpha {recipe.distill.alpha:g} gives labels a weight: for images without classes set it "
