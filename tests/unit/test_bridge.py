@@ -283,6 +283,7 @@ def test_a_whole_walk_on_the_command_line(cli: CLI, images: Path, tmp_path: Path
     file = texts(tmp_path / "texts.safetensors", torch.randn(3, 8, generator=torch.Generator().manual_seed(0)))
     shown = cli("eval", model, "--data", images, "--text-features", file)
     assert "zero-shot top-1" in shown.out, shown.err
+    assert "top-5" not in shown.out
     scores = json.loads(cli("eval", gene, "--data", images, "--depth", 2, "--text-features", file, "--json").out)
     assert scores == json.loads(cli("eval", model, "--data", images, "--text-features", file, "--json").out)
     assert cli("eval", tmp_path / "teacher", "--data", images, "--text-features", file).code == 0

@@ -106,7 +106,7 @@ def evaluate(
         print(f"{images.where}: {split} {images.counted()}", file=sys.stderr)
     classes: list[tuple[str, float | None]] = []
     if isinstance(result, Accuracy):
-        scores = f"top-1 {result.top1:.2f} %" + (f", top-5 {result.top5:.2f} %" if net.num_classes > 5 else "")
+        scores = _tops(result, net.num_classes)
     else:
         scores = f"mean IoU {result.miou:.2f} %, pixel accuracy {result.pixel_accuracy:.2f} %"
         classes = list(zip(mask_names(net, section), result.ious, strict=True))
@@ -151,14 +151,19 @@ def _zero_shot(name: str, net: Any, section: Any, texts: Path, *, split: str, as
     """Judges a model by texts, and says what came out."""
     from dataclasses import asdict
 
-    from learngene.making.zero_shot import zero_shot
+    from learngene.making.zero_shot import TextFeatures, zero_shot
 
     found = zero_shot(net, section, texts, split=split)
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    scores = f"zero-shot top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, {found.images} images"
-    print(f"{name} on {' + '.join(section.sources)} ({split}): {scores}")
+    scores = _tops(found, len(TextFeatures.read(texts).rows))
+    print(f"{name} on {' + '.join(section.sources)} ({split}): zero-shot {scores}, {found.images} images")
+
+
+def _tops(found: Any, classes: int) -> str:
+    """Top-1, and top-5 where it says anything: among more than five classes."""
+    return f"top-1 {found.top1:.2f} %" + (f", top-5 {found.top5:.2f} %" if classes > 5 else "")
 
 
 @app.command()
