@@ -67,6 +67,7 @@ class TrainingRecipe(_Entry):
 
     train: dict[str, Any]
     distill: dict[str, Any] | None = None
+    depths: list[Count] | None = Field(None, description="Of a gene that was trained at several depths.")
     features: dict[str, Any] | None = Field(None, description="Of a gene that learnt features, if the recipe has it.")
     pool: dict[str, Any] | None = Field(None, description="Of pool and sn-net, if the recipe has it.")
     hyper: dict[str, Any] | None = Field(None, description="Of tal, logah and ghn3.")

@@ -11,16 +11,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import made_of
+from learngene.making.depths import DrawnDepth, refuse_depths
 from learngene.making.features import stage as features
 from learngene.making.inputs import CondenseInputs, Taught
 from learngene.training.losses import Parts, distillation_loss
 from learngene.training.run import run_stage
-from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.training.stage import Stage, TrainResult
 from learngene.training.teacher import Outputs, teacher_of_logits
 
 
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless the teacher, or the auxiliary shape alone, fits the images."""
+    refuse_depths(inputs.gene, inputs.recipe)
     if inputs.recipe.distill.target == "features":
         features.refuse(inputs)
     elif inputs.ancestry:
@@ -42,15 +44,24 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     if inputs.recipe.distill.target == "features":
         return features.train(inputs, keep=keep, show=show)
     recipe, gene, ancestry, distill = inputs.recipe, inputs.gene, inputs.ancestry, inputs.recipe.distill
-    set_drop_path(gene.skeleton(), recipe.train.drop_path)
+    depth = DrawnDepth(gene, recipe)
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
-        student = model(images)
+        student = model(images, depth.shape)
         # The teacher sees the same mixed and erased batch, as in the authors' code.
         teacher = theirs[0]["logits"] if theirs else student.detach()
         return distillation_loss(student, teacher, targets, distill)
 
-    size, made = (gene.shape.img_size, gene.shape.in_chans), made_of(ancestry)
     ((_, teachers),) = taught(inputs)
-    stage = Stage(f"condense {gene.method.name}", gene, objective, *size, teachers, made_of=made)
+    stage = Stage(
+        f"condense {gene.method.name}",
+        gene,
+        objective,
+        gene.shape.img_size,
+        gene.shape.in_chans,
+        teachers,
+        before_step=depth.draw,
+        uses_all=not depth.several,
+        made_of=made_of(ancestry),
+    )
     return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}

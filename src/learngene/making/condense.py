@@ -60,6 +60,7 @@ def condense(
     shape: ViTShape | str | Mapping[str, Any],
     data: Data,
     settings: Mapping[str, Any] | None = None,
+    depths: Sequence[int] | None = None,
     distill: Mapping[str, Any] | str | None = None,
     features: Mapping[str, Any] | str | None = None,
     teachers: Sequence[Mapping[str, Any]] | None = None,
@@ -80,6 +81,7 @@ def condense(
         shape: The auxiliary shape.
         data: Where the images are, or a whole data section.
         settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
+        depths: At which the gene is trained, one per step; the auxiliary depth alone by default.
         distill: A distillation section or the name of a preset; the method's official one by default.
         features: With ``distill={"target": "features"}``: which features of the ancestry, and how they are compared, or
             the name of a preset.
@@ -105,6 +107,7 @@ def condense(
         settings=dict(settings or {}),
         ancestry=ancestry_fields(ancestry),
         shape=shape,
+        depths=None if depths is None else list(depths),
         data=data_fields(data),
         train=train_fields,
         distill={"preset": distill} if isinstance(distill, str) else distill,
@@ -209,7 +212,8 @@ def run(
 def _provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, images = inputs.recipe, inputs.images
-    said = recipe.model_dump(mode="json", include={"train", "distill", "features", "pool", "hyper"}, exclude_none=True)
+    sections = {"train", "distill", "depths", "features", "pool", "hyper"}
+    said = recipe.model_dump(mode="json", include=sections, exclude_none=True)
     if (replay := recipe.distill.replay) is not None:  # where outputs lie, and what changes nothing, is not told
         del said["distill"]["replay"]
         said["distill"] |= {"replay": replay.decides} if replay.decides else {}

@@ -20,9 +20,11 @@ from learngene.recipe.sections import (
     AuxiliaryShape,
     DataSpec,
     Distill,
+    Distinct,
     GeneRun,
     GeneTrain,
     GeneType,
+    Positive,
     Section,
     Train,
 )
@@ -53,6 +55,11 @@ class CondenseRecipe(Section):
     settings: dict[str, Any] = Field({}, description="the method's settings, see `learngene methods`")
     ancestry: AncestrySpec | None = Field(None, description="the teacher; not needed when distill.alpha is 0")
     shape: AuxiliaryShape = Field(description="the auxiliary shape: a name, or a mapping of ViTShape's fields")
+    depths: Distinct[Positive] | None = Field(
+        None,
+        description="every step trains the gene at one of these depths, all as often, so that it serves at each of "
+        "them untuned; by default at the auxiliary depth alone, as the papers do",
+    )
     data: DataSpec
     train: GeneTrain = Train()
     distill: Distill = Distill()
@@ -103,6 +110,7 @@ class CondenseRecipe(Section):
             self.hyper.refuse(ancestry=ancestry)
         elif not ancestry and self.distill.alpha > 0:
             raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
+        self._refuse_depths(kind)
         self._refuse_features(kind)
         self._refuse_replay()
         return self
@@ -131,6 +139,15 @@ class CondenseRecipe(Section):
             return "patches" if self.hyper.guidance.features == "channel-wise" else "pooled"
         blocks = self.pool is not None and not self.anchors and {"blk", "att"} & set(self.pool.terms)
         return "patches" if blocks and self.pool and any(self.pool.points or [1]) else "logits"
+
+    def _refuse_depths(self, kind: Method) -> None:
+        """Raises ``RecipeError`` unless the method makes every depth, with a model that is trained as it is used."""
+        if self.depths is None:
+            return
+        if kind.making != "stage":
+            raise RecipeError(f"depths: {self.method} is not trained at an auxiliary depth; leave it out")
+        for depth in self.depths:
+            kind.refuse(self.shape, self.shape.replace(depth=depth))
 
     def _refuse_features(self, kind: Method) -> None:
         """Raises ``RecipeError`` if features are a target where they cannot be, or are described where they are not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from learngene.data.batches import eval_loader
 from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits, refuse_channels
 from learngene.genes.ancestry import Ancestry, made_of
+from learngene.making.depths import DrawnDepth
 from learngene.making.features import kept_bridge
 from learngene.making.features.student import FeatureStudent, Match, current_matches
 from learngene.making.features.teacher import Features, FeatureTeacher, for_student
@@ -28,7 +30,7 @@ from learngene.training.losses import Parts, classification_loss
 from learngene.training.probes import MOST_COMPARED, common_neighbours, knn_accuracy, read_features, refuse_few
 from learngene.training.run import run_stage
 from learngene.training.scores import FeatureScore, autocast
-from learngene.training.stage import Stage, TrainResult, set_drop_path
+from learngene.training.stage import Stage, TrainResult
 from learngene.training.teacher import Teacher
 
 Probe = Callable[[nn.Module, str], float]
@@ -37,7 +39,8 @@ Probe = Callable[[nn.Module, str], float]
 
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless every teacher has the wanted features of the images, and so on."""
-    recipe, depth = inputs.recipe, inputs.recipe.shape.depth
+    recipe = inputs.recipe
+    depth = min(recipe.depths or [recipe.shape.depth])
     if recipe.needs_labels:
         inputs.refuse_other_size()
     else:
@@ -51,7 +54,7 @@ def refuse(inputs: CondenseInputs) -> None:
             )
         for _, mine in spec.blocks:
             if mine > depth:
-                raise LearngeneError(f"features.blocks: block {mine} of the auxiliary shape, which has {depth} blocks")
+                raise LearngeneError(f"features.blocks: block {mine} of a gene that is trained with {depth} blocks")
     kept_bridge.refuse(inputs)
     if recipe.knn is not None:
         with told_of("knn"):
@@ -62,8 +65,8 @@ def refuse(inputs: CondenseInputs) -> None:
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Trains the gene in place; see ``making.condense.Maker``."""
     recipe, gene = inputs.recipe, inputs.gene
-    set_drop_path(gene.skeleton(), recipe.train.drop_path)
-    stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, keep=keep)
+    depth = DrawnDepth(gene, recipe)
+    stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, depth, keep=keep)
     result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
     assert isinstance(stage.module, FeatureStudent)
     more = kept_bridge.keep_bridge(
@@ -73,7 +76,14 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
 
 
 def feature_stage(
-    name: str, model: nn.Module, inputs: CondenseInputs, recipe: CondenseRecipe, *, keep: bool, scored: bool = True
+    name: str,
+    model: nn.Module,
+    inputs: CondenseInputs,
+    recipe: CondenseRecipe,
+    depth: DrawnDepth | None = None,
+    *,
+    keep: bool,
+    scored: bool = True,
 ) -> Stage:
     """The stage in which a model learns features, behind the first pass of its teachers.
 
@@ -82,6 +92,7 @@ def feature_stage(
         model: The gene, or a row of a pool.
         inputs: Teachers and images.
         recipe: The gene's, or the row's.
+        depth: At which a gene is trained, step by step.
         keep: Whether a saved state in its run folder counts, which has the statistics.
         scored: Judge by features; else by accuracy.
     """
@@ -92,12 +103,14 @@ def feature_stage(
             Match(spec, teacher, shape.embed_dim, len(inputs.images.train))
             for spec, teacher in zip(specs, teachers, strict=True)
         ]
-    student = FeatureStudent(model, matches)
+    student = FeatureStudent(model, matches, depth)
     if not (keep and (recipe.out / "last.pt").exists()):
         fit_scales(matches, teachers, inputs, recipe)
     pooled = any(match.pooled for match in matches)
     uses_all = recipe.shape.ending == "aligned" or recipe.distill.alpha < 1 or pooled
-    return matching_stage(name, student, inputs, recipe, scored=scored, uses_all=uses_all)
+    uses_all = uses_all and not (depth and depth.several)
+    stage = matching_stage(name, student, inputs, recipe, scored=scored, uses_all=uses_all)
+    return replace(stage, before_step=depth.draw) if depth else stage
 
 
 def matching_stage(

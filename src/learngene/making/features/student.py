@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from learngene.genes.gene import Learngene
 from learngene.making.block_features import watched_blocks
+from learngene.making.depths import DrawnDepth
 from learngene.making.features.teacher import Features, FeatureTeacher
 from learngene.recipe.features import FeatureTarget
 from learngene.training.feature_losses import DISTANCES, Queue, queue_kl, self_similarity
@@ -213,11 +214,13 @@ class FeatureStudent(nn.Module):
     Attributes:
         model: A gene, or a plain timm ViT, which alone is kept.
         matches: One per teacher, in their order.
+        depth: At which a gene is matched in this step; None stands for its auxiliary depth in all.
     """
 
-    def __init__(self, model: nn.Module, matches: Sequence[Match]) -> None:
+    def __init__(self, model: nn.Module, matches: Sequence[Match], depth: DrawnDepth | None = None) -> None:
         """Takes the model over; it is trained in place."""
         super().__init__()
+        self.depth = depth
         self.model, self.matches = model, nn.ModuleList(matches)
         self.blocks = sorted({mine for match in matches for _, mine in match.spec.blocks})
 
@@ -229,13 +232,15 @@ class FeatureStudent(nn.Module):
     def forward(self, images: Tensor, matched: bool = False) -> Any:
         """Logits, or pooled features of a gene without classes.
 
-        With ``matched`` also the pooled features, and a list of features in the space of every teacher.
+        With ``matched`` also the pooled features, and a list of features in the space of every teacher, at the depth of
+        this step while it trains.
         """
         if not matched:
             return self.model(images)
-        body = self.model.skeleton() if isinstance(self.model, Learngene) else self.model
+        shape = self.depth.shape if self.depth and self.training else None
+        body = self.model.skeleton(shape) if isinstance(self.model, Learngene) else self.model
         with reading(body, self.blocks) as read:
-            logits = self.model(images)
+            logits = self.model(images) if shape is None else self.model(images, shape)
         return logits, read.pooled, [match(read) for match in self.matches]
 
     def no_weight_decay(self) -> set[str]:
