@@ -1,5 +1,6 @@
 # Every target makes .venv itself, from hash-pinned requirements; needs python >= 3.11 and a package index.
-# `make demo METHOD=pool` shows a pool instead of genes, `METHOD=lsamd` a search, `METHOD=tal` a hypernetwork.
+# `make demo METHOD=pool` shows a pool instead of genes, `METHOD=lsamd` a search, `METHOD=tal` a hypernetwork,
+# `METHOD=foundation` a teacher without classes.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -55,4 +56,4 @@ requirements: $(STAMP)
 	  --generate-hashes --no-header --no-annotate -o requirements-uv.txt
 
 clean:
-	rm -rf $(VENV) runs demo-output demo-output-pool demo-output-lsamd demo-output-tal
+	rm -rf $(VENV) runs demo-output demo-output-pool demo-output-lsamd demo-output-tal demo-output-foundation

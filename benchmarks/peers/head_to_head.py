@@ -124,7 +124,7 @@ class Experiment:
         return model
 
     def judged(self, kind: str, depth: int) -> dict[str, Any]:
-        """kNN and linear accuracy of a student's frozen features, in percent, by set."""
+        """KNN and linear accuracy of a student's frozen features, in percent, by set."""
         torch.manual_seed(depth)
         model, out = self.model(kind, depth).eval(), {}
         for folder in self.given.judged:

@@ -32,9 +32,11 @@ class Teacher(nn.Module):
         self.model = timm.create_model(f"local-dir:{folder}", pretrained=True, **sizes)
 
     def feature_dim(self) -> int:
+        """The width of both."""
         return int(self.model.num_features)
 
     def forward_features(self, images: Tensor) -> dict[str, Tensor]:
+        """The map, and what the head reads."""
         out = self.model.forward_features(images)
         pooled = self.model.forward_head(out, pre_logits=True)
         if out.ndim == 3:
@@ -44,9 +46,11 @@ class Teacher(nn.Module):
         return {"features": out, "pooled": pooled}
 
     def forward_pool(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The latter, as a map of one place."""
         return {"pooled_features": features["pooled"][:, :, None, None]}
 
     def get_model(self) -> nn.Module:
+        """Timm's model."""
         return self.model
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from learngene.comparing.cost import own_macs
 from learngene.comparing.demo_page import show
 from learngene.comparing.demo_tables import DEMOS, Demo, Table
 from learngene.comparing.jobs import Cell, Comparison
@@ -53,7 +54,7 @@ def run_demo(
         LearngeneError: If there is no such demo, or ``out`` is not ours or cannot be written.
     """
     if name not in DEMOS:
-        raise LearngeneError(f"--method {name}: there are demos of genes, pool, lsamd and tal{nearest(name, DEMOS)}")
+        raise LearngeneError(f"--method {name}: there are demos of {', '.join(DEMOS)}{nearest(name, DEMOS)}")
     console, start, demo = Console(highlight=False), time.perf_counter(), DEMOS[name]
     recipe = _recipe(name, out, seed, overrides)
     refuse_foreign(recipe.out, MARKER)
@@ -74,6 +75,7 @@ def run_demo(
         "seed": seed,
         "data": {"source": "digits", "fingerprint": opened[SOURCE][0].fingerprint()},
         **_described(genes),
+        "training_macs": _training_macs(comparison, {SOURCE: len(opened[SOURCE][0])}),
         "budgets": {text: _picked(demo, genes[demo.gene], budget) for text, budget in demo.budgets.items()},
         **{key: _lines(table, comparison, found.rows, genes) for key, table in demo.tables.items()},
         "recipe": recipe.model_dump(mode="json", exclude_defaults=True, exclude={"out", "store"}),
@@ -122,7 +124,8 @@ def _keep_models(comparison: Comparison, out: Path, seed: int) -> dict[str, Path
     )
     genes: dict[str, Path] = {}
     for cell in comparison.cells:
-        if cell.gene is not None and cell.contender not in genes:
+        each = comparison.recipe.contenders[cell.contender].each
+        if cell.gene is not None and cell.contender not in genes and not each:
             made, kept = cell.gene.path, out / f"{cell.contender}-{seed}.safetensors"
             shutil.copyfile(made, kept.with_suffix(".tmp"))
             genes[cell.contender] = kept.with_suffix(".tmp").rename(kept)
@@ -140,6 +143,17 @@ def _described(genes: Mapping[str, Path]) -> dict[str, Any]:
             out["ancestry"] = dict(header.metadata["ancestry"])
         if "search" in header.metadata:
             out["search"] = header.metadata["search"]
+    return out
+
+
+def _training_macs(comparison: Comparison, train_images: Mapping[str, int]) -> dict[str, int]:
+    """Multiply-adds of condensing all genes of a contender, where some contender has a gene for every shape."""
+    if not any(spec.each for spec in comparison.recipe.contenders.values()):
+        return {}
+    genes = {(cell.contender, cell.gene.path): cell.gene for cell in comparison.cells if cell.gene}
+    out: dict[str, int] = {}
+    for (contender, _), gene in genes.items():
+        out[contender] = out.get(contender, 0) + own_macs(gene, train_images)
     return out
 
 

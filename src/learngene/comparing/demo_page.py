@@ -44,6 +44,10 @@ def show(name: str, result: Mapping[str, Any], gene: Path, out: Path, epochs: in
             f"{contender}: {entry['bytes'] / 1e6:.2f} MB stored for all; singly these models take "
             f"{4 * singly / 1e6:.2f} MB, {singly / entry['params']:.1f} times the parameters"
         )
+    if macs := result["training_macs"]:
+        least = min(macs, key=macs.__getitem__)
+        for other in macs.keys() - {least}:
+            say(f"{least}: condensed for all depths at {macs[least] / macs[other]:.2f} of the multiply-adds of {other}")
     pictures = [(out / "demo.png", "scores of the descendants")]
     demo_picture(name, result, epochs, out / "demo.png")
     if "search" in result:

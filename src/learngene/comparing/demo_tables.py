@@ -65,6 +65,28 @@ DEMOS = {
             "train.augment.preset=none",
         ),
     ),
+    "foundation": Demo(
+        about="A LeViT that has learned digits stands in for a foundation model: its features, and no classes, become "
+        "one gene for four depths, next to distilling every depth by itself",
+        tables={
+            "rows": Table(
+                "kNN accuracy of frozen features in percent, on digits as nobody has seen them",
+                {"task": "data set\n", "depth": "depth\n", **SIZES},
+                {
+                    "tleg": ("TLEG,\none run", "tleg", "last_top1"),
+                    "distilled": ("distilled,\nfour runs", "distilled", "last_top1"),
+                    "random": ("random\n", "scratch", "last_top1"),
+                },
+                budget="knn",
+            )
+        },
+        gene="tleg",
+        next=(
+            "learngene expand {gene} --depth 5 --num-classes 10 --out my-model",
+            "learngene finetune --model my-model --data digits --preset laptop --epochs 3 --out runs/mine",
+            "learngene eval {gene} --data digits/thirds --knn --linear",
+        ),
+    ),
     "pool": Demo(
         about="A ViT learns digits; it is distilled into a pool of two rows, next to an SN-Net of as many parameters",
         tables={
