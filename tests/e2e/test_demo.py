@@ -22,6 +22,7 @@ SMALL = ["condense.epochs=1", "condense.batch_size=50", "condense.schedule.warmu
 ANCESTRY = ["ancestries.ancestry.train.epochs=1"]
 OVERRIDES = {
     "genes": [*SMALL, *ANCESTRY, "run.shapes=[d3,d7]", "budgets.tuned.epochs=1"],
+    "foundation": [*SMALL, *ANCESTRY, "run.shapes=[d2,d4]", "contenders.tleg.train.epochs=1"],
     "pool": [
         *SMALL,
         *ANCESTRY,
@@ -58,6 +59,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 LINES = {
     "genes": [("home", depth) for depth in (3, 7)],
+    "foundation": [(task, depth) for task in ("rotated", "thirds") for depth in (2, 4)],
     "pool": [("home", depth) for depth in (6, 6, 7, *(6, 7, 8) * 5)],
     "lsamd": [(task, depth) for task in ("rotated", "canvas") for depth in (4, 6)],
     "tal": [(t, depth) for t in ("rotated", "negative", "parity", "half", "thirds", "faint") for depth in (3, 4)],
@@ -107,6 +109,13 @@ def check_genes(record: dict[str, Any], _: Path) -> None:
     assert record["budgets"].keys() == DEMOS["genes"].budgets.keys()
 
 
+def check_foundation(record: dict[str, Any], out: Path) -> None:
+    assert list(record["genes"]) == ["tleg"]  # a gene of one depth serves nobody else
+    assert learngene.load(out / "tleg-0.safetensors").metadata["training"]["recipe"]["depths"] == [2, 4, 6, 8]
+    # As many images of 4 depths on average 5 deep, against one run of depth 2 and one of depth 4; plus a teacher each.
+    assert record["training_macs"]["tleg"] < record["training_macs"]["distilled"]
+
+
 def check_pool(record: dict[str, Any], out: Path) -> None:
     assert [row["blocks"] for row in record["rows"]][:2] == ["6+0", "5+1"]
     assert [row["params"] for row in record["rows"]] == sorted(row["params"] for row in record["rows"])
@@ -133,7 +142,13 @@ def check_tal(record: dict[str, Any], out: Path) -> None:
     assert "faint (unseen)" in (out / "index.html").read_text()
 
 
-CHECKS = {"genes": check_genes, "pool": check_pool, "lsamd": check_lsamd, "tal": check_tal}
+CHECKS = {
+    "genes": check_genes,
+    "foundation": check_foundation,
+    "pool": check_pool,
+    "lsamd": check_lsamd,
+    "tal": check_tal,
+}
 
 
 def test_a_demo_that_there_is_not_is_refused(cli: CLI) -> None:

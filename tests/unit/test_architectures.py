@@ -312,7 +312,10 @@ def test_a_super_net_computes_what_its_ancestry_does(arch: str) -> None:
 
 @pytest.mark.parametrize(
     "arch",
-    ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "beit_base_patch16_224"],
+    [
+        *("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"),
+        *("vit_base_patch16_siglip_224", "vit_xsmall_patch16_clip_224", "beit_base_patch16_224"),
+    ],
 )
 def test_a_gene_of_another_architecture_through_all_commands(
     arch: str, cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path

@@ -11,7 +11,7 @@ import pytest
 from comparisons import compare_fields, laid_out, recipe_of, results
 from learngene import load, save_descendant, scratch
 from learngene.comparing.cells import lay_out
-from learngene.comparing.cost import cost_of
+from learngene.comparing.cost import cost_of, own_macs
 from learngene.comparing.run import compare, prepare
 from learngene.comparing.tables import as_markdown, save_tables
 from learngene.making.probe import probe
@@ -115,6 +115,18 @@ def test_features_decide_a_genes_name() -> None:
         (gene,) = lay_out(recipe_of(given), *sizes).genes
         names.add(gene.path.name)
     assert len(names) == 3
+
+
+def test_depths_decide_a_genes_name_and_its_cost() -> None:
+    costs, labelled = {}, compare_fields(Path("results"), "images")
+    for depths in (None, [4], [1, 3]):
+        given = merge(labelled, {"contenders": {"tleg": {"depths": depths}}, "run": {"contenders": ["tleg"]}})
+        gene = lay_out(recipe_of(given), {"home": 3}, {"home": 24}).genes[0]
+        costs[gene.path.name] = own_macs(gene, {"home": 24})
+        two, four = (gene.shape.replace(depth=depth).macs() for depth in (2, 4))
+    whole, alone, several = costs.values()
+    assert whole == alone
+    assert whole - several == 24 * 3 * (four - two)  # one epoch; depths 1 and 3 are two layers on average
 
 
 def test_a_home_without_labels_is_no_task() -> None:
