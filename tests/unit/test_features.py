@@ -459,7 +459,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], messag
             },
             r"SPLIT/CLASS/ folders; .*; distill.alpha 0.5 gives labels a weight",
         ),
-        ({"features": {"blocks": [[1, 5]]}}, r"block 5 of the auxiliary shape, which has 4 blocks"),
+        ({"features": {"blocks": [[1, 5]]}}, r"block 5 of a gene that is trained with 4 blocks"),
         ({"data": {"source": "x", "img_size": 12}}, r"no such folder"),
         ({"data": {"source": "digits", "mean": [0.5, 0.5]}}, r"data.mean has 2 values, but the images have 3 channels"),
     ],
