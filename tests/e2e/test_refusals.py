@@ -70,7 +70,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shape of a timm model": ("finetune finetune.yaml model=resnet10t pretrained=false", "shape"),
     "wrong argument": (
         "finetune finetune.yaml model=resnet10t shape=null pretrained=false 'model_args={a: 1}'",
-        "timm model resnet10t: cannot be loaded",
+        "model_args: timm's resnet10t takes no argument 'a'",
     ),
     "dropped paths": (
         "finetune finetune.yaml model=resnet10t shape=null pretrained=false train.drop_path=0.1",
