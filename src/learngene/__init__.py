@@ -95,6 +95,10 @@ def load(path: str, *, verify_content: bool = True) -> "Learngene":
     return Learngene.load(path, verify_content=verify_content)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"learngene.{_MODULES[name]}")

@@ -79,7 +79,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune nothing": ("finetune", "give a recipe, or --model and --data"),
     "finetune without data": ("finetune --model des", "give a recipe, or --model and --data"),
     "plan no gene": ("plan none.safetensors", "none.safetensors: no such gene file"),
-    "plan a folder": ("plan des", "cannot be read: Is a directory"),
+    "plan a folder": ("plan des", "des: a folder with a model, not a gene"),
     "plan a recipe": ("plan condense.yaml", "not a gene file"),
     "plan nothing fits": ("plan gene.safetensors --max-params 10", "no shape fits this budget"),
     "plan no number": ("plan gene.safetensors --max-params tiny", "'tiny' is not a number such as 10M"),
@@ -97,7 +97,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "expand largest": ("expand gene.safetensors --img-size 160000 --out new", "img_size"),
     "expand last layer": ("expand gene.safetensors --layers 1-999999999 --out new", "layer"),
     "expand seed": (f"expand gene.safetensors --seed {'9' * 30} --out new", "--seed"),
-    "expand a descendant": ("expand des --out new", "cannot be read: Is a directory"),
+    "expand a descendant": ("expand des --out new", "des: a folder with a model, not a gene"),
     "eval no data": ("eval des --data /nowhere", "/nowhere: no such folder or tar"),
     "eval other classes": ("eval des --data digits", "the model has 3 classes but digits has 10"),
     "eval no model": ("eval levit_348 --data digits", "did you mean 'levit_384'"),
@@ -326,3 +326,40 @@ def test_a_disk_that_fills_up_while_training_stops_the_run_and_keeps_the_last_st
     assert cli("condense", *recipe).code == 0
     assert learngene.load(place / "run.safetensors").shape == pico_shape()
     assert FAST["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("expand run/descendant --out x", "run/descendant: a folder with a model, not a gene"),
+        ("info run", "run: a run folder; its model is run/descendant"),
+        ("eval run --data digits", "run: a run folder; its model is run/descendant"),
+        (
+            "eval run/descendant/model.safetensors --data digits",
+            "the weights of a model; give its folder, run/descendant",
+        ),
+        ("export run --out x.onnx", "run: a run folder; its model is run/descendant"),
+        ("export gene.safetensors --out x.onnx", "a gene is expanded first (learngene expand)"),
+        ("export run/descendant --out sealed/x.onnx", "cannot write sealed: "),
+        ("extract run/descendant --method vanilla-lg --out sealed/x.safetensors", "cannot write sealed: "),
+        ("expand wide.safetensors --embed-dim 6 --out x", "heads are 4 wide, and 6 is no multiple of that; give"),
+        ("plan gene.safetensors --max-params 10", "no shape fits this budget; the smallest is depth "),
+    ],
+)
+def test_a_wrong_path_or_width_is_told_with_what_would_be_right(
+    refused: Refused, place: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.chdir(place)
+    Path("run").mkdir()
+    Path("des").rename("run/descendant")
+    pico_gene("weight-selection", embed_dim=16, num_heads=4).save("wide.safetensors")
+    Path("sealed").touch()  # a file where a folder should be, which not even root can write into
+    assert message in refused(*line.split())
+    assert not list(place.glob("x*"))
+
+
+def test_a_gene_without_classes_names_a_next_command_that_works(cli: CLI, images: Path, tmp_path: Path) -> None:
+    pico_gene(num_classes=0).save(tmp_path / "gene.safetensors")
+    made = cli("expand", tmp_path / "gene.safetensors", "--out", tmp_path / "des").out
+    line = made.split("(or: learngene ")[1].rstrip(")\n").replace("DATA", str(images))
+    assert "kNN" in cli(*line.split()).out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -295,3 +298,13 @@ def test_seeding_a_block_leaves_no_trace() -> None:
         assert not torch.equal(first[0], torch.rand(3))
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_loaders_at_work(images: Path, number: signal.Signals) -> None:
+    spec = DataSpec(source=str(images), workers=1, **NORMAL)
+    loaded = iter(eval_loader(open_split(spec, "train"), spec, img_size=8, batch_size=2))
+    next(loaded)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, number)
+    assert len(list(loaded)) == 11  # of 24 images, the first two of which are read

@@ -14,7 +14,7 @@ from learngene.data.images import ImageSet
 from learngene.system.errors import DataError
 from learngene.training.feature_losses import DISTANCES, Queue, queue_kl, self_similarity
 from learngene.training.feature_scales import Scale, even_rotation
-from learngene.training.probes import common_neighbours, knn_accuracy, linear_probe, refuse_few
+from learngene.training.probes import common_neighbours, compared_neighbours, knn_accuracy, linear_probe, refuse_few
 
 
 def vectors(*rows: tuple[float, ...]) -> Tensor:
@@ -133,7 +133,17 @@ def test_neighbours_in_common() -> None:
     assert common_neighbours(one, one, k=1).tolist() == [1, 1, 1, 1]
     # One's pairs are 0-1 and 2-3, the other's 0-2 and 1-3.
     assert common_neighbours(one, other, k=1).tolist() == [0, 0, 0, 0]
-    assert common_neighbours(one, other).tolist() == [1, 1, 1, 1]  # among four, all three others
+    assert common_neighbours(one, other, k=20).tolist() == [1, 1, 1, 1]  # among four, all three others
+    assert common_neighbours(one, other).tolist() == [0, 0, 0, 0]  # so of these one, a quarter at most
+
+
+@pytest.mark.parametrize(("images", "nearest"), [(2, 1), (9, 2), (10, 2), (21, 5), (80, 19), (81, 20), (2048, 20)])
+def test_at_most_a_quarter_of_the_others_are_neighbours(images: int, nearest: int) -> None:
+    assert compared_neighbours(images) == nearest
+
+
+def test_a_single_image_agrees() -> None:
+    one = vectors((1.0, 0.0))
     assert common_neighbours(one[:1], one[:1]).tolist() == [1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import learngene
 from learngene import Budget, ViTShape, plan
 from learngene.genes.gene_file import read_header
-from learngene.genes.plan import measured_latency
+from learngene.genes.plan import measured_latency, misfit
 from learngene.methods.base import DEEPEST
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
@@ -240,3 +242,36 @@ def test_unknown_names_of_the_package_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="module 'learngene' has no attribute 'Learngenes'"):
         learngene.Learngenes  # noqa: B018
     assert all(getattr(learngene, name) is not None for name in learngene.__all__)
+
+
+def test_every_public_name_can_be_completed() -> None:
+    assert {"condense", "evaluate", "load", "stitches"} <= set(dir(learngene))
+
+
+def test_a_gene_says_what_it_is_in_one_line() -> None:
+    said = repr(pico_gene())
+    assert re.fullmatch(r"Learngene\(TLEG\(.*\), auxiliary shape: 4 layers .*, [0-9.]+ M parameters\)", said)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_params": 1}, "the smallest is depth 1 with [0-9.]+ M params, more than 1e-06 of max_params$"),
+        ({"max_params": 1e9, "max_macs": 1}, "^the smallest is depth 1 with [0-9.e-]+ G macs, more than"),
+        ({"max_latency": 2}, "^the fastest is depth 1 with 3 ms, more than 2 of max_latency$"),
+        ({"max_params": 1, "max_latency": 2}, "of max_params$"),
+    ],
+)
+def test_a_budget_that_nothing_fits_is_explained(
+    limits: dict[str, float], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learngene.genes.plan.measured_latency", lambda shape, *_: 3.0 * shape.depth)
+    assert plan(pico_gene(), Budget(**limits)) == []
+    assert re.search(message, misfit(pico_gene(), Budget(**limits)))
+
+
+def test_what_belongs_to_the_shape_is_no_option() -> None:
+    with pytest.raises(LearngeneError, match=r"depth belongs to the shape; in Python expand\(gene.shape.replace"):
+        pico_gene().expand(depth=3)
+    with pytest.raises(LearngeneError, match="max_params must be a number, not the text '200K'"):
+        Budget(max_params="200K")  # type: ignore[arg-type]

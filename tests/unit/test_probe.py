@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 
-from learngene import evaluate, probe, save_descendant, scratch, segment
+from learngene import evaluate, finetune, probe, save_descendant, scratch, segment
 from learngene.system.errors import LearngeneError
 from pico import CLI, make_images, pico_gene, pico_shape
 from runs import same, state
@@ -86,5 +87,30 @@ def test_what_cannot_be_probed_is_refused(
         probe(model, str(images))
     with pytest.raises(LearngeneError, match="segmentation head"):
         probe(segment(scratch(pico_shape(depth=2)), 2), str(images))
-    with pytest.raises(LearngeneError, match="0 classes"):
+    with pytest.raises(LearngeneError, match="no head for classes; judge its features with eval --knn, --linear"):
         evaluate(scratch(pico_shape(depth=2, num_classes=0)), str(images))
+
+
+def test_neighbours_need_no_classes(cli: CLI, refused: Callable[..., str], folder: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    for name, count in (("train", 3), ("val", 9), ("few/train", 3), ("few/val", 4)):
+        (flat / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (25 * number, 250 - 25 * number, 90)).save(flat / name / f"{number}.png")
+    done = cli("eval", folder, "--data", flat, "--teacher", folder)
+    assert f"neighbours in common with {folder} 100.00 % (of 2 nearest), 9 images\n" in done.out, done.err
+    assert "4 val images; neighbours" in refused("eval", folder, "--data", flat / "few", "--teacher", folder)
+    found = probe(folder, str(flat), knn=False, teacher=str(folder))
+    assert (found.neighbours, found.nearest, found.train_images) == (100.0, 2, 3)
+
+
+def test_models_may_be_paths_in_python_too(images: Path, folder: Path, tmp_path: Path) -> None:
+    save_descendant(scratch(pico_shape(num_classes=3, depth=1), seed=1), tmp_path / "model")
+    assert evaluate(tmp_path / "model", str(images)).images == 12
+    for call, model, message in (
+        (evaluate, pico_gene(), "expand it first"),
+        (probe, 3, "needs a timm model, not int"),
+        (lambda model, data: finetune(model, data=data), str(folder), "load_descendant"),
+    ):
+        with pytest.raises(LearngeneError, match=message):
+            call(model, str(images))

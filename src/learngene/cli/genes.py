@@ -47,9 +47,11 @@ def extract(
     from learngene.genes.gene_file import refuse_foreign_gene
     from learngene.making.extract import extract as make_gene
     from learngene.making.extract import refuse_method
+    from learngene.system.files import refuse_read_only
 
     if out.suffix != ".safetensors":
         raise LearngeneError(f"--out {out}: genes are .safetensors files; end the name so")
+    refuse_read_only(out.parent)
     refuse_foreign_gene(out)
     refuse_method(method, choices(settings), with_data=bool(data))
     teacher = ancestry_of(ancestry, architecture, model_args, state, preprocessing, pretrained)
@@ -76,7 +78,7 @@ def plan(
 ) -> None:
     """List the shapes of a gene that fit a budget, best first. Limits combine."""
     from learngene.genes.gene_file import read_header
-    from learngene.genes.plan import Budget
+    from learngene.genes.plan import Budget, misfit
     from learngene.genes.plan import plan as make_plan
 
     budget = Budget(amount(max_params), amount(max_macs), max_latency, batch_size, device)
@@ -85,7 +87,8 @@ def plan(
         print(json.dumps([{**vars(one), "shape": one.shape.to_dict()} for one in found], indent=2))
         return
     if not found:
-        raise LearngeneError(f"{gene}: no shape fits this budget; the smallest is shown by `learngene plan {gene}`")
+        why = misfit(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
+        raise LearngeneError(f"{gene}: no shape fits this budget; {why}")
     header = read_header(gene)
     for one in found:
         time = f"  {one.latency:8.2f} ms" if one.latency is not None else ""
@@ -169,7 +172,13 @@ def expand(
     elif ancestry is not None:
         raise LearngeneError("--ancestry: only needed for the images of --task; leave it out")
     if embed_dim is not None and num_heads is None:
-        num_heads = max(1, embed_dim // loaded.shape.head_dim)
+        num_heads = max(1, embed_dim // (width := loaded.shape.head_dim))
+        if embed_dim != num_heads * width and "embed_dim" not in loaded.method.kept_fields:
+            fitting = f"{num_heads * width} or {(num_heads + 1) * width}" if embed_dim > width else str(width)
+            raise LearngeneError(
+                f"--embed-dim {embed_dim}: this gene's heads are {width} wide, and {embed_dim} is no multiple of that; "
+                f"give --embed-dim {fitting}, or say how many heads with --num-heads"
+            )
     shape = loaded.shape if path is None else loaded.method.named_shape(loaded.shape, path)
     changes: dict[str, Any] = {"depth": depth, "embed_dim": embed_dim, "num_heads": num_heads}
     changes |= {"num_classes": num_classes, "img_size": img_size, "ending": ending}
@@ -214,7 +223,9 @@ def expand(
     if bridge:
         print(f"next: learngene eval {made} --data DATA --text-features FILE.safetensors")
         return
-    print(f"next: learngene finetune --model {made} --data DATA --out RUN   (or: learngene eval {made} --data DATA)")
+    features = "" if shape.num_classes else " --knn"  # without a head there is nothing else to judge
+    also = f"(or: learngene eval {made} --data DATA{features})"
+    print(f"next: learngene finetune --model {made} --data DATA --out RUN   {also}")
 
 
 def _explain(layers: list[str]) -> None:

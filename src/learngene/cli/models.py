@@ -142,8 +142,9 @@ def _probe(
         seeds = ", ".join(f"{value:.2f}" for value in found.linear.seeds)
         texts.append(f"linear {found.linear.top1:.2f} % (seeds {seeds}; rate {found.linear.rate:g})")
     if found.neighbours is not None:
-        texts.append(f"neighbours in common with {teacher} {found.neighbours:.2f} %")
-    counts = f"{found.images} images by {found.train_images} training images"
+        nearest = f"of {found.nearest} nearest"
+        texts.append(f"neighbours in common with {teacher} {found.neighbours:.2f} % ({nearest})")
+    counts = f"{found.images} images" + (f" by {found.train_images} training images" if knn or linear else "")
     print(f"{name} on {' + '.join(section.sources)} ({split}): {', '.join(texts)}, {counts}")
 
 

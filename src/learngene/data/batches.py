@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -241,6 +242,7 @@ def loaded_parts(
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_leave_stopping_to_parent,
     )
     step: list[tuple[Tensor, Tensor]] = []
     for images, labels in loader:
@@ -282,7 +284,14 @@ def eval_loader(
         sampler=keys,
         num_workers=spec.workers,
         multiprocessing_context="fork" if spec.workers else None,
+        worker_init_fn=_leave_stopping_to_parent,
     )
+
+
+def _leave_stopping_to_parent(_worker: int) -> None:
+    """Makes a loader process deaf to Ctrl-C and SIGTERM, which a terminal or a scheduler sends to the whole group."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # else it is gone before the run has saved, which looks like a fault
 
 
 def _is_random(augment: Augment) -> bool:

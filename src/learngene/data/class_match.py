@@ -36,6 +36,11 @@ def numbered(images: ImageSet, model: Any, spec: DataSpec) -> ImageSet:
     Raises:
         DataError: If a class is none of the model's; without names, if there are not as many.
     """
+    if model.num_classes == 0:
+        raise DataError(
+            "the model has no head for classes; judge its features with eval --knn, --linear or --teacher (in Python "
+            "probe), or fine-tune it first"
+        )
     names = _names(images, model, spec)
     if names is not None:
         return renamed(images, names, f"the model was trained on other classes than {images.where} has", BY_PLACE)
@@ -47,7 +52,8 @@ def numbered(images: ImageSet, model: Any, spec: DataSpec) -> ImageSet:
         known = class_names(model) or [str(number) for number in range(count)]
         return images.numbered([*own, *known[len(own) :]], range(len(own)))
     raise DataError(
-        f"the model has {count} classes but {images.where} has {len(own)}; expand it with the data's number of classes"
+        f"the model has {count} classes but {images.where} has {len(own)}; fine-tune it on the data, or "
+        f"expand its gene with --num-classes {len(own)} and fine-tune that"
     )
 
 

@@ -377,9 +377,9 @@ class Learngene(nn.Module):
             raise not_finite(header.path, name)
         return cls(header.method, header.shape, tensors, metadata=header.metadata)
 
-    def extra_repr(self) -> str:
-        """The method and the auxiliary shape, for ``print``."""
-        return f"{self.method}, auxiliary shape: {self.shape}"
+    def __repr__(self) -> str:
+        stored = sum(value.numel() for value in self.tensors().values())
+        return f"Learngene({self.method}, auxiliary shape: {self.shape}, {stored / 1e6:.3f} M parameters)"
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -21,6 +21,7 @@ import xxhash
 from learngene.genes.bridge import bridge_tensors
 from learngene.methods import METHODS, Method, method
 from learngene.system.errors import GeneFileError, LearngeneError
+from learngene.vits.descendant_folder import WEIGHT_FILES, what_it_is
 from learngene.vits.layout import Layout
 from learngene.vits.shape import ViTShape
 
@@ -94,7 +95,9 @@ def read_header(path: str | Path) -> GeneHeader:
     embedded, tensors, data_start = _read_table(path)
     text = embedded.get(METADATA_KEY) if isinstance(embedded, dict) else None
     if text is None:
-        raise GeneFileError(f"{path}: a safetensors file, but not a gene (its metadata has no '{METADATA_KEY}' entry)")
+        inside = what_it_is(path) if path.name in WEIGHT_FILES else None
+        inside = inside or f"its metadata has no '{METADATA_KEY}' entry"
+        raise GeneFileError(f"{path}: a safetensors file, but not a gene ({inside})")
     try:
         metadata = json.loads(text)
         version = metadata["version"]
@@ -226,6 +229,9 @@ def _read_table(path: Path) -> tuple[Any, dict[str, TensorEntry], int]:
         expected = 8 + length + max((entry.end for entry in tensors.values()), default=0)
     except FileNotFoundError:
         raise GeneFileError(f"{path}: no such gene file") from None
+    except IsADirectoryError:
+        hint = what_it_is(path) or "a folder, not a gene, which is a .safetensors file"
+        raise GeneFileError(f"{path}: {hint}") from None
     except OSError as error:
         raise GeneFileError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("max_params", "max_macs", "max_latency"):
             value = getattr(self, name)
+            if isinstance(value, str):
+                raise LearngeneError(f"budget: {name} must be a number, not the text {value!r}; 200_000 for 200K")
             if value is not None and not value > 0:
                 raise LearngeneError(f"budget: {name} must be positive, not {value!r}")
         if self.batch_size < 1:
@@ -144,6 +147,42 @@ def plan(
         if all(getattr(candidate, name) is not None for candidate in candidates):
             candidates.sort(key=lambda candidate: getattr(candidate, name) or 0.0, reverse=True)
     return candidates
+
+
+def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: Any) -> str:
+    """Why no shape fits a budget: the limits that none meets, with the smallest value that there is of each.
+
+    Args:
+        gene: As for ``plan``, which found nothing.
+        budget: The limits.
+        **task: Further arguments of ``plan``.
+    """
+    source = read_header(gene) if isinstance(gene, (str, Path)) else gene
+    every, reasons = plan(source, **task), []
+    if not every:
+        return "for this task the method makes no shape at all"
+
+    def label(one: Candidate) -> str:
+        return " ".join(source.method.label(source.shape, one.shape).split())
+
+    for limit, name, scale, unit in (
+        (budget.max_params, "params", 1e6, "M params"),
+        (budget.max_macs, "macs", 1e9, "G macs"),
+    ):
+        least = min(every, key=lambda one: getattr(one, name))
+        if limit is not None and getattr(least, name) > limit:
+            reasons.append(
+                f"the smallest is {label(least)} with {getattr(least, name) / scale:.4g} {unit}, more than "
+                f"{limit / scale:.4g} of max_{name}"
+            )
+    if budget.max_latency is not None and (timed := plan(source, replace(budget, max_latency=math.inf), **task)):
+        fastest = min(timed, key=lambda one: one.latency or 0.0)
+        within = "" if len(timed) == len(every) else " within the other limits"
+        reasons.append(
+            f"the fastest{within} is {label(fastest)} with {fastest.latency:.4g} ms, more than "
+            f"{budget.max_latency:.4g} of max_latency"
+        )
+    return " and ".join(reasons) or "every limit can be met, but not all by one shape"
 
 
 def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, dict[str, float]]:

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from learngene.genes.ancestry import Ancestry
+from learngene.genes.gene import Learngene
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.one_line_faults import SectionType, validated
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import LearngeneError
+from learngene.vits.timm_models import TimmModel
 
 Data = str | list[str] | Mapping[str, Any]
 """Where images are, or the fields of a whole data section."""
@@ -47,6 +51,27 @@ def ancestry_fields(ancestry: Ancestry | str | Path | None) -> dict[str, str] | 
 def loaded(ancestry: Ancestry | str | Path | None) -> Ancestry | None:
     """The ancestry, if it is in memory already."""
     return ancestry if isinstance(ancestry, Ancestry) else None
+
+
+def model_of(call: str, model: object) -> TimmModel:
+    """A model in memory, or the one that a folder, a checkpoint file of known architecture or timm's name stands for.
+
+    Raises:
+        LearngeneError: If it is none of these.
+    """
+    if isinstance(model, (str, Path)):
+        return Ancestry(model).model
+    return refuse_other(call, model.model if isinstance(model, Ancestry) else model)
+
+
+def refuse_other(call: str, model: object) -> TimmModel:
+    """The model, unless it is a gene or no model at all, which raises ``LearngeneError``."""
+    if isinstance(model, Learngene):
+        raise LearngeneError(f"{call}: a gene is no model yet; expand it first: gene.expand(depth)")
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise LearngeneError(f"{call}: needs a timm model, not {kind}; load_descendant(path) loads one from its folder")
+    return model
 
 
 def require_mapping(call: str, **arguments: Any) -> None:

@@ -23,7 +23,7 @@ from learngene.data.preprocessing import crop_pct, fill_preprocessing
 from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import made_of
 from learngene.genes.gene import Learngene
-from learngene.making.arguments import Data, data_fields, data_section, recipe_of
+from learngene.making.arguments import Data, data_fields, data_section, model_of, recipe_of, refuse_other
 from learngene.making.steps import Step, make
 from learngene.methods import method as find_method
 from learngene.recipe.finetune import FinetuneRecipe
@@ -72,6 +72,7 @@ def finetune(
     Raises:
         LearngeneError: If anything does not fit, before the first step is trained.
     """
+    model = refuse_other("finetune", model)
     recipe = recipe_of(FinetuneRecipe, model="in memory", data=data_fields(data), train=train_fields, out=out)
     return train_model(model, recipe, open_splits(recipe.data), keep=out is not None, show=show)
 
@@ -260,7 +261,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
 
 
 def evaluate(
-    model: TimmModel,
+    model: TimmModel | str | Path,
     data: DataSpec | Data,
     *,
     images: ImageSet | None = None,
@@ -270,7 +271,8 @@ def evaluate(
     """Scores a model on a split, on an accelerator if there is one.
 
     Args:
-        model: A descendant, or any timm classifier; for images with masks one with a segmentation head.
+        model: A descendant, or any timm classifier, or its folder or name; for images with masks one with a
+            segmentation head.
         data: Where the images are; the model's own normalisation is used unless the section says otherwise.
         images: The opened split, if it is open already.
         split: ``val`` or ``train``.
@@ -281,7 +283,7 @@ def evaluate(
     Raises:
         LearngeneError: If the data does not fit the model.
     """
-    spec = data_section(data)
+    spec, model = data_section(data), model_of("evaluate", model)
     images = images or open_for(model, spec, split)
     _refuse_other_task(model, images)
     images = numbered(images, model, spec)

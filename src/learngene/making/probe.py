@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,15 +13,17 @@ from learngene.data.batches import eval_loader
 from learngene.data.images import ImageSet
 from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import open_splits
-from learngene.making.arguments import Data, data_section
+from learngene.making.arguments import Data, data_section, model_of
 from learngene.recipe.sections import DataSpec
-from learngene.system.errors import LearngeneError
+from learngene.system.errors import DataError, LearngeneError
 from learngene.system.machine_faults import machine_faults
 from learngene.training.loop import make_accelerator
 from learngene.training.probes import (
+    LEAST_COMPARED,
     MOST_COMPARED,
     LinearProbe,
     common_neighbours,
+    compared_neighbours,
     knn_accuracy,
     linear_probe,
     read_features,
@@ -38,8 +41,9 @@ class Probes:
     Attributes:
         knn: Percent of images that the vote of their 20 nearest training images names rightly; None if not asked for.
         linear: Of a linear classifier on the features; None if not asked for.
-        neighbours: Of every judged image's 20 nearest, the percentage that is also its nearest for the teacher; None
+        neighbours: Of every judged image's nearest, the percentage that is also its nearest for the teacher; None
             without one.
+        nearest: How many of them that are: 20, but a quarter of the other judged images at most.
         train_images: How many images voted and were trained on.
         images: How many were judged.
     """
@@ -49,15 +53,16 @@ class Probes:
     train_images: int
     images: int
     neighbours: float | None = None
+    nearest: int | None = None
 
 
 def probe(
-    model: TimmModel,
+    model: TimmModel | str | Path,
     data: DataSpec | Data,
     *,
     knn: bool = True,
     linear: bool = False,
-    teacher: TimmModel | None = None,
+    teacher: TimmModel | str | Path | None = None,
     seeds: int = 3,
     split: str = "val",
     precision: str = "fp32",
@@ -65,18 +70,22 @@ def probe(
     """Judges what a model's head would read: class token, mean over patches, or whatever its pooling gives.
 
     Args:
-        model: A descendant, or any timm model, with or without a head; it stays as it is.
-        data: Where labelled images are; the model's own normalisation is used unless the section says otherwise.
+        model: A descendant, or any timm model, with or without a head, or its folder or name; it stays as it is.
+        data: Where images are, which need labels for ``knn`` and ``linear`` only; the model's
+            own normalisation is used unless the section says otherwise.
         knn: Let the 20 nearest training images by cosine vote, exp(cosine / 0.07) each, as DINO does.
         linear: Train a linear classifier, with the best of five rates.
-        teacher: A model with which it should agree on who resembles whom; it gets the images as it was trained.
+        teacher: A model, or its folder or name, with which it should agree on who resembles whom; it gets the
+            images as it was trained.
         seeds: How often the classifier is trained.
         split: ``val`` or ``train``, on which is judged; the training images vote and are learnt from.
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
 
     Raises:
-        LearngeneError: If the data does not fit the model, has no classes, or a class of fewer than two images.
+        LearngeneError: If the data does not fit the model; for ``knn`` and ``linear``, if it has no classes, or a class
+            of fewer than two images; for a teacher, if fewer than five images are judged.
     """
+    model = model_of("probe", model)
     if isinstance(model, Segmenter):
         raise LearngeneError(
             "the model has a segmentation head; kNN and linear probes need a model with one vector an image"
@@ -84,23 +93,34 @@ def probe(
     if split not in ("train", "val"):
         raise LearngeneError(f"unknown split '{split}'; give train or val")
     spec = data_section(data)
-    images = open_splits(spec, labels_for="a probe")
-    refuse_few(images.train)
+    votes = knn or linear
+    if votes:
+        images = open_splits(spec, labels_for="a probe")
+        refuse_few(images.train)
+    else:
+        images = open_splits(spec.model_copy(update={"labels": False}), unlabelled=True)
     judged = images.val if split == "val" else images.train
-    train, test = _features(model, [images.train, judged], spec, precision)
-    common = None
+    if teacher is not None and len(judged) < LEAST_COMPARED:
+        raise DataError(
+            f"{judged.where}: {len(judged)} {split} images; neighbours in common need {LEAST_COMPARED} or more"
+        )
+    *trained, test = _features(model, [images.train, judged] if votes else [judged], spec, precision)
+    common = nearest = None
     if teacher is not None:
+        teacher = model_of("probe: teacher", teacher)
         judged = judged.picked(range(min(MOST_COMPARED, len(judged))))
         own_way = spec.model_copy(update={"mean": None, "std": None, "img_size": None})
         ((theirs, _),) = _features(teacher, [judged], own_way, precision)
+        nearest = compared_neighbours(len(judged))
         common = 100 * float(common_neighbours(test[0][: len(theirs)], theirs).mean())
     classes = len(images.train.class_names)
     return Probes(
-        knn_accuracy(train, test, classes) if knn else None,
-        linear_probe(train, test, classes, seeds=seeds) if linear else None,
-        len(train[1]),
+        knn_accuracy(trained[0], test, classes) if knn else None,
+        linear_probe(trained[0], test, classes, seeds=seeds) if linear else None,
+        len(images.train),
         len(test[1]),
         common,
+        nearest,
     )
 
 

@@ -114,6 +114,11 @@ class Method(ABC):
 
         By default depth, classes, image size and ending may differ; heads are never reinterpreted.
         """
+        for key in options.keys() & ViTShape.__dataclass_fields__.keys() - self.options.keys():
+            raise ShapeError(
+                f"{self.name}: {key} belongs to the shape; in Python expand(gene.shape.replace({key}=...)), on the "
+                f"command line --{key.replace('_', '-')}, in a recipe shape.{key}"
+            )
         refuse_unknown(options, self.options, f"{self.name}: expansion options")
         if not self.makes_paths:
             require_plain(shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -203,5 +204,6 @@ def _reason(error: Exception) -> str | None:
     if any(sign in text for sign in signs):
         return "no space left on the device"
     if "os error" in text or "io error" in text or "i/o error" in text:
-        return str(error).splitlines()[0]
+        line = str(error).splitlines()[0].rpartition("I/O error: ")[2]
+        return re.sub(r" \(os error \d+\)$", "", line)
     return None

@@ -22,6 +22,9 @@ STEPS, BATCH = 1000, 256
 MOST_COMPARED = 2048
 """Images among which neighbours in common are sought."""
 
+LEAST_COMPARED = 5
+"""Among fewer a quarter of the others is less than one image."""
+
 CHUNK = 1024
 """Rows whose similarities to all others are held at once."""
 
@@ -75,19 +78,27 @@ def knn_accuracy(
     return 100 * right / len(test[1])
 
 
-def common_neighbours(one: Tensor, other: Tensor, k: int = NEIGHBOURS) -> Tensor:
+def compared_neighbours(images: int) -> int:
+    """How many nearest images are compared among so many: 20, but a quarter of the others at most, and one at least.
+
+    Among twenty others the 20 nearest would be the same whatever the features.
+    """
+    return max(1, min(NEIGHBOURS, (images - 1) // 4))
+
+
+def common_neighbours(one: Tensor, other: Tensor, k: int | None = None) -> Tensor:
     """Of the k nearest other images of every image, by cosine, the share that two kinds of features agree on.
 
     Args:
         one: (images, width).
         other: (images, any width).
-        k: Neighbours; fewer if there are fewer images.
+        k: Neighbours, at most all others; by default as ``compared_neighbours`` says.
 
     Returns:
         (images,), each from 0 to 1.
     """
     count = len(one)
-    k = min(k, count - 1)
+    k = min(compared_neighbours(count) if k is None else k, count - 1)
     if k < 1:
         return torch.ones(count)
     members = []

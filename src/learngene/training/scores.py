@@ -135,8 +135,8 @@ class FeatureScore:
     """How well features are matched on a split, whose classes do not count.
 
     Attributes:
-        neighbours: Of the 20 nearest images of every image, by its pooled features, the percentage that is also among
-            its teacher's; the mean over images and teachers.
+        neighbours: Of the 20 nearest images of every image (at most a quarter of the others), by its pooled features,
+            the percentage that is also among its teacher's; the mean over images and teachers.
         loss: What is minimised, on this split; without labels.
         images: How many images were judged.
         cosine: 100 times the mean cosine with the teacher's features; None where none are compared as vectors.

@@ -120,7 +120,8 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
 
     path = Path(path)
     if not (path / "config.json").is_file():
-        raise LearngeneError(f"{path}: not a descendant folder (no config.json)")
+        hint = what_it_is(path)
+        raise LearngeneError(f"{path}: {hint}" if hint else f"{path}: not a descendant folder (no config.json)")
     weights = weight_file(path)
     if weights is None:
         raise LearngeneError(f"{path}: not a descendant folder (no {' or '.join(WEIGHT_FILES[:2])})")
@@ -148,6 +149,21 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
         reason = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
         raise LearngeneError(f"{path}: cannot be loaded ({reason[:200]})") from None
     return model
+
+
+def what_it_is(path: Path) -> str | None:
+    """What a path is that holds no gene, or no model, and what would be right; None if that cannot be told."""
+    if (inner := path / "descendant") and (inner / TIMM_FILES[0]).is_file():
+        return f"a run folder; its model is {inner}"
+    if (path / TIMM_FILES[0]).is_file():
+        return "a folder with a model, not a gene, which is a .safetensors file"
+    if path.is_dir() and (gene := path.with_name(f"{path.name}.safetensors")).is_file():
+        return f"a folder without a model; beside it lies {gene}"
+    if path.name in WEIGHT_FILES and (path.parent / TIMM_FILES[0]).is_file():
+        return f"the weights of a model; give its folder, {path.parent}"
+    if path.is_file() and path.suffix == ".safetensors":
+        return "a file, not a folder; a gene is expanded first (learngene expand), and that gives the folder"
+    return None
 
 
 def _record(path: Path) -> dict[str, Any] | None:

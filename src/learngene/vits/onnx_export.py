@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learngene.system.errors import LearngeneError
-from learngene.system.files import write_file
+from learngene.system.files import refuse_read_only, write_file
 from learngene.vits.input_size import input_size
 
 TOLERANCE = 1e-3
@@ -45,6 +45,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
     except ImportError as error:
         raise LearngeneError(f"export: package '{error.name}' is missing; pip install 'learngene[export]'") from None
     path = Path(path)
+    refuse_read_only(path.parent)  # seconds before the exporter would find out
     _refuse_foreign(path)
     if path.suffix != ".onnx":
         raise LearngeneError(f"{path}: ONNX files have the suffix .onnx; end the name so")
