@@ -378,7 +378,7 @@ def a_zip(path: Path) -> None:
 OTHER_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "no such gene file"),
     "empty": (lambda path: path.write_bytes(b""), "not a gene file, or truncated"),
-    "directory": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "directory": (lambda path: path.mkdir(), "a folder, not a gene"),
     "text": (lambda path: path.write_text("a: 1\n" * 100), "not a gene file"),
     "zip": (a_zip, "a pickle, not a gene file"),
     "zeros": (lambda path: path.write_bytes(bytes(1000)), "not a gene file"),

@@ -162,7 +162,7 @@ def what_it_is(path: Path) -> str | None:
     if path.name in WEIGHT_FILES and (path.parent / TIMM_FILES[0]).is_file():
         return f"the weights of a model; give its folder, {path.parent}"
     if path.is_file() and path.suffix == ".safetensors":
-        return "a file, not a folder; a gene is expanded first (learngene expand), and that gives the folder"
+        return "a file, not a descendant folder; a gene is expanded first (learngene expand), and that gives the folder"
     return None
 
 
