@@ -17,15 +17,20 @@ RESULT, PAGE, PICTURE = (
     ROOT / name for name in ("results/benchmarks/peers.json", "docs/foundation.md", "docs/foundation.png")
 )
 BEGIN, END = "<!-- from results/benchmarks/peers.json -->\n", "<!-- end -->\n"
-KINDS = {"ours": "one gene", "peer": "lightly-train, one by one", "untrained": "untrained"}
-COLORS = {"ours": "#1b6ca8", "peer": "#c4622d", "untrained": "#6b6b6b"}
+KINDS = {
+    "lightly-v3": "one gene, same loss",
+    "cosine": "one gene, default loss",
+    "peer": "lightly-train, one by one",
+    "untrained": "untrained",
+}
+COLORS = {"lightly-v3": "#1b6ca8", "cosine": "#7fb2d6", "peer": "#c4622d", "untrained": "#6b6b6b"}
 
 
 def table(result: Mapping[str, Any]) -> str:
     """KNN and linear accuracy in percent of every depth, the mean over sets, and what all depths cost."""
     lines = ["| depth | " + " | ".join(f"{text}: kNN, linear" for text in KINDS.values()) + " |"]
     lines.append("|---|" + "---|" * len(KINDS))
-    depths = list(result["scores"]["ours"])
+    depths = list(result["scores"]["peer"])
     for depth in depths:
         cells = [f"{mean(result, kind, depth, 'knn'):.1f}, {mean(result, kind, depth, 'linear'):.1f}" for kind in KINDS]
         lines.append(f"| {depth} | " + " | ".join(cells) + " |")
@@ -48,7 +53,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sets = list(next(iter(result["scores"]["ours"].values())))
+    sets = list(next(iter(result["scores"]["peer"].values())))
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, name in zip(figure.subplots(1, len(sets)), sets, strict=True):
