@@ -245,7 +245,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path | str], dict[str, Any], str]] = {
     "wrong argument": (
         lambda _: "levit_128s",
         {"pretrained": False, "model_args": {"img_sise": 3}},
-        "timm model levit_128s: cannot be loaded (",
+        "model_args: timm's levit_128s takes no argument 'img_sise'; did you mean 'img_size'?",
     ),
     "no architecture": (
         a_checkpoint,

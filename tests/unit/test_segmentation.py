@@ -214,7 +214,7 @@ def test_sources_of_different_kinds_and_needless_classes_are_refused(
 def test_training_masks_are_needed_to_count_classes_only(masked: Path) -> None:
     for kind in ("images", "masks"):
         shutil.rmtree(masked / kind / "train")
-    with pytest.raises(DataError, match=r"found: val; without training masks, say how many classes with data.mask_cla"):
+    with pytest.raises(DataError, match=r"found: val; make .*; without training masks, say how many classes"):
         open_split(masked_data(masked), "val")
     with pytest.raises(DataError, match=r"no split 'train'; found: val; make"):
         open_split(masked_data(masked), "train")

@@ -231,10 +231,10 @@ def test_the_teacher_sees_the_very_images_of_the_student(
     ancestry.register_forward_hook(lambda _module, inputs, _out: seen["teacher"].append(inputs[0].clone()))
     forward = Learngene.forward
 
-    def student(self: Learngene, x: Tensor) -> Tensor:
+    def student(self: Learngene, x: Tensor, shape: Any = None) -> Tensor:
         if self.training:
             seen["student"].append(x.clone())
-        return forward(self, x)
+        return forward(self, x, shape)
 
     monkeypatch.setattr(Learngene, "forward", student)
     condensed(None, images, ancestry, train=MIXED)
