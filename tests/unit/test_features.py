@@ -16,9 +16,9 @@ from learngene import Ancestry, save_descendant, scratch
 from learngene.genes.elastic import ElasticViT
 from learngene.genes.gene import Learngene
 from learngene.making.condense import prepare
+from learngene.making.feature_teacher import FeatureTeacher, patches_of
 from learngene.making.features.stage import _total
 from learngene.making.features.student import Match, reading
-from learngene.making.features.teacher import FeatureTeacher, patches_of
 from learngene.making.pool.path_features import PathStudent
 from learngene.methods import METHODS, method
 from learngene.recipe.condense import CondenseRecipe

@@ -164,7 +164,7 @@ def _teacher_macs(gene: GeneJob, recipe: CondenseRecipe) -> int:
 @functools.cache
 def _feature_macs(spec: str, target: str, shape: ViTShape) -> int:
     from learngene.genes.ancestry import Ancestry
-    from learngene.making.features.teacher import FeatureTeacher, for_student
+    from learngene.making.feature_teacher import FeatureTeacher, for_student
     from learngene.vits.input_size import input_size
     from learngene.vits.multiply_adds import multiply_adds
 

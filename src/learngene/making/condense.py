@@ -19,7 +19,7 @@ from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
 from learngene.making import auxiliary
 from learngene.making.arguments import Data, ancestry_fields, data_fields, loaded, recipe_of
-from learngene.making.features.teacher import for_student
+from learngene.making.feature_teacher import for_student
 from learngene.making.hyper import stage1
 from learngene.making.inputs import CondenseInputs, Taught
 from learngene.making.pool import make as pool_rows

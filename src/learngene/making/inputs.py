@@ -9,7 +9,7 @@ from learngene.data.class_match import BY_PLACE, fits, numbered
 from learngene.data.splits import Splits
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.gene import Learngene
-from learngene.making.features.teacher import FeatureTeacher
+from learngene.making.feature_teacher import FeatureTeacher
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError
 from learngene.training.teacher import Teacher

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from learngene.genes.bridge import PREFIX, refuse_heads
+from learngene.making.feature_teacher import FeatureTeacher
 from learngene.making.features.student import FeatureStudent, Match
-from learngene.making.features.teacher import FeatureTeacher
 from learngene.making.inputs import CondenseInputs
 from learngene.system.errors import LearngeneError
 from learngene.training.loop import make_accelerator

@@ -17,9 +17,9 @@ from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits, refuse_channels
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.depths import DrawnDepth
+from learngene.making.feature_teacher import Features, FeatureTeacher, for_student
 from learngene.making.features import kept_bridge
 from learngene.making.features.student import FeatureStudent, Match, current_matches
-from learngene.making.features.teacher import Features, FeatureTeacher, for_student
 from learngene.making.inputs import CondenseInputs
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.features import FeatureTarget

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from learngene.genes.gene import Learngene
 from learngene.making.block_features import watched_blocks
 from learngene.making.depths import DrawnDepth
-from learngene.making.features.teacher import Features, FeatureTeacher
+from learngene.making.feature_teacher import Features, FeatureTeacher
 from learngene.recipe.features import FeatureTarget
 from learngene.training.feature_losses import DISTANCES, Queue, queue_kl, self_similarity
 from learngene.training.feature_scales import Scale

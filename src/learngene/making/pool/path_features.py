@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from learngene.genes.elastic import ElasticViT
+from learngene.making.feature_teacher import FeatureTeacher
 from learngene.making.features.stage import one_vector
 from learngene.making.features.student import Match, reading
-from learngene.making.features.teacher import FeatureTeacher
 from learngene.training.loop import make_accelerator
 from learngene.training.probes import MOST_COMPARED, common_neighbours
 from learngene.training.scores import autocast
