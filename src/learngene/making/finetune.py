@@ -5,7 +5,6 @@ The images decide the task: with a class each a classifier is trained, with mask
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,7 +39,7 @@ from learngene.training.teacher import Outputs
 from learngene.vits.checkpoint import is_checkpoint, load_checkpoint
 from learngene.vits.class_names import class_names, some
 from learngene.vits.descendant_folder import PROVENANCE, load_descendant, save_descendant
-from learngene.vits.input_size import image_config, input_size, is_fixed_size, resize, square_size
+from learngene.vits.input_size import at_size, image_config, is_fixed_size, resize, square_size
 from learngene.vits.segmenter import Segmenter, segment
 from learngene.vits.stitched_shape import Shape, shape_from
 from learngene.vits.timm_models import TimmModel, timm_model
@@ -287,10 +286,7 @@ def evaluate(
     images = images or open_for(model, spec, split)
     _refuse_other_task(model, images)
     images = numbered(images, model, spec)
-    chans, size = square_size(model, spec.img_size)
-    if input_size(model)[1:] != (size, size):
-        model = copy.deepcopy(model)
-        resize(model, size)
+    model, chans, size = at_size(model, spec.img_size)
     loader = eval_loader(images, fill_preprocessing(spec, image_config(model)), img_size=size, in_chans=chans)
     device = make_accelerator().device
     with machine_faults():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from learngene.training.probes import (
     read_features,
     refuse_few,
 )
-from learngene.vits.input_size import image_config, input_size, resize, square_size
+from learngene.vits.input_size import at_size, image_config
 from learngene.vits.segmenter import Segmenter
 from learngene.vits.timm_models import TimmModel
 
@@ -128,10 +127,7 @@ def _features(
     model: TimmModel, images: Sequence[ImageSet], spec: DataSpec, precision: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Of every set what the model's head reads of its images, and their labels."""
-    chans, size = square_size(model, spec.img_size)
-    if input_size(model)[1:] != (size, size):
-        model = copy.deepcopy(model)
-        resize(model, size)
+    model, chans, size = at_size(model, spec.img_size)
     device, training = make_accelerator().device, model.training
     model.to(device).eval()
 

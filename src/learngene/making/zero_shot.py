@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from learngene.system.errors import LearngeneError
 from learngene.system.machine_faults import machine_faults
 from learngene.training.loop import make_accelerator
 from learngene.training.scores import Accuracy, accuracy
-from learngene.vits.input_size import image_config, input_size, resize, square_size
+from learngene.vits.input_size import at_size, image_config
 from learngene.vits.segmenter import Segmenter
 from learngene.vits.timm_models import TimmModel
 
@@ -133,10 +132,7 @@ def zero_shot(
     texts = texts if isinstance(texts, TextFeatures) else TextFeatures.read(texts)
     spec = data_section(data)
     images = _numbered(open_split(spec, split, None), texts, spec)
-    chans, size = square_size(model, spec.img_size)
-    if input_size(model)[1:] != (size, size):
-        model = copy.deepcopy(model)
-        resize(model, size)
+    model, chans, size = at_size(model, spec.img_size)
     loader = eval_loader(images, fill_preprocessing(spec, image_config(model)), img_size=size, in_chans=chans)
     with machine_faults():
         score = accuracy(TextClassifier(model, texts).to(make_accelerator().device), loader, precision=precision)

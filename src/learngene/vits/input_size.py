@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -67,6 +68,19 @@ def square_size(model: TimmModel, img_size: int | None = None) -> tuple[int, int
     if img_size is None and height != width:
         raise LearngeneError(f"the model takes images of {height} x {width} px; set data.img_size, for square ones")
     return chans, img_size or height
+
+
+def at_size(model: TimmModel, img_size: int | None) -> tuple[TimmModel, int, int]:
+    """A model as it takes images of a size, with its channels and the side: itself, or a resized copy.
+
+    Raises:
+        LearngeneError: As ``square_size`` and ``resize``.
+    """
+    chans, size = square_size(model, img_size)
+    if input_size(model)[1:] != (size, size):
+        model = copy.deepcopy(model)
+        resize(model, size)
+    return model, chans, size
 
 
 def refuse_unread(chans: int) -> None:
