@@ -119,9 +119,8 @@ class Experiment:
 
     def model(self, kind: str, depth: int) -> torch.nn.Module:
         """A student as a plain timm model."""
-        if kind in (*PRESETS, "plain"):
-            folder = self.out / (f"plain{depth}-d{depth}" if kind == "plain" else f"gene-{kind}-d{depth}")
-            return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        if kind in PRESETS:
+            return timm.create_model(f"local-dir:{self.out / f'gene-{kind}-d{depth}'}", pretrained=True)
         own = {"class_token": False, "global_pool": "avg", "fc_norm": False}
         model = timm.create_model("vit_tiny_patch16_224", **self.sizes, **own, depth=depth)
         if kind == "peer":
@@ -142,7 +141,7 @@ class Experiment:
         """All runs, in turns, and what they give."""
         given, depths = self.given, sorted(self.given.depths)
         gene = {"method": "tleg", "depths": depths, "shape": {"depth": depths[-1]}}
-        costs: dict[str, list[float]] = {kind: [] for kind in (*PRESETS, "peer", "plain")}
+        costs: dict[str, list[float]] = {kind: [] for kind in (*PRESETS, "peer")}
         for preset in PRESETS:
             name = f"gene-{preset}"
             trained = self.once(name, lambda n=name, p=preset: self.condensed(n, given.our_epochs, p, **deepcopy(gene)))
@@ -153,12 +152,7 @@ class Experiment:
                 name = f"gene-{preset}"
                 made = self.once(f"{name}-d{depth}", lambda n=name, d=depth: self.expanded(n, d))
                 costs[preset].append(made["cpu_seconds"])
-            if given.plain:
-                name, alone = f"plain{depth}", {"method": "simple-lg", "shape": {"depth": depth}}
-                trained = self.once(name, lambda n=name, a=alone: self.condensed(n, given.epochs, SAME, **a))
-                made = self.once(f"{name}-d{depth}", lambda n=name, d=depth: self.expanded(n, d))
-                costs["plain"] += [trained["cpu_seconds"], made["cpu_seconds"]]
-        kinds = [*PRESETS, "peer", *(["plain"] if given.plain else []), "untrained"]
+        kinds = [*PRESETS, "peer", "untrained"]
         scores = {
             kind: {str(d): self.once(f"scores-{kind}-{d}", lambda k=kind, d=d: self.judged(k, d)) for d in depths}
             for kind in kinds
@@ -208,7 +202,6 @@ def main() -> None:
     for name, default in (("width", 96), ("heads", 3), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--plain", action="store_true", help="also our own distillation of every size by itself")
     result = Experiment(parser.parse_args()).run()
     (Path(sys.argv[1]) / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class Teacher(nn.Module):
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Trains one student and writes its weights and its CPU seconds."""
+    """Trains one student and writes its weights."""
     torch.set_num_threads(1)
     out, size = Path(settings["out"]), settings["img_size"]
     teacher = Teacher(settings["teacher"])
@@ -88,7 +87,6 @@ def main(settings: dict[str, Any]) -> None:
     )
     state = torch.load(out / "run" / "exported_models" / "exported_last.pt", weights_only=True)
     save_file({name: value.contiguous() for name, value in state.items()}, out / "student.safetensors")
-    (out / "cost.json").write_text(json.dumps({"cpu_seconds": time.process_time()}))
 
 
 if __name__ == "__main__":

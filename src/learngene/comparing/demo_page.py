@@ -46,7 +46,7 @@ def show(name: str, result: Mapping[str, Any], gene: Path, out: Path, epochs: in
         )
     if macs := result["training_macs"]:
         least = min(macs, key=macs.__getitem__)
-        for other in macs.keys() - {least}:
+        for other in sorted(macs.keys() - {least}):
             say(f"{least}: condensed for all depths at {macs[least] / macs[other]:.2f} of the multiply-adds of {other}")
     pictures = [(out / "demo.png", "scores of the descendants")]
     demo_picture(name, result, epochs, out / "demo.png")
