@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
@@ -227,7 +228,7 @@ def feature_score(
     reduce: Any,
     probe: Probe | None,
 ) -> FeatureScore:
-    """How well a student matches its teachers; neighbours are sought among each process's share of the images."""
+    """How well a student matches its teachers; neighbours are sought among all processes' images."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     matches = current_matches(model)
@@ -250,16 +251,19 @@ def feature_score(
             for kept, whole in zip(pooled, [own, *map(one_vector, theirs)], strict=True):
                 kept.append(whole.float().cpu())
         images += len(batch)
-    own, *others = (torch.cat(kept) for kept in pooled)
-    common = torch.stack([common_neighbours(own, other) for other in others]).mean(0)
-    sums = torch.tensor([float(common.sum()), len(common), loss, images, cosines, pairs], dtype=torch.float64)
+    shares = [[torch.cat(kept) for kept in pooled]]
+    sums = torch.tensor([loss, images, cosines, pairs], dtype=torch.float64)
     if reduce is not None:
+        shares = gather_object(shares)  # dealt out one by one, so the first of every share are the first of all
         sums = reduce(sums.float().to(device), reduction="sum").double().cpu()
+    most = MOST_COMPARED // len(shares)
+    own, *others = (torch.cat([part[:most] for part in parts]) for parts in zip(*shares, strict=True))
+    common = float(torch.stack([common_neighbours(own, other) for other in others]).mean())
     knn = probe(model, precision) if probe else None
     model.train(training)
-    shared, compared, loss, images, cosines, pairs = sums.tolist()
+    loss, images, cosines, pairs = sums.tolist()
     cosine = 100 * cosines / pairs if pairs else None
-    return FeatureScore(100 * shared / compared, loss / images, int(images), cosine, knn)
+    return FeatureScore(100 * common, loss / images, int(images), cosine, knn)
 
 
 def one_vector(features: Features) -> Tensor:
