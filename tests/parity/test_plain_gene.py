@@ -73,6 +73,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, list[dict[str, float]]]] = {
     "pre-fin": ("pre-fin", {}, 4, [{f"layer{i}": 1.0} for i in range(4)]),
     "distilled": ("distilled", {}, 4, [{f"layer{i}": 1.0} for i in range(4)]),
     "weight-selection": ("weight-selection", {}, 3, [{f"layer{i}": 1.0} for i in range(3)]),
+    "nested-slices": ("nested-slices", {}, 3, [{f"layer{i}": 1.0} for i in range(3)]),
+    "nested-slices spaced": ("nested-slices", {"kept_layers": "spaced"}, 3, [{f"layer{i}": 1.0} for i in (0, 2, 3)]),
     "weight-subcloning": ("weight-subcloning", {}, 3, [{f"layer{i}": 1.0} for i in (0, 1, 3)]),
 }
 
@@ -217,7 +219,7 @@ def test_lsamd_stacks_the_ancestrys_blocks(options: dict[str, Any], blocks: list
 
 CONDENSED: dict[str, dict[str, Any]] = {
     "tleg": {}, "sws": {"stages": (2, 2)}, "simple-lg": {}, "share-init": {}, "pre-fin": {}, "distilled": {},
-    "mini-init": {"blocks": 2}, "pool": {"rows": (8, 16)}, "sn-net": {"rows": ((8, 2, 1), 16)},
+    "nested-slices": {}, "mini-init": {"blocks": 2}, "pool": {"rows": (8, 16)}, "sn-net": {"rows": ((8, 2, 1), 16)},
 }  # fmt: skip
 
 

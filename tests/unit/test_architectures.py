@@ -221,7 +221,9 @@ def test_models_of_stages_are_no_sequence_of_like_layers(arch: str) -> None:
         ViTShape.from_dict({"arch": arch, "depth": 3})
 
 
-@pytest.mark.parametrize("name", ["pool", "sn-net", "tal", "logah", "ghn3", "mini-init", "weight-subcloning"])
+@pytest.mark.parametrize(
+    "name", ["pool", "sn-net", "tal", "logah", "ghn3", "mini-init", "weight-subcloning", "nested-slices"]
+)
 def test_methods_for_plain_vits_say_so(name: str) -> None:
     settings = {"rows": [16, 32]} if name in ("pool", "sn-net") else {}
     with pytest.raises(ShapeError, match=f"{name}: makes plain ViTs only, not beit_base_patch16_224; use a"):

@@ -13,7 +13,9 @@ from timm.layers import resample_abs_pos_embed
 
 from learngene import ViTShape, save_descendant
 from learngene.genes.gene import Learngene
+from learngene.methods import METHODS as KINDS
 from learngene.methods import method
+from learngene.methods.cutting import Cutting
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.vits.shape import MODULE_PARAMS
 from learngene.vits.stitched_shape import Shape, shape_from
@@ -33,6 +35,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "weight-selection": ("weight-selection", {}, {}),
     "weight-selection-aligned": ("weight-selection", {"head": False}, {"rule": "aligned"}),
     "weight-subcloning": ("weight-subcloning", {}, {}),
+    "nested-slices": ("nested-slices", {}, {}),
+    "nested-slices-spaced": ("nested-slices", {"kept_layers": "spaced"}, {}),
     "pre-fin": ("pre-fin", {}, {"place": "middle"}),
     "distilled": ("distilled", {}, {"place": "last"}),
     "pool": ("pool", {"rows": (8, 16)}, {}),
@@ -340,7 +344,7 @@ def test_a_descendant_says_where_it_comes_from() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [key for key, given in METHODS.items() if given[0] not in ("scratch", "weight-selection", "weight-subcloning")],
+    [key for key, (name, *_) in METHODS.items() if name != "scratch" and not issubclass(KINDS[name], Cutting)],
 )
 def test_another_width_or_head_is_refused(key: str) -> None:
     gene = gene_of(key)

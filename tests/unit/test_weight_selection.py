@@ -12,7 +12,7 @@ from torch import Tensor
 from learngene import Budget, plan
 from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.methods.weight_selection import spaced
+from learngene.methods.cutting import spaced
 from learngene.system.errors import LearngeneError, ShapeError
 from pico import pico_gene
 

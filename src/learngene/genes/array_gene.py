@@ -97,7 +97,8 @@ class ArrayGene:
         self.method.refuse(self.shape, shape, **options)
         if not self.method.takes_arrays or self.shape.grid_size != shape.grid_size:
             return True
-        nothing = dict.fromkeys(self.arrays, np.empty(0, np.float32))  # the names are all that is asked for
+        # The names are all that is asked for.
+        nothing = {name: np.empty((0,) * value.ndim, np.float32) for name, value in self.arrays.items()}
         named = self.method.weights(cast("Any", nothing), self.shape, shape, **options)
         return kept_parameters(shape, layers, modules) & named.keys() != shape.all_params().keys()
 
@@ -119,6 +120,8 @@ class ArrayGene:
         made = expansion(self, weights, shape, layers=layers, modules=modules, seed=seed, **options)
         drawn = _drawn(made, seed) if made.fresh else {}
         arrays = {name: drawn[name] if name in drawn else weights[name] for name in shape.all_params()}
+        # safetensors writes whatever lies at the address of a slice.
+        arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
         return ArrayDescendant(made, arrays)
 
 

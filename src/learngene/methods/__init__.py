@@ -12,6 +12,7 @@ from typing import Any
 from learngene.methods.base import Method
 from learngene.methods.lsamd import LSAMD
 from learngene.methods.mini_init import MiniInit
+from learngene.methods.nested_slices import NestedSlices
 from learngene.methods.pool import Pool
 from learngene.methods.pre_fin import Distilled, PreFin
 from learngene.methods.scratch import Scratch
@@ -40,6 +41,7 @@ KINDS: tuple[type[Method], ...] = (
     MiniInit,
     WeightSelection,
     WeightSubcloning,
+    NestedSlices,
     PreFin,
     Distilled,
     Scratch,

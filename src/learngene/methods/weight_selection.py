@@ -10,11 +10,10 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import Part, require_choice, require_plain
-from learngene.methods.cutting import Cutting
+from learngene.methods.cutting import Cutting, spaced
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -70,21 +69,6 @@ class WeightSelection(Cutting):
         else:
             chosen = _by_parts(name, auxiliary, shape) if auxiliary.arch else {}
         return _select(value, size, chosen)
-
-
-def spaced(larger: int, smaller: int) -> list[int]:
-    """The authors' rule for one dimension: which of ``larger`` entries a dimension of ``smaller`` takes.
-
-    Every n-th from 0 if it divides evenly, else evenly spaced from the first to the last, rounded half to even. The
-    authors compute in float32, whose error can turn an exact half the other way; that needs an odd ``smaller``.
-
-    Example:
-        >>> spaced(12, 4), spaced(11, 4), spaced(6, 4)
-        ([0, 3, 6, 9], [0, 3, 7, 10], [0, 2, 3, 5])
-    """
-    if larger % smaller == 0:
-        return [k * (larger // smaller) for k in range(smaller)]
-    return [round(Fraction(k * (larger - 1), smaller - 1)) for k in range(smaller)]
 
 
 @functools.lru_cache(maxsize=16)

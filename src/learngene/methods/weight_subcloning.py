@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import refuse_arch, require_plain
-from learngene.methods.cutting import Cutting
+from learngene.methods.cutting import Cutting, front, refuse_other_heads
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -42,12 +42,7 @@ class WeightSubcloning(Cutting):
         super().refuse(auxiliary, shape, **options)
         if not isinstance(options.get("rescale", True), bool):
             raise ShapeError(f"{self.name}: rescale must be true or false, not {options['rescale']!r}")
-        shape = require_plain(shape)
-        if shape.head_dim != auxiliary.head_dim:
-            raise ShapeError(
-                f"{self.name}: heads are kept whole, so embed_dim / num_heads must be {auxiliary.head_dim}, "
-                f"not {shape.head_dim}"
-            )
+        refuse_other_heads(self.name, auxiliary, require_plain(shape))
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """Neurons are ranked in plain ViTs."""
@@ -63,12 +58,10 @@ class WeightSubcloning(Cutting):
         self, value: Tensor, size: tuple[int, ...], name: str, auxiliary: ViTShape, shape: ViTShape, **options: Any
     ) -> Tensor:
         """The front of every dimension; q, k and v each have a front of their own."""
-        if name.startswith("attn.qkv."):
-            value = value.unflatten(0, (3, -1))[:, : shape.embed_dim].flatten(0, 1)
         # Inferred: a sum over fewer inputs of like spread is smaller by the root of their ratio.
         scaled = options.get("rescale", True) and len(size) == 2
         scale = math.sqrt(value.shape[1] / size[1]) if scaled else 1.0
-        value = value[tuple(slice(n) for n in size)]
+        value = front(value, size, name)
         return value if scale == 1 else value * scale
 
     def extract(
