@@ -123,6 +123,7 @@ def test_losses_are_computed_in_full_precision(dtype: torch.dtype) -> None:
         ("tleg-paper", (0.5, 1.0, "student-teacher", False, "batch")),
         ("sws-paper", (0.5, 1.0, "cross-entropy", False, "batch")),
         ("pool", (0.9, 1.0, "cross-entropy", False, "batch")),
+        ("wave", (0.5, 1.0, "teacher-student", False, "batch")),
         ("pool-official", (0.9, 1.0, "cross-entropy", False, "numel")),
         (None, (1.0, 1.0, "teacher-student", True, "numel")),
     ],
@@ -135,6 +136,7 @@ def test_the_presets_say_what_the_papers_and_the_code_do(preset: str | None, exp
 def test_every_method_names_a_preset() -> None:
     taught = {"tleg": "tleg-official", "sws": "sws-official", "distilled": "tleg-official", "pool": "pool"}
     taught["nested-slices"] = "tleg-official"
+    taught["wave"] = "wave"
     assert {name: method(name).distillation for name in METHODS} == {**dict.fromkeys(METHODS, "none"), **taught}
     assert {method(name).distillation for name in METHODS} <= set(Distill.presets)
 

@@ -16,6 +16,7 @@ from learngene.genes.gene import Learngene
 from learngene.methods import METHODS as KINDS
 from learngene.methods import method
 from learngene.methods.cutting import Cutting
+from learngene.methods.tiles import Tiled
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.vits.shape import MODULE_PARAMS
 from learngene.vits.stitched_shape import Shape, shape_from
@@ -43,6 +44,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "pool-without-final-norm": ("pool", {"rows": (8, 16), "final_norm": False}, {}),
     "pool-down": ("pool", {"rows": (8, 16), "direction": "down"}, {}),
     "sn-net": ("sn-net", {"rows": ((8, 2, 1), 16)}, {}),
+    "wave": ("wave", {}, {}),
+    "wave-outer": ("wave", {"tile": 4, "layout": "outer", "sizes": ("8x2",)}, {}),
     "scratch": ("scratch", {}, {}),
 }
 """Name, settings and options at expansion."""
@@ -130,6 +133,8 @@ def test_most_methods_make_most_shapes() -> None:
     plain = sum("path" not in changes for changes in SHAPES.values())
     assert made.pop("vanilla-lg") == made.pop("sws") == made.pop("lsamd") == plain - 4  # half as deep, narrower
     assert made.pop("simple-lg") == plain - 5
+    assert made.pop("wave-outer") == plain
+    assert made.pop("wave") == plain - 1  # an MLP that is no multiple of the tiles
     assert set(made.values()) == {plain - 3}, made
     assert {key for key, _ in CASES} == METHODS.keys()
     assert {what for _, what in CASES} == SHAPES.keys()
@@ -215,7 +220,7 @@ def test_the_official_auxiliary_model_is_the_official_descendant(key: str) -> No
 # -- stem, norm and head -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", [key for key in METHODS if "wave" not in key])  # which makes them of tiles
 def test_stem_norm_and_head_are_carried_or_not_held(key: str) -> None:
     gene = gene_of(key)
     model, tensors = gene.expand(2 if key == "mini-init" else 4, **METHODS[key][2]), gene.tensors()
@@ -344,7 +349,7 @@ def test_a_descendant_says_where_it_comes_from() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [key for key, (name, *_) in METHODS.items() if name != "scratch" and not issubclass(KINDS[name], Cutting)],
+    [key for key, (name, *_) in METHODS.items() if name != "scratch" and not issubclass(KINDS[name], (Cutting, Tiled))],
 )
 def test_another_width_or_head_is_refused(key: str) -> None:
     gene = gene_of(key)

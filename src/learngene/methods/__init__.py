@@ -22,6 +22,7 @@ from learngene.methods.sws import SWS, SimpleLG
 from learngene.methods.tal import GHN3, TAL, LoGAH
 from learngene.methods.tleg import TLEG
 from learngene.methods.vanilla_lg import VanillaLG
+from learngene.methods.wave import WAVE
 from learngene.methods.weight_selection import WeightSelection
 from learngene.methods.weight_subcloning import WeightSubcloning
 from learngene.system.errors import LearngeneError, nearest, refuse_unknown
@@ -35,6 +36,7 @@ KINDS: tuple[type[Method], ...] = (
     TAL,
     LoGAH,
     GHN3,
+    WAVE,
     SimpleLG,
     VanillaLG,
     ShareInit,
