@@ -72,6 +72,17 @@ CASES: dict[str, tuple[str, dict[str, Any], int, list[dict[str, float]]]] = {
     "share-init": ("share-init", {}, 5, [{"shared": 1.0}] * 5),
     "pre-fin": ("pre-fin", {}, 4, [{f"layer{i}": 1.0} for i in range(4)]),
     "distilled": ("distilled", {}, 4, [{f"layer{i}": 1.0} for i in range(4)]),
+    "chebyshev": (
+        "chebyshev",
+        {},
+        4,
+        [
+            {"A0": 1.0, "A2": -1.0},
+            {"A0": 1.0, "A1": 0.25, "A2": -0.875, "A3": -0.6875},
+            {"A0": 1.0, "A1": 0.5, "A2": -0.5, "A3": -1.0},
+            {"A0": 1.0, "A1": 0.75, "A2": 0.125, "A3": -0.5625},
+        ],
+    ),
     "weight-selection": ("weight-selection", {}, 3, [{f"layer{i}": 1.0} for i in range(3)]),
     "nested-slices": ("nested-slices", {}, 3, [{f"layer{i}": 1.0} for i in range(3)]),
     "nested-slices spaced": ("nested-slices", {"kept_layers": "spaced"}, 3, [{f"layer{i}": 1.0} for i in (0, 2, 3)]),
@@ -220,7 +231,7 @@ def test_lsamd_stacks_the_ancestrys_blocks(options: dict[str, Any], blocks: list
 CONDENSED: dict[str, dict[str, Any]] = {
     "tleg": {}, "sws": {"stages": (2, 2)}, "simple-lg": {}, "share-init": {}, "pre-fin": {}, "distilled": {},
     "nested-slices": {}, "mini-init": {"blocks": 2}, "pool": {"rows": (8, 16)}, "sn-net": {"rows": ((8, 2, 1), 16)},
-    "wave": {},
+    "wave": {}, "chebyshev": {}, "fine": {},
 }  # fmt: skip
 
 

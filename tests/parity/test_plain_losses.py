@@ -54,6 +54,7 @@ PRESETS: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
     "sws-paper": (cross_entropy_sws, 0.5),
     "pool": (cross_entropy_sws, 0.9),
     "pool-official": (mean_cross_entropy_pool, 0.9),
+    "lets-official": (kl_official, 1.0),
 }
 
 
@@ -125,6 +126,7 @@ def test_losses_are_computed_in_full_precision(dtype: torch.dtype) -> None:
         ("pool", (0.9, 1.0, "cross-entropy", False, "batch")),
         ("wave", (0.5, 1.0, "teacher-student", False, "batch")),
         ("pool-official", (0.9, 1.0, "cross-entropy", False, "numel")),
+        ("lets-official", (1.0, 1.0, "teacher-student", True, "numel")),
         (None, (1.0, 1.0, "teacher-student", True, "numel")),
     ],
 )
@@ -135,8 +137,7 @@ def test_the_presets_say_what_the_papers_and_the_code_do(preset: str | None, exp
 
 def test_every_method_names_a_preset() -> None:
     taught = {"tleg": "tleg-official", "sws": "sws-official", "distilled": "tleg-official", "pool": "pool"}
-    taught["nested-slices"] = "tleg-official"
-    taught["wave"] = "wave"
+    taught |= {"nested-slices": "tleg-official", "fine": "tleg-official", "wave": "wave", "chebyshev": "wave"}
     assert {name: method(name).distillation for name in METHODS} == {**dict.fromkeys(METHODS, "none"), **taught}
     assert {method(name).distillation for name in METHODS} <= set(Distill.presets)
 

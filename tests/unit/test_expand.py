@@ -33,6 +33,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "lsamd-without-stem": ("lsamd", {"layers": (2, 3), "stem": False}, {"expansion": "cyclic", "priority": "first"}),
     "share-init": ("share-init", {}, {}),
     "mini-init": ("mini-init", {"blocks": 2}, {}),
+    "chebyshev": ("chebyshev", {"genes": 3, "basis": "fourier"}, {}),
+    "fine": ("fine", {"rank": 5}, {}),
     "weight-selection": ("weight-selection", {}, {}),
     "weight-selection-aligned": ("weight-selection", {"head": False}, {"rule": "aligned"}),
     "weight-subcloning": ("weight-subcloning", {}, {}),

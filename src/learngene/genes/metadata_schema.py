@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from learngene.genes.metadata import Metadata
 from learngene.methods import KINDS, Method
+from learngene.methods.chebyshev import BASES
 from learngene.methods.nested_slices import KEPT_LAYERS
 from learngene.methods.stitching import DIRECTIONS
 from learngene.methods.tal.ranges import RANGES
@@ -27,6 +28,7 @@ BEYOND_TYPES: dict[str, dict[str, Any]] = {
         "if": {"type": "string"},
         "then": {"enum": list(RANGES)},
     },
+    "basis": {"enum": list(BASES)},
     "direction": {"enum": list(DIRECTIONS)},
     "kept_layers": {"enum": list(KEPT_LAYERS)},
     "layers": {"description": "Blocks of the ancestry, counted from 1, ascending.", "uniqueItems": True},

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from learngene.methods.base import Method
+from learngene.methods.chebyshev import Chebyshev
+from learngene.methods.fine import FINE
 from learngene.methods.lsamd import LSAMD
 from learngene.methods.mini_init import MiniInit
 from learngene.methods.nested_slices import NestedSlices
@@ -33,6 +35,8 @@ KINDS: tuple[type[Method], ...] = (
     Pool,
     SNNet,
     LSAMD,
+    Chebyshev,
+    FINE,
     TAL,
     LoGAH,
     GHN3,

@@ -39,6 +39,10 @@ class LayerCombination(Method):
         """With what fractions are written in ``describe``."""
         return 1
 
+    def combined(self, auxiliary: ViTShape) -> Mapping[str, Sequence[str]]:
+        """The names of what is combined in every layer, by module: by default a layer's parameters."""
+        return auxiliary.module_params()
+
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The terms as text, for example ``B + 1/3 A`` or ``stage0``."""
         return describe(self.terms(auxiliary, shape, **options), self.denominator(shape))
@@ -47,7 +51,7 @@ class LayerCombination(Method):
         self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
     ) -> dict[str, Tensor]:
         """The terms, evaluated, and the ordinary parts as they are; the head if the number of classes is the same."""
-        out = combine(tensors, self.terms(auxiliary, shape, **options), auxiliary.module_params())
+        out = combine(tensors, self.terms(auxiliary, shape, **options), self.combined(auxiliary))
         if "stem" in self.parts:
             out |= {name: tensors[name] for name in auxiliary.stem_params()}
         if "norm" in self.parts:

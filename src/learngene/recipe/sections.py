@@ -312,12 +312,13 @@ class Distill(Section):
         "pool": _PRINTED | {"divergence": "cross-entropy", "alpha": 0.9},
         "pool-official": {"divergence": "cross-entropy", "alpha": 0.9, "tau_squared": False},
         "wave": _PRINTED | {"divergence": "teacher-student", "alpha": 0.5},
+        "lets-official": {},
         "none": {"alpha": 0.0},
     }
     preset: str | None = Field(
         None,
-        description="tleg-official, sws-official (both the defaults below), tleg-paper, sws-paper, pool, pool-official "
-        "(whose code averages over classes as well), wave (KL and CE, equally), none (labels only). "
+        description="tleg-official, sws-official, lets-official (all the defaults below), tleg-paper, sws-paper, pool, "
+        "pool-official (whose code averages over classes as well), wave (KL and CE, equally), none (labels only). "
         "The papers leave alpha unstated: 0.5 for TLEG and SWS, and for the pool its code's 0.1 on labels, 0.9 here",
     )
     target: Target = Field(
