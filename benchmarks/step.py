@@ -22,7 +22,13 @@ from learngene.vits.multiplexed_attention import MultiplexedAttention
 from learngene.vits.shape import ViTShape
 
 SHAPE = ViTShape(embed_dim=192, depth=12, num_heads=3, patch_size=4, img_size=32, num_classes=100)
-SETTINGS = {"tleg": {}, "sws": {"stages": (3, 3, 2, 2, 2)}, "mini-init": {}}
+SETTINGS = {
+    "tleg": {},
+    "sws": {"stages": (3, 3, 2, 2, 2)},
+    "wave": {},
+    "sweet": {"ranks": (24, 96, 96)},
+    "mini-init": {},
+}
 ROUNDS = 40
 
 
@@ -40,6 +46,8 @@ def main() -> None:
     targets = [
         target("tleg step over timm", ratio(times, "tleg", "timm"), 1.03),
         target("sws step over timm", ratio(times, "sws", "timm"), 1.01),
+        target("wave step over timm", ratio(times, "wave", "timm"), 1.05),
+        target("sweet step over timm", ratio(times, "sweet", "timm"), 1.08),
     ]
     stated = {
         "mini-init over timm with relative positions": ratio(times, "mini-init", "timm, relative positions"),

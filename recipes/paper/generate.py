@@ -64,6 +64,15 @@ FIVE_EPOCHS = "\nSection 4.2 counts 5 epochs per Des-B in its 6.6x and 10 in its
 
 POOL_EPOCHS, PATH_EPOCHS, ANCHOR_EPOCHS = 100, 50, 150  # "Training Details"
 
+TEMPLATES = {
+    "wave": (
+        "12 templates of 64 x 64 for each kind of matrix",
+        "paper: 150 epochs, KL and cross-entropy, a pretrained teacher.",
+        "which teacher, tiles as wide as a head, 12 of them",
+    ),
+    "sweet": ("a core of 24 matrices", "paper: the product.", "a teacher and its loss, epochs as WAVE, all ranks"),
+}
+
 LSAMD_EPOCHS = 50  # "LSAMD vs. PF"
 
 UNFLIPPED = ("gtsrb", "omniglot", "svhn")  # without flips and colours in the authors' code
@@ -79,7 +88,7 @@ def render() -> dict[str, str]:
     for size in SWS_RATE:
         files |= {f"sws/des-{size}-{depth:02d}.yaml": _sws_descendant(size, depth) for depth in SWS_TABLE_1}
     files |= {f"pool/pool-{2 * depth}.yaml": _pool(depth) for depth in POOL_TABLES}
-    files |= {f"wave/aux-{size}.yaml": _wave(size) for size in SIZES}
+    files |= {f"{name}/aux-{size}.yaml": _templates(name, size) for name in TEMPLATES for size in SIZES}
     files |= {f"lsamd/des-cifar100-{depth:02d}.yaml": _lsamd_descendant("cifar100", depth) for depth in LSAMD_CIFAR100}
     others = (name for name in LSAMD_SETS if name != "cifar100")
     files |= {f"lsamd/des-{name}-08.yaml": _lsamd_descendant(name, 8) for name in others}
@@ -144,16 +153,16 @@ Source: {SOURCES[name, "des"]}{note}"""
     return _recipe("finetune", f"{name}/des-{size}-{depth:02d}", header, fields, train)
 
 
-def _wave(size: str) -> str:
-    shape, epochs = ViTShape.named(SIZES[size], depth=12), 150  # of "150 epochs of pretraining"
+def _templates(name: str, size: str) -> str:
+    shape, (what, said, ours) = ViTShape.named(SIZES[size], depth=12), TEMPLATES[name]
     header = f"""\
-WAVE's gene at the size of DeiT-{size.capitalize()}: 12 templates of 64 x 64 for each kind of matrix.
+{name.upper()}'s gene at the size of DeiT-{size.capitalize()}: {what}.
 Expected: unknown; the figures of its tables are not available to us, and none is claimed to be reproduced.
-{_size_and_cost(shape, epochs, _stored(method("wave"), shape), TEACHER_MACS)}
-Source: paper: epochs, KL and cross-entropy, a pretrained teacher. Ours: which teacher, tiles as wide as a head, 12 of
-them, and the training defaults, as no code of the authors could be had."""
-    fields = {"method": "wave", "ancestry": {"source": "levit_384.fb_dist_in1k"}, "shape": {"named": SIZES[size]}}
-    return _recipe("condense", f"wave/aux-{size}", header, fields, {"epochs": epochs}, base="../_imagenet")
+{_size_and_cost(shape, 150, _stored(method(name), shape), TEACHER_MACS)}
+Source: {said}
+Ours: {ours}, and the training defaults, as no code could be had."""
+    fields = {"method": name, "ancestry": {"source": "levit_384.fb_dist_in1k"}, "shape": {"named": SIZES[size]}}
+    return _recipe("condense", f"{name}/aux-{size}", header, fields, {"epochs": 150}, base="../_imagenet")
 
 
 def _pool(depth: int) -> str:

@@ -16,6 +16,7 @@ from learngene.genes.gene import Learngene
 from learngene.methods import METHODS as KINDS
 from learngene.methods import method
 from learngene.methods.cutting import Cutting
+from learngene.methods.sweet import SWEET
 from learngene.methods.tiles import Tiled
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.vits.shape import MODULE_PARAMS
@@ -48,6 +49,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sn-net": ("sn-net", {"rows": ((8, 2, 1), 16)}, {}),
     "wave": ("wave", {}, {}),
     "wave-outer": ("wave", {"tile": 4, "layout": "outer", "sizes": ("8x2",)}, {}),
+    "sweet": ("sweet", {"ranks": (3,)}, {}),
     "scratch": ("scratch", {}, {}),
 }
 """Name, settings and options at expansion."""
@@ -136,6 +138,7 @@ def test_most_methods_make_most_shapes() -> None:
     assert made.pop("vanilla-lg") == made.pop("sws") == made.pop("lsamd") == plain - 4  # half as deep, narrower
     assert made.pop("simple-lg") == plain - 5
     assert made.pop("wave-outer") == plain
+    assert made.pop("sweet") == plain - 1
     assert made.pop("wave") == plain - 1  # an MLP that is no multiple of the tiles
     assert set(made.values()) == {plain - 3}, made
     assert {key for key, _ in CASES} == METHODS.keys()
@@ -351,7 +354,11 @@ def test_a_descendant_says_where_it_comes_from() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [key for key, (name, *_) in METHODS.items() if name != "scratch" and not issubclass(KINDS[name], (Cutting, Tiled))],
+    [
+        key
+        for key, (name, *_) in METHODS.items()
+        if name != "scratch" and not issubclass(KINDS[name], (Cutting, Tiled, SWEET))
+    ],
 )
 def test_another_width_or_head_is_refused(key: str) -> None:
     gene = gene_of(key)

@@ -119,7 +119,7 @@ def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_the
     expected |= {"pool/pool-12", "pool/pool-18", *BY_HAND}
     expected |= {f"lsamd/des-{name}-{depth:02d}" for name, depth in LSAMD_DESCENDANTS}
     assert len(expected) == 24 + 3 + 20 + 2 + 3 + 20 + 1
-    expected |= TAL_RECIPES
+    expected |= TAL_RECIPES | {f"{name}/aux-{size}" for name in ("wave", "sweet") for size in ("ti", "s", "b")}
     assert len(TAL_RECIPES) == 6 + 5 + 3 * 9 + 2 * (9 + 3) + 2
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected

@@ -185,7 +185,7 @@ def test_frozen_templates_get_no_gradient(frozen: bool) -> None:
         ({"tile": 4}, {"embed_dim": 4, "num_heads": 1}, "wave: embed_dim 4 is no multiple of 8, the width of this gene'"
                                                         "s heads; use 8"),
         ({}, {"mlp_ratio": 1.75}, "wave: MLP 28 is no multiple of 8, the width of this gene's tiles; use 24 or 32"),
-        ({}, {"num_heads": 4}, "wave: this gene's heads are 8 wide, so that embed_dim 16 has 2 heads, not 4"),
+        ({}, {"num_heads": 4}, "wave: heads are kept whole, so embed_dim / num_heads must be 8, not 4"),
         ({}, {"patch_size": 2}, "shape: this gene has patch_size 4, not 2"),
     ],
 )  # fmt: skip

@@ -20,6 +20,7 @@ from learngene.methods.pre_fin import Distilled, PreFin
 from learngene.methods.scratch import Scratch
 from learngene.methods.share_init import ShareInit
 from learngene.methods.sn_net import SNNet
+from learngene.methods.sweet import SWEET
 from learngene.methods.sws import SWS, SimpleLG
 from learngene.methods.tal import GHN3, TAL, LoGAH
 from learngene.methods.tleg import TLEG
@@ -41,6 +42,7 @@ KINDS: tuple[type[Method], ...] = (
     LoGAH,
     GHN3,
     WAVE,
+    SWEET,
     SimpleLG,
     VanillaLG,
     ShareInit,

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from learngene.methods.base import Method, gene_name, refuse_arch, require_choice, require_plain
+from learngene.methods.cutting import refuse_other_heads
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -191,11 +192,7 @@ class Tiled(Method):
                     f"{self.name}: {what} {width} is no multiple of {step}, the width of this gene's "
                     f"{'tiles' if step == side else 'heads'}; use {f'{below} or ' if below else ''}{below + step}"
                 )
-        if shape.head_dim != head:
-            raise ShapeError(
-                f"{self.name}: this gene's heads are {head} wide, so that embed_dim {shape.embed_dim} has "
-                f"{shape.embed_dim // head} heads, not {shape.num_heads}"
-            )
+        refuse_other_heads(self.name, auxiliary, shape)
 
     def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
         """Every width up to twice the auxiliary model's."""
@@ -261,7 +258,7 @@ class Tiled(Method):
         out: dict[str, Tensor] = {}
         begin, source = self.source(auxiliary, shape)
         inside, sizes = shape.layer_params(), _tiled_params(source)
-        shares = {layers: _shares(self.mixing(source, shape, layers=layers)) for layers in (True, False)}
+        shares = {layers: as_numbers(self.mixing(source, shape, layers=layers)) for layers in (True, False)}
         for name, size in _tiled_params(shape).items():
             scalers, templates = tensors[f"{begin}.{name}"], tensors[f"T.{name}"]
             if name == "head.weight" and shape.num_classes != auxiliary.num_classes:
@@ -292,9 +289,14 @@ def _tiled_params(shape: ViTShape) -> dict[str, tuple[int, ...]]:
     return {name: size for name, size in named.items() if name != "head.bias"}
 
 
-def _shares(mixing: Mixing) -> list[list[float]] | None:
+def as_numbers(mixing: Mixing) -> list[list[float]] | None:
     """The shares as numbers; None if every row of scalers is a layer as it is."""
     same = all(
         len(row) == len(mixing) and share == (i == k) for i, row in enumerate(mixing) for k, share in enumerate(row)
     )
     return None if same else [[float(share) for share in row] for row in mixing]
+
+
+def share_text(row: list[Fraction], begin: str) -> str:
+    """A layer's shares as text, such as ``1/2 X[1] + 1/2 X[2]``."""
+    return " + ".join(f"{'' if share == 1 else f'{share} '}{begin}[{k}]" for k, share in enumerate(row) if share)
