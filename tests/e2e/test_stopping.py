@@ -66,15 +66,23 @@ TARGETS: dict[str, dict[str, Any]] = {
     "logits": {},
     "features": {"distill": {"target": "features"}, "shape": pico_shape(depth=2, num_classes=0).to_dict()},
 }
+SIZES: list[dict[str, Any]] = [{"embed_dim": 8, "depth": 1}, {"embed_dim": [8, 16], "depth": 2}]
+SEVERAL: dict[str, dict[str, Any]] = {
+    name: {**TARGETS[target], "method": "nested-slices", "shapes": {"sizes": SIZES, **sampling}}
+    for name, target, sampling in (
+        ("random shapes", "logits", {"sampling": "random"}),
+        ("sandwich of features", "features", {"sandwich": 1}),
+    )
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, *SEVERAL])
 def test_two_processes_give_the_gene_of_one(
     target: str, cli: CLI, start: Start, images: Path, ancestry_folder: Path, tmp_path: Path
 ) -> None:
     train = {**MIXED, **SGD, "micro_batch": 2, "clip_grad": 1.0, "ema_decay": 0.9}
-    fields = condense_fields(ancestry_folder, images, tmp_path / "one", **TARGETS[target], train=train)
+    fields = condense_fields(ancestry_folder, images, tmp_path / "one", **(TARGETS | SEVERAL)[target], train=train)
     recipe = written(tmp_path / "r.yaml", fields)
     assert cli("condense", recipe).code == 0
     both = [start("condense", recipe, f"out={tmp_path / 'two'}", **rank) for rank in ranks(2)]

@@ -147,6 +147,8 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
     yield from (f"teacher: {teacher.label}" for teacher in prepared.teachers)
     stored = sum(parameter.numel() for parameter in prepared.gene.parameters())
     yield f"gene: {recipe.method} at {recipe.shape}, {stored / 1e6:.3f} M parameters"
+    if recipe.trained_shapes:
+        yield recipe.trained_shapes.told(recipe.turns())
     refuse_gene_path(gene_path(recipe.out), prepared.gene)
     if recipe.distill.replay is not None:
         yield f"targets: {missing_targets(stored_targets(recipe, prepared)).told}"

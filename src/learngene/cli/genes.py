@@ -96,7 +96,8 @@ def plan(
         size = f"{one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs"
         top1 = f"  top-1 {one.top1:6.2f} %" if one.top1 is not None else ""
         top1 += f"  neighbours in common {one.neighbours:6.2f} %" if one.neighbours is not None else ""
-        print(f"{header.method.label(header.shape, one.shape)}  {size}{time}{top1}{beyond}")
+        known = f"  {one.known}" if one.known else ""
+        print(f"{header.method.label(header.shape, one.shape)}  {size}{time}{top1}{known}{beyond}")
         if explain:
             _explain(one.layers)
     given = {"--num-classes": num_classes, "--img-size": img_size}
@@ -263,6 +264,7 @@ def info(
         "data": ", ".join(meta.get("data", {}).get("source", [])) or "none",
         "classes": str(header.shape.num_classes),
         "paths": f"{len(meta['paths'])}, see `learngene plan`" if meta.get("paths") else None,
+        "shapes": _shapes(meta.get("shapes", [])),
         "search": f"{len(searched)} data sets, see `learngene picture`" if searched else None,
         "tasks": ", ".join(f"{each['task']} {each['top1']:.1f} %" for each in tuned) if tuned else None,
         "bridge": f"to the output of {bridge['teacher']['name']}, {bridge['width']} numbers" if bridge else None,
@@ -275,6 +277,18 @@ def info(
         if value is not None:
             print(f"{key:16s} {value}")
     suggest("plan", gene, "--max-params", "10M")
+
+
+def _shapes(entries: list[dict[str, Any]]) -> str | None:
+    """The shapes that a gene was measured at, worst and best first."""
+    if not entries:
+        return None
+    from learngene.genes.shape_scores import size_of
+
+    name, called = ("top1", "top-1") if "top1" in entries[0] else ("neighbours", "neighbours in common")
+    ends = [one(entries, key=lambda entry: float(entry[name])) for one in (min, max)]
+    texts = [f"{called} {entry[name]:.2f} % at {size_of(entry)}" for entry in ends]
+    return f"{len(entries)} measured, {' to '.join(texts)}, see `learngene plan`"
 
 
 @app.command()

@@ -83,7 +83,7 @@ def gene_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
 def own_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
     """Multiply-adds of a gene's own training; 0 for one that is extracted or selected.
 
-    Of one that is condensed: the auxiliary model's training, on the average of its depths, and the teacher's
+    Of one that is condensed: the auxiliary model's training, on the average of its shapes, and the teacher's
     forward passes. Of a pool: paths of
     average size, with a guide if there is one. Of a hypernetwork: ViTs of average size; predicting them is left out, as
     it does not depend on the number of images.
@@ -96,8 +96,7 @@ def own_macs(gene: GeneJob, train_images: Mapping[str, int]) -> int:
     if not isinstance(recipe, CondenseRecipe):
         return 0
     teacher = _teacher_macs(gene, recipe)
-    macs = [gene.shape.replace(depth=depth).macs() for depth in recipe.depths or [gene.shape.depth]]
-    train, per_image = recipe.train, TRAINING * sum(macs) // len(macs) + teacher
+    train, per_image = recipe.train, int(TRAINING * recipe.macs) + teacher
     if recipe.hyper is not None:
         per_image = TRAINING * _predicted_macs(gene, recipe.hyper) + teacher
     elif recipe.pool is not None:

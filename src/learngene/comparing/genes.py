@@ -114,8 +114,7 @@ class _AskedGene:
             given["distill"] = spec.distill
         if spec.features is not None:
             given["features"] = spec.features
-        if spec.depths is not None:
-            given["depths"] = spec.depths
+        given |= {name: value for name in ("depths", "shapes") if (value := getattr(spec, name)) is not None}
         unguided = False
         if kind.making == "hyper":
             fields = stage1_hyper(spec.hyper, task_aware=kind.task_aware)
@@ -142,6 +141,8 @@ class _AskedGene:
             content.append(condense.feature_targets())
         if condense.depths:
             content.append({"depths": condense.depths})
+        if condense.shapes:
+            content.append({"shapes": condense.shapes})
         key = short_hash([*content, condense.distill, ancestry.folder.name if ancestry else None])
         label = f"{spec.method}-d{shape.depth}-s{self.seed}-{key}"
         condense = condense.model_copy(update={"out": recipe.store / label})

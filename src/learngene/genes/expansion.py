@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from learngene.genes.shape_scores import warn_of_narrow
 from learngene.methods import Method, default_settings
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import ShapeError, nearest
@@ -95,6 +96,7 @@ def expansion(
         warnings.warn(f"{method.name}: {text}", stacklevel=3)
     for caution in method.cautions(gene.shape, shape, task=task, **options):
         warnings.warn(f"{method.name}: {caution}", stacklevel=3)
+    warn_of_narrow(gene.metadata, shape, method.name)
     if class_names and len(class_names) != shape.num_classes:
         raise ShapeError(f"class_names has {len(class_names)} names, but the shape has {shape.num_classes} classes")
     names = None if bridge else _class_names(gene, shape, about)

@@ -194,18 +194,18 @@ class Learngene(nn.Module):
         return task.to(next(self.parameters()))
 
     def forward(
-        self, images: Float[Tensor, "batch channels height width"], shape: Shape | None = None
-    ) -> Float[Tensor, "batch classes"]:
+        self, images: Float[Tensor, "batch channels height width"], shape: Shape | tuple[Shape, ...] | None = None
+    ) -> Float[Tensor, "batch classes"] | tuple[Tensor, ...]:
         """The auxiliary model: a plain timm ViT that computes with ``weights(shape)``.
 
         Args:
             images: Normalised images.
             shape: The shape to compute at, all of whose weights must come from the gene. By default the auxiliary
                 model, which is the descendant of the auxiliary shape unless the method trains with more than a plain
-                ViT has (Mini-Init).
+                ViT has (Mini-Init). Several shapes are computed one after the other.
 
         Returns:
-            Logits.
+            Logits; of several shapes those of each, in a tuple.
 
         Raises:
             LearngeneError: If the gene holds only a part of a model, as Vanilla-LG's does.
@@ -215,6 +215,8 @@ class Learngene(nn.Module):
                 f"gene: {self.method.name} holds no {' and no '.join(sorted(absent))}, "
                 "so it computes nothing by itself; expand it"
             )
+        if isinstance(shape, tuple):
+            return tuple(self.forward(images, one) for one in shape)  # type: ignore[misc]
         skeleton = self.skeleton(shape)
         if skeleton.training != self.training:
             skeleton.train(self.training)

@@ -253,7 +253,7 @@ def check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     for key in ("ancestry", "data", "training", "accuracy", "preprocessing"):
         if not isinstance(metadata.get(key, {}), dict):
             raise GeneFileError(f"{path}: metadata entry '{key}' must be a JSON object")
-    if metadata.keys() & {"paths", "search", "tasks", "bridge"}:
+    if metadata.keys() & {"paths", "shapes", "search", "tasks", "bridge"}:
         from learngene.genes.metadata import fault_of_records
 
         if fault := fault_of_records(metadata):

@@ -68,6 +68,7 @@ class TrainingRecipe(_Entry):
     train: dict[str, Any]
     distill: dict[str, Any] | None = None
     depths: list[Count] | None = Field(None, description="Of a gene that was trained at several depths.")
+    shapes: dict[str, Any] | None = Field(None, description="Of a gene that was trained at several shapes.")
     features: dict[str, Any] | None = Field(None, description="Of a gene that learnt features, if the recipe has it.")
     pool: dict[str, Any] | None = Field(None, description="Of pool and sn-net, if the recipe has it.")
     hyper: dict[str, Any] | None = Field(None, description="Of tal, logah and ghn3.")
@@ -133,6 +134,23 @@ class PoolPath(_Entry):
     ]
     top1: Percent | None = None
     neighbours: Percent | None = Field(None, description="In place of top1, of a pool that learnt features alone.")
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if (self.top1 is None) == (self.neighbours is None):
+            raise ValueError("either top1 or neighbours")
+        return self
+
+
+class ShapeScore(_Entry):
+    """A shape that the gene was trained at, as it scored when it was made."""
+
+    embed_dim: Count
+    num_heads: Count
+    depth: Count
+    top1: Percent | None = None
+    neighbours: Percent | None = Field(None, description="In place of top1, of a gene that learnt features.")
+    knn: Percent | None = Field(None, description="Accuracy of nearest neighbours on the recipe's labelled images.")
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
@@ -265,6 +283,10 @@ class Metadata(_Entry):
     paths: Annotated[list[PoolPath], Field(min_length=1)] | None = Field(
         None, description="Of pool and sn-net: every path, as it scored when the gene was made."
     )
+    shapes: Annotated[list[ShapeScore], Field(min_length=1)] | None = Field(
+        None,
+        description="Of a gene that was trained at several shapes: how it scored there when it was made.",
+    )
     search: Search | None = None
     tasks: Annotated[list[TunedTask], Field(min_length=1)] | None = Field(
         None, description="Of tal, logah and ghn3: the tasks that the hypernetwork was tuned on."
@@ -273,7 +295,7 @@ class Metadata(_Entry):
 
 
 def fault_of_records(metadata: Mapping[str, Any]) -> str | None:
-    """What is wrong with the entries ``bridge``, ``paths``, ``search`` and ``tasks``, None if nothing is."""
+    """What is wrong with those of a gene's entries that are shown to somebody, None if nothing is."""
     try:
         if "bridge" in metadata:
             Bridge.model_validate(metadata["bridge"])
@@ -283,6 +305,12 @@ def fault_of_records(metadata: Mapping[str, Any]) -> str | None:
         TypeAdapter(list[PoolPath]).validate_python(metadata.get("paths", []), strict=True)
     except ValidationError:
         return "'paths' must be a list of objects with 'path', 'blocks' and 'top1' or 'neighbours'"
+    try:
+        shapes = TypeAdapter(list[ShapeScore]).validate_python(metadata.get("shapes", []), strict=True)
+    except ValidationError:
+        shapes = None
+    if shapes is None or len({entry.top1 is None for entry in shapes}) > 1:
+        return "'shapes' must be a list of sizes, each with 'top1' or each with 'neighbours', see docs/format.md"
     try:
         if "search" in metadata:
             Search.model_validate(metadata["search"])

@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learngene.genes.gene_file import GeneHeader, read_header
+from learngene.genes.shape_scores import Known, shape_scores
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.system.files import write_file
@@ -71,9 +72,12 @@ class Candidate:
         latency: Milliseconds per forward pass on this machine, or None if the budget did not ask.
         layers: Which of the gene's tensors feed each layer.
         beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning brings it back.
-        top1: Accuracy in percent that was measured when the gene was made, for a pool's path and the same task.
-        neighbours: Instead, of a pool that learnt features alone: nearest images in common with its teacher, in
-            percent, for any task.
+        top1: Accuracy in percent that was measured when the gene was made, for the same task: of a pool's path, or of a
+            gene that was trained at several shapes.
+        neighbours: Instead, of one that learnt features alone: nearest images in common with its teacher, in percent,
+            for any task.
+        known: Of a gene that was trained at several shapes: whether this one was measured, or lies between measured
+            ones, so that its score is interpolated; see ``genes.shape_scores``.
     """
 
     shape: Shape
@@ -84,6 +88,7 @@ class Candidate:
     beyond_auxiliary: bool
     top1: float | None = None
     neighbours: float | None = None
+    known: Known | None = None
 
 
 def plan(
@@ -98,7 +103,9 @@ def plan(
     """Lists the shapes of a gene that fit a budget, best first.
 
     Best is largest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1). The paths of a pool
-    were measured when it was made; for the same task and image size best is what scored highest.
+    were measured when it was made; for the same task and image size best is what scored highest. So were the shapes at
+    which a gene was trained, if there were several; best is then what scored highest there or between them, and what
+    lies beyond them comes last, by size.
 
     Args:
         gene: A gene, its header, or its file.
@@ -133,16 +140,22 @@ def plan(
             continue
         if budget.admits(shape):
             fitting.append(shape)
-    scores = _scores(source, base)
+    scores: Mapping[str, Mapping[str, Any]] = _scores(source, base)
+    measured = shape_scores(source.metadata, source.shape, base)
     time_shape = timer or measured_latency
     candidates = []
     for shape in sorted(fitting, key=lambda shape: shape.params(), reverse=True):
         latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
         if latency is None or latency <= (budget.max_latency or 0):
             layers = source.method.describe(source.shape, shape, **options)
-            beyond = source.method.beyond(source.shape, shape)
             scored = scores.get(shape.path, {})
+            found = measured.at(shape) if measured else None
+            if measured and found:
+                scored = {measured.name: found[0], "known": found[1]}
+            beyond = found is None and source.method.beyond(source.shape, shape)
             candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, **scored))
+    if measured:
+        candidates.sort(key=lambda one: -1.0 if one.known is None else getattr(one, measured.name), reverse=True)
     for name in ("top1", "neighbours"):
         if all(getattr(candidate, name) is not None for candidate in candidates):
             candidates.sort(key=lambda candidate: getattr(candidate, name) or 0.0, reverse=True)

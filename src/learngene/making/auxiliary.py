@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import made_of
-from learngene.making.depths import DrawnDepth, refuse_depths
+from learngene.making.drawn_shapes import DrawnShapes, refuse_lacking, shape_accuracies
 from learngene.making.features import stage as features
 from learngene.making.inputs import CondenseInputs, Taught
-from learngene.training.losses import Parts, distillation_loss
+from learngene.training.losses import Parts, distillation_loss, mean_parts
 from learngene.training.run import run_stage
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.teacher import Outputs, teacher_of_logits
@@ -22,7 +22,7 @@ from learngene.training.teacher import Outputs, teacher_of_logits
 
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless the teacher, or the auxiliary shape alone, fits the images."""
-    refuse_depths(inputs.gene, inputs.recipe)
+    refuse_lacking(inputs.gene, inputs.recipe)
     if inputs.recipe.distill.target == "features":
         features.refuse(inputs)
     elif inputs.ancestry:
@@ -44,13 +44,15 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
     if inputs.recipe.distill.target == "features":
         return features.train(inputs, keep=keep, show=show)
     recipe, gene, ancestry, distill = inputs.recipe, inputs.gene, inputs.ancestry, inputs.recipe.distill
-    depth = DrawnDepth(gene, recipe)
+    drawn = DrawnShapes(gene, recipe, len(inputs.images.train))
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
-        student = model(images, depth.shape)
+        students = model(images, drawn.current)
         # The teacher sees the same mixed and erased batch, as in the authors' code.
-        teacher = theirs[0]["logits"] if theirs else student.detach()
-        return distillation_loss(student, teacher, targets, distill)
+        return mean_parts(
+            distillation_loss(student, theirs[0]["logits"] if theirs else student.detach(), targets, distill)
+            for student in (students if isinstance(students, tuple) else (students,))
+        )
 
     ((_, teachers),) = taught(inputs)
     stage = Stage(
@@ -60,8 +62,9 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         gene.shape.img_size,
         gene.shape.in_chans,
         teachers,
-        before_step=depth.draw,
-        uses_all=not depth.several,
+        before_step=drawn.draw,
+        uses_all=not drawn.several,
         made_of=made_of(ancestry),
     )
-    return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}
+    result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
+    return result, shape_accuracies(gene, recipe, inputs.images)

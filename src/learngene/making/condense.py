@@ -61,6 +61,7 @@ def condense(
     data: Data,
     settings: Mapping[str, Any] | None = None,
     depths: Sequence[int] | None = None,
+    shapes: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     distill: Mapping[str, Any] | str | None = None,
     features: Mapping[str, Any] | str | None = None,
     teachers: Sequence[Mapping[str, Any]] | None = None,
@@ -82,6 +83,7 @@ def condense(
         data: Where the images are, or a whole data section.
         settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
         depths: At which the gene is trained, one per step; the auxiliary depth alone by default.
+        shapes: The same of any sizes: a list such as ``[{"embed_dim": 32, "depth": 3}, ...]``, or a whole section.
         distill: A distillation section or the name of a preset; the method's official one by default.
         features: With ``distill={"target": "features"}``: which features of the ancestry, and how they are compared, or
             the name of a preset.
@@ -108,6 +110,7 @@ def condense(
         ancestry=ancestry_fields(ancestry),
         shape=shape,
         depths=None if depths is None else list(depths),
+        shapes=shapes,
         data=data_fields(data),
         train=train_fields,
         distill={"preset": distill} if isinstance(distill, str) else distill,
@@ -212,7 +215,7 @@ def run(
 def _provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, images = inputs.recipe, inputs.images
-    sections = {"train", "distill", "depths", "features", "pool", "hyper"}
+    sections = {"train", "distill", "depths", "shapes", "features", "pool", "hyper"}
     said = recipe.model_dump(mode="json", include=sections, exclude_none=True)
     if (replay := recipe.distill.replay) is not None:  # where outputs lie, and what changes nothing, is not told
         del said["distill"]["replay"]

@@ -27,6 +27,7 @@ from learngene.recipe.sections import (
     Train,
     merge,
 )
+from learngene.recipe.shapes import ShapesOrSizes
 from learngene.system.errors import RecipeError, ShapeError, nearest
 from learngene.vits.stitched_shape import shape_from
 
@@ -99,6 +100,7 @@ class ContenderSpec(Section):
     stage2: Stage2Spec | None = Field(None, description="tunes the hypernetwork on tasks; without, stage 1 alone")
     auxiliary: ShapeChanges = Field({}, description="the auxiliary shape: what differs from `shape`")
     depths: Distinct[Positive] | None = Field(None, description="at which the gene is trained, as of a condense recipe")
+    shapes: ShapesOrSizes | None = Field(None, description="at which the gene is trained, as of a condense recipe")
     each: bool = Field(False, description="one gene per shape, trained at that shape, as pre-fin and distilled are")
     train: dict[str, Any] = Field({}, description="how the gene is trained: what differs from `condense`")
     distill: dict[str, Any] | None = Field(None, description="a distill section; the method's own by default")
@@ -114,8 +116,9 @@ class ContenderSpec(Section):
         kind = method(self.method, self.settings)
         if self.each and "condense" not in kind.origins:
             raise RecipeError(f"each: a gene per shape needs a method that is trained, which {self.method} is not")
-        if self.each and self.depths:
-            raise RecipeError("depths: a gene per shape is trained at its own depth; leave depths or each out")
+        for name in ("depths", "shapes"):
+            if self.each and getattr(self, name):
+                raise RecipeError(f"{name}: a gene per shape is trained at its own shape; leave {name} or each out")
         refuse_foreign_parts(self, kind)
         if self.stage2 is not None and self.task_aware and self.ancestry is None:
             raise RecipeError("ancestry is missing: the task embeddings of tal are its features")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ from learngene.recipe.sections import (
     Section,
     Train,
 )
-from learngene.system.errors import RecipeError
+from learngene.recipe.shapes import ShapesOrSizes, TrainedShapes, Turn, depths_alone
+from learngene.system.errors import RecipeError, told_of
 from learngene.vits.shape import ViTShape
 
 FOREIGN_PARTS = {
@@ -58,7 +60,12 @@ class CondenseRecipe(Section):
     depths: Distinct[Positive] | None = Field(
         None,
         description="every step trains the gene at one of these depths, all as often, so that it serves at each of "
-        "them untuned; by default at the auxiliary depth alone, as the papers do",
+        "them untuned; short for shapes; by default at the auxiliary depth alone, as the papers do",
+    )
+    shapes: ShapesOrSizes | None = Field(
+        None,
+        description="every step trains the gene at one of these shapes, or at a few of them: a list of sizes such as "
+        "{embed_dim: 64, depth: 6} or {embed_dim: [32, 96], depth: [3, 9]}, or more about it",
     )
     data: DataSpec
     train: GeneTrain = Train()
@@ -110,7 +117,7 @@ class CondenseRecipe(Section):
             self.hyper.refuse(ancestry=ancestry)
         elif not ancestry and self.distill.alpha > 0:
             raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
-        self._refuse_depths(kind)
+        self._refuse_shapes(kind)
         self._refuse_features(kind)
         self._refuse_replay()
         return self
@@ -140,14 +147,17 @@ class CondenseRecipe(Section):
         blocks = self.pool is not None and not self.anchors and {"blk", "att"} & set(self.pool.terms)
         return "patches" if blocks and self.pool and any(self.pool.points or [1]) else "logits"
 
-    def _refuse_depths(self, kind: Method) -> None:
-        """Raises ``RecipeError`` unless the method makes every depth, with a model that is trained as it is used."""
-        if self.depths is None:
+    def _refuse_shapes(self, kind: Method) -> None:
+        """Raises ``RecipeError`` unless the method makes every shape, with a model that is trained as it is used."""
+        if self.trained_shapes is None:
             return
+        key = "shapes" if self.depths is None else "depths"
+        if self.depths is not None and self.shapes is not None:
+            raise RecipeError("depths: is short for shapes, which is there, too; give one of the two")
         if kind.making != "stage":
-            raise RecipeError(f"depths: {self.method} is not trained at an auxiliary depth; leave it out")
-        for depth in self.depths:
-            kind.refuse(self.shape, self.shape.replace(depth=depth))
+            raise RecipeError(f"{key}: {self.method} is not trained at an auxiliary {key[:-1]}; leave it out")
+        with told_of(key):
+            self.turns()
 
     def _refuse_features(self, kind: Method) -> None:
         """Raises ``RecipeError`` if features are a target where they cannot be, or are described where they are not."""
@@ -197,6 +207,22 @@ class CondenseRecipe(Section):
             raise RecipeError("knn: a pool that learns labels, too, is judged on them; leave it out")
         if any(target.keep_bridge for target in self.feature_targets()):
             raise RecipeError("features.keep_bridge: every row of a pool has a bridge of its own; leave it out")
+
+    @property
+    def trained_shapes(self) -> TrainedShapes | None:
+        """At which shapes the gene is trained; None at the auxiliary one alone."""
+        return self.shapes if self.depths is None else depths_alone(self.depths)
+
+    def turns(self) -> list[Turn]:
+        """What a step can be trained at; nothing if that is the auxiliary shape alone."""
+        spec = self.trained_shapes
+        return spec.turns(method(self.method, self.settings), self.shape) if spec else []
+
+    @property
+    def macs(self) -> Fraction:
+        """Multiply-adds of an image in a forward pass of what a step trains, on average."""
+        spec = self.trained_shapes
+        return spec.macs(self.turns()) if spec else Fraction(self.shape.macs())
 
     @property
     def needs_labels(self) -> bool:

@@ -28,6 +28,10 @@ from learngene.vits.stitched_shape import PATH_FIELDS
 AuxiliaryShape = Annotated[ViTShape, BeforeValidator(ViTShape.from_dict), PlainSerializer(ViTShape.to_dict)]
 
 
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+
 def _shape_changes(given: Any) -> Any:
     """Fields of a shape that differ from another's: a name or a whole shape changes all of them."""
     if isinstance(given, (str, ViTShape)):
@@ -46,7 +50,8 @@ def _distinct(names: list[T]) -> list[T]:
     return names
 
 
-def _smallest_first(pair: tuple[float, float]) -> tuple[float, float]:
+def smallest_first(pair: tuple[N, N]) -> tuple[N, N]:
+    """Raises ``RecipeError`` if the first of two numbers is the larger one."""
     if pair[0] > pair[1]:
         raise RecipeError(f"{list(pair)} must be smallest first, then largest")
     return pair
@@ -62,7 +67,6 @@ def _without_removed(given: Any) -> Any:
     return {name: entry for name, entry in given.items() if entry is not None} if isinstance(given, Mapping) else given
 
 
-T = TypeVar("T")
 ShapeChanges = Annotated[dict[str, Any], BeforeValidator(_shape_changes)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -224,10 +228,10 @@ class Augment(Section):
         "none": {**_PLAIN, "scale": None, "hflip": 0.0},
     }
     preset: str | None = Field(None, description="deit (the default), light (crop and flip), none")
-    scale: Annotated[tuple[Above0, Fraction], AfterValidator(_smallest_first)] | None = Field(
+    scale: Annotated[tuple[Above0, Fraction], AfterValidator(smallest_first)] | None = Field(
         (0.08, 1.0), description="area of the random crop; null: no crop"
     )
-    ratio: Annotated[tuple[Above0, Above0], AfterValidator(_smallest_first)] = Field(
+    ratio: Annotated[tuple[Above0, Above0], AfterValidator(smallest_first)] = Field(
         (3 / 4, 4 / 3), description="aspect ratio of the random crop"
     )
     hflip: Fraction = 0.5

@@ -7,8 +7,9 @@ both and every setting is explicit here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -21,6 +22,14 @@ Logits = Float[Tensor, "batch classes"]
 Scalar = Float[Tensor, ""]
 Parts = dict[str, Tensor]
 """``loss``, which is minimised, and by name the terms it is made of, before they are weighted."""
+
+
+def mean_parts(several: Iterable[Parts]) -> Parts:
+    """The mean of several losses, part by part; of one it is that loss itself."""
+    first, *others = several
+    return (
+        first if not others else {k: torch.stack([v, *(each[k] for each in others)]).mean() for k, v in first.items()}
+    )
 
 
 def classification_loss(logits: Logits, targets: Logits) -> Scalar:

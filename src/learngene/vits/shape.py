@@ -311,6 +311,11 @@ class ViTShape(ShapeBase):
     # -- derived sizes -------------------------------------------------------------------------------
 
     @property
+    def size(self) -> str:
+        """Layers, width and heads in words, which tell shapes of one gene apart."""
+        return f"{self.depth} layers x {self.embed_dim} ({self.num_heads} heads)"
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.embed_dim // self.num_heads
@@ -445,4 +450,4 @@ class ViTShape(ShapeBase):
 
     def __str__(self) -> str:
         arch = f"{self.arch}: " if self.arch else ""
-        return f"{arch}{self.depth} layers x {self.embed_dim} ({self.num_heads} heads), {self._text()}"
+        return f"{arch}{self.size}, {self._text()}"

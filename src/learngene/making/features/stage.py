@@ -17,7 +17,7 @@ from learngene.data.batches import eval_loader
 from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits, refuse_channels
 from learngene.genes.ancestry import Ancestry, made_of
-from learngene.making.depths import DrawnDepth
+from learngene.making.drawn_shapes import DrawnShapes, shape_scores
 from learngene.making.feature_teacher import Features, FeatureTeacher, for_student
 from learngene.making.features import kept_bridge
 from learngene.making.features.student import FeatureStudent, Match, current_matches
@@ -27,12 +27,13 @@ from learngene.recipe.features import FeatureTarget
 from learngene.system.errors import LearngeneError, told_of
 from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
-from learngene.training.losses import Parts, classification_loss
+from learngene.training.losses import Parts, classification_loss, mean_parts
 from learngene.training.probes import MOST_COMPARED, common_neighbours, knn_accuracy, read_features, refuse_few
 from learngene.training.run import run_stage
 from learngene.training.scores import FeatureScore, autocast
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.teacher import Teacher
+from learngene.vits.shape import ViTShape
 
 Probe = Callable[[nn.Module, str], float]
 """(model, precision) to the accuracy of kNN in percent."""
@@ -41,7 +42,8 @@ Probe = Callable[[nn.Module, str], float]
 def refuse(inputs: CondenseInputs) -> None:
     """Raises ``LearngeneError`` unless every teacher has the wanted features of the images, and so on."""
     recipe = inputs.recipe
-    depth = min(recipe.depths or [recipe.shape.depth])
+    shapes = [shape for turn in recipe.turns() for shape in turn.shapes] or [recipe.shape]
+    depth = min(shape.depth for shape in shapes)
     if recipe.needs_labels:
         inputs.refuse_other_size()
     else:
@@ -56,6 +58,11 @@ def refuse(inputs: CondenseInputs) -> None:
         for _, mine in spec.blocks:
             if mine > depth:
                 raise LearngeneError(f"features.blocks: block {mine} of a gene that is trained with {depth} blocks")
+        if spec.keep_bridge and recipe.shape.embed_dim not in {shape.embed_dim for shape in shapes}:
+            raise LearngeneError(
+                f"features.keep_bridge: keeps the bridge of the auxiliary shape, and none of shapes has its embed_dim "
+                f"{recipe.shape.embed_dim}; add one that has"
+            )
     kept_bridge.refuse(inputs)
     if recipe.knn is not None:
         with told_of("knn"):
@@ -66,14 +73,33 @@ def refuse(inputs: CondenseInputs) -> None:
 def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
     """Trains the gene in place; see ``making.condense.Maker``."""
     recipe, gene = inputs.recipe, inputs.gene
-    depth = DrawnDepth(gene, recipe)
-    stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, depth, keep=keep)
+    drawn = DrawnShapes(gene, recipe, len(inputs.images.train))
+    stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, drawn, keep=keep)
     result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
     assert isinstance(stage.module, FeatureStudent)
     more = kept_bridge.keep_bridge(
         stage.module, inputs, _first_pass(recipe.features or FeatureTarget(), inputs, recipe)
     )
+    more |= _scores_by_shape(stage.module, inputs, recipe)
     return result, more | ({"teachers": [each.identity for each in inputs.teachers]} if inputs.teachers else {})
+
+
+def _scores_by_shape(student: FeatureStudent, inputs: CondenseInputs, recipe: CondenseRecipe) -> dict[str, Any]:
+    """What the gene's metadata says of the shapes that it was trained at."""
+    teachers, probe = inputs.feature_teachers, _probe(recipe, inputs.knn)
+
+    def score(shapes: Sequence[ViTShape], batches: Any, device: torch.device, reduce: Any) -> dict[ViTShape, Any]:
+        out = {}
+        for module in (student, *teachers):
+            module.to(device)
+        for shape in shapes:
+            student.scored = shape
+            out[shape] = feature_score(student, teachers, batches, recipe.train.precision, reduce, probe)
+        student.scored = None
+        student.to("cpu")
+        return out
+
+    return shape_scores(inputs.gene, recipe, inputs.images, score)
 
 
 def feature_stage(
@@ -81,7 +107,7 @@ def feature_stage(
     model: nn.Module,
     inputs: CondenseInputs,
     recipe: CondenseRecipe,
-    depth: DrawnDepth | None = None,
+    drawn: DrawnShapes | None = None,
     *,
     keep: bool,
     scored: bool = True,
@@ -93,25 +119,27 @@ def feature_stage(
         model: The gene, or a row of a pool.
         inputs: Teachers and images.
         recipe: The gene's, or the row's.
-        depth: At which a gene is trained, step by step.
+        drawn: At which shapes a gene is trained, step by step.
         keep: Whether a saved state in its run folder counts, which has the statistics.
         scored: Judge by features; else by accuracy.
     """
     shape, specs, teachers = recipe.shape, recipe.feature_targets(), inputs.feature_teachers
+    widths = {each.embed_dim for turn in recipe.turns() for each in turn.shapes}
+    others = sorted(widths - {shape.embed_dim}) if drawn else []
     with torch.random.fork_rng():
         torch.manual_seed(recipe.train.seed)
         matches = [
-            Match(spec, teacher, shape.embed_dim, len(inputs.images.train))
+            Match(spec, teacher, shape.embed_dim, len(inputs.images.train), others)
             for spec, teacher in zip(specs, teachers, strict=True)
         ]
-    student = FeatureStudent(model, matches, depth)
+    student = FeatureStudent(model, matches, drawn)
     if not (keep and (recipe.out / "last.pt").exists()):
         fit_scales(matches, teachers, inputs, recipe)
     pooled = any(match.pooled for match in matches)
     uses_all = recipe.shape.ending == "aligned" or recipe.distill.alpha < 1 or pooled
-    uses_all = uses_all and not (depth and depth.several)
+    uses_all = uses_all and not (drawn and drawn.several)
     stage = matching_stage(name, student, inputs, recipe, scored=scored, uses_all=uses_all)
-    return replace(stage, before_step=depth.draw) if depth else stage
+    return replace(stage, before_step=drawn.draw) if drawn else stage
 
 
 def matching_stage(
@@ -137,9 +165,18 @@ def matching_stage(
     names = [f"teacher {number} " if len(teachers) > 1 else "" for number in range(1, len(teachers) + 1)]
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor, theirs: Sequence[Features]) -> Parts:
-        logits, _, mine = model(images, True)
+        found = model(images, True)
+        several = found if isinstance(found, list) else [found]
+        return mean_parts(
+            one_loss(logits, mine, targets, theirs, first=number == 0)
+            for number, (logits, _, mine) in enumerate(several)
+        )
+
+    def one_loss(
+        logits: Tensor, mine: Sequence[Features], targets: Tensor, theirs: Sequence[Features], *, first: bool
+    ) -> Parts:
         matches = current_matches(student)
-        terms = [match.parts(one, other, push=True) for match, one, other in zip(matches, mine, theirs, strict=True)]
+        terms = [match.parts(one, other, push=first) for match, one, other in zip(matches, mine, theirs, strict=True)]
         loss = _total(matches, terms)
         out = {name + kind: value for name, term in zip(names, terms, strict=True) for kind, value in term.items()}
         if alpha == 1:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from learngene.genes.gene import Learngene
 from learngene.making.block_features import watched_blocks
-from learngene.making.depths import DrawnDepth
+from learngene.making.drawn_shapes import DrawnShapes
 from learngene.making.feature_teacher import Features, FeatureTeacher
 from learngene.recipe.features import FeatureTarget
 from learngene.training.feature_losses import DISTANCES, Queue, queue_kl, self_similarity
 from learngene.training.feature_scales import Scale
 from learngene.training.losses import Parts
+from learngene.vits.shape import ViTShape
 
 MOST_QUEUED = 8192
 """Features in a queue by default, at most; as lightly-train."""
@@ -83,10 +84,13 @@ class Match(nn.Module):
         spec: How its features are matched.
         grid: Patches along a side of its map; None if no patches are compared.
         bridges: By kind, from the student's width to the teacher's.
+        others: The bridges of a student's further widths, by width.
         scales: By kind, what the teacher's features are turned into first; only where vectors are compared.
     """
 
-    def __init__(self, spec: FeatureTarget, teacher: FeatureTeacher, width: int, images: int) -> None:
+    def __init__(
+        self, spec: FeatureTarget, teacher: FeatureTeacher, width: int, images: int, others: Sequence[int] = ()
+    ) -> None:
         """Draws the bridges from torch's generator.
 
         Args:
@@ -94,11 +98,16 @@ class Match(nn.Module):
             teacher: The teacher.
             width: Of the student.
             images: For training, which a queue is not longer than.
+            others: Further widths that the student may have.
         """
         super().__init__()
         self.spec, self.grid = spec, teacher.grid
         self._places = {kind: str(number) for number, kind in enumerate(teacher.widths)}  # no dot in modules' names
-        self.bridges = nn.ModuleDict({self._places[k]: bridge(spec, width, w) for k, w in teacher.widths.items()})
+        self.bridges, *further = (
+            nn.ModuleDict({self._places[kind]: bridge(spec, own, w) for kind, w in teacher.widths.items()})
+            for own in (width, *others)
+        )
+        self.others = nn.ModuleDict({str(own): bridges for own, bridges in zip(others, further, strict=True)})
         distances = {kind: wide for kind, wide in teacher.widths.items() if self.loss(kind) in DISTANCES}
         self.scales = nn.ModuleDict({self._places[kind]: Scale(w, spec.scale) for kind, w in distances.items()})
         queued = [wide for kind, wide in teacher.widths.items() if self.loss(kind) == "queue-kl"]
@@ -126,6 +135,8 @@ class Match(nn.Module):
     def forward(self, read: Read) -> Features:
         """The student's features in the teacher's space, by kind; without those of blocks that were not read."""
         pairs = {f"block {theirs}": mine for theirs, mine in self.spec.blocks}
+        width = str(read.pooled.shape[-1]) if read.pooled is not None else ""
+        bridges: Any = dict(self.others.items()).get(width, self.bridges)
         out: Features = {}
         for kind, place in self._places.items():
             if kind in pairs and pairs[kind] not in read.blocks:
@@ -136,7 +147,7 @@ class Match(nn.Module):
                 tokens = read.blocks[pairs[kind]] if kind in pairs else read.last
                 assert tokens is not None
                 mine = _on_grid(tokens[:, read.prefix :], self.grid)
-            out[kind] = self.bridges[place](mine)
+            out[kind] = bridges[place](mine)
         return out
 
     def scaled(self, features: Features) -> Features:
@@ -214,13 +225,15 @@ class FeatureStudent(nn.Module):
     Attributes:
         model: A gene, or a plain timm ViT, which alone is kept.
         matches: One per teacher, in their order.
-        depth: At which a gene is matched in this step; None stands for its auxiliary depth in all.
+        drawn: At which shapes a gene is matched in this step; None stands for its auxiliary shape in all.
+        scored: At which one it is matched while it is not trained; None stands for its auxiliary shape.
     """
 
-    def __init__(self, model: nn.Module, matches: Sequence[Match], depth: DrawnDepth | None = None) -> None:
+    def __init__(self, model: nn.Module, matches: Sequence[Match], drawn: DrawnShapes | None = None) -> None:
         """Takes the model over; it is trained in place."""
         super().__init__()
-        self.depth = depth
+        self.drawn = drawn
+        self.scored: ViTShape | None = None
         self.model, self.matches = model, nn.ModuleList(matches)
         self.blocks = sorted({mine for match in matches for _, mine in match.spec.blocks})
 
@@ -232,12 +245,17 @@ class FeatureStudent(nn.Module):
     def forward(self, images: Tensor, matched: bool = False) -> Any:
         """Logits, or pooled features of a gene without classes.
 
-        With ``matched`` also the pooled features, and a list of features in the space of every teacher, at the depth of
-        this step while it trains.
+        With ``matched`` also the pooled features, and a list of features in the space of every teacher, at the shape of
+        this step while it trains; of several shapes a list of all that.
         """
         if not matched:
             return self.model(images)
-        shape = self.depth.shape if self.depth and self.training else None
+        shape = self.drawn.current if self.drawn and self.training else self.scored
+        if isinstance(shape, tuple):
+            return [self._matched(images, one) for one in shape]
+        return self._matched(images, shape)
+
+    def _matched(self, images: Tensor, shape: ViTShape | None) -> tuple[Tensor, Tensor | None, list[Features]]:
         body = self.model.skeleton(shape) if isinstance(self.model, Learngene) else self.model
         with reading(body, self.blocks) as read:
             logits = self.model(images) if shape is None else self.model(images, shape)
