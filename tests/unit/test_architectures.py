@@ -222,7 +222,8 @@ def test_models_of_stages_are_no_sequence_of_like_layers(arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pool", "sn-net", "tal", "logah", "ghn3", "mini-init", "weight-subcloning", "nested-slices", "fine"]
+    "name",
+    ["pool", "sn-net", "tal", "logah", "ghn3", "mini-init", "weight-subcloning", "nested-slices", "fine", "lets"],
 )
 def test_methods_for_plain_vits_say_so(name: str) -> None:
     settings = {"rows": [16, 32]} if name in ("pool", "sn-net") else {}

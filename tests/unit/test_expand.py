@@ -16,6 +16,7 @@ from learngene.genes.gene import Learngene
 from learngene.methods import METHODS as KINDS
 from learngene.methods import method
 from learngene.methods.cutting import Cutting
+from learngene.methods.lets import LeTs
 from learngene.methods.sweet import SWEET
 from learngene.methods.tiles import Tiled
 from learngene.system.errors import LearngeneError, ShapeError
@@ -36,6 +37,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mini-init": ("mini-init", {"blocks": 2}, {}),
     "chebyshev": ("chebyshev", {"genes": 3, "basis": "fourier"}, {}),
     "fine": ("fine", {"rank": 5}, {}),
+    "lets": ("lets", {"width": 8, "sources": 4}, {}),
+    "lets-by-rank": ("lets", {"width": 8, "sources": 2, "share": 3, "rank": 3}, {"selection": "bottom-l1"}),
     "weight-selection": ("weight-selection", {}, {}),
     "weight-selection-aligned": ("weight-selection", {"head": False}, {"rule": "aligned"}),
     "weight-subcloning": ("weight-subcloning", {}, {}),
@@ -137,6 +140,7 @@ def test_most_methods_make_most_shapes() -> None:
     plain = sum("path" not in changes for changes in SHAPES.values())
     assert made.pop("vanilla-lg") == made.pop("sws") == made.pop("lsamd") == plain - 4  # half as deep, narrower
     assert made.pop("simple-lg") == plain - 5
+    assert made.pop("lets") == made.pop("lets-by-rank") == plain - 1  # an MLP of another ratio
     assert made.pop("wave-outer") == plain
     assert made.pop("sweet") == plain - 1
     assert made.pop("wave") == plain - 1  # an MLP that is no multiple of the tiles
@@ -225,7 +229,7 @@ def test_the_official_auxiliary_model_is_the_official_descendant(key: str) -> No
 # -- stem, norm and head -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [key for key in METHODS if "wave" not in key])  # which makes them of tiles
+@pytest.mark.parametrize("key", [key for key in METHODS if not key.startswith(("wave", "lets"))])  # which compute them
 def test_stem_norm_and_head_are_carried_or_not_held(key: str) -> None:
     gene = gene_of(key)
     model, tensors = gene.expand(2 if key == "mini-init" else 4, **METHODS[key][2]), gene.tensors()
@@ -357,7 +361,7 @@ def test_a_descendant_says_where_it_comes_from() -> None:
     [
         key
         for key, (name, *_) in METHODS.items()
-        if name != "scratch" and not issubclass(KINDS[name], (Cutting, Tiled, SWEET))
+        if name != "scratch" and not issubclass(KINDS[name], (Cutting, Tiled, SWEET, LeTs))
     ],
 )
 def test_another_width_or_head_is_refused(key: str) -> None:

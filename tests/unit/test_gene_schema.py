@@ -118,6 +118,8 @@ def test_a_pool_fits_the_schema(
         ("lsamd", {"layers": [1, 3, 4]}),
         ("lsamd", {"layers": [2], "stem": False}),
         ("mini-init", {"blocks": 2}),
+        ("lets", {"width": 8, "sources": 2}),
+        ("lets", {"width": 8, "sources": 4, "share": 1, "rank": 4}),
         ("weight-selection", {"head": False}),
         ("pool", {"rows": [8, 16], "direction": "down"}),
         ("pool", {"rows": [8, [16, 4, 2]], "nearest": False, "max_stitches": 2, "final_norm": False}),
@@ -125,7 +127,11 @@ def test_a_pool_fits_the_schema(
         ("tal", {"size": "pico", "task_dim": 8, "architectures": [[1, 16, 2]], "layout": "transposed"}),
         ("logah", {"size": "pico", "architectures": "laptop", "attention_node": True}),
         ("ghn3", {"size": "pico", "max_shape": 8, "vocabulary": 10}),
-        *((name, {}) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd", *HYPER)),
+        *(
+            (name, {})
+            for name in METHODS
+            if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd", "lets", *HYPER)
+        ),
     ],
 )
 def test_a_bare_gene_of_any_method_fits_the_schema(name: str, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -300,6 +300,7 @@ class Learngene(nn.Module):
             value, memory = weights[name], weights[name].untyped_storage()
             whole = memory.data_ptr() not in own and memory.nbytes() == value.nbytes
             state[name] = value if whole else value.clone()
+            own.add(memory.data_ptr())
         model = shape.skeleton()
         model.load_state_dict(state, strict=True, assign=True)
         model.pretrained_cfg = model.default_cfg = made.cfg

@@ -12,6 +12,7 @@ from typing import Any
 from learngene.methods.base import Method
 from learngene.methods.chebyshev import Chebyshev
 from learngene.methods.fine import FINE
+from learngene.methods.lets import LeTs
 from learngene.methods.lsamd import LSAMD
 from learngene.methods.mini_init import MiniInit
 from learngene.methods.nested_slices import NestedSlices
@@ -38,6 +39,7 @@ KINDS: tuple[type[Method], ...] = (
     LSAMD,
     Chebyshev,
     FINE,
+    LeTs,
     TAL,
     LoGAH,
     GHN3,
