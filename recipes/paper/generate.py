@@ -73,6 +73,9 @@ TEMPLATES = {
     "sweet": ("a core of 24 matrices", "paper: the product.", "a teacher and its loss, epochs as WAVE, all ranks"),
 }
 
+LETS_AUX = ViTShape(embed_dim=768, num_heads=12, depth=16)
+LETS_SOURCE = "Source: authors' README and defaults: "
+
 LSAMD_EPOCHS = 50  # "LSAMD vs. PF"
 
 UNFLIPPED = ("gtsrb", "omniglot", "svhn")  # without flips and colours in the authors' code
@@ -89,6 +92,9 @@ def render() -> dict[str, str]:
         files |= {f"sws/des-{size}-{depth:02d}.yaml": _sws_descendant(size, depth) for depth in SWS_TABLE_1}
     files |= {f"pool/pool-{2 * depth}.yaml": _pool(depth) for depth in POOL_TABLES}
     files |= {f"{name}/aux-{size}.yaml": _templates(name, size) for name in TEMPLATES for size in SIZES}
+    files |= {"lets/aux.yaml": _lets()} | {
+        f"lets/des-h{heads:02d}-12.yaml": _lets_descendant(heads) for heads in (6, 12)
+    }
     files |= {f"lsamd/des-cifar100-{depth:02d}.yaml": _lsamd_descendant("cifar100", depth) for depth in LSAMD_CIFAR100}
     others = (name for name in LSAMD_SETS if name != "cifar100")
     files |= {f"lsamd/des-{name}-08.yaml": _lsamd_descendant(name, 8) for name in others}
@@ -163,6 +169,41 @@ Source: {said}
 Ours: {ours}, and the training defaults, as no code could be had."""
     fields = {"method": name, "ancestry": {"source": "levit_384.fb_dist_in1k"}, "shape": {"named": SIZES[size]}}
     return _recipe("condense", f"{name}/aux-{size}", header, fields, {"epochs": 150}, base="../_imagenet")
+
+
+def _lets() -> str:
+    header = f"""\
+LeTs's gene: a ViT of 8 layers, width 384, with what makes it 16 layers of width 768.
+Expected: unknown; its tables are pictures whose figures are not available to us.
+{_size_and_cost(LETS_AUX, 300, _stored(method("lets"), LETS_AUX), TEACHER_MACS)}
+{LETS_SOURCE}teacher, loss, epochs, warm-up, drop path. The paper calls 200 epochs a
+variant, and so trained for another number. Ours: which LeViT-384 weights; the final norm before the pooling
+(shape.ending=official for the authors' order)."""
+    fields = {
+        "method": "lets",
+        "settings": {"width": 384, "sources": 8, "share": 2},
+        "ancestry": {"source": "levit_384.fb_dist_in1k"},
+        "distill": {"preset": "lets-official"},
+        "shape": {"embed_dim": 768, "num_heads": 12, "depth": 16},
+    }
+    train = {"epochs": 300, "drop_path": 0.1, "schedule": "{warmup_epochs: 5}"}
+    return _recipe("condense", "lets/aux", header, fields, train, base="../_imagenet")
+
+
+def _lets_descendant(heads: int) -> str:
+    shape = LETS_AUX.replace(embed_dim=64 * heads, num_heads=heads, depth=12)
+    header = f"""\
+Des-H{heads}-L12 from the gene of LeTs, by the default order, which gives the lists of the authors' README.
+Expected: unknown; its tables are pictures whose figures are not available to us.
+{_size_and_cost(shape, 5)}
+{LETS_SOURCE}epochs, rates, no warm-up, drop path. The paper tunes for 1 epoch.
+Ours: the final norm before the pooling, as in the auxiliary model."""
+    fields = {
+        "model": "runs/lets-aux.safetensors  # made by aux.yaml",
+        "shape": {"embed_dim": shape.embed_dim, "num_heads": heads, "depth": 12},
+    }
+    train = {"epochs": 5, "lr": "1.0e-5", "drop_path": 0.1, "schedule": "{warmup_epochs: 0, min_lr: 1.0e-6}"}
+    return _recipe("finetune", f"lets/des-h{heads:02d}-12", header, fields, train, base="../_imagenet")
 
 
 def _pool(depth: int) -> str:

@@ -120,6 +120,7 @@ def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_the
     expected |= {f"lsamd/des-{name}-{depth:02d}" for name, depth in LSAMD_DESCENDANTS}
     assert len(expected) == 24 + 3 + 20 + 2 + 3 + 20 + 1
     expected |= TAL_RECIPES | {f"{name}/aux-{size}" for name in ("wave", "sweet") for size in ("ti", "s", "b")}
+    expected |= {"lets/aux", "lets/des-h06-12", "lets/des-h12-12"}
     assert len(TAL_RECIPES) == 6 + 5 + 3 * 9 + 2 * (9 + 3) + 2
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected
@@ -191,6 +192,23 @@ def test_all_epochs_of_a_size_add_up_to_the_sum_in_the_text(name: str, size: str
     depths = {"tleg": TLEG_DEPTHS, "sws": SWS_DEPTHS}[name][size]
     epochs = [descendant(name, size, depth).train.epochs for depth in depths]
     assert auxiliary(name, size).train.epochs + sum(epochs) == total
+
+
+def test_lets_is_trained_and_tuned_as_its_readme_says() -> None:
+    gene = load("paper/lets/aux")
+    kind = method(gene.method, gene.settings)
+    assert kind == method("lets")
+    assert (gene.train.epochs, gene.train.lr, gene.train.schedule.warmup_epochs, gene.distill.alpha) == (
+        300,
+        5e-4,
+        5,
+        1,
+    )
+    for heads in (6, 12):
+        des = load(f"paper/lets/des-h{heads:02d}-12")
+        kind.refuse(gene.shape, gene.shape.replace(**des.shape), **des.options)
+        assert des.model == f"{gene.out}.safetensors"
+        assert (des.train.epochs, des.train.lr, des.train.schedule.min_lr) == (5, 1e-5, 1e-6)
 
 
 @pytest.mark.parametrize("depth", [6, 9])
