@@ -33,7 +33,7 @@ from pico import CLI
 GROUPS = load_claims()
 CASES = [pytest.param(name, at, id=f"{name}-{at}") for name in GROUPS for at in SCALES if GROUPS[name].needs_runs]
 """Every group that is run, at every scale."""
-PREFIXES = {"TLEG": "tleg", "SWS": "sws", "Learngene Pool": "pool", "LSAMD": "lsamd", "TAL": "tal"}
+PREFIXES = {"TLEG": "tleg", "SWS": "sws", "Learngene Pool": "pool", "LSAMD": "lsamd", "TAL": "tal", "LeTs": "lets"}
 
 
 @functools.cache
@@ -72,10 +72,11 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     }
     expected |= {f"lsamd.{name}" for name in ("expansion", "many", "storage")}
     expected |= {f"tal.{name}" for name in ("fig5", "sizes", "table1", "table3", "table4", "table5", "table7")}
-    assert len(expected) == 8 + 9 + 8 + 12 + 7
+    expected |= {"lets.storage"}
+    assert len(expected) == 8 + 9 + 8 + 12 + 7 + 1
     assert expected <= set(GROUPS)
     assert {name.partition("-")[0] for name in GROUPS} == expected
-    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 35) + ["pool"] * 8 + ["lsamd"] * 12 + ["tal"] * 7
+    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 36) + ["pool"] * 8 + ["lsamd"] * 12 + ["tal"] * 7 + ["lets"]
     assert [name.partition(".")[0] for name in GROUPS] == papers
 
 

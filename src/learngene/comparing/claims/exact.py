@@ -16,6 +16,7 @@ from learngene.methods.tal.sizes import LARGEST
 from learngene.vits.shape import ViTShape
 
 TI, S, B = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
+LETS = ViTShape(embed_dim=768, num_heads=12, depth=16)
 DEIT_B = ViTShape.named(B, class_token=True)
 
 
@@ -163,11 +164,26 @@ def _stored(name: str, shape: ViTShape, **settings: Any) -> int:
     return sum(math.prod(size) for size in method(name, settings).gene_tensors(shape).values())
 
 
+def lets_size() -> tuple[bool, str]:
+    """LeTs: 37.7 M numbers are trained, 15.0 M of them those of the narrow ViT."""
+    sizes = method("lets").gene_tensors(LETS)
+    gene = sum(map(math.prod, sizes.values()))
+    narrow = sum(math.prod(size) for name, size in sizes.items() if not name.startswith(("F.", "G.")))
+    return (round(gene / 1e6, 1), round(narrow / 1e6, 1)) == (37.7, 15.0), f"{gene / 1e6:.1f} M, {narrow / 1e6:.1f} M"
+
+
+def lets_storage() -> tuple[bool, str]:
+    """LeTs Table 2: about 20 times fewer parameters than the printed 758 M of twelve descendants."""
+    gene = _stored("lets", LETS)
+    return round(758e6 / gene) == 20, f"{gene / 1e6:.1f} M for the gene, 758 M as printed, {758e6 / gene:.1f} times"
+
+
 EXACT_TESTS: dict[str, Callable[[], tuple[bool, str]]] = {
     test.__name__: test
     for test in (
         order_identity, sws_storage, tleg_storage, tleg_fixed_set, tleg_costs, sws_costs, sws_costs_over_tleg,
         pool_storage, pool_smallest, pool_costs, lsamd_storage, lsamd_costs, tal_sizes, tal_all_sizes, tal_equal_counts,
+        lets_size, lets_storage,
     )
 }  # fmt: skip
 """By name; each says whether its claim is true, and the figures that say so."""

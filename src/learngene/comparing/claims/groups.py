@@ -22,7 +22,7 @@ from learngene.system.errors import LearngeneError, RecipeError, nearest
 from learngene.system.files import find_folder
 
 SCALES = ("laptop", "gpu", "paper")
-PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL")
+PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL", "LeTs")
 """In the order in which lists show them."""
 METRICS = tuple(name for name, kind in ResultRow.__annotations__.items() if kind in ("float", "int"))
 
