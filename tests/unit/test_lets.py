@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
 import learngene
@@ -17,7 +20,7 @@ from learngene.recipe.sections import Train
 from learngene.system.errors import LearngeneError
 from learngene.training.optimizer import make_optimizer
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
-from pico import batch, pico_gene, pico_shape
+from pico import CLI, batch, condense_fields, pico_gene, pico_shape
 
 PICO: dict[str, Any] = {"width": 4, "sources": 4}
 AUX: dict[str, Any] = {"embed_dim": 8, "num_heads": 4, "depth": 8}
@@ -268,7 +271,7 @@ def test_weight_decay_is_on_f_and_not_on_coefficients() -> None:
     assert "F.layer0.ffn" in names
 
 
-def test_plan_goes_over_depth_and_width_and_the_file_keeps_the_gene(tmp_path: Any) -> None:
+def test_plan_goes_over_depth_and_width_and_the_file_keeps_the_gene(tmp_path: Path) -> None:
     gene = gene_of()
     gene.save(tmp_path / "g.safetensors")
     found = plan(tmp_path / "g.safetensors", Budget(max_params=2000))
@@ -277,6 +280,31 @@ def test_plan_goes_over_depth_and_width_and_the_file_keeps_the_gene(tmp_path: An
     shape = found[0].shape
     loaded = learngene.load(tmp_path / "g.safetensors").weights(shape)
     assert all(torch.equal(value, loaded[name]) for name, value in gene.weights(shape).items())
+
+
+def test_it_is_condensed_at_several_sizes_and_expanded_on_the_command_line(
+    cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    """Distilled by the preset of its own, and expanded between its widths and below them."""
+    sizes = [{"embed_dim": 4, "depth": 3}, {"embed_dim": 6, "depth": 4}, {"embed_dim": 8, "depth": 8}]
+    fields = condense_fields(ancestry_folder, images, tmp_path / "run", method="lets", settings=PICO, shapes=sizes)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**fields, "shape": pico_shape(**AUX).to_dict()}))
+    assert cli("condense", recipe).code == 0
+    gene = learngene.load(tmp_path / "run.safetensors")
+    assert gene.metadata["training"]["recipe"]["distill"]["preset"] == "lets-official"
+    assert "selection" in cli("methods").out.split("lets ")[1].split("tal ")[0]
+    lists = ("--set", "layer=0,1,4", "--set", "coef=0,2,4")
+    done = cli(
+        "expand", tmp_path / "run.safetensors", "--embed-dim", 6, "--depth", 3, *lists, "--out", tmp_path / "des"
+    )
+    assert done.code == 0, done.err
+    expected = gene.expand(shape_of(3, depth=3), layer=[0, 1, 4], coef=[0, 2, 4]).state_dict()
+    assert all(
+        torch.equal(value, expected[name]) for name, value in load_file(tmp_path / "des" / "model.safetensors").items()
+    )
+    done = cli("expand", tmp_path / "run.safetensors", "--embed-dim", 2, "--out", tmp_path / "small")
+    assert (done.code, "outside=slice takes its first channels" in done.err) == (2, True)
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
