@@ -35,8 +35,8 @@ VALIDATOR = Draft202012Validator(SCHEMA)
 HYPER = ("tal", "logah", "ghn3")
 OF_FEATURES = {"agreement", "teachers", "bridge"}
 """Entries of genes that learnt features."""
-ELSEWHERE = OF_FEATURES | {"layout"}
-"""Entries that genes of plain ViTs condensed on logits have not."""
+ELSEWHERE = OF_FEATURES | {"layout", "shapes"}
+"""Entries that genes of plain ViTs condensed on logits at one shape have not."""
 
 
 def faults(value: Any) -> list[str]:
@@ -63,13 +63,17 @@ def test_a_condensed_gene_fits_the_schema(metadata: dict[str, Any]) -> None:
 def test_a_gene_of_features_fits_the_schema(images: Path, ancestry_folder: Path, tmp_path: Path) -> None:
     features = {"bridge": "linear", "keep_bridge": True}
     changes = {"distill": {"target": "features"}, "shape": pico_shape(num_classes=0).to_dict(), "features": features}
-    changes |= {"teachers": [{"source": str(ancestry_folder)}], "train": {**FAST, "epochs": 1}}
+    changes |= {
+        "teachers": [{"source": str(ancestry_folder)}],
+        "train": {**FAST, "epochs": 1},
+        "shapes": [{"depth": [2, 4]}],
+    }
     recipe = build_recipe(condense_fields(ancestry_folder, images, tmp_path / "run", **changes))
     assert isinstance(recipe, CondenseRecipe)
     run(recipe, show=False)
     metadata = learngene.load(tmp_path / "run.safetensors").metadata
     assert faults(metadata) == []
-    assert metadata.keys() >= OF_FEATURES
+    assert metadata.keys() >= OF_FEATURES | {"shapes"}
     assert not {"accuracy", "classes"} & set(metadata)
 
 
