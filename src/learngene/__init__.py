@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from learngene.making.pool import stitches
     from learngene.making.probe import Probes, probe
     from learngene.making.search.make import search
+    from learngene.making.together import condense_together
     from learngene.making.zero_shot import zero_shot
     from learngene.methods import method
     from learngene.methods.tal import predict as hypernetworks
@@ -55,6 +56,7 @@ _HOMES = {
     "TaskEmbedding": "methods.tal.task_embedding",
     "ViTShape": "vits.shape",
     "condense": "making.condense",
+    "condense_together": "making.together",
     "embed_task": "making.hyper.embedding",
     "evaluate": "making.finetune",
     "export_onnx": "vits.onnx_export",

@@ -27,6 +27,7 @@ from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import InterruptedRun, LearngeneError
+from learngene.training.student import Student
 from pico import FAST, batch, condense_fields, pico_shape
 from pools import POOL, QUICK, WIDE, anchors, made, pool, rows_of, snnet, teacher
 from runs import HARD, same, state
@@ -137,7 +138,7 @@ def test_a_descendant_of_a_pool_is_tuned_elsewhere(images: Path) -> None:
 def test_blocks_are_dropped_as_often_as_in_their_own_row(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[float]] = {}
     models: list[ElasticViT] = []
-    run_stage = pooling_run.run_stage
+    run_stages, run_stage = pooling_run.run_stages, pooling_run.run_stage
 
     def rates(model: Any) -> list[float]:
         assert [getattr(b.drop_path1, "drop_prob", 0) for b in model.blocks] == [
@@ -146,14 +147,16 @@ def test_blocks_are_dropped_as_often_as_in_their_own_row(images: Path, monkeypat
         return [round(getattr(block.drop_path1, "drop_prob", 0.0), 6) for block in model.blocks]
 
     def spy(stage: Any, *arguments: Any, **options: Any) -> Any:
-        if isinstance(stage.module, ElasticViT):
-            models.append(stage.module)
-            seen.update({s.path: rates(view) for s, view in stage.module.views().items()})
-        else:
-            seen[stage.name] = rates(stage.module.student)
+        models.append(stage.module)
+        seen.update({s.path: rates(view) for s, view in stage.module.views().items()})
         return run_stage(stage, *arguments, **options)
 
+    def spy_rows(stages: Any, *arguments: Any, **options: Any) -> Any:
+        seen.update({stage.name: rates(stage.module.student) for stage, _ in stages})
+        return run_stages(stages, *arguments, **options)
+
     monkeypatch.setattr(pooling_run, "run_stage", spy)
+    monkeypatch.setattr(pooling_run, "run_stages", spy_rows)
     gene = made(None, images, train={**QUICK, "drop_path": 0.2})
     assert seen["row 16"] == seen["row 32"] == seen["16:1-3"] == seen["32:1-3"] == [0.0, 0.1, 0.2]
     assert seen["16:1-2+32:3-3"] == [0.0, 0.1, 0.2]
@@ -241,7 +244,7 @@ def stop_after() -> Iterator[Callable[[Ancestry, int], None]]:
 
 
 GUIDED: dict[str, Any] = {"train": HARD, "pool": {"guide": "soft"}}
-"""The teacher sees every batch of every stage: six of each row, then six of the paths."""
+"""The teacher sees every batch of every pass: six of both rows, then six of the paths."""
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +258,8 @@ def test_a_stopped_and_continued_pool_is_the_same_pool(
 ) -> None:
     # Counted anew in every run, of which the first call checks the image size.
     for step, where in (
-        (1 + 2, "epoch 1, step 2"),  # of the narrow row
-        (1 + 4 + 6, "epoch 2, step 3"),  # of the wide row: all its steps, but not the score behind them
+        (1 + 2, "epoch 1, step 2"),  # of the rows
+        (1 + 4, "epoch 2, step 3"),  # of the rows: all their steps, but not the scores behind them
         (1 + 1, "epoch 1, step 1"),  # of the paths
         (1 + 4, "epoch 2, step 2"),
     ):
@@ -273,6 +276,29 @@ def test_a_stopped_and_continued_pool_is_the_same_pool(
     assert continued.metadata["training"]["updates"] == whole.metadata["training"]["updates"] == 18
 
 
+def test_rows_of_one_pass_are_those_of_passes_of_their_own(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wide row, distilled at more blocks, runs out of memory at once, and is trained alone by the next command."""
+    changes: dict[str, Any] = {"train": HARD, "pool": {"tune": None, "points": [1, 3]}}
+    ancestry, seen, step = teacher(), list[int](), Student.step
+    ancestry.register_forward_hook(lambda *_: seen.append(1))
+    together = made(None, images, ancestry, **changes)
+    assert len(seen) == 1 + 6  # a look at its size, and once a step for both rows
+
+    def full(student: Student, *given: Any) -> None:
+        if student.stage.name == "row 32":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(student, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "step", full)
+        with pytest.raises(LearngeneError, match="out of memory"):
+            made(tmp_path / "rows", images, **changes)
+    assert [path.parent.name[:7] for path in (tmp_path / "rows").glob("*/result.json")] == ["row-w16"]
+    assert same(state(made(tmp_path / "rows", images, **changes)), state(together))
+
+
 class CrashError(Exception):
     pass
 
@@ -280,17 +306,14 @@ class CrashError(Exception):
 def test_a_crashed_pool_goes_on(
     images: Path, tmp_path: Path, whole: Learngene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_stage = pooling_run.run_stage
     trained: dict[Path, bytes] = {}
-    for stage, count in (("row 32", 2), ("paths", 4), ("scoring", 6)):
+    for place, count in (("run_stage", 4), ("accuracies", 6)):  # of the paths
 
-        def crash(given: Any = None, *arguments: Any, stage: str = stage, **options: Any) -> Any:
-            if stage == "scoring" or given.name == stage:
-                raise CrashError
-            return run_stage(given, *arguments, **options)
+        def crash(*_arguments: Any, **_options: Any) -> Any:
+            raise CrashError
 
         with monkeypatch.context() as patch:
-            patch.setattr(pooling_run, "accuracies" if stage == "scoring" else "run_stage", crash)
+            patch.setattr(pooling_run, place, crash)
             with pytest.raises(CrashError):
                 made(tmp_path / "run", images, **GUIDED)
         found = files(tmp_path / "run")
@@ -307,15 +330,11 @@ def test_a_crashed_pool_goes_on(
 def test_a_pool_whose_folder_is_removed_goes_on(
     images: Path, tmp_path: Path, whole: Learngene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the second row is trained, which then crashes; the next command begins with the first again."""
-    run_stage = pooling_run.run_stage
+    """Before the paths are tuned, which then crashes; the next command begins with the rows again."""
 
-    def crash(given: Any, *arguments: Any, **options: Any) -> Any:
-        if given.name != "row 16":
-            raise CrashError
-        result = run_stage(given, *arguments, **options)
+    def crash(*_arguments: Any, **_options: Any) -> Any:
         shutil.rmtree(tmp_path / "run")
-        return result
+        raise CrashError
 
     with monkeypatch.context() as patch:
         patch.setattr(pooling_run, "run_stage", crash)

@@ -24,6 +24,7 @@ from learngene.system.errors import LearngeneError
 from learngene.training.loop import train
 from learngene.training.losses import Parts, guided_loss
 from learngene.training.stage import Stage
+from learngene.training.student import Student
 from learngene.training.teacher import Outputs
 from pico import FAST, batch, pico_shape
 from pools import by_hand, pool, shapes, vit
@@ -287,7 +288,7 @@ def sampled(stage: Stage, images: Path, steps: list[Any], **train_fields: Any) -
 
     stage.objective = noting
     data = DataSpec(source=str(images), workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)
-    train(stage, *open_splits(data), data, Train(**{**FAST, **train_fields}), show=False)
+    train([Student(stage, Train(**{**FAST, **train_fields}))], *open_splits(data), data, show=False)
 
 
 def test_every_path_is_drawn_with_the_same_probability() -> None:

@@ -292,15 +292,14 @@ def test_training_finds_the_classes(tmp_path: Path) -> None:
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Makes runs stop as if Ctrl-C had come during a step, counted over all epochs."""
-    own = learngene.training.loop._Run._stopped
+    own = learngene.training.loop._Pass._stopped
 
     def arrange(steps: int) -> None:
-        monkeypatch.setattr(
-            learngene.training.loop._Run, "_stopped", lambda self, _: 2 if self.progress.updates == steps else 0
-        )
+        stopped = lambda self, _: 2 if self.students[0].progress.updates == steps else 0  # noqa: E731
+        monkeypatch.setattr(learngene.training.loop._Pass, "_stopped", stopped)
 
     yield arrange
-    monkeypatch.setattr(learngene.training.loop._Run, "_stopped", own)
+    monkeypatch.setattr(learngene.training.loop._Pass, "_stopped", own)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(

@@ -11,6 +11,7 @@ from learngene.making.pool.rows import stage_recipes
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.genes import GenesRecipe
 from learngene.recipe.loading import Recipe, TrainingRecipe
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import Train
@@ -157,6 +158,11 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
     yield splits.counted()
 
 
+def _check_genes(recipe: GenesRecipe) -> Iterator[str]:
+    for name, one in recipe.genes.items():
+        yield from (f"{name}: {line}" for line in _check_condense(one))
+
+
 def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:
     from learngene.data.preprocessing import fill_preprocessing
     from learngene.making.finetune import starting_model
@@ -176,6 +182,7 @@ def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:
 
 CHECKS: dict[type[Recipe], Callable[[Any], Iterator[str]]] = {
     CondenseRecipe: _check_condense,
+    GenesRecipe: _check_genes,
     SearchRecipe: _check_search,
     TuneRecipe: _check_tune,
     FinetuneRecipe: _check_finetune,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,19 +28,48 @@ from learngene.cli.app import (
 )
 from learngene.system.errors import RecipeError
 
+if TYPE_CHECKING:
+    from learngene.making.steps import MadeGene
+    from learngene.recipe.genes import GenesRecipe
+
 
 @app.command()
 def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
     """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
     from learngene.recipe.condense import CondenseRecipe
+    from learngene.recipe.genes import GenesRecipe
+    from learngene.recipe.loading import load_recipe
 
-    loaded = read_recipe(CondenseRecipe, recipe, overrides, data)
+    loaded = load_recipe(recipe, overrides or [], data)
+    if isinstance(loaded, GenesRecipe):
+        _condense_together(loaded)
+        return
+    loaded = require_kind(CondenseRecipe, loaded, recipe)
     say_start(f"condense {loaded.method}", loaded.out)
     from learngene.making.condense import run
 
-    done = run(loaded)
-    label = done.result.final.label if loaded.distill.target == "features" else "top-1"
-    say(f"{done.path}: {label} {done.result.final.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
+    _say_condensed(run(loaded))
+
+
+def _condense_together(recipe: GenesRecipe) -> None:
+    for name, one in recipe.genes.items():
+        say_start(f"condense {name} ({one.method})", one.out)
+    from learngene.making.together import SomeGenesFailedError, run_together
+
+    failed = None
+    try:
+        made = run_together(recipe)
+    except SomeGenesFailedError as error:
+        made, failed = error.made, error
+    for done in made.values():
+        _say_condensed(done)
+    if failed:
+        raise failed
+
+
+def _say_condensed(done: MadeGene) -> None:
+    score = done.result.final
+    say(f"{done.path}: {score.label} {score.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
     suggest("plan", done.path)
 
 

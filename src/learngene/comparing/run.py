@@ -23,7 +23,7 @@ from learngene.making.condense import run as run_condense
 from learngene.making.extract import extract, vit_shape
 from learngene.making.finetune import scratch, train_model
 from learngene.making.hyper.tune import run as run_tune
-from learngene.making.pool.make import distil_row
+from learngene.making.pool.make import distil_rows
 from learngene.making.search.make import described, keep_selected
 from learngene.making.search.paths import NAME as PATH_FILE
 from learngene.making.search.task_search import SearchInputs, search_task
@@ -243,7 +243,7 @@ def _distil_row(pool: GeneJob, index: int, opened: OpenTasks) -> str:
     assert isinstance(pool.recipe, CondenseRecipe)
     _refuse_failed(pool.rows[index].out)
     inputs = prepare_gene(pool.recipe, images=opened[SOURCE])
-    row = distil_row(inputs, index, keep=True, show=False)
+    (row,) = distil_rows(inputs, [index], keep=True, show=False)
     assert row.result is not None
     return f"{row.result.final.label} {row.result.final.main:.2f} %"
 

@@ -6,17 +6,15 @@ What an ancestry teaches is its predictions here, and its features in ``making.f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import made_of
 from learngene.making.drawn_shapes import DrawnShapes, refuse_lacking, shape_accuracies
 from learngene.making.features import stage as features
-from learngene.making.inputs import CondenseInputs, Taught
+from learngene.making.inputs import CondenseInputs, Planned, Taught
 from learngene.training.losses import Parts, distillation_loss, mean_parts
-from learngene.training.run import run_stage
-from learngene.training.stage import Stage, TrainResult
+from learngene.training.stage import Stage
 from learngene.training.teacher import Outputs, teacher_of_logits
 
 
@@ -39,10 +37,10 @@ def taught(inputs: CondenseInputs) -> list[Taught]:
     return [(recipe, (teacher_of_logits(ancestry),) if ancestry and recipe.distill.alpha > 0 else ())]
 
 
-def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
-    """Trains the gene in place; see ``making.condense.Maker``."""
+def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
+    """The stage in which the gene is trained in place; see ``making.condense.OneStage``."""
     if inputs.recipe.distill.target == "features":
-        return features.train(inputs, keep=keep, show=show)
+        return features.planned(inputs, keep=keep)
     recipe, gene, ancestry, distill = inputs.recipe, inputs.gene, inputs.ancestry, inputs.recipe.distill
     drawn = DrawnShapes(gene, recipe, len(inputs.images.train))
 
@@ -66,5 +64,4 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         uses_all=not drawn.several,
         made_of=made_of(ancestry),
     )
-    result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
-    return result, shape_accuracies(gene, recipe, inputs.images)
+    return stage, lambda: shape_accuracies(gene, recipe, inputs.images)

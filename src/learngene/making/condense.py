@@ -21,7 +21,7 @@ from learngene.making import auxiliary
 from learngene.making.arguments import Data, ancestry_fields, data_fields, loaded, recipe_of
 from learngene.making.feature_teacher import for_student
 from learngene.making.hyper import stage1
-from learngene.making.inputs import CondenseInputs, Taught
+from learngene.making.inputs import CondenseInputs, Planned, Taught
 from learngene.making.pool import make as pool_rows
 from learngene.making.steps import MadeGene, gene_path, train_gene, training_record
 from learngene.methods import method as find_method
@@ -29,7 +29,7 @@ from learngene.methods.base import Making
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.sections import AncestrySpec
 from learngene.system.errors import DataError, NoClassesError, NoSplitError, told_of
-from learngene.training.run import write_once
+from learngene.training.run import run_stage, write_once
 from learngene.training.scores import FeatureScore
 from learngene.training.stage import TrainResult
 from learngene.vits.descendant_folder import vit_cfg
@@ -38,7 +38,7 @@ from learngene.vits.shape import ViTShape
 
 
 class Maker(Protocol):
-    """How the genes of some methods are trained; ``Method.making`` names it."""
+    """How the genes of some methods are trained."""
 
     def refuse(self, inputs: CondenseInputs) -> None:
         """Raises ``LearngeneError`` if ancestry, anchors, gene and images do not fit together."""
@@ -46,11 +46,17 @@ class Maker(Protocol):
     def taught(self, inputs: CondenseInputs) -> Sequence[Taught]:
         """The recipe of everything that is trained, and its teachers."""
 
-    def train(self, inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
-        """Trains the gene in place; says how that went, and what more its file shall say."""
+
+class OneStage(Maker, Protocol):
+    """How the genes are trained that are trained in one stage."""
+
+    def planned(self, inputs: CondenseInputs, *, keep: bool) -> Planned:
+        """The stage in which the gene is trained in place; ``keep`` lets a saved state in its run folder count."""
 
 
-MAKERS: dict[Making, Maker] = {"stage": auxiliary, "pool": pool_rows, "hyper": stage1}
+ONE_STAGE: dict[Making, OneStage] = {"stage": auxiliary, "hyper": stage1}
+MAKERS: dict[Making, Maker] = {**ONE_STAGE, "pool": pool_rows}
+"""By what ``Method.making`` says."""
 
 
 def condense(
@@ -204,15 +210,20 @@ def run(
     inputs = prepare(recipe, ancestry, images, anchors)
 
     def train() -> tuple[TrainResult, dict[str, Any]]:
-        result, more = MAKERS[inputs.gene.method.making].train(inputs, keep=keep, show=show)
+        if (maker := ONE_STAGE.get(inputs.gene.method.making)) is None:
+            result, more = pool_rows.train(inputs, keep=keep, show=show)
+        else:
+            stage, tells = maker.planned(inputs, keep=keep)
+            result = run_stage(stage, inputs.recipe, inputs.images, keep=keep, show=show)
+            more = tells()
         if ancestry is None:
             write_once(lambda: remember_teacher(inputs))
-        return result, _provenance(inputs, result) | more
+        return result, provenance(inputs, result) | more
 
     return train_gene(inputs.gene, recipe, train, keep=keep)
 
 
-def _provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
+def provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, images = inputs.recipe, inputs.images
     sections = {"train", "distill", "depths", "shapes", "features", "pool", "hyper"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from learngene.data.class_match import BY_PLACE, fits, numbered
 from learngene.data.splits import Splits
@@ -12,11 +13,15 @@ from learngene.genes.gene import Learngene
 from learngene.making.feature_teacher import FeatureTeacher
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError
+from learngene.training.stage import Stage
 from learngene.training.teacher import Teacher
 from learngene.vits.class_names import class_names, some
 
 Taught = tuple[CondenseRecipe, tuple[Teacher, ...]]
 """The recipe of one thing that is trained, and its teachers."""
+
+Planned = tuple[Stage, Callable[[], dict[str, Any]]]
+"""What a gene is trained in, and what more its file shall say once it is trained."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ import yaml
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.genes import GenesRecipe, genes_recipe
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.recipe.sections import Section, merge
@@ -23,10 +24,10 @@ from learngene.system.errors import RecipeError, nearest
 
 DATA_FOLDER = "$DATA"
 """What stands in recipes for a folder of image sets that the command line gives."""
-Recipe = CondenseRecipe | FinetuneRecipe | CompareRecipe | SearchRecipe | TuneRecipe
+Recipe = CondenseRecipe | GenesRecipe | FinetuneRecipe | CompareRecipe | SearchRecipe | TuneRecipe
 TrainingRecipe = CondenseRecipe | FinetuneRecipe | TaskSearch | TuneRecipe
 """One that trains one thing in one run folder."""
-KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(Recipe)}
+KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(Recipe) if kind is not GenesRecipe}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Recipe:
@@ -77,9 +78,11 @@ def apply_overrides(fields: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 def build_recipe(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain values, as YAML gives them; ``kind`` says which, and ``where`` is what errors call it."""
-    kind = fields.get("kind", "condense" if "method" in fields else "finetune")
+    kind = fields.get("kind", "condense" if {"method", "genes"} & fields.keys() else "finetune")
     if kind not in list(KINDS):  # a list, as what is given need not be hashable
         raise RecipeError(f"{where}: unknown kind '{kind}'{nearest(str(kind), KINDS)}")
+    if kind == "condense" and "genes" in fields:
+        return genes_recipe(fields, where)
     built: Recipe = validated(KINDS[kind], fields, where)
     return built
 

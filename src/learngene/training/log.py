@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,10 @@ class TrainLog:
         self._live: Progress | None = None
         self._events = _events(folder) if folder else None
 
-    @contextlib.contextmanager
-    def running(self, done: int) -> Iterator[None]:
-        """Shows the live line inside the block."""
-        if not (self.show and self.console.is_terminal):
-            yield
-            return
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-        ]
-        with Progress(*columns, console=self.console, transient=True) as self._live:
-            self._task = self._live.add_task(self.title, total=self._steps, completed=done, numbers="")
-            yield
-        self._live = None
+    def watch(self, progress: Progress, done: int) -> None:
+        """Has a live line from now on, behind so many steps."""
+        self._live, self.console = progress, progress.console
+        self._task = progress.add_task(self.title, total=self._steps, completed=done, numbers="")
 
     def step(self, updates: int, loss: float, parts: Mapping[str, float], images_per_second: float) -> None:
         """Updates the live line."""
@@ -74,6 +61,26 @@ class TrainLog:
         """Prints a remark."""
         if self.show:
             self.console.print(text, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def live(logs: Sequence[tuple[TrainLog, int]]) -> Iterator[None]:
+    """Shows a live line for each of some logs inside the block, if there is a terminal; with the steps done so far."""
+    first = logs[0][0]
+    if not (first.show and first.console.is_terminal):
+        yield
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    ]
+    with Progress(*columns, console=first.console, transient=True) as progress:
+        for log, done in logs:
+            log.watch(progress, done)
+        yield
 
 
 def _loss(loss: float, parts: Mapping[str, float]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +9,7 @@ from typing import Any, ClassVar
 from learngene.data.splits import Splits
 from learngene.recipe.loading import TrainingRecipe
 from learngene.system.environment import commit, environment
-from learngene.system.errors import TrainingDivergedError
+from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.system.records import Record
 from learngene.training.scores import Accuracy, FeatureScore, Score, score_from
 from learngene.training.stage import TrainResult
@@ -39,28 +37,18 @@ class RunRecord(Record):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-@contextlib.contextmanager
-def recorded(folder: Path | None, recipe: TrainingRecipe, images: Splits) -> Iterator[list[TrainResult]]:
-    """Writes ``result.json`` when the block has put its result into the list, or when the training diverged.
+def record(recipe: TrainingRecipe, images: Splits, outcome: TrainResult | LearngeneError) -> None:
+    """Writes ``result.json`` of a run that ended well, or whose training diverged; one that is there already stays.
 
     Args:
-        folder: The run folder; None records nothing. A result that is there already is not written again.
         recipe: The resolved recipe.
         images: The training and validation images.
-
-    Yields:
-        An empty list for the result.
+        outcome: How it went, or why it ended. Whatever else the machine refused says nothing of the recipe.
     """
-    results: list[TrainResult] = []
-    error = None
-    try:
-        yield results
-    except TrainingDivergedError as diverged:
-        error = str(diverged)
-        raise
-    finally:
-        if folder and (results or error) and not _succeeded(folder / NAME):
-            _record(recipe, images, results[0] if results else None, error).write(folder / NAME)
+    result = outcome if isinstance(outcome, TrainResult) else None
+    error = str(outcome) if isinstance(outcome, TrainingDivergedError) else None
+    if (result or error) and not _succeeded(recipe.out / NAME):
+        _record(recipe, images, result, error).write(recipe.out / NAME)
 
 
 def read_result(folder: Path) -> TrainResult | None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from learngene.data.splits import Splits
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import TrainingRecipe
+from learngene.system.errors import LearngeneError
 from learngene.training.loop import make_accelerator, train
-from learngene.training.record import read_result, recorded
+from learngene.training.record import read_result, record
 from learngene.training.run_folder import RunFolder
 from learngene.training.stage import Stage, TrainResult
+from learngene.training.student import Student
 
 
 def run_stage(
@@ -24,28 +25,49 @@ def run_stage(
     keep: bool,
     show: bool,
 ) -> TrainResult:
-    """Trains a stage as a recipe says, or continues it.
+    """Trains a stage as a recipe says, or continues it; see ``run_stages``.
+
+    Raises:
+        LearngeneError: Why it failed, if it did.
+    """
+    (outcome,) = run_stages([(stage, recipe)], images, keep=keep, show=show)
+    if isinstance(outcome, LearngeneError):
+        raise outcome
+    return outcome
+
+
+def run_stages(
+    stages: Sequence[tuple[Stage, TrainingRecipe]], images: Splits, *, keep: bool, show: bool
+) -> list[TrainResult | LearngeneError]:
+    """Trains stages in one pass, or continues them, each as if it were alone; one that fails takes no other down.
 
     Args:
-        stage: What to train; its module ends on the CPU with the weights that the recipe wants kept.
-        recipe: The recipe, with mean and std resolved.
+        stages: What to train, and its recipe, with mean and std resolved; all have the same views. A module ends on the
+            CPU with the weights that the recipe wants kept.
         images: The training and validation images.
         keep: Keep state, log and record in the run folder ``recipe.out``.
         show: Whether to print progress.
+
+    Returns:
+        How each went, or why it failed.
     """
-    accelerator = make_accelerator(stage.uses_all)
-    folder = RunFolder(recipe.out, recipe) if keep else None
-    accelerator.wait_for_everyone()  # no process may look at the folder while the first one fills it
-    with recorded(recipe.out if keep and accelerator.is_main_process else None, recipe, images) as results:
-        data = None if stage.feed else getattr(recipe, "data", None)
-        replay = recipe.distill.replay if isinstance(recipe, CondenseRecipe) else None
-        kept: dict[str, Any] = {"folder": folder, "replay": replay}
-        result = train(stage, *images, data, recipe.train, **kept, show=show, accelerator=accelerator)
-        results.append(result)
-    stage.module.to("cpu")
-    if recipe.train.use_ema and result.averaged is not None:
-        stage.module.load_state_dict(result.averaged.state_dict())
-    return result
+    accelerator = make_accelerator(all(stage.uses_all for stage, _ in stages))
+    students = [
+        Student(stage, recipe.train, RunFolder(recipe.out, recipe) if keep else None) for stage, recipe in stages
+    ]
+    accelerator.wait_for_everyone()  # no process may look at a folder while the first one fills it
+    first, recipe = stages[0]
+    data = None if first.feed else getattr(recipe, "data", None)
+    replay = recipe.distill.replay if isinstance(recipe, CondenseRecipe) else None
+    outcomes = train(students, *images, data, show=show, accelerator=accelerator, replay=replay)
+    for (stage, recipe), outcome in zip(stages, outcomes, strict=True):
+        if keep and accelerator.is_main_process:
+            record(recipe, images, outcome)
+        if isinstance(outcome, TrainResult):
+            stage.module.to("cpu")
+            if recipe.train.use_ema and outcome.averaged is not None:
+                stage.module.load_state_dict(outcome.averaged.state_dict())
+    return outcomes
 
 
 def finished(recipe: TrainingRecipe, module: nn.Module) -> TrainResult | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,25 @@ class Teacher:
     load: Callable[[], nn.Module]
     absent: bool = False
 
+    def covers(self, other: Teacher) -> bool:
+        """Whether it says all that another would, and the same."""
+        return self.decided_by == other.decided_by and set(self.names) >= set(other.names)
+
+
+def fewest(teachers: Iterable[Teacher]) -> list[Teacher]:
+    """Those of some teachers that say what all of them would, in their order."""
+    out: list[Teacher] = []
+    for teacher in teachers:
+        if not any(other.covers(teacher) for other in out):
+            out = [other for other in out if not teacher.covers(other)] + [teacher]
+    return out
+
+
+def said_by(teachers: Sequence[Teacher], said: Sequence[tuple[Teacher, Outputs]]) -> list[Outputs]:
+    """What each of some teachers says, from what those say that were asked."""
+    found = [next(output for asked, output in said if asked.covers(teacher)) for teacher in teachers]
+    return [{name: output[name] for name in each.names} for each, output in zip(teachers, found, strict=True)]
+
 
 class _Reading(nn.Module):
     """An ancestry, and what is read of it."""
@@ -50,6 +69,7 @@ class Asked:
 
     def __init__(self, teacher: Teacher, device: torch.device) -> None:
         """Loads it."""
+        self.teacher = teacher
         self.module = teacher.load().to(device)
 
     def outputs(self, prints: Tensor | None, mixed: Tensor, epoch: int, step: int, part: int) -> Outputs:

@@ -21,7 +21,7 @@ from learngene.making.drawn_shapes import DrawnShapes, shape_scores
 from learngene.making.feature_teacher import Features, FeatureTeacher, for_student
 from learngene.making.features import kept_bridge
 from learngene.making.features.student import FeatureStudent, Match, current_matches
-from learngene.making.inputs import CondenseInputs
+from learngene.making.inputs import CondenseInputs, Planned
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.features import FeatureTarget
 from learngene.system.errors import LearngeneError, told_of
@@ -29,9 +29,8 @@ from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, mean_parts
 from learngene.training.probes import MOST_COMPARED, common_neighbours, knn_accuracy, read_features, refuse_few
-from learngene.training.run import run_stage
 from learngene.training.scores import FeatureScore, autocast
-from learngene.training.stage import Stage, TrainResult
+from learngene.training.stage import Stage
 from learngene.training.teacher import Teacher
 from learngene.vits.shape import ViTShape
 
@@ -70,18 +69,20 @@ def refuse(inputs: CondenseInputs) -> None:
             refuse_few(inputs.knn.train)
 
 
-def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
-    """Trains the gene in place; see ``making.condense.Maker``."""
+def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
+    """The stage in which the gene is trained in place; see ``making.condense.OneStage``."""
     recipe, gene = inputs.recipe, inputs.gene
     drawn = DrawnShapes(gene, recipe, len(inputs.images.train))
     stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, drawn, keep=keep)
-    result = run_stage(stage, recipe, inputs.images, keep=keep, show=show)
-    assert isinstance(stage.module, FeatureStudent)
-    more = kept_bridge.keep_bridge(
-        stage.module, inputs, _first_pass(recipe.features or FeatureTarget(), inputs, recipe)
-    )
-    more |= _scores_by_shape(stage.module, inputs, recipe)
-    return result, more | ({"teachers": [each.identity for each in inputs.teachers]} if inputs.teachers else {})
+
+    def more() -> dict[str, Any]:
+        assert isinstance(stage.module, FeatureStudent)
+        batches = _first_pass(recipe.features or FeatureTarget(), inputs, recipe)
+        told = kept_bridge.keep_bridge(stage.module, inputs, batches)
+        told |= _scores_by_shape(stage.module, inputs, recipe)
+        return told | ({"teachers": [each.identity for each in inputs.teachers]} if inputs.teachers else {})
+
+    return stage, more
 
 
 def _scores_by_shape(student: FeatureStudent, inputs: CondenseInputs, recipe: CondenseRecipe) -> dict[str, Any]:

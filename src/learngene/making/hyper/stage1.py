@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.hyper.meta import MetaBatch, meta_loss
-from learngene.making.inputs import CondenseInputs, Taught
+from learngene.making.inputs import CondenseInputs, Planned, Taught
 from learngene.methods.tal import Hypernetwork, hypernetwork_of
 from learngene.recipe.hyper import Guidance, Stage1Hyper
 from learngene.system.errors import LearngeneError
 from learngene.training.losses import Parts
-from learngene.training.run import run_stage
-from learngene.training.stage import Stage, TrainResult
+from learngene.training.stage import Stage
 from learngene.training.teacher import Outputs, Teacher, teacher_of
 
 
@@ -57,8 +55,8 @@ def taught(inputs: CondenseInputs) -> list[Taught]:
     return [(inputs.recipe, (guide(ancestry, guidance),) if ancestry and guidance.alpha > 0 else ())]
 
 
-def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
-    """Trains the hypernetwork in place; see ``making.condense.Maker``."""
+def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
+    """The stage in which the hypernetwork is trained in place; see ``making.condense.OneStage``."""
     recipe, gene, ancestry = inputs.recipe, inputs.gene, inputs.ancestry
     hyper = recipe.hyper or Stage1Hyper()
     guidance, teacher_width = hyper.guidance, ancestry.width if ancestry else 0
@@ -80,7 +78,7 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         uses_all=False,
         made_of=made_of(ancestry, method=gene.method),
     )
-    return run_stage(stage, recipe, inputs.images, keep=keep, show=show), {}
+    return stage, dict
 
 
 def guide(ancestry: Ancestry, guidance: Guidance) -> Teacher:

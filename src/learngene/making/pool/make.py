@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ from learngene.making.pool.rows import (
     row_shapes,
 )
 from learngene.making.pool.stitches import least_squares_stitches, transformation_stitches
-from learngene.making.steps import Step, run_steps
 from learngene.methods import method as find_method
 from learngene.methods.base import gene_name
 from learngene.methods.stitching import rows_of
@@ -46,7 +44,7 @@ from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_unwritable
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, guided_loss
-from learngene.training.run import finished, run_stage, write_once
+from learngene.training.run import finished, run_stage, run_stages, write_once
 from learngene.training.run_folder import MARKER, mark, refuse_other_recipe
 from learngene.training.scores import Score, accuracies
 from learngene.training.stage import Stage, TrainResult, set_drop_path
@@ -81,11 +79,9 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         refuse_foreign(recipe.out, MARKER)
         refuse_other_recipe(recipe.out, recipe)
         write_once(lambda: mark(recipe.out, recipe))
-    steps = [
-        Step(f"row {index}", row.out, partial(distil_row, inputs, index, keep=keep, show=show))
-        for index, row in enumerate(row_recipes(recipe))
-    ]
-    rows = [_anchor(anchor) for anchor in inputs.anchors] or [row for _, row in run_steps(steps)]
+    rows = [_anchor(anchor) for anchor in inputs.anchors] or distil_rows(
+        inputs, range(len(row_recipes(recipe))), keep=keep, show=show
+    )
     _fill_rows(gene, rows)
     paths = path_recipe(recipe)
     if not (keep and paths and (paths.out / "last.pt").exists()):
@@ -177,35 +173,62 @@ def refuse(inputs: CondenseInputs) -> None:
 # -- rows ------------------------------------------------------------------------------------------------
 
 
-def distil_row(inputs: CondenseInputs, index: int, *, keep: bool, show: bool) -> Row:
-    """Trains one row, from narrow to wide, as an auxiliary model (equations 3 to 8), or finds it trained.
+def distil_rows(inputs: CondenseInputs, which: Iterable[int], *, keep: bool, show: bool) -> list[Row]:
+    """Trains rows as auxiliary models (equations 3 to 8), or finds them trained: all that are missing in one pass.
 
-    With ``keep`` its state is kept, so that other pools can share it.
+    With ``keep`` their states are kept, so that other pools can share them.
+
+    Args:
+        inputs: Of the pool.
+        which: Numbers of the rows, from narrow to wide.
+        keep: Whether to keep them.
+        show: Whether to print progress.
+
+    Raises:
+        LearngeneError: Why rows failed, if some did; the others are trained.
     """
-    recipe, ancestry = inputs.recipe, inputs.ancestry
-    mine = row_recipe(recipe, index)
-    row, pool = mine.shape, pool_of(mine)
+    recipes = [row_recipe(inputs.recipe, index) for index in which]
+    stages = [_row_stage(inputs, mine, keep=keep) for mine in recipes]
+    outcomes: list[TrainResult | LearngeneError | None] = [
+        finished(mine, stage.module) if keep else None for mine, stage in zip(recipes, stages, strict=True)
+    ]
+    missing = [number for number, found in enumerate(outcomes) if found is None]
+    if missing:
+        jobs = [(stages[number], recipes[number]) for number in missing]
+        for number, outcome in zip(missing, run_stages(jobs, inputs.images, keep=keep, show=show), strict=True):
+            outcomes[number] = outcome
+    if failed := [each for each in outcomes if isinstance(each, LearngeneError)]:
+        raise failed[0] if len(failed) == 1 else LearngeneError("\n".join(map(str, failed)))
+    if keep:
+        write_once(lambda: mark(inputs.recipe.out, inputs.recipe))
+    results = [each for each in outcomes if isinstance(each, TrainResult)]
+    return [_row(stage.module, result) for stage, result in zip(stages, results, strict=True)]
+
+
+def _row(trained: nn.Module, result: TrainResult) -> Row:
+    if isinstance(trained, FeatureStudent):
+        return Row(_weights(trained.model), None, result, trained.current)
+    assert isinstance(trained, RowDistillation)
+    return Row(_weights(trained.student), trained.matrix(), result)
+
+
+def _weights(student: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in student.state_dict().items()}
+
+
+def _row_stage(inputs: CondenseInputs, mine: CondenseRecipe, *, keep: bool) -> Stage:
+    """The stage in which a row is trained."""
+    row, pool, ancestry = mine.shape, pool_of(mine), inputs.ancestry
     name, student = f"row {row.embed_dim}", scratch(row, mine.train.seed)
     set_drop_path(student, mine.train.drop_path)
-    matrix: Callable[[], Tensor | None] = lambda: None  # noqa: E731
     if mine.distill.target == "features":
-        stage = features.feature_stage(name, student, inputs, mine, keep=keep, scored=not mine.needs_labels)
-    else:
-        student_blocks, _, widths = _distilled_at(mine, ancestry)
-        with torch.random.fork_rng():
-            torch.manual_seed(mine.train.seed)
-            module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
-        teachers, made = _row_teachers(mine, ancestry), made_of(ancestry)
-        matrix = module.matrix
-        objective = row_objective(pool, mine.distill)
-        stage = Stage(name, module, objective, row.img_size, row.in_chans, teachers, made_of=made)
-    result = finished(mine, stage.module) if keep else None
-    result = result or run_stage(stage, mine, inputs.images, keep=keep, show=show)
-    if keep:
-        write_once(lambda: mark(recipe.out, recipe))
-    state = {name: value.detach() for name, value in student.state_dict().items()}
-    learnt = stage.module.current if isinstance(stage.module, FeatureStudent) else ()
-    return Row(state, matrix(), result, learnt)
+        return features.feature_stage(name, student, inputs, mine, keep=keep, scored=not mine.needs_labels)
+    student_blocks, _, widths = _distilled_at(mine, ancestry)
+    with torch.random.fork_rng():
+        torch.manual_seed(mine.train.seed)
+        module = RowDistillation(student, row.embed_dim, student_blocks, widths, pool)
+    objective, teachers = row_objective(pool, mine.distill), _row_teachers(mine, ancestry)
+    return Stage(name, module, objective, row.img_size, row.in_chans, teachers, made_of=made_of(ancestry))
 
 
 def _distilled_at(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[list[int], list[int], list[int]]:
