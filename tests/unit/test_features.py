@@ -224,7 +224,7 @@ METHODS_THAT_LEARN = [name for name, kind in METHODS.items() if kind.making == "
 @pytest.mark.parametrize("name", METHODS_THAT_LEARN)
 def test_every_method_of_one_auxiliary_shape_learns_features(name: str, images: Path, teacher: Ancestry) -> None:
     train = {**FAST, "epochs": 1}
-    settings = {"sws": {"stages": [2, 2]}, "mini-init": {"blocks": 2}, "lets": {"width": 8, "layers": 2}}.get(name, {})
+    settings = {"sws": {"stages": [2, 2]}, "mini-init": {"blocks": 2}, "lets": {"width": 8, "sources": 2}}.get(name, {})
     gene = made(None, images, teacher, method=name, settings=settings, train=train)
     assert gene.expand().num_classes == 0
 
