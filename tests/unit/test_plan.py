@@ -215,7 +215,7 @@ for arguments in json.loads(sys.argv[1]):
     try:
         main()
     except SystemExit as stop:
-        assert not stop.code, stop.code
+        assert bool(stop.code) == (arguments[-1] in ("train.epoch=1", "epochs=1")), (arguments, stop.code)
     heavy = {"torch", "timm", "numpy", "matplotlib", "sklearn", "accelerate"} & set(sys.modules)
     assert not heavy, (arguments, heavy)
     print("-- end")
@@ -229,11 +229,15 @@ def test_quick_commands_import_no_torch(gene_file: Path) -> None:
     )
     quick = [["--help"], ["--version"], ["methods"], ["plan", gene], ["plan", gene, *more], ["info", gene]]
     quick += [["info", gene, "--verify", "--json"], ["condense", "--help"], ["finetune", "--help"]]
-    call = [sys.executable, "-c", SLIM, json.dumps(quick)]
+    recipe = gene_file.with_suffix(".yaml")
+    recipe.write_text("{kind: condense, method: tleg, shape: vit-ti, data: {source: digits}, distill: {alpha: 0}}")
+    wrong = [["check", str(recipe), "train.epoch=1"], ["eval", gene, "--data", "digits", "epochs=1"]]
+    call = [sys.executable, "-c", SLIM, json.dumps([*quick, *wrong])]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(said.strip() for said in done.stdout.split("-- end\n")[:-1])
-    assert done.stdout.count("-- end\n") == len(quick)
+    assert all(said.strip() for said in done.stdout.split("-- end\n")[: len(quick)])
+    assert done.stdout.count("-- end\n") == len(quick) + 2
+    assert "train: unknown key 'epoch'" in done.stderr
 
 
 def test_unknown_names_of_the_package_are_attribute_errors() -> None:

@@ -76,10 +76,10 @@ def say(text: str) -> None:
         print(text)
 
 
-def say_start(what: str, out: Path) -> None:
-    """Says what is about to run, once the recipe is known to be one: importing torch and timm takes seconds."""
+def say_start(what: str, where: str) -> None:
+    """Says what is about to happen, once the call is known to be one: importing torch and timm takes seconds."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{what}: run folder {out}", file=sys.stderr, flush=True)
+        print(f"{what}: {where}", file=sys.stderr, flush=True)
 
 
 def suggest(*words: object) -> None:

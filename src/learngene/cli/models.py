@@ -24,6 +24,7 @@ from learngene.cli.app import (
     ancestry_of,
     app,
     choices,
+    say_start,
 )
 from learngene.system.errors import LearngeneError, told_of
 
@@ -64,6 +65,12 @@ def evaluate(
     With --knn, --linear or --teacher frozen features are judged instead; head and classes do not count. With
     --text-features an image is of the class whose text is nearest to the model's output.
     """
+    for text in overrides or []:
+        if not text.startswith("data."):
+            raise LearngeneError(f"'{text}' is not of the form data.key=value; eval has no other settings")
+    if text_features is not None and (knn or linear or teacher is not None):
+        raise LearngeneError("--text-features: judges outputs, not features; leave --knn, --linear, --teacher out")
+    say_start("eval", f"reading {model}")
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
     from learngene.making.finetune import evaluate as score
@@ -77,9 +84,6 @@ def evaluate(
         fields["root"] = str(root)
     if mask_classes is not None:
         fields["mask_classes"] = int(mask_classes) if mask_classes.isdecimal() else mask_classes.split(",")
-    for text in overrides or []:
-        if not text.startswith("data."):
-            raise LearngeneError(f"'{text}' is not of the form data.key=value; eval has no other settings")
     section = data_section(apply_overrides({"data": fields}, overrides or [])["data"])
     if not is_checkpoint(model, architecture) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
         net: Any = Learngene.load(model).expand(
@@ -91,8 +95,6 @@ def evaluate(
     else:
         net = ancestry_of(model, architecture, model_args, state, preprocessing).model
     if text_features is not None:
-        if knn or linear or teacher is not None:
-            raise LearngeneError("--text-features: judges outputs, not features; leave --knn, --linear, --teacher out")
         _zero_shot(model, net, section, text_features, split=split, as_json=as_json)
         return
     if knn or linear or teacher is not None:
@@ -173,6 +175,7 @@ def export(
     out: Annotated[Path, typer.Option(help="ONNX file to write")],
 ) -> None:
     """Write an ONNX file, run it again at batch 1 and 3 and compare the logits."""
+    say_start("export", f"reading {descendant}")
     from learngene.vits.descendant_folder import load_descendant
     from learngene.vits.onnx_export import export_onnx
 

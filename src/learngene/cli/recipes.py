@@ -45,7 +45,7 @@ def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder =
         _condense_together(loaded)
         return
     loaded = require_kind(CondenseRecipe, loaded, recipe)
-    say_start(f"condense {loaded.method}", loaded.out)
+    say_start(f"condense {loaded.method}", f"run folder {loaded.out}")
     from learngene.making.condense import run
 
     _say_condensed(run(loaded))
@@ -53,7 +53,7 @@ def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder =
 
 def _condense_together(recipe: GenesRecipe) -> None:
     for name, one in recipe.genes.items():
-        say_start(f"condense {name} ({one.method})", one.out)
+        say_start(f"condense {name} ({one.method})", f"run folder {one.out}")
     from learngene.making.together import SomeGenesFailedError, run_together
 
     failed = None
@@ -167,7 +167,7 @@ def finetune(
     else:
         fields = apply_overrides({"kind": "finetune"}, given)
         loaded = require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
-    say_start(f"finetune {loaded.model}", loaded.out)
+    say_start(f"finetune {loaded.model}", f"run folder {loaded.out}")
     from learngene.making.finetune import run
 
     done = run(loaded)
@@ -179,10 +179,12 @@ def finetune(
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
     """Check everything about a recipe that can be known before the first step."""
-    from learngene.cli.check import check_recipe
     from learngene.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], data)
+    say_start(f"check {loaded.kind}", f"run folder {loaded.out}")
+    from learngene.cli.check import check_recipe
+
     for line in check_recipe(loaded):
         print(line)
     suggest(loaded.kind, recipe, *(overrides or []), *(["--data", data] if data else []))
