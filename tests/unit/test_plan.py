@@ -230,7 +230,8 @@ def test_quick_commands_import_no_torch(gene_file: Path) -> None:
     quick = [["--help"], ["--version"], ["methods"], ["plan", gene], ["plan", gene, *more], ["info", gene]]
     quick += [["info", gene, "--verify", "--json"], ["condense", "--help"], ["finetune", "--help"]]
     recipe = gene_file.with_suffix(".yaml")
-    recipe.write_text("{kind: condense, method: tleg, shape: deit_base_patch16_224, data: {source: digits}, distill: {alpha: 0}}")
+    shape = "shape: deit_base_patch16_224"
+    recipe.write_text(f"{{kind: condense, method: tleg, {shape}, data: {{source: digits}}, distill: {{alpha: 0}}}}")
     wrong = [["check", str(recipe), "train.epoch=1"], ["eval", gene, "--data", "digits", "epochs=1"]]
     call = [sys.executable, "-c", SLIM, json.dumps([*quick, *wrong])]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
