@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learngene.data.batches import TrainBatches, crop_pct, epoch_order, eval_loader, micro_batch, seeded
+from learngene.data.batches import TrainBatches, epoch_order, eval_loader, micro_batch
 from learngene.data.open_split import open_split
+from learngene.data.preprocessing import crop_pct
 from learngene.data.splits import accumulation
+from learngene.data.views import seeded
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError
 from pico import FAST, MIXED

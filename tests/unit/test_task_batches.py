@@ -235,7 +235,7 @@ def test_every_task_is_scored_by_itself(folders: dict[str, Path]) -> None:
 
 def test_the_feed_knows_whose_turn_it_is(folders: dict[str, Path]) -> None:
     feed = TaskFeed(task_images(folders), Train(**FAST), 2.0, 8, 3, lambda _model, _name: None)
-    made = feed.batches(0, 1, pin_memory=False)
+    made = feed.batches(0, 1)
     assert [feed.turn(1, step) for step in range(11)] == [made.turn(1, step) for step in range(11)]
 
 

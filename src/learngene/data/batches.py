@@ -7,48 +7,26 @@ or be spread over more processes, and see the very same images.
 
 from __future__ import annotations
 
-import contextlib
-import random
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, Num
-from timm.data import Mixup, create_transform
+from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from learngene.data.images import ImageSet
 from learngene.data.mask_transforms import MaskTransform
-from learngene.data.preprocessing import crop_pct
 from learngene.data.splits import accumulation, refuse_channels, refuse_unfit
-from learngene.data.transforms import train_transform
+from learngene.data.transforms import eval_transform, train_transform
+from learngene.data.views import MIX, ORDER, ImageViews, Part, Raw, seeded
 from learngene.recipe.sections import Augment, DataSpec, Train
 
-KEEP_BYTES = 256 << 20
-"""Most memory for prepared images that are the same in every epoch."""
-
-ORDER, AUGMENT, MIX = 1, 2, 3
-"""Purposes of randomness: each has its own stream of seeds."""
-
-
-@contextlib.contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seeds Python's, numpy's and torch's CPU generators inside the block and restores them behind it."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+CPU = torch.device("cpu")
 
 
 def epoch_order(count: int, seed: int, epoch: int, batch_size: int, repeats: int = 1) -> np.ndarray:
@@ -92,34 +70,6 @@ def micro_batch(positions: np.ndarray, shard: int, shards: int) -> np.ndarray:
     return np.concatenate([front, back])
 
 
-class _Views(Dataset[tuple[Tensor, Tensor | int]]):
-    """Augmented images with their label or mask, addressed by (epoch, position in the epoch, index of the image)."""
-
-    def __init__(self, images: ImageSet, transform: Any, mode: str, seed: int, keep: bool) -> None:
-        """Prepares the views; ``keep`` holds every view in memory, for transforms without randomness."""
-        self.images, self.transform, self.mode, self.seed = images, transform, mode, seed
-        self.kept: dict[int, tuple[Tensor, Tensor | int]] | None = {} if keep else None
-
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor | int]:
-        epoch, position, index = key
-        if self.kept is None:
-            with seeded(AUGMENT, self.seed, epoch, position):
-                return self._view(index)
-        if index not in self.kept:
-            self.kept[index] = self._view(index)
-        return self.kept[index]
-
-    def _view(self, index: int) -> tuple[Tensor, Tensor | int]:
-        if self.images.segmentation:
-            view: tuple[Tensor, Tensor] = self.transform(*self.images.pair(index, self.mode))
-            return view
-        return self.transform(self.images.image(index, self.mode)), self.images.labels[index]
-
-
-Part = list[tuple[int, int, int]]
-"""Addresses of the images that a process holds at once: (epoch, position in the epoch, index of the image)."""
-
-
 class Batches(Protocol):
     """What the loop trains on."""
 
@@ -145,7 +95,7 @@ class TrainBatches:
         in_chans: int = 3,
         rank: int = 0,
         processes: int = 1,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         """Prepares augmentation and mixing.
 
@@ -157,7 +107,7 @@ class TrainBatches:
             in_chans: 3 for colour, 1 for grey.
             rank: This process.
             processes: All of them.
-            pin_memory: For copies to a GPU.
+            device: Where batches are to be.
 
         Raises:
             DataError: If there are fewer images than one batch, or masks cannot follow the augmentation.
@@ -175,9 +125,9 @@ class TrainBatches:
             if self.masked
             else train_transform(train.augment, spec, img_size)
         )
-        keep = not _is_random(train.augment) and _fits_in_memory(images, spec, img_size, in_chans)
-        self.views = _Views(images, transform, "L" if in_chans == 1 else "RGB", train.seed, keep)
-        self.workers, self.pin_memory = spec.workers, pin_memory
+        varied, keep = _is_random(train.augment), spec.workers == 0
+        self.views = ImageViews(images, transform, in_chans, train.seed, varied=varied, keep=keep)
+        self.workers, self.device = spec.workers, device
         self.mixup = _mixup(train.augment, self.classes)
 
     def epoch(self, epoch: int, first_step: int = 0, end: int | None = None) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -189,10 +139,10 @@ class TrainBatches:
             end: The step to stop before; None for all.
 
         Yields:
-            One list per optimizer step of (images, integer labels or masks), on the CPU, not yet mixed.
+            One list per optimizer step of (normalised images, integer labels or masks), not yet mixed.
         """
         keys = [part for parts in self.addresses(epoch)[first_step:end] for part in parts]
-        yield from loaded_parts(self.views, keys, self.parts, workers=self.workers, pin_memory=self.pin_memory)
+        yield from loaded_parts(self.views, keys, self.parts, workers=self.workers, device=self.device)
 
     def addresses(self, epoch: int) -> list[list[Part]]:
         """This process's parts of every step of an epoch."""
@@ -232,24 +182,57 @@ class TrainBatches:
         return mixed, targets
 
 
+@runtime_checkable
+class Addressed(Protocol):
+    """Views by their addresses, a part at a time."""
+
+    def __getitems__(self, part: Any) -> Raw:
+        """Their pixels."""
+
+    def finished(self, part: Any, raw: Raw, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Normalised images, and labels or masks."""
+
+
 def loaded_parts(
-    views: Dataset[Any], keys: Sequence[Any], parts: int, *, workers: int, pin_memory: bool
+    views: Addressed, keys: Sequence[Any], parts: int, *, workers: int, device: torch.device
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Loads parts by the addresses of their images, and gives those of one step at a time."""
-    loader: DataLoader[Any] = DataLoader(
-        views,
-        batch_sampler=keys,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_leave_stopping_to_parent,
-    )
     step: list[tuple[Tensor, Tensor]] = []
-    for images, labels in loader:
-        step.append((images, labels))
+    for part in _loaded(views, keys, workers, device):
+        step.append(part)
         if len(step) == parts:
             yield step
             step = []
+
+
+def _loaded(
+    views: Addressed, keys: Sequence[Any], workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    loader: DataLoader[Any] = DataLoader(
+        views,  # type: ignore[arg-type]
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=_as_they_are,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_leave_stopping_to_parent,
+    )
+    for part, raw in zip(keys, loader, strict=True):
+        yield views.finished(part, raw, device)
+
+
+def _as_they_are(raw: Any) -> Any:
+    return raw
+
+
+class EvalBatches(Iterable[tuple[Tensor, Tensor]]):
+    """A process's share of a split, in order."""
+
+    def __init__(self, views: ImageViews, parts: list[Part], workers: int, device: torch.device) -> None:
+        self.views, self.parts, self.workers, self.device = views, parts, workers, device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return _loaded(self.views, self.parts, self.workers, self.device)
 
 
 def eval_loader(
@@ -261,31 +244,15 @@ def eval_loader(
     batch_size: int = 256,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader[tuple[Tensor, Tensor | int]]:
+    device: torch.device = CPU,
+) -> EvalBatches:
     """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop; no crop with masks."""
     refuse_channels(spec, in_chans)
-    transform = (
-        MaskTransform(spec, img_size)
-        if images.segmentation
-        else create_transform(
-            img_size,
-            interpolation=spec.interpolation,
-            crop_pct=crop_pct(spec, img_size),
-            mean=spec.mean or (),
-            std=spec.std or (),
-        )
-    )
-    keep = _fits_in_memory(images, spec, img_size, in_chans)
-    views = _Views(images, transform, "L" if in_chans == 1 else "RGB", 0, keep)
-    keys: Sequence[tuple[int, int, int]] = [(0, index, index) for index in range(rank, len(images), processes)]
-    return DataLoader(
-        views,
-        batch_size=batch_size,
-        sampler=keys,
-        num_workers=spec.workers,
-        multiprocessing_context="fork" if spec.workers else None,
-        worker_init_fn=_leave_stopping_to_parent,
-    )
+    transform = MaskTransform(spec, img_size) if images.segmentation else eval_transform(spec, img_size)
+    views = ImageViews(images, transform, in_chans, 0, varied=False, keep=spec.workers == 0)
+    own = [(0, index, index) for index in range(rank, len(images), processes)]
+    parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    return EvalBatches(views, parts, spec.workers, device)
 
 
 def _leave_stopping_to_parent(_worker: int) -> None:
@@ -297,11 +264,6 @@ def _leave_stopping_to_parent(_worker: int) -> None:
 def _is_random(augment: Augment) -> bool:
     """Whether two views of an image differ; mixing comes later and does not count."""
     return bool(augment.scale or augment.hflip or augment.color_jitter or augment.rand_augment or augment.erasing)
-
-
-def _fits_in_memory(images: ImageSet, spec: DataSpec, img_size: int, in_chans: int) -> bool:
-    """Whether the prepared images of a set may stay in memory; loader processes would each keep their own."""
-    return spec.workers == 0 and 4 * len(images) * in_chans * img_size**2 <= KEEP_BYTES
 
 
 def _mixup(augment: Augment, classes: int) -> Mixup | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from learngene.data.transforms import Erased, Normalise, channels_last
 from learngene.recipe.sections import Augment, DataSpec
 
 
@@ -42,7 +43,7 @@ class _Resize(v2.Resize):
 
 
 class MaskTransform:
-    """Image and mask to a normalised square image and a mask of the same size."""
+    """Image and mask to the pixels of a square image and a mask of the same size."""
 
     def __init__(self, spec: DataSpec, img_size: int, augment: Augment | None = None) -> None:
         """Chooses the transforms.
@@ -63,11 +64,9 @@ class MaskTransform:
         if augment and augment.color_jitter:
             steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
         self.together = v2.Compose(steps)
-        self.finish = v2.Compose(
-            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean or (), spec.std or ())]
-        )
+        self.normalise = Normalise(spec, reciprocal=True)
 
-    def __call__(self, image: Image.Image, mask: np.ndarray) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image.Image, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, Erased]:
         """Transforms both, drawing from torch's generator.
 
         Args:
@@ -75,7 +74,7 @@ class MaskTransform:
             mask: Values of its pixels, (height, width).
 
         Returns:
-            The image, and the mask as uint8.
+            The pixels (height, width, channels) and the mask as uint8, and that nothing is erased.
         """
         image, values = self.together(image, tv_tensors.Mask(torch.from_numpy(mask)))
-        return self.finish(image).as_subclass(Tensor), values.as_subclass(Tensor)
+        return channels_last(image), values.as_subclass(Tensor).numpy(), []

@@ -113,7 +113,8 @@ class Decoding:
             out = out.convert("RGB")
         if seen is not None:
             seen.remarks.update(remarks)
-        return out.convert(mode), orientation
+        # Not copied, but for pixels that lie in a mapped file or in an array.
+        return (out.convert(mode) if out.mode != mode or out.readonly else out), orientation
 
     def refuse_large(self, image: Image.Image) -> None:
         """Raises ``TooLargeError`` for an image of too many pixels, before any is decoded."""

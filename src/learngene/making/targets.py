@@ -97,7 +97,7 @@ def stored_targets(recipe: CondenseRecipe, inputs: CondenseInputs | None = None)
     for part, teachers in MAKERS[inputs.gene.method.making].taught(inputs):
         images, data = inputs.images.train, inputs.recipe.data
         place = {"img_size": part.shape.img_size, "in_chans": part.shape.in_chans}
-        batches = TrainBatches(images, data, part.train, **place, pin_memory=accelerator.device.type == "cuda")
+        batches = TrainBatches(images, data, part.train, **place, device=accelerator.device)
         views = Views(batches, data, images.fingerprint(), min(part.train.epochs, replay.epochs or part.train.epochs))
         out += [StoredTargets(teacher, replay, views, accelerator) for teacher in teachers]
     return out

@@ -103,15 +103,15 @@ class _Pass:
     ) -> None:
         self.students, self.accelerator, self.device = students, accelerator, accelerator.device
         stage, spec = students[0].stage, students[0].spec
-        place = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
-        pin_memory = self.device.type == "cuda"
+        processes = accelerator.num_processes
+        place: dict[str, Any] = {"rank": accelerator.process_index, "processes": processes, "device": self.device}
         self.batches: Batches
         if stage.feed:
-            self.batches = stage.feed.batches(**place, pin_memory=pin_memory)
+            self.batches = stage.feed.batches(**place)
         else:
             assert data is not None
-            size = {"img_size": stage.img_size, "in_chans": stage.in_chans}
-            self.batches = TrainBatches(train_images, data, spec, **size, **place, pin_memory=pin_memory)
+            size: dict[str, Any] = {"img_size": stage.img_size, "in_chans": stage.in_chans}
+            self.batches = TrainBatches(train_images, data, spec, **size, **place)
             self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
         self.data, self.steps_per_epoch = train_images.fingerprint(), self.batches.steps_per_epoch
         self.ignore_index, self.precision = val_images.ignore_index, spec.precision
@@ -197,9 +197,7 @@ class _Pass:
         """This process's parts of a batch, mixed, with what every teacher says of them."""
         for number, (raw, labels) in enumerate(parts):
             prints = pixel_prints(raw) if self.stored else None  # before mixing, which changes images where they are
-            images = raw.to(self.device, non_blocking=True)
-            labels = labels.to(self.device, non_blocking=True)
-            images, targets = self.batches.mix(images, labels, epoch, step)
+            images, targets = self.batches.mix(raw, labels, epoch, step)
             with autocast(self.device.type, self.precision):
                 # Of the same mixed and erased images.
                 said = [(each.teacher, each.outputs(prints, images, epoch, step, number)) for each in self.teachers]

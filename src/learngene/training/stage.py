@@ -29,7 +29,7 @@ Scoring = Callable[[nn.Module, Iterable[tuple[Tensor, Any]], str, Any], Score]
 class Feed(Protocol):
     """Batches and scores of a stage that is trained on more than one data set."""
 
-    def batches(self, rank: int, processes: int, pin_memory: bool) -> Batches:
+    def batches(self, rank: int, processes: int, device: torch.device) -> Batches:
         """This process's training batches."""
 
     def score(self, model: nn.Module, precision: str, rank: int, processes: int, reduce: Any) -> Score:

@@ -264,7 +264,7 @@ class StoredTargets:
             for step, parts in enumerate(batches.epoch(epoch, steps.start, steps.stop), start=steps.start):
                 for part, (raw, labels) in enumerate(parts):
                     prints = pixel_prints(raw)  # before mixing, which changes images where they are
-                    yield step, part, prints, batches.mix(raw.to(device), labels.to(device), epoch, step)[0]
+                    yield step, part, prints, batches.mix(raw, labels, epoch, step)[0]
 
     def _go_to(self, place: _Place, epoch: int, step: int) -> None:
         """Opens the file of a step if there is one; if not, what the teacher says is collected for it."""

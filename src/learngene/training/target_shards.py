@@ -227,9 +227,9 @@ def pixel_prints(images: Tensor) -> Tensor:
     """A fingerprint per image, from evenly spread values of it.
 
     Args:
-        images: (batch, channels, height, width) on the CPU, as the loader gives them.
+        images: (batch, channels, height, width), as the loader gives them.
     """
     flat: Any = images.flatten(1)
-    seen = flat[:, :: max(1, flat.shape[1] // SEEN)].contiguous().numpy()
+    seen = flat[:, :: max(1, flat.shape[1] // SEEN)].contiguous().cpu().numpy()
     prints = [xxhash.xxh3_64_intdigest(row.data) for row in seen]
     return torch.tensor([value - (1 << 64) if value >> 63 else value for value in prints], dtype=torch.int64)

@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from learngene.data.batches import Part, TrainBatches, eval_loader, loaded_parts
+from learngene.data.batches import CPU, TrainBatches, eval_loader, loaded_parts
 from learngene.data.file_kinds import Left
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits
+from learngene.data.views import Part, Raw
 from learngene.recipe.sections import DataSpec, Train
 from learngene.training.scores import Accuracy, MeanTaskScore, accuracy
+
+TaskPart = list[tuple[str, int, int, int]]
+"""Addresses of the images of one task: its name, then as in ``Part``."""
 
 TASK = 5
 """Purpose of randomness beside those of ``batches.py`` and ``loop.py``: whose turn it is."""
@@ -61,7 +65,7 @@ class TaskBatches:
         in_chans: int,
         rank: int = 0,
         processes: int = 1,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         """Prepares the batches of every task.
 
@@ -73,12 +77,12 @@ class TaskBatches:
             in_chans: 3 for colour, 1 for grey.
             rank: This process.
             processes: All of them.
-            pin_memory: For copies to a GPU.
+            device: Where batches are to be.
         """
-        place: dict[str, Any] = {"rank": rank, "processes": processes, "pin_memory": pin_memory}
+        place: dict[str, Any] = {"rank": rank, "processes": processes, "device": device}
         size: dict[str, Any] = {"img_size": img_size, "in_chans": in_chans}
         self.of = {name: TrainBatches(t.images[0], t.data, t.train, **size, **place) for name, t in tasks.items()}
-        self.spec, self.pin_memory = spec, pin_memory
+        self.spec, self.device = spec, device
         self.workers = max(batches.workers for batches in self.of.values())
         sizes = {name: len(task.images[0]) for name, task in tasks.items()}
         self.shares = sampling_shares(sizes, temperature)
@@ -117,22 +121,24 @@ class TaskBatches:
                 passes[name, number] = self.of[name].addresses(number)
             keys += [[(name, *address) for address in part] for part in passes[name, number][own_step]]
         parts = next(iter(self.of.values())).parts
-        yield from loaded_parts(_Views(self.of), keys, parts, workers=self.workers, pin_memory=self.pin_memory)
+        yield from loaded_parts(_Views(self.of), keys, parts, workers=self.workers, device=self.device)
 
     def mix(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """A part's mixed images and soft targets, by its task's augmentation and classes."""
         return self.of[self.turn(epoch, step)].mix(images, labels, *self._own(epoch, step))
 
 
-class _Views(Dataset[tuple[Tensor, Any]]):
-    """Augmented images of several tasks, addressed by the task's name and the address within it."""
+class _Views:
+    """Views of several tasks, addressed by the task's name and the address within it; a part is of one task."""
 
     def __init__(self, of: Mapping[str, TrainBatches]) -> None:
         self.views = {name: batches.views for name, batches in of.items()}
 
-    def __getitem__(self, key: tuple[str, int, int, int]) -> tuple[Tensor, Any]:
-        name, epoch, position, index = key
-        return self.views[name][epoch, position, index]
+    def __getitems__(self, part: TaskPart) -> Raw:
+        return self.views[part[0][0]].__getitems__([(epoch, position, index) for _, epoch, position, index in part])
+
+    def finished(self, part: TaskPart, raw: Raw, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.views[part[0][0]].finished(part, raw, device)
 
 
 @dataclass
@@ -159,10 +165,10 @@ class TaskFeed:
     current: TaskBatches | None = None
     loaders: dict[str, Iterable[Any]] = field(default_factory=dict)
 
-    def batches(self, rank: int, processes: int, pin_memory: bool) -> TaskBatches:
+    def batches(self, rank: int, processes: int, device: torch.device = CPU) -> TaskBatches:
         """This process's training batches."""
         size: dict[str, Any] = {"img_size": self.img_size, "in_chans": self.in_chans}
-        place: dict[str, Any] = {"rank": rank, "processes": processes, "pin_memory": pin_memory}
+        place: dict[str, Any] = {"rank": rank, "processes": processes, "device": device}
         self.current = TaskBatches(self.tasks, self.spec, self.temperature, **size, **place)
         return self.current
 

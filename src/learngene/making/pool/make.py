@@ -267,8 +267,8 @@ def _start_stitches(recipe: CondenseRecipe, gene: Learngene, rows: Sequence[Row]
         return
     pool = pool_of(recipe)
     chosen = images.picked(np.linspace(0, len(images) - 1, min(pool.images, len(images))).astype(int).tolist())
-    size = {"img_size": gene.shape.img_size, "in_chans": gene.shape.in_chans}
-    loader = eval_loader(chosen, recipe.data, **size, batch_size=LS_BATCH)
+    size, chans = gene.shape.img_size, gene.shape.in_chans
+    loader = eval_loader(chosen, recipe.data, img_size=size, in_chans=chans, batch_size=LS_BATCH)
     say: Callable[[str], object] = print if show else (lambda _text: None)
     least_squares_stitches(gene, (batch for batch, _ in loader), lambda text: say(f"warning: {text}"))
 

@@ -125,8 +125,8 @@ def search_task(inputs: SearchInputs, name: str, *, keep: bool, show: bool) -> T
         result = (finished(spec, net) if keep else None) or run_stage(stage, spec, images, keep=keep, show=show)
     except InterruptedRun as stop:
         raise InterruptedRun(stop.signal_number, f"{stop.where} of {name}") from None
-    size = {"img_size": stage.img_size, "in_chans": stage.in_chans, "batch_size": max(spec.train.batch_size, 64)}
-    loader = eval_loader(images.val, spec.data, **size)
+    count = max(spec.train.batch_size, 64)
+    loader = eval_loader(images.val, spec.data, img_size=stage.img_size, in_chans=stage.in_chans, batch_size=count)
     share, soft = net.to(make_accelerator().device).layer_usage(loader)
     path = TaskPath(
         task=name,
