@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data import create_transform
 from torch import Tensor
 
 from learngene.data.batches import TrainBatches, epoch_order, eval_loader, micro_batch
@@ -174,6 +175,22 @@ def test_an_epoch_can_start_in_its_middle(images: Path) -> None:
 @pytest.mark.parametrize("train", [FAST, MIXED], ids=["plain", "augmented"])
 def test_augmentation_does_not_depend_on_the_loaders(images: Path, train: dict[str, Any]) -> None:
     assert same(content(batches(images, train)), content(batches(images, train, workers=2)))
+
+
+@pytest.mark.parametrize("augment", [{"preset": "light"}, {}], ids=["light", "deit"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_are_those_of_timms_transform_to_the_bit(images: Path, augment: dict[str, Any], workers: int) -> None:
+    """Of each image by itself, seeded with purpose 2 (augmentation), the run's seed, epoch and position."""
+    deit = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
+    how = {"scale": (0.6, 1.0), "color_jitter": None} if augment else deit
+    transform = create_transform(8, is_training=True, interpolation="bicubic", **NORMAL, **how)
+    made = batches(images, {**FAST, "augment": augment}, workers=workers)
+    split, order = open_split(DataSpec(source=str(images)), "train"), epoch_order(24, 0, 1, 8, 1 if augment else 3)
+    views = torch.cat(content(made, 1)[::2])
+    assert len(views) == 24
+    for position, view in enumerate(views):
+        with seeded(2, 0, 1, position):
+            assert torch.equal(view, transform(split.image(int(order[position]))))
 
 
 def test_repeated_views_of_an_image_differ(images: Path) -> None:
