@@ -1,7 +1,7 @@
 """Runs the benchmarks and writes one JSON each under ``results/benchmarks``: medians, and ratios within one run.
 
     python benchmarks/run.py [startup] [creation] [selection] [step] [any_size] [pool] [search] [hyper] [replay]
-                             [runner] [gpu] [families]
+                             [loader] [runner] [gpu] [families]
 
 Without names, all that this machine can run but the families of timm, which are no matter of time. One thread; nothing
 else should be running.
@@ -17,11 +17,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "benchmarks"
-NAMES = ("startup", "creation", "selection", "step", "any_size", "pool", "search", "hyper", "replay", "runner", "gpu")
+NAMES = ["startup", "creation", "selection", "step", "any_size", "pool", "search", "hyper"]
+NAMES += ["replay", "loader", "runner", "gpu"]
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(NAMES)
+    names = sys.argv[1:] or NAMES
     RESULTS.mkdir(parents=True, exist_ok=True)
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     for name in names:
