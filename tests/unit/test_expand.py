@@ -18,7 +18,7 @@ from learngene.methods import method
 from learngene.methods.cutting import Cutting
 from learngene.methods.lets import LeTs
 from learngene.methods.sweet import SWEET
-from learngene.methods.tiles import Tiled
+from learngene.methods.wave import WAVE
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.vits.shape import MODULE_PARAMS
 from learngene.vits.stitched_shape import Shape, shape_from
@@ -361,7 +361,7 @@ def test_a_descendant_says_where_it_comes_from() -> None:
     [
         key
         for key, (name, *_) in METHODS.items()
-        if name != "scratch" and not issubclass(KINDS[name], (Cutting, Tiled, SWEET, LeTs))
+        if name != "scratch" and not issubclass(KINDS[name], (Cutting, WAVE, SWEET, LeTs))
     ],
 )
 def test_another_width_or_head_is_refused(key: str) -> None:

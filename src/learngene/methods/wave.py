@@ -11,36 +11,69 @@ biases, patches, positions and head; here they are tiles like all the rest.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.tiles import Mixing, Tiled, interpolation
+from learngene.methods.base import Method, gene_name, refuse_arch, require_choice, require_plain
+from learngene.methods.cutting import refuse_other_heads
+from learngene.methods.tiles import LAST, MATRICES, as_numbers, grid_of, interpolation, mixed_tiles, resized, share_text
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
+from learngene.vits.stitched_shape import Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+READERS = (*MATRICES, "head.weight")
+"""Parameters that sum over the width or the hidden width: a wider sum of repeated terms is divided by its growth."""
+
+TEMPLATE_STD = 0.1
+"""Of the templates' start; close to the scalers', so that both learn at one rate."""
+STD = {"cls_token": 1e-6} | dict.fromkeys(("pos_embed", *READERS), 0.02)
+"""Of timm's start, by parameter; of biases and what is added to a norm's weight of 1 it is 0."""
 
 
 @dataclass(frozen=True)
-class WAVE(Tiled):
+class WAVE(Method):
     """Templates, and scalers of each size.
 
     A size without scalers of its own gets those of the auxiliary model: linearly between its layers, and with its tiles
     repeated or cut.
 
     Attributes:
+        tile: Side of a tile: a part or a multiple of a head's width; 0, the default, stands for a head's width, so that
+            a head is a row of tiles.
+        templates: Of every matrix, or of qkv, proj, fc1 and fc2 each.
+        vectors: Templates of every other parameter.
+        layout: ``tile`` sets tiles side by side; ``outer`` is the product as printed, in which the templates are the
+            coarse picture. A multiple of the width computes the same with ``tile`` only.
+        frozen_templates: Templates stay as they are drawn, and scalers alone are trained: how much of a result is the
+            parametrisation, and not what templates have learnt.
         sizes: Sizes besides the auxiliary one that the gene has scalers for, such as ``96x9``: width and depth.
     """
 
+    tile: int = field(default=0, metadata={"minimum": 0})
+    templates: tuple[int, ...] = (12,)
+    vectors: int = 4
+    layout: str = "tile"
+    frozen_templates: bool = False
     sizes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "wave"
     title: ClassVar[str] = "WAVE: weight templates"
     paper: ClassVar[str] = "Feng et al., CVPR 2025"
     distillation: ClassVar[str] = "wave"
+    kept_fields: ClassVar[tuple[str, ...]] = ("patch_size", "in_chans", "class_token", "arch", "arch_args")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice(self.name, "layout", self.layout, ("tile", "outer"))
+        if len(self.templates) not in (1, len(MATRICES)):
+            raise ShapeError(f"{self.name}: templates must be one number, or four for qkv, proj, fc1 and fc2")
         sizes = self.sizes if isinstance(self.sizes, Sequence) and not isinstance(self.sizes, str) else [self.sizes]
         for size in sizes:
             if not isinstance(size, str) or not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
@@ -64,11 +97,131 @@ class WAVE(Tiled):
         begin = _begin(shape) if _begin(shape).removeprefix("S.") in self.sizes else _begin(auxiliary)
         return begin, self.scaler_shapes(auxiliary)[begin]
 
-    def mixing(self, source: ViTShape, shape: ViTShape, *, layers: bool) -> Mixing:
-        """Every layer has a row of scalers."""
-        return interpolation(source.depth, shape.depth) if layers else interpolation(1, 1)
+    # -- shapes ------------------------------------------------------------------------------------------------------
+
+    def side(self, auxiliary: ViTShape) -> int:
+        """Of a tile."""
+        return self.tile or auxiliary.head_dim
+
+    def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
+        """Tiles and heads must fit into each other, and both into the width."""
+        refuse_arch(self.name, auxiliary)
+        side, head = self.side(auxiliary), auxiliary.head_dim
+        if side % head and head % side:
+            raise ShapeError(
+                f"{self.name}: tiles of {side} and heads of {head} do not fit into each other; set settings.tile to a "
+                "part or a multiple of a head's width"
+            )
+        for shape in self.scaler_shapes(auxiliary).values():
+            self.refuse(auxiliary, shape)
+
+    def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
+        """Any depth, and any width of whole tiles and whole heads, can be made."""
+        super().refuse(auxiliary, shape, **options)
+        shape, side, head = require_plain(shape), self.side(auxiliary), auxiliary.head_dim
+        for what, width, step in (("embed_dim", shape.embed_dim, max(side, head)), ("MLP", shape.hidden_dim, side)):
+            if width % step:
+                below = width // step * step
+                raise ShapeError(
+                    f"{self.name}: {what} {width} is no multiple of {step}, the width of this gene's "
+                    f"{'tiles' if step == side else 'heads'}; use {f'{below} or ' if below else ''}{below + step}"
+                )
+        refuse_other_heads(self.name, auxiliary, shape)
+
+    def widths(self, auxiliary: ViTShape) -> list[tuple[int, int]]:
+        """Every width up to twice the auxiliary model's."""
+        step = max(self.side(auxiliary), auxiliary.head_dim)
+        return [(width, width // auxiliary.head_dim) for width in range(step, 2 * auxiliary.embed_dim + 1, step)]
+
+    # -- tensors -----------------------------------------------------------------------------------------------------
+
+    def count(self, name: str) -> int:
+        """Templates of a parameter."""
+        return self.templates[MATRICES.index(name) % len(self.templates)] if name in MATRICES else self.vectors
+
+    def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
+        """Templates ``T.*``, scalers ``S.*`` of every shape that the gene has some for, and the head's bias."""
+        side, out = self.side(auxiliary), {}
+        for name, size in _tiled_params(auxiliary).items():
+            wide = {0: side, len(size) - 1: side} if name in MATRICES else {len(size) - 1 if name in LAST else 0: side}
+            out[f"T.{name}"] = (self.count(name), *(wide.get(axis, n) for axis, n in enumerate(size)))
+        for begin, shape in self.scaler_shapes(auxiliary).items():
+            inside = shape.layer_params()
+            for name, size in _tiled_params(shape).items():
+                grid = grid_of(name, size, side)
+                out[f"{begin}.{name}"] = (
+                    shape.depth if name in inside else 1,
+                    grid.rows,
+                    grid.columns,
+                    self.count(name),
+                )
+        return out | {name: size for name, size in auxiliary.head_params().items() if name == "head.bias"}
+
+    def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
+        """Templates and scalers normal, so that a weight has the deviation that timm gives it; every norm is 1."""
+        import torch
+
+        value = torch.zeros(shapes[name])
+        if name.startswith("T."):
+            return value.normal_(std=TEMPLATE_STD, generator=generator)
+        patch = shapes["T.patch_embed.proj.weight"][2:]
+        stds = STD | dict.fromkeys(("patch_embed.proj.weight", "patch_embed.proj.bias"), (3 * math.prod(patch)) ** -0.5)
+        std = next((std for param, std in stds.items() if name.endswith(f".{param}")), 0.0)
+        return value.normal_(std=std / (TEMPLATE_STD * shapes[name][-1] ** 0.5), generator=generator)
+
+    def fixed(self, name: str) -> bool:
+        """Frozen templates."""
+        return self.frozen_templates and name.startswith("T.")
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
+        """The scalers of every layer, and what becomes of their grid."""
+        shape = require_plain(shape)
+        begin, source = self.source(auxiliary, shape)
+        have, want = (each.embed_dim // self.side(auxiliary) for each in (source, shape))
+        width = f", {want} tiles wide from {have}" if have != want else ""
+        return [share_text(row, begin) + width for row in interpolation(source.depth, shape.depth)]
+
+    def weights(
+        self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
+    ) -> dict[str, Tensor]:
+        """Scalers of the shape, and the tiles that they mix; the head if the number of classes is the same."""
+        shape, side = require_plain(shape).replace(img_size=auxiliary.img_size), self.side(auxiliary)
+        out: dict[str, Tensor] = {}
+        begin, source = self.source(auxiliary, shape)
+        inside, sizes = shape.layer_params(), _tiled_params(source)
+        rows = as_numbers(interpolation(source.depth, shape.depth))
+        for name, size in _tiled_params(shape).items():
+            scalers, templates = tensors[f"{begin}.{name}"], tensors[f"T.{name}"]
+            if name == "head.weight" and shape.num_classes != auxiliary.num_classes:
+                continue
+            if rows is not None and name in inside:
+                scalers = (scalers.new_tensor(rows) @ scalers.flatten(1)).view(len(rows), *scalers.shape[1:])
+            grid = grid_of(name, size, side)
+            scalers = resized(scalers, grid_of(name, sizes[name], side), grid, reads=name in READERS)
+            value = mixed_tiles(scalers, templates, grid, self.layout)
+            if "norm" in name and name.endswith("weight"):
+                value = value + 1
+            if name in inside:
+                layers = value.view(shape.depth, *size).unbind()
+                out |= {f"blocks.{i}.{name}": layer for i, layer in enumerate(layers)}
+            else:
+                out[name] = value.view(size)
+        for name in shape.norm_params():
+            out[name] = out.pop(gene_name(name))
+        if shape.num_classes == auxiliary.num_classes and "head.bias" in tensors:
+            out["head.bias"] = tensors["head.bias"]
+        return out
 
 
 def _begin(shape: ViTShape) -> str:
     """Of the names of a size's scalers."""
     return f"S.{shape.embed_dim}x{shape.depth}"
+
+
+def _tiled_params(shape: ViTShape) -> dict[str, tuple[int, ...]]:
+    """Every parameter with a width: those outside the layers, and those of one layer."""
+    norm = {gene_name(name): size for name, size in shape.norm_params().items()}
+    named = shape.stem_params() | shape.layer_params() | norm | shape.head_params()
+    return {name: size for name, size in named.items() if name != "head.bias"}
