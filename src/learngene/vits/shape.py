@@ -2,8 +2,7 @@
 
 A ``ViTShape`` is a frozen, validated, hashable description of one timm ``VisionTransformer``: a plain one, or any other
 architecture whose layers are alike. From its layout follow every parameter's name and shape, the number of parameters
-and the number of multiply-adds. This module imports no torch; only ``skeleton`` does, inside the function, and the
-layout of another architecture that no gene file told.
+and of multiply-adds. Only ``skeleton`` and the layout of an architecture that no gene file told import torch.
 """
 
 from __future__ import annotations
@@ -307,8 +306,6 @@ class ViTShape(ShapeBase):
         absent = ARCH_SAYS if self.arch else ("arch", "arch_args")
         fields = {name: value for name, value in ShapeBase.to_dict(self).items() if name not in absent}
         return {**fields, "arch_args": dict(self.arch_args)} if self.arch else fields
-
-    # -- derived sizes -------------------------------------------------------------------------------
 
     @property
     def size(self) -> str:
