@@ -66,6 +66,9 @@ def refusal(path: Path) -> str:
 
 # -- what is written is read -------------------------------------------------------------------------------
 
+SET_HERE = ("sws", "mini-init", "pool", "sn-net", "lsamd", "lets", *HYPER)
+"""Methods that have no settings that fit every shape."""
+
 
 @pytest.mark.filterwarnings("ignore:.* is outside the|tal. no task is given:UserWarning")
 @pytest.mark.parametrize(
@@ -75,9 +78,10 @@ def refusal(path: Path) -> str:
         ("tleg", {"modules": ["mlp", "msa"], "first_layer": 2}, {"class_token": True}, 5),
         ("sws", {"stages": [1, 3]}, {"in_chans": 1, "mlp_ratio": 2.7}, 5),
         ("sws", {"stages": [2, 2]}, {"num_classes": 0}, 5),
-        *((name, {}, {}, 4) for name in METHODS if name not in ("sws", "mini-init", "pool", "sn-net", "lsamd", *HYPER)),
+        *((name, {}, {}, 4) for name in METHODS if name not in SET_HERE),
         *((name, HYPER[name], {"class_token": True}, 3) for name in ("tal", "logah", "ghn3")),
         ("lsamd", {"layers": [1, 3]}, {}, 4),
+        ("lets", {"width": 8, "sources": 2}, {}, 4),
         ("mini-init", {"blocks": 2}, {"num_heads": 4}, 2),
         ("pool", {"rows": [8, 16]}, {}, "2+3"),
         ("pool", {"rows": [8, 16], "direction": "down", "final_norm": False}, {"class_token": True}, "3+2"),

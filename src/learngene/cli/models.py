@@ -24,7 +24,6 @@ from learngene.cli.app import (
     ancestry_of,
     app,
     choices,
-    say_start,
 )
 from learngene.system.errors import LearngeneError, told_of
 
@@ -70,7 +69,6 @@ def evaluate(
             raise LearngeneError(f"'{text}' is not of the form data.key=value; eval has no other settings")
     if text_features is not None and (knn or linear or teacher is not None):
         raise LearngeneError("--text-features: judges outputs, not features; leave --knn, --linear, --teacher out")
-    say_start("eval", f"reading {model}")
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
     from learngene.making.finetune import evaluate as score
@@ -175,7 +173,6 @@ def export(
     out: Annotated[Path, typer.Option(help="ONNX file to write")],
 ) -> None:
     """Write an ONNX file, run it again at batch 1 and 3 and compare the logits."""
-    say_start("export", f"reading {descendant}")
     from learngene.vits.descendant_folder import load_descendant
     from learngene.vits.onnx_export import export_onnx
 

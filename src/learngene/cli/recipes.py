@@ -182,7 +182,6 @@ def check(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = No
     from learngene.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], data)
-    say_start(f"check {loaded.kind}", str(recipe))
     from learngene.cli.check import check_recipe
 
     for line in check_recipe(loaded):
