@@ -18,6 +18,7 @@ import yaml
 
 import learngene
 from learngene.methods import METHODS, default_settings, method
+from learngene.recipe.genes import GenesRecipe
 from learngene.recipe.loading import build_recipe
 from pico import CLI, pico_gene
 
@@ -118,7 +119,8 @@ def test_the_examples_run_as_they_stand(name: str, least: int, programs: int, cl
             counts["python"] += 1
         elif block.language == "yaml":
             recipe = build_recipe(yaml.safe_load(block.text))
-            assert recipe.train.epochs > 0
+            for one in recipe.genes.values() if isinstance(recipe, GenesRecipe) else [recipe]:
+                assert one.train.epochs > 0
             counts["yaml"] += 1
     assert counts["bash"] >= least, counts
     assert counts["python"] == programs
