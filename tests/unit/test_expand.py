@@ -51,7 +51,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "pool-down": ("pool", {"rows": (8, 16), "direction": "down"}, {}),
     "sn-net": ("sn-net", {"rows": ((8, 2, 1), 16)}, {}),
     "wave": ("wave", {}, {}),
-    "wave-outer": ("wave", {"tile": 4, "layout": "outer", "sizes": ("8x2",)}, {}),
+    "wave-outer": ("wave", {"tile": 4, "layout": "outer"}, {}),
     "sweet": ("sweet", {"ranks": (3,)}, {}),
     "scratch": ("scratch", {}, {}),
 }

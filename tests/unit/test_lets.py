@@ -336,7 +336,7 @@ def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> N
         ({"embed_dim": 2, "num_heads": 1}, {}, "width 2 is below the narrow ViT's 4; outside=slice takes its first"),
         ({"embed_dim": 10, "num_heads": 5}, {}, "width 10 is beyond the auxiliary model's 8; outside=repeat applies"),
         ({"embed_dim": 10, "num_heads": 5}, {"outside": "slice"}, "width 10 is beyond the auxiliary model's 8"),
-        ({"embed_dim": 6, "num_heads": 2}, {}, "heads of 3 cannot be made, only of 2; for width 6 use 3 heads"),
+        ({"embed_dim": 6, "num_heads": 2}, {}, "embed_dim / num_heads must be 2, not 3; use 3 heads"),
         ({}, {"selection": "top-l3"}, "unknown selection 'top-l3'; did you mean 'top-l"),
         ({}, {"outside": "slices"}, "unknown outside 'slices'; did you mean 'slice'"),
         ({}, {"order": "middle-last"}, "unknown order 'middle-last'"),

@@ -1,4 +1,4 @@
-"""WAVE: Kronecker products against torch.kron and by hand, the rule for sizes without scalers, files and refusals."""
+"""WAVE: Kronecker products against torch.kron and by hand, the rule for other sizes, files and refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 import learngene as lg
 from learngene.genes.gene import Learngene
 from learngene.methods import method
-from learngene.methods.tiles import MATRICES, Grid, interpolation, mixed_tiles, resized
+from learngene.methods.interpolation import interpolation
+from learngene.methods.tiles import MATRICES, Grid, mixed_tiles, resized
 from learngene.system.errors import LearngeneError
 from pico import CLI, batch, pico_gene, pico_shape
 
@@ -33,7 +34,7 @@ def test_every_weight_is_a_sum_of_kronecker_products(layout: str) -> None:
     t, w = gene.tensors(), gene.weights()
 
     def kron(name: str, layer: int, template: Tensor, groups: int = 1) -> Tensor:
-        scalers = t[f"S.16x4.{name}"][layer]
+        scalers = t[f"S.{name}"][layer]
         parts = [
             sum(torch.kron(*((s, m) if layout == "tile" else (m, s)))
                 for s, m in zip(part.unbind(-1), template, strict=True))
@@ -69,7 +70,7 @@ def test_stored_numbers_and_start_values() -> None:
     assert not any(weights[f"blocks.5.{name}"].any() for name in shape.layer_params() if name.endswith("bias"))
 
 
-# -- sizes without scalers of their own --------------------------------------------------------------------
+# -- other sizes -------------------------------------------------------------------------------------------
 
 
 def test_depth_is_linear_between_the_layers() -> None:
@@ -129,18 +130,14 @@ def test_a_multiple_of_the_width_computes_the_same(times: int, settings: dict[st
                               outer(images), atol=1e-3), wide_shape  # fmt: skip
 
 
-# -- scalers of other sizes, frozen templates, files -------------------------------------------------------
+# -- files, frozen templates -------------------------------------------------------------------------------
 
 
-def test_a_size_with_scalers_of_its_own(tmp_path: Path, cli: CLI) -> None:
-    gene = pico_gene("wave", {"tile": 4, "sizes": ["24x3", "24x3"]})
-    assert gene.tensors()["S.24x3.attn.qkv.weight"].shape == (3, 18, 6, 12)
+def test_a_gene_is_kept_planned_and_expanded(tmp_path: Path, cli: CLI) -> None:
+    gene = pico_gene("wave", {"tile": 4})
+    assert gene.tensors()["S.attn.qkv.weight"].shape == (4, 12, 4, 12)
     shape = pico_shape(embed_dim=24, num_heads=3, depth=3)
-    tiles = torch.einsum(
-        "abt,tij->aibj", gene.tensors()["S.24x3.attn.proj.weight"][1], gene.tensors()["T.attn.proj.weight"]
-    )
-    assert torch.allclose(gene.weights(shape)["blocks.1.attn.proj.weight"], tiles.reshape(24, 24), atol=1e-6)
-    assert gene.expand(shape).learngene["layers"] == ["S.24x3[0]", "S.24x3[1]", "S.24x3[2]"]
+    assert gene.expand(shape).learngene["layers"][1] == "1/2 S[1] + 1/2 S[2], 6 tiles wide from 4"
     gene.save(tmp_path / "gene.safetensors")
     loaded = lg.load(tmp_path / "gene.safetensors")
     assert loaded.method == gene.method
@@ -176,11 +173,6 @@ def test_frozen_templates_get_no_gradient(frozen: bool) -> None:
         ({"templates": [1, 2]}, {}, "wave: templates must be one number, or four for qkv, proj, fc1 and fc2"),
         ({"tile": 6}, {}, "wave: tiles of 6 and heads of 8 do not fit into each other; set settings.tile to"),
         ({"tile": 32}, {}, "wave: embed_dim 16 is no multiple of 32, the width of this gene's tiles; use 32"),
-        ({"sizes": 24}, {}, "wave: sizes must be a list of width and depth such as [96x9], not 24"),
-        ({"sizes": ["24"]}, {}, "wave: sizes must be a list of width and depth such as [96x9], not '24'"),
-        ({"sizes": ["20x3"]}, {}, "wave: embed_dim 20 is no multiple of 8, the width of this gene's tiles; use 16"),
-        ({"sizes": ["25x3"]}, {}, "wave: size 25x3 has no whole heads of 8; use another width"),
-        ({"sizes": ["9x3"]}, {}, "wave: embed_dim 9 is no multiple of 8, the width of this gene's tiles; use 8"),
         ({}, {"embed_dim": 20}, "wave: embed_dim 20 is no multiple of 8, the width of this gene's tiles; use 16"),
         ({"tile": 4}, {"embed_dim": 4, "num_heads": 1}, "wave: embed_dim 4 is no multiple of 8, the width of this gene'"
                                                         "s heads; use 8"),

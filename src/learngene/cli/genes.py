@@ -283,9 +283,9 @@ def _shapes(entries: list[dict[str, Any]]) -> str | None:
     """The shapes that a gene was measured at, worst and best first."""
     if not entries:
         return None
-    from learngene.genes.shape_scores import size_of
+    from learngene.genes.shape_scores import score_of, size_of
 
-    name, called = ("top1", "top-1") if "top1" in entries[0] else ("neighbours", "neighbours in common")
+    name, called = score_of(entries)
     ends = [one(entries, key=lambda entry: float(entry[name])) for one in (min, max)]
     texts = [f"{called} {entry[name]:.2f} % at {size_of(entry)}" for entry in ends]
     return f"{len(entries)} measured, {' to '.join(texts)}, see `learngene plan`"

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from learngene.genes.shape_scores import warn_of_narrow
+from learngene.genes.shape_scores import narrow_cautions
 from learngene.methods import Method, default_settings
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import ShapeError, nearest
@@ -94,9 +94,9 @@ def expansion(
     if about and shape.num_classes not in (0, len(about.classes)):
         text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
         warnings.warn(f"{method.name}: {text}", stacklevel=3)
-    for caution in method.cautions(gene.shape, shape, task=task, **options):
+    cautions = method.cautions(gene.shape, shape, task=task, **options)
+    for caution in [*cautions, *narrow_cautions(gene.metadata, shape)]:
         warnings.warn(f"{method.name}: {caution}", stacklevel=3)
-    warn_of_narrow(gene.metadata, shape, method.name)
     if class_names and len(class_names) != shape.num_classes:
         raise ShapeError(f"class_names has {len(class_names)} names, but the shape has {shape.num_classes} classes")
     names = None if bridge else _class_names(gene, shape, about)

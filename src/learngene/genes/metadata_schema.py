@@ -35,7 +35,6 @@ BEYOND_TYPES: dict[str, dict[str, Any]] = {
     "modules": {"items": {"enum": list(MODULE_PARAMS)}, "uniqueItems": True},
     "rows": {"description": "Narrow to wide: a width, or [embed_dim, depth, num_heads].", "minItems": 2},
     "size": {"enum": list(SIZES)},
-    "sizes": {"description": "Width and depth, such as 96x9.", "minItems": 0},
     "tile": {"minimum": 0},
     "mlp_ratio": {"exclusiveMinimum": 0},
     "norm_eps": {"enum": list(ARCHITECTURES)},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,11 @@ Known = Literal["measured", "between measured shapes"]
 def size_of(entry: Mapping[str, Any]) -> str:
     """A measured shape in words."""
     return f"{entry['depth']} layers x {entry['embed_dim']} ({entry['num_heads']} heads)"
+
+
+def score_of(entries: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Which score of measured shapes counts, and what it is called: accuracy, or of features their neighbours."""
+    return ("top1", "top-1") if "top1" in entries[0] else ("neighbours", "neighbours in common")
 
 
 @dataclass(frozen=True)
@@ -101,22 +105,21 @@ def shape_scores(metadata: Mapping[str, Any], auxiliary: ViTShape, base: ViTShap
     entries = metadata.get("shapes", [])
     if not entries or base.img_size != auxiliary.img_size:
         return None
-    name = "top1" if "top1" in entries[0] else "neighbours"
+    name, _ = score_of(entries)
     counts = name == "neighbours" or base.num_classes == auxiliary.num_classes
     return ShapeScores(entries, name, base) if counts else None
 
 
-def warn_of_narrow(metadata: Mapping[str, Any], shape: Shape, method: str) -> None:
-    """Warns of a shape that is narrower than every shape that the gene was trained at."""
+def narrow_cautions(metadata: Mapping[str, Any], shape: Shape) -> list[str]:
+    """What to say of a shape that is narrower than every shape that the gene was trained at; else nothing."""
     entries = metadata.get("shapes", [])
     if not entries or shape.embed_dim >= min(entry["embed_dim"] for entry in entries):
-        return
-    name, called = ("top1", "top-1") if "top1" in entries[0] else ("neighbours", "neighbours in common")
+        return []
+    name, called = score_of(entries)
     near = min(entries, key=lambda entry: (entry["embed_dim"], abs(entry["depth"] - shape.depth)))
     best = max(entries, key=lambda entry: float(entry[name]))
     behind = f", {best[name] - near[name]:.2f} points below its best" if near is not best else ""
-    text = (
+    return [
         f"embed_dim {shape.embed_dim} is narrower than all that this gene was trained at; the nearest, "
         f"{size_of(near)}, has {called} {near[name]:.2f} %{behind}"
-    )
-    warnings.warn(f"{method}: {text}", stacklevel=4)
+    ]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 DEEPEST = 48
 """Deepest shape that planning looks at, unless the auxiliary model is deeper still."""
 
+ANY_WIDTH = ("mlp_ratio", "patch_size", "in_chans", "class_token", "arch", "arch_args")
+"""What shapes share with the auxiliary one if a method makes other widths than its own."""
+
 Origin = Literal["condense", "extract", "search"]
 Making = Literal["stage", "pool", "hyper"]
 Part = Literal["stem", "norm", "head"]
@@ -62,16 +65,7 @@ class Method(ABC):
     making: ClassVar[Making] = "stage"
     task_aware: ClassVar[bool] = False
     distillation: ClassVar[str] = "none"
-    kept_fields: ClassVar[tuple[str, ...]] = (
-        "embed_dim",
-        "num_heads",
-        "mlp_ratio",
-        "patch_size",
-        "in_chans",
-        "class_token",
-        "arch",
-        "arch_args",
-    )
+    kept_fields: ClassVar[tuple[str, ...]] = ("embed_dim", "num_heads", *ANY_WIDTH)
     makes_paths: ClassVar[bool] = False
     takes_arrays: ClassVar[bool] = False
     options: ClassVar[Mapping[str, str]] = {}

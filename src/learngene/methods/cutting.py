@@ -108,8 +108,9 @@ def spaced(larger: int, smaller: int) -> list[int]:
 
 def refuse_other_heads(where: str, auxiliary: ViTShape, shape: ViTShape) -> None:
     """Raises ``ShapeError`` unless heads are as wide as the larger model's, where these are kept whole."""
-    if shape.head_dim != auxiliary.head_dim:
+    head, width = auxiliary.head_dim, shape.embed_dim
+    if shape.head_dim != head:
+        way = f"use {width // head} heads" if width % head == 0 else f"use a width that is a multiple of {head}"
         raise ShapeError(
-            f"{where}: heads are kept whole, so embed_dim / num_heads must be {auxiliary.head_dim}, "
-            f"not {shape.head_dim}"
+            f"{where}: heads are kept whole, so embed_dim / num_heads must be {head}, not {shape.head_dim}; {way}"
         )

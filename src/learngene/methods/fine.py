@@ -14,11 +14,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import refuse_arch
 from learngene.methods.combination import LayerCombination, LayerTerms, whole_layer
+from learngene.methods.interpolation import interpolation
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import MODULE_PARAMS, ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -80,12 +80,10 @@ class FINE(LayerCombination):
 
     def terms(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[LayerTerms]:
         """Between which layers of the auxiliary model each layer's scales lie; the only layer of one is the middle."""
-        last, layers = auxiliary.depth - 1, []
-        for i in range(shape.depth):
-            place = Fraction(i * last, shape.depth - 1) if shape.depth > 1 else Fraction(last, 2)
-            below, rest = int(place), place - int(place)
-            layers.append(whole_layer((f"layer{below}", 1 - rest), (f"layer{min(below + 1, last)}", rest)))
-        return layers
+        return [
+            whole_layer(*((f"layer{k}", share) for k, share in enumerate(row) if share))
+            for row in interpolation(auxiliary.depth, shape.depth)
+        ]
 
     def denominator(self, shape: Shape) -> int:
         """The steps from the first layer to the last."""

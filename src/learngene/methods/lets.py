@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Method, gene_name, refuse_arch, require_choice, require_plain
+from learngene.methods.base import ANY_WIDTH, Method, gene_name, refuse_arch, require_choice, require_plain
 from learngene.methods.combination import shares
+from learngene.methods.cutting import refuse_other_heads
 from learngene.methods.sws import ORDERS, stage_order
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
@@ -60,9 +61,7 @@ class LeTs(Method):
     title: ClassVar[str] = "LeTs: learnable transformation"
     paper: ClassVar[str] = "Xia et al., NeurIPS 2024"
     distillation: ClassVar[str] = "lets-official"
-    kept_fields: ClassVar[tuple[str, ...]] = tuple(
-        field for field in Method.kept_fields if field not in ("embed_dim", "num_heads")
-    )
+    kept_fields: ClassVar[tuple[str, ...]] = ANY_WIDTH
     options: ClassVar[Mapping[str, str]] = {
         "selection": "which rows of the width matrices: continuous (default: the first), or those of largest (top-l1, "
         "top-l2) or smallest norm (bottom-l1, bottom-l2)",
@@ -111,11 +110,7 @@ class LeTs(Method):
         if outside is not None:
             require_choice(self.name, "outside", outside, ("slice", "repeat"))
         self.feeds(auxiliary, shape, **options)
-        if shape.head_dim != auxiliary.head_dim:
-            raise ShapeError(
-                f"lets: heads of {shape.head_dim} cannot be made, only of {auxiliary.head_dim}; for width "
-                f"{shape.embed_dim} use {max(1, shape.embed_dim // auxiliary.head_dim)} heads or another width"
-            )
+        refuse_other_heads(self.name, auxiliary, shape)
         if shape.embed_dim < self.width and outside != "slice":
             raise ShapeError(
                 f"lets: width {shape.embed_dim} is below the narrow ViT's {self.width}; "

@@ -56,7 +56,9 @@ class NestedSlices(Cutting):
 
     def source_layers(self, auxiliary: ViTShape, shape: Shape) -> list[int]:
         """The first layers, or evenly spaced ones."""
-        return spaced(auxiliary.depth, shape.depth) if self.kept_layers == "spaced" else list(range(shape.depth))
+        if self.kept_layers == "spaced":
+            return spaced(auxiliary.depth, shape.depth)
+        return super().source_layers(auxiliary, shape)
 
     def cut(
         self, value: Tensor, size: tuple[int, ...], name: str, auxiliary: ViTShape, shape: ViTShape, **options: Any

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from learngene.methods.base import Method, gene_name, refuse_arch, require_plain
+from learngene.methods.base import ANY_WIDTH, Method, gene_name, refuse_arch, require_plain
 from learngene.methods.cutting import front, refuse_other_heads
-from learngene.methods.tiles import as_numbers, interpolation, share_text
+from learngene.methods.interpolation import interpolated, interpolation, share_text
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -48,9 +48,7 @@ class SWEET(Method):
     title: ClassVar[str] = "SWEET: one Tucker core"
     paper: ClassVar[str] = "arXiv 2601.19694, 2026"
     distillation: ClassVar[str] = "wave"
-    kept_fields: ClassVar[tuple[str, ...]] = (
-        *("mlp_ratio", "patch_size", "in_chans", "class_token", "arch", "arch_args"),
-    )
+    kept_fields: ClassVar[tuple[str, ...]] = ANY_WIDTH
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,15 +131,8 @@ class SWEET(Method):
 
         shape, full = require_plain(shape).replace(img_size=auxiliary.img_size), auxiliary.embed_dim
         width, depth, times = shape.embed_dim, shape.depth, int(auxiliary.mlp_ratio)
-        growth, rows = (full / width) ** 0.5, as_numbers(interpolation(auxiliary.depth, depth))
-
-        def at_depth(value: Tensor) -> Tensor:
-            """From the auxiliary model's layers to this shape's."""
-            if rows is None:
-                return value
-            return (value.new_tensor(rows) @ value.flatten(1)).view(depth, *value.shape[1:])
-
-        scalers = at_depth(tensors["X"]).flatten(0, 1)
+        growth = (full / width) ** 0.5
+        scalers = interpolated(tensors["X"], depth).flatten(0, 1)
         right = tensors["V"][:width] * growth if width < full else tensors["V"]
         slices = _product(scalers, tensors["core"], tensors["U"][:width], right)
         qkv, proj, fc1, fc2 = slices.view(depth, -1, width, width).split([3, 1, times, times], dim=1)
@@ -152,7 +143,7 @@ class SWEET(Method):
             "mlp.fc2.weight": fc2.transpose(1, 2).reshape(depth, width, times * width),
         }
         for name in VECTORS:
-            values = at_depth(torch.stack([tensors[f"layer{i}.{name}"] for i in range(auxiliary.depth)]))
+            values = interpolated(torch.stack([tensors[f"layer{i}.{name}"] for i in range(auxiliary.depth)]), depth)
             stacked[name] = values.view(depth, -1, full)[:, :, :width].flatten(1)
         out = {f"blocks.{i}.{name}": layer for name, value in stacked.items() for i, layer in enumerate(value.unbind())}
         for name, size in (shape.stem_params() | shape.norm_params()).items():

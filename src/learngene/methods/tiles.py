@@ -7,10 +7,8 @@ is a number of grids.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,10 +18,6 @@ MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.we
 """Parameters of tiles in both directions; ``templates`` says how many templates each has, in this order."""
 LAST = ("cls_token", "pos_embed", "head.weight")
 """Parameters whose last axis is the width; of all others but the matrices it is the first."""
-
-
-Mixing = list[list[Fraction]]
-"""For every layer the share of every row of scalers."""
 
 
 class Grid(NamedTuple):
@@ -88,33 +82,3 @@ def resized(scalers: Tensor, have: Grid, want: Grid, *, reads: bool) -> Tensor:
             places = [g * (old // groups) + p % (old // groups) for g in range(groups) for p in range(new // groups)]
             scalers = scalers.index_select(axis, torch.tensor(places, device=scalers.device))
     return scalers * (have.columns / want.columns) if reads and have.columns != want.columns else scalers
-
-
-@functools.lru_cache(maxsize=256)
-def interpolation(source: int, depth: int) -> Mixing:
-    """Every layer of a depth as a mixture of two neighbours among ``source`` layers at its relative place.
-
-    The first and the last layer are those of the source; a single layer is its middle.
-
-    Example:
-        >>> [[str(share) for share in row] for row in interpolation(3, 2)]
-        [['1', '0', '0'], ['0', '0', '1']]
-    """
-    rows = []
-    for i in range(depth):
-        place = Fraction(i * (source - 1), depth - 1) if depth > 1 else Fraction(source - 1, 2)
-        rows.append([max(Fraction(0), 1 - abs(place - k)) for k in range(source)])
-    return rows
-
-
-def as_numbers(mixing: Mixing) -> list[list[float]] | None:
-    """The shares as numbers; None if every row of scalers is a layer as it is."""
-    same = all(
-        len(row) == len(mixing) and share == (i == k) for i, row in enumerate(mixing) for k, share in enumerate(row)
-    )
-    return None if same else [[float(share) for share in row] for row in mixing]
-
-
-def share_text(row: list[Fraction], begin: str) -> str:
-    """A layer's shares as text, such as ``1/2 X[1] + 1/2 X[2]``."""
-    return " + ".join(f"{'' if share == 1 else f'{share} '}{begin}[{k}]" for k, share in enumerate(row) if share)

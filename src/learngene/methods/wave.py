@@ -12,14 +12,14 @@ biases, patches, positions and head; here they are tiles like all the rest.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from learngene.methods.base import Method, gene_name, refuse_arch, require_choice, require_plain
 from learngene.methods.cutting import refuse_other_heads
-from learngene.methods.tiles import LAST, MATRICES, as_numbers, grid_of, interpolation, mixed_tiles, resized, share_text
+from learngene.methods.interpolation import interpolated, interpolation, share_text
+from learngene.methods.tiles import LAST, MATRICES, grid_of, mixed_tiles, resized
 from learngene.system.errors import ShapeError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -41,7 +41,7 @@ STD = {"cls_token": 1e-6} | dict.fromkeys(("pos_embed", *READERS), 0.02)
 class WAVE(Method):
     """Templates, and scalers of each size.
 
-    A size without scalers of its own gets those of the auxiliary model: linearly between its layers, and with its tiles
+    The gene has the auxiliary model's scalers. Another size takes them linearly between its layers, and with its tiles
     repeated or cut.
 
     Attributes:
@@ -53,7 +53,6 @@ class WAVE(Method):
             coarse picture. A multiple of the width computes the same with ``tile`` only.
         frozen_templates: Templates stay as they are drawn, and scalers alone are trained: how much of a result is the
             parametrisation, and not what templates have learnt.
-        sizes: Sizes besides the auxiliary one that the gene has scalers for, such as ``96x9``: width and depth.
     """
 
     tile: int = field(default=0, metadata={"minimum": 0})
@@ -61,7 +60,6 @@ class WAVE(Method):
     vectors: int = 4
     layout: str = "tile"
     frozen_templates: bool = False
-    sizes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "wave"
     title: ClassVar[str] = "WAVE: weight templates"
@@ -74,28 +72,6 @@ class WAVE(Method):
         require_choice(self.name, "layout", self.layout, ("tile", "outer"))
         if len(self.templates) not in (1, len(MATRICES)):
             raise ShapeError(f"{self.name}: templates must be one number, or four for qkv, proj, fc1 and fc2")
-        sizes = self.sizes if isinstance(self.sizes, Sequence) and not isinstance(self.sizes, str) else [self.sizes]
-        for size in sizes:
-            if not isinstance(size, str) or not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
-                raise ShapeError(f"wave: sizes must be a list of width and depth such as [96x9], not {size!r}")
-        object.__setattr__(self, "sizes", tuple(dict.fromkeys(sizes)))
-
-    def scaler_shapes(self, auxiliary: ViTShape) -> dict[str, ViTShape]:
-        """The auxiliary shape, and the sizes."""
-        out = {_begin(auxiliary): auxiliary}
-        for size in self.sizes:
-            width, depth = map(int, size.split("x"))
-            heads = max(1, width // auxiliary.head_dim)
-            if width % heads:
-                raise ShapeError(f"wave: size {size} has no whole heads of {auxiliary.head_dim}; use another width")
-            shape = auxiliary.replace(embed_dim=width, depth=depth, num_heads=heads)
-            out[_begin(shape)] = shape
-        return out
-
-    def source(self, auxiliary: ViTShape, shape: ViTShape) -> tuple[str, ViTShape]:
-        """Scalers of that width and depth if there are some, else the auxiliary model's."""
-        begin = _begin(shape) if _begin(shape).removeprefix("S.") in self.sizes else _begin(auxiliary)
-        return begin, self.scaler_shapes(auxiliary)[begin]
 
     # -- shapes ------------------------------------------------------------------------------------------------------
 
@@ -112,8 +88,7 @@ class WAVE(Method):
                 f"{self.name}: tiles of {side} and heads of {head} do not fit into each other; set settings.tile to a "
                 "part or a multiple of a head's width"
             )
-        for shape in self.scaler_shapes(auxiliary).values():
-            self.refuse(auxiliary, shape)
+        self.refuse(auxiliary, auxiliary)
 
     def refuse(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> None:
         """Any depth, and any width of whole tiles and whole heads, can be made."""
@@ -140,21 +115,15 @@ class WAVE(Method):
         return self.templates[MATRICES.index(name) % len(self.templates)] if name in MATRICES else self.vectors
 
     def gene_tensors(self, auxiliary: ViTShape) -> dict[str, tuple[int, ...]]:
-        """Templates ``T.*``, scalers ``S.*`` of every shape that the gene has some for, and the head's bias."""
+        """Templates ``T.*``, scalers ``S.*`` of the auxiliary model, and the head's bias."""
         side, out = self.side(auxiliary), {}
         for name, size in _tiled_params(auxiliary).items():
             wide = {0: side, len(size) - 1: side} if name in MATRICES else {len(size) - 1 if name in LAST else 0: side}
             out[f"T.{name}"] = (self.count(name), *(wide.get(axis, n) for axis, n in enumerate(size)))
-        for begin, shape in self.scaler_shapes(auxiliary).items():
-            inside = shape.layer_params()
-            for name, size in _tiled_params(shape).items():
-                grid = grid_of(name, size, side)
-                out[f"{begin}.{name}"] = (
-                    shape.depth if name in inside else 1,
-                    grid.rows,
-                    grid.columns,
-                    self.count(name),
-                )
+        inside = auxiliary.layer_params()
+        for name, size in _tiled_params(auxiliary).items():
+            grid, layers = grid_of(name, size, side), auxiliary.depth if name in inside else 1
+            out[f"S.{name}"] = (layers, grid.rows, grid.columns, self.count(name))
         return out | {name: size for name, size in auxiliary.head_params().items() if name == "head.bias"}
 
     def initial(self, name: str, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
@@ -178,10 +147,9 @@ class WAVE(Method):
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The scalers of every layer, and what becomes of their grid."""
         shape = require_plain(shape)
-        begin, source = self.source(auxiliary, shape)
-        have, want = (each.embed_dim // self.side(auxiliary) for each in (source, shape))
+        have, want = (each.embed_dim // self.side(auxiliary) for each in (auxiliary, shape))
         width = f", {want} tiles wide from {have}" if have != want else ""
-        return [share_text(row, begin) + width for row in interpolation(source.depth, shape.depth)]
+        return [share_text(row, "S") + width for row in interpolation(auxiliary.depth, shape.depth)]
 
     def weights(
         self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: Shape, **options: Any
@@ -189,15 +157,13 @@ class WAVE(Method):
         """Scalers of the shape, and the tiles that they mix; the head if the number of classes is the same."""
         shape, side = require_plain(shape).replace(img_size=auxiliary.img_size), self.side(auxiliary)
         out: dict[str, Tensor] = {}
-        begin, source = self.source(auxiliary, shape)
-        inside, sizes = shape.layer_params(), _tiled_params(source)
-        rows = as_numbers(interpolation(source.depth, shape.depth))
+        inside, sizes = shape.layer_params(), _tiled_params(auxiliary)
         for name, size in _tiled_params(shape).items():
-            scalers, templates = tensors[f"{begin}.{name}"], tensors[f"T.{name}"]
+            scalers, templates = tensors[f"S.{name}"], tensors[f"T.{name}"]
             if name == "head.weight" and shape.num_classes != auxiliary.num_classes:
                 continue
-            if rows is not None and name in inside:
-                scalers = (scalers.new_tensor(rows) @ scalers.flatten(1)).view(len(rows), *scalers.shape[1:])
+            if name in inside:
+                scalers = interpolated(scalers, shape.depth)
             grid = grid_of(name, size, side)
             scalers = resized(scalers, grid_of(name, sizes[name], side), grid, reads=name in READERS)
             value = mixed_tiles(scalers, templates, grid, self.layout)
@@ -213,11 +179,6 @@ class WAVE(Method):
         if shape.num_classes == auxiliary.num_classes and "head.bias" in tensors:
             out["head.bias"] = tensors["head.bias"]
         return out
-
-
-def _begin(shape: ViTShape) -> str:
-    """Of the names of a size's scalers."""
-    return f"S.{shape.embed_dim}x{shape.depth}"
 
 
 def _tiled_params(shape: ViTShape) -> dict[str, tuple[int, ...]]:

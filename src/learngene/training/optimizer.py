@@ -59,7 +59,7 @@ def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
     return create_optimizer_v2(module, opt=spec.optimizer, lr=rate, weight_decay=spec.weight_decay, **more)
 
 
-def _scheduler(
+def make_scheduler(
     optimizer: torch.optim.Optimizer, spec: Train, steps_per_epoch: int
 ) -> CosineLRScheduler | PolyLRScheduler:
     """Timm's cosine or polynomial schedule, counted in steps or in epochs."""

@@ -23,7 +23,7 @@ from learngene.recipe.sections import Train
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.training.log import TrainLog
 from learngene.training.losses import Parts
-from learngene.training.optimizer import _scheduler, make_optimizer
+from learngene.training.optimizer import make_optimizer, make_scheduler
 from learngene.training.run_folder import Progress, RunFolder
 from learngene.training.scores import Score, autocast
 from learngene.training.stage import Stage, TrainResult
@@ -82,7 +82,7 @@ class Student:
         self.device = self.accelerator.device
         stage.module.to(self.device)
         self.optimizer = make_optimizer(stage.module, spec)
-        self.scheduler = _scheduler(self.optimizer, spec, shared.steps_per_epoch)
+        self.scheduler = make_scheduler(self.optimizer, spec, shared.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
         self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
         self.progress = Progress(data=shared.data, made_of=dict(stage.made_of))
