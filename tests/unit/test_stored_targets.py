@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -171,6 +172,19 @@ def test_an_unfinished_run_may_begin_to_store(home: Home, stop_at: Callable[...,
     home.run(keep=True)
     with pytest.raises(LearngeneError, match=r"distill\.replay\.dtype=bfloat16"):
         home.run({"folder": "store", "dtype": "bfloat16"}, keep=True)
+
+
+def test_a_damaged_note_of_whose_outputs_they_are_is_written_anew(home: Home) -> None:
+    """Its mean would be that of the images; so the teacher is loaded, and says itself what its mean is."""
+    replay = {"folder": str(home.tmp / "store")}
+    plain = home.run(replay, "logits")
+    (note,) = (home.tmp / "store" / "teachers").glob("*.json")
+    whole = note.read_text()
+    record = json.loads(whole)
+    record["cfg"]["mean"] = [0.9, 0.9, 0.9]
+    note.write_text(json.dumps(record))
+    assert home.run(replay, "logits").metadata["preprocessing"] == plain.metadata["preprocessing"]
+    assert json.loads(note.read_text()) == json.loads(whole)
 
 
 def test_longer_training_repeats_stored_epochs(home: Home) -> None:

@@ -1,11 +1,15 @@
-"""How a teacher's outputs are stored: bytes of a view, and what becomes of the rest of top-k logits."""
+"""How a teacher's outputs are stored: bytes of a view, the rest of top-k logits, and headers that are damaged."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from learngene.training.target_shards import Form, Like
+from learngene.training.target_shards import Collected, DamagedTargetsError, Form, Like, Shard
 
 
 @pytest.mark.parametrize(
@@ -42,3 +46,20 @@ def test_what_top_k_leaves_is_spread_evenly(given: list[float], top_k: int, expe
     back = form.decoded(form.encoded(logits), Like.of(logits))
     torch.testing.assert_close(back.softmax(-1), torch.tensor([expected]))
     torch.testing.assert_close(back.exp().sum(-1), torch.ones(1))
+
+
+@pytest.mark.parametrize("change", [{"count": "3"}, {"dtype": "float64"}, {"strides": "1 4 0"}, {"digest": ""}, {}])
+def test_a_file_whose_header_is_changed_is_damaged(change: dict[str, str], tmp_path: Path) -> None:
+    output, path = torch.arange(8.0).view(2, 4), tmp_path / "shard.safetensors"
+    collected = Collected(2, {})
+    collected.add(torch.arange(2), {"values": output}, output)
+    collected.write(path)
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    save_file(tensors, path, {**said, **change})
+    if change:
+        with pytest.raises(DamagedTargetsError, match="stored targets are damaged"):
+            Shard.read(path, 2)
+    else:
+        assert torch.equal(Shard.read(path, 2).like.laid_out(tensors["values"]), output)

@@ -16,7 +16,7 @@ import torch
 
 from learngene.genes.ancestry import Ancestry
 from learngene.recipe.sections import AncestrySpec
-from learngene.system.digest import content_digest
+from learngene.system.digest import DIGEST, content_digest
 from learngene.system.files import write_file
 from learngene.vits.checkpoint import is_checkpoint
 from learngene.vits.descendant_folder import PROVENANCE, weight_file
@@ -35,7 +35,7 @@ def remember(folder: Path, spec: AncestrySpec, ancestry: Ancestry) -> None:
         ancestry: With its weights.
     """
     path = _note(folder, spec)
-    if path is None or path.exists() or not ancestry.has_weights:
+    if path is None or not ancestry.has_weights or _read(path):
         return
     model = ancestry.model
     record = {
@@ -45,17 +45,18 @@ def remember(folder: Path, spec: AncestrySpec, ancestry: Ancestry) -> None:
         "learngene": getattr(model, "learngene", None),
     }
     with contextlib.suppress(TypeError):  # of a model that says something that is no JSON, nothing is remembered
-        text = json.dumps(record, indent=2) + "\n"
+        record = json.loads(json.dumps(record))
+        text = json.dumps(record | {DIGEST: content_digest(record)}, indent=2) + "\n"
         write_file(path, lambda temporary: temporary.write_text(text))
 
 
 def without_weights(folder: Path, spec: AncestrySpec) -> Ancestry | None:
     """An ancestry that loads its weights when it is told to; None if it is not known, or cannot be built so."""
     path = _note(folder, spec)
-    if path is None or not path.exists():
+    record = _read(path) if path else None
+    if record is None:
         return None
     try:
-        record = json.loads(path.read_text())
         model = _skeleton(spec, record)
         with torch.no_grad():
             model(torch.zeros(1, *input_size(model), device="meta"))
@@ -64,6 +65,15 @@ def without_weights(folder: Path, spec: AncestrySpec) -> Ancestry | None:
         return Ancestry.absent(model, record["identity"], lambda: Ancestry.from_spec(spec))
     except Exception:
         return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a note says; None if there is none, or not what was written."""
+    with contextlib.suppress(OSError, ValueError):
+        record: dict[str, Any] = json.loads(path.read_text())
+        if isinstance(record, dict) and record.get(DIGEST) == content_digest(record):
+            return record
+    return None
 
 
 def _note(folder: Path, spec: AncestrySpec) -> Path | None:

@@ -180,9 +180,10 @@ class Shard:
             with safe_open(path, framework="pt") as file:
                 said = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if said["digest"] != _digest(tensors) or any(len(value) != rows for value in tensors.values()):
+            like = Like.read(said)
+            if said["digest"] != _digest(tensors, like) or any(len(value) != rows for value in tensors.values()):
                 raise ValueError("its digest is another")
-            return cls(tensors, Like.read(said))
+            return cls(tensors, like)
         except Exception as error:  # a damaged file can end its reader in any of them
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise DamagedTargetsError(
@@ -210,13 +211,13 @@ class Collected:
     def write(self, path: Path) -> None:
         """Writes the file under a temporary name, flushed, then renamed."""
         assert self.like is not None
-        said = {"digest": _digest(self.tensors), **self.like.said()}
+        said = {"digest": _digest(self.tensors, self.like), **self.like.said()}
         write_file(path, lambda temporary: save_file(self.tensors, temporary, said))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """XXH3 of names, types, shapes and bytes: it tells damage, not forgery."""
-    hasher = xxhash.xxh3_128()
+def _digest(tensors: Mapping[str, Tensor], like: Like) -> str:
+    """XXH3 of what the output was, and of names, types, shapes and bytes: it tells damage, not forgery."""
+    hasher = xxhash.xxh3_128(repr(like).encode())
     for name, value in sorted(tensors.items()):
         hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         hasher.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
