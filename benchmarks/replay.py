@@ -65,7 +65,7 @@ def main() -> None:
             folder = Path(name) / label.replace("/", "-")
             bench = Bench(label, size, folder)
             own = paired_rounds(bench.steps(), size["rounds"])
-            own |= paired_rounds(bench.writing(), 3, warm_up=0)
+            own |= paired_rounds(bench.writing(), 9, warm_up=1)
             times |= {f"{label} {case}": values for case, values in own.items()}
             limit = 0.27 if label == "B/8" else 0.55
             for kind in TARGETS:

@@ -1,0 +1,140 @@
+"""Tables of the docs that are made of results alone, and the picture of ``docs/foundation.md``.
+
+    python benchmarks/pages.py
+
+writes the picture, and each table between its page's two marks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+END = "<!-- end -->\n"
+KINDS = {
+    "lightly-v3": "one gene, same loss",
+    "cosine": "one gene, default loss",
+    "peer": "lightly-train, one by one",
+    "untrained": "untrained",
+}
+COLORS = {"lightly-v3": "#1b6ca8", "cosine": "#7fb2d6", "peer": "#c4622d", "untrained": "#6b6b6b"}
+
+
+def five_sizes(result: Mapping[str, Any]) -> str:
+    """KNN and linear accuracy in percent of every depth, the mean over sets, and what all depths cost."""
+    lines = ["| depth | " + " | ".join(f"{text}: kNN, linear" for text in KINDS.values()) + " |"]
+    lines.append("|---|" + "---|" * len(KINDS))
+    depths = list(result["scores"]["peer"])
+    for depth in depths:
+        cells = [f"{mean(result, kind, depth, 'knn'):.1f}, {mean(result, kind, depth, 'linear'):.1f}" for kind in KINDS]
+        lines.append(f"| {depth} | " + " | ".join(cells) + " |")
+    means = [f"{result['means'][kind]['knn']:.1f}, {result['means'][kind]['linear']:.1f}" for kind in KINDS]
+    lines.append("| mean | " + " | ".join(means) + " |")
+    costs = result["cpu_seconds"]
+    seconds = [f"{costs[kind]:.0f} s" if kind in costs else "" for kind in KINDS]
+    lines.append("| CPU time of all | " + " | ".join(seconds) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def mean(result: Mapping[str, Any], kind: str, depth: str, what: str) -> float:
+    """The mean over the judged sets."""
+    scores = [score[what] for score in result["scores"][kind][depth].values()]
+    return float(sum(scores) / len(scores))
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """KNN over depth, a panel per judged set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sets = list(next(iter(result["scores"]["peer"].values())))
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, name in zip(figure.subplots(1, len(sets)), sets, strict=True):
+        for kind, text in KINDS.items():
+            scores = result["scores"][kind]
+            knn = [score[name]["knn"] for score in scores.values()]
+            axis.plot([int(depth) for depth in scores], knn, "o-", ms=4, color=COLORS[kind], label=text)
+        axis.set(title=name, xlabel="depth", ylabel="kNN, %", xticks=[int(depth) for depth in scores])
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=7, frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def teacher_cost(result: Mapping[str, Any]) -> str:
+    """What a step takes with and without a teacher at hand, and how much faster several runs are together."""
+    seconds, stated, sizes = result["seconds"], result["stated"], ("B/8", "S/14")
+    ratios = {each["what"]: each["value"] for each in result["targets"]}
+
+    def row(text: str, value: Callable[[str], str]) -> str:
+        return f"| {text} | " + " | ".join(map(value, sizes)) + " |"
+
+    def median(case: str) -> Callable[[str], str]:
+        return lambda size: f"{seconds[f'{size} {case}']['median']:.3f} s"
+
+    def over(what: str, digits: int = 2) -> Callable[[str], str]:
+        return lambda size: f"{ratios[f'{size}: {what}']:.{digits}f}" if f"{size}: {what}" in ratios else ""
+
+    def memory(size: str) -> str:
+        found = stated[size].get("peak memory, MB")
+        return f"{found['asking']:,} and {found['stored']:,} MB" if found else ""
+
+    together = {size: stated[size]["times as fast, all runs together, logits"] for size in sizes}
+    runs = list(together["B/8"])
+    lines = [
+        "| | ViT-B-like teacher, patch 8, 64 px, batch 16 | ViT-S/14 teacher, 56 px, batch 32 |",
+        "|---|---|---|",
+        row("step that asks for logits", median("asking for logits")),
+        row("step with stored logits", median("stored logits")),
+        row("the same, over the step that asks", over("step with stored logits over today's")),
+        row(
+            "step with stored class tokens, over the step that asks", over("step with stored class tokens over today's")
+        ),
+        row(
+            "step with stored logits, over a bare loop of timm and PyTorch without teacher",
+            over("step with stored logits over a bare student loop"),
+        ),
+        row("step that asks, over that bare loop", lambda size: f"{stated[size]['asking over bare']:.1f}"),
+        row("share of a step that reading takes", over("share of reading, logits", 3)),
+        row("writing, over running the teacher on the same batches", over("writing over running the teacher")),
+        row(
+            "four genes in one pass that asks, over four such runs",
+            over("four genes in one pass over four runs, teacher not stored"),
+        ),
+        row("peak memory of the process, asking and on stored logits", memory),
+        "",
+        "The first run pays the teacher, so **nothing is saved for one run with fresh views**. All runs together are so",
+        "many times as fast as without storing:",
+        "",
+        f"| runs on the same views | {' | '.join(runs)} |",
+        "|---" * (1 + len(runs)) + "|",
+        *(
+            f"| {text} | {' | '.join(f'{together[size][each]:.2f}' for each in runs)} |"
+            for text, size in (("ViT-B-like teacher", "B/8"), ("ViT-S/14 teacher", "S/14"))
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"peers": ("docs/foundation.md", five_sizes), "replay": ("docs/teacher-cost.md", teacher_cost)}
+"""The page of a result, and what makes its table."""
+
+
+def with_table(name: str) -> str:
+    """A page with its table as the result has it."""
+    page, table = PAGES[name]
+    result = json.loads((ROOT / f"results/benchmarks/{name}.json").read_text())
+    begin = f"<!-- from results/benchmarks/{name}.json -->\n"
+    before, found, rest = (ROOT / page).read_text().partition(begin)
+    assert found, f"{page} has no mark {begin}"
+    return before + begin + table(result) + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    for name, (page, _) in PAGES.items():
+        (ROOT / page).write_text(with_table(name))
+    draw(json.loads((ROOT / "results/benchmarks/peers.json").read_text()), ROOT / "docs/foundation.png")
