@@ -27,6 +27,7 @@ SETTINGS = {
     "sws": {"stages": (3, 3, 2, 2, 2)},
     "wave": {},
     "sweet": {"ranks": (24, 96, 96)},
+    "lets": {"width": 128, "sources": 6},
     "mini-init": {},
 }
 ROUNDS = 40
@@ -48,6 +49,7 @@ def main() -> None:
         target("sws step over timm", ratio(times, "sws", "timm"), 1.01),
         target("wave step over timm", ratio(times, "wave", "timm"), 1.05),
         target("sweet step over timm", ratio(times, "sweet", "timm"), 1.08),
+        target("lets step over timm", ratio(times, "lets", "timm"), 1.10),
     ]
     stated = {
         "mini-init over timm with relative positions": ratio(times, "mini-init", "timm, relative positions"),
