@@ -33,8 +33,8 @@ def taught(inputs: CondenseInputs) -> list[Taught]:
     """What is trained, and its teachers; see ``making.condense.Maker``."""
     recipe, ancestry = inputs.recipe, inputs.ancestry
     if recipe.distill.target == "features":
-        return [(recipe, features.taught(inputs))]
-    return [(recipe, (teacher_of_logits(ancestry),) if ancestry and recipe.distill.alpha > 0 else ())]
+        return [Taught(recipe, features.taught(inputs), features.evaluations(inputs, recipe, scored=True))]
+    return [Taught(recipe, (teacher_of_logits(ancestry),) if ancestry and recipe.distill.alpha > 0 else ())]
 
 
 def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
@@ -52,14 +52,14 @@ def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
             for student in (students if isinstance(students, tuple) else (students,))
         )
 
-    ((_, teachers),) = taught(inputs)
+    (part,) = taught(inputs)
     stage = Stage(
         f"condense {gene.method.name}",
         gene,
         objective,
         gene.shape.img_size,
         gene.shape.in_chans,
-        teachers,
+        part.teachers,
         before_step=drawn.draw,
         uses_all=not drawn.several,
         made_of=made_of(ancestry),

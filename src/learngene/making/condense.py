@@ -149,7 +149,8 @@ def prepare(
     if recipe.distill.target == "features":
         given = for_student(given, recipe.shape.in_chans)
     gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
-    teachers = _loaded("teachers", recipe.teachers)
+    with told_of("teachers"):
+        teachers = tuple(_ancestry(recipe, spec) for spec in recipe.teachers or ())
     inputs = CondenseInputs(recipe, teacher, gene, images, anchors, teachers)
     MAKERS[kind.making].refuse(inputs)
     inputs.recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
@@ -157,17 +158,19 @@ def prepare(
 
 
 def _ancestry(recipe: CondenseRecipe, spec: AncestrySpec) -> Ancestry:
-    """The teacher of a recipe: for now without weights, if outputs of it are stored. Features are scored beside it."""
+    """A teacher of a recipe: for now without weights, if outputs of it are stored."""
     replay = recipe.distill.replay
-    known = without_weights(replay.folder, spec) if replay and recipe.distill.target == "logits" else None
-    return known or Ancestry.from_spec(spec)
+    return (replay and without_weights(replay.folder, spec)) or Ancestry.from_spec(spec)
 
 
 def remember_teacher(inputs: CondenseInputs) -> None:
-    """Writes down beside stored outputs whose they are, so that the next run need not load it."""
+    """Writes down beside stored outputs whose they are, so that the next run need not load them."""
     recipe, replay = inputs.recipe, inputs.recipe.distill.replay
-    if replay is not None and recipe.ancestry is not None and inputs.ancestry is not None:
-        remember(replay.folder, recipe.ancestry, inputs.ancestry)
+    if replay is None or recipe.ancestry is None or inputs.ancestry is None:
+        return
+    remember(replay.folder, recipe.ancestry, inputs.ancestry)
+    for spec, model in zip(recipe.teachers or (), inputs.teachers, strict=True):
+        remember(replay.folder, spec, model)
 
 
 def opened(recipe: CondenseRecipe, images: Splits | None = None) -> Splits:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
+from learngene.data.evaluation_batches import LEAST_BATCH
 from learngene.data.splits import Splits
 from learngene.genes.gene import Learngene
 from learngene.recipe.condense import CondenseRecipe
@@ -131,9 +132,10 @@ def shape_scores(
         recipe.data,
         img_size=shape.img_size,
         in_chans=shape.in_chans,
-        batch_size=max(recipe.train.batch_size, 64),
+        batch_size=max(recipe.train.batch_size, LEAST_BATCH),
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
+        device=accelerator.device,
     )
     reduce = accelerator.reduce if accelerator.num_processes > 1 else None
     found = score(shapes, loader, accelerator.device, reduce)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,9 @@ class FeatureTeacher(nn.Module):
         """
         super().__init__()
         self.label, self.spec = f"ancestry {ancestry.identity['source']}", spec
+        self._load: Callable[[], FeatureTeacher] | None = None
+        if not ancestry.has_weights:
+            self._load = lambda: FeatureTeacher(ancestry.with_weights(), spec, shape, data)
         if getattr(ancestry.model, "learngene", {}).get("head") == "segmentation":
             raise LearngeneError(f"{self.label} has a segmentation head; give a classifier, or a model without a head")
         chans, *own = input_size(ancestry.model)
@@ -124,9 +127,15 @@ class FeatureTeacher(nn.Module):
             f"block {number}": patches_of(self.model, block) for number, block in zip(numbers, blocks, strict=True)
         }
 
+    def with_weights(self) -> FeatureTeacher:
+        """Itself, with the ancestry's weights from now on."""
+        if self._load is not None:
+            self.model, self._load = self._load().model, None
+        return self
+
     def described(self) -> Teacher:
         """The teacher as the training loop knows it."""
-        return Teacher(tuple(self.widths), self._decided_by, lambda: self)
+        return Teacher(tuple(self.widths), self._decided_by, self.with_weights, lambda: self._load is not None)
 
     # -- the size of its images ------------------------------------------------------------------------
 

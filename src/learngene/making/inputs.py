@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from learngene.data.class_match import BY_PLACE, fits, numbered
 from learngene.data.splits import Splits
@@ -13,12 +13,19 @@ from learngene.genes.gene import Learngene
 from learngene.making.feature_teacher import FeatureTeacher
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError
+from learngene.training.evaluation_targets import EvaluationTargets
 from learngene.training.stage import Stage
 from learngene.training.teacher import Teacher
 from learngene.vits.class_names import class_names, some
 
-Taught = tuple[CondenseRecipe, tuple[Teacher, ...]]
-"""The recipe of one thing that is trained, and its teachers."""
+
+class Taught(NamedTuple):
+    """One thing that is trained or judged: its recipe, its teachers, and what is stored of images in evaluation."""
+
+    recipe: CondenseRecipe
+    teachers: tuple[Teacher, ...]
+    evaluated: Sequence[EvaluationTargets] = ()
+
 
 Planned = tuple[Stage, Callable[[], dict[str, Any]]]
 """What a gene is trained in, and what more its file shall say once it is trained."""

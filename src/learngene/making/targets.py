@@ -94,12 +94,13 @@ def stored_targets(recipe: CondenseRecipe, inputs: CondenseInputs | None = None)
     replay, accelerator = _replay(recipe), make_accelerator()
     inputs = inputs or prepare(recipe)
     out: list[StoredTargets] = []
-    for part, teachers in MAKERS[inputs.gene.method.making].taught(inputs):
+    for part, teachers, evaluated in MAKERS[inputs.gene.method.making].taught(inputs):
         images, data = inputs.images.train, inputs.recipe.data
         place = {"img_size": part.shape.img_size, "in_chans": part.shape.in_chans}
         batches = TrainBatches(images, data, part.train, **place, device=accelerator.device)
         views = Views(batches, data, images.fingerprint(), min(part.train.epochs, replay.epochs or part.train.epochs))
         out += [StoredTargets(teacher, replay, views, accelerator) for teacher in teachers]
+        out += [each.stored for each in evaluated]
     return out
 
 
@@ -129,8 +130,7 @@ def _size(paths: list[Path]) -> int | None:
 def _written(store: StoredTargets, added: set[Path]) -> Written:
     paths = [path for _, _, paths in store.units() for path in paths]
     sizes = {path: path.stat().st_size for path in paths}
-    batches = store.views.batches
-    views = store.views.epochs * batches.steps_per_epoch * batches.train.batch_size
+    views = store.views.epochs * store.rows(range(store.views.batches.steps_per_epoch))
     forms = tuple(place.form.folder for place in store.places)
     return Written(store.folder, forms, views, sum(sizes.values()), sum(sizes[path] for path in added))
 

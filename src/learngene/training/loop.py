@@ -21,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from learngene.data.batches import Batches, TrainBatches, eval_loader
+from learngene.data.evaluation_batches import LEAST_BATCH
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Replay
@@ -113,24 +114,25 @@ class _Pass:
             assert data is not None
             size: dict[str, Any] = {"img_size": stage.img_size, "in_chans": stage.in_chans}
             self.batches = TrainBatches(train_images, data, spec, **size, **place)
-            self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, 64))
+            self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, LEAST_BATCH))
         self.data, self.steps_per_epoch = train_images.fingerprint(), self.batches.steps_per_epoch
         self.ignore_index, self.precision = val_images.ignore_index, spec.precision
         self.stored = replay is not None
         self.view_epochs = min(spec.epochs, (replay.epochs if replay else None) or spec.epochs)
+        notes = [line for student in students for each in student.stage.evaluated for line in each.prepare()]
         teachers = fewest(teacher for student in students for teacher in student.stage.teachers)
         self.teachers: Sequence[Asked | StoredTargets]
         if replay and data is not None and isinstance(self.batches, TrainBatches):
             views = Views(self.batches, data, self.data, self.view_epochs)
             stored = [StoredTargets(teacher, replay, views, accelerator) for teacher in teachers]
-            notes = [line for each in stored for line in each.prepare()]
+            notes += [line for each in stored for line in each.prepare()]
             self.teachers = stored
         else:
-            self.teachers, notes = [Asked(teacher, self.device) for teacher in teachers], []
+            self.teachers = [Asked(teacher, self.device) for teacher in teachers]
         show = show and accelerator.is_main_process
         for student in students:
             student.begin(self, show)
-        students[0].log.note("\n".join([Splits(train_images, val_images).counted(), *notes]))
+        students[0].log.note("\n".join([Splits(train_images, val_images).counted(), *dict.fromkeys(notes)]))
 
     # -- the run -------------------------------------------------------------------------------------
 

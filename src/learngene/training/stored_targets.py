@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from learngene.data.batches import TrainBatches
+from learngene.data.evaluation_batches import EvaluationBatches
 from learngene.recipe.content_hash import short_hash
 from learngene.recipe.sections import DataSpec, Replay
 from learngene.system.environment import environment
@@ -47,13 +48,13 @@ class Views:
     """The views of a run, and what decides them.
 
     Attributes:
-        batches: The training batches.
+        batches: The training batches, or images as evaluation sees them.
         data: How images are read and normalised.
         fingerprint: Of the images' names and labels.
         epochs: With different views.
     """
 
-    batches: TrainBatches
+    batches: TrainBatches | EvaluationBatches
     data: DataSpec
     fingerprint: str
     epochs: int
@@ -63,16 +64,25 @@ class Views:
         train, data = self.batches.train, self.data
         augment = {name: value for name, value in train.augment.model_dump(mode="json").items() if name not in UNSEEN}
         said = ("mean", "std", "interpolation", "background", "pixel_range")
+        seen = {"evaluated": self.batches.crop_pct} if isinstance(self.batches, EvaluationBatches) else {}
         return {
             "images": {"fingerprint": self.fingerprint, "count": self.batches.count},
             "preprocessing": {"img_size": self.batches.img_size, "in_chans": self.batches.in_chans}
-            | data.model_dump(mode="json", include=set(said)),
+            | data.model_dump(mode="json", include=set(said))
+            | seen,
             "augment": augment,
             "batch_size": train.batch_size,
             "seed": train.seed,
             "precision": train.precision,
             "versions": {name: metadata.version(name).partition("+")[0] for name in LIBRARIES},
         }
+
+    @property
+    def in_words(self) -> str:
+        """Which they are."""
+        if isinstance(self.batches, EvaluationBatches):
+            return f"{self.batches.count} images as evaluation sees them"
+        return f"all {self.epochs} epochs"
 
 
 LIBRARIES = ("pillow", "torchvision", "timm", "torch")
@@ -131,6 +141,11 @@ class StoredTargets:
         first = step - step % count
         return range(first, min(first + count, self.views.batches.steps_per_epoch))
 
+    def rows(self, steps: range) -> int:
+        """Views of a range of steps; the last may have fewer."""
+        size, batches = self.views.batches.train.batch_size, self.views.batches
+        return min(steps.stop * size, batches.count) - steps.start * size
+
     def missing(self) -> dict[Path, tuple[Form, int, range]]:
         """Every file that is not there, with its output, epoch and steps."""
         wanted = {
@@ -160,7 +175,7 @@ class StoredTargets:
                     path = self.path(place.form, epoch, steps.start)
                     try:
                         if path.exists():
-                            Shard.read(path, len(steps) * self.views.batches.train.batch_size)
+                            Shard.read(path, self.rows(steps))
                     except DamagedTargetsError:
                         path.unlink()
                         out.append(path)
@@ -178,9 +193,9 @@ class StoredTargets:
         """
         missing = self._agreed(self.missing())
         names = ", ".join(place.form.folder for place in self.places)
-        done = "loaded" if self.teacher.absent else "asked"
         if not missing:
-            line = f"{names} of all {self.views.epochs} epochs are stored, so the teacher is not {done}"
+            done = "loaded" if self.teacher.absent() else "asked"
+            line = f"{names} of {self.views.in_words} are stored, so the teacher is not {done}"
         else:
             if not self.spec.make:
                 raise LearngeneError(
@@ -188,14 +203,14 @@ class StoredTargets:
                 )
             needed = self.bytes_of(missing.values())
             refuse_full_disk(self.folder, needed)
-            line = f"the teacher is run where {names} are not stored, which adds {size_in_words(needed)}"
+            what = f"{names} of {self.views.in_words}"
+            line = f"the teacher is run where {what} are not stored, which adds {size_in_words(needed)}"
         return [f"{self.folder}: {line}", *self._check_once(missing)]
 
     def bytes_of(self, files: Any) -> int:
         """Bytes that files of outputs take."""
         shapes = self._shapes()
-        size = self.views.batches.train.batch_size
-        return sum(form.view_bytes(shapes[form.name]) * len(steps) * size for form, _, steps in files)
+        return sum(form.view_bytes(shapes[form.name]) * self.rows(steps) for form, _, steps in files)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every output of one view."""
@@ -241,15 +256,31 @@ class StoredTargets:
             if place.shard is None:
                 encoded = place.form.encoded(asked[name])
                 self._collect(place, encoded, asked[name], prints, step, part)
-                like = Like.of(asked[name])
+                out[name] = place.form.decoded(encoded, Like.of(asked[name]))
             else:
-                rows = self._rows(place, batches.positions(step, part, batches.rank))
-                encoded = {key: value[rows] for key, value in place.shard.tensors.items()}
-                self._refuse_other_pixels(encoded.pop("pixels"), prints, epoch, step)
-                encoded = {key: value.to(self._device, non_blocking=True) for key, value in encoded.items()}
-                like = place.shard.like
-            out[name] = place.form.decoded(encoded, like)
+                out[name] = self._read(place, batches.positions(step, part, batches.rank), prints, epoch, step)
         return out
+
+    def read(self, positions: np.ndarray, prints: Tensor, epoch: int, step: int) -> Outputs:
+        """What is stored of views of a step, which must all be there.
+
+        Args:
+            positions: Theirs, in the order of the epoch.
+            prints: Of their images.
+            epoch: Of the views.
+            step: Of the epoch.
+        """
+        for place in self.places:
+            self._go_to(place, epoch, step)
+        return {place.form.name: self._read(place, positions, prints, epoch, step) for place in self.places}
+
+    def _read(self, place: _Place, positions: np.ndarray, prints: Tensor, epoch: int, step: int) -> Tensor:
+        assert place.shard is not None
+        rows = self._rows(place, positions)
+        encoded = {key: value[rows] for key, value in place.shard.tensors.items()}
+        self._refuse_other_pixels(encoded.pop("pixels"), prints, epoch, step)
+        encoded = {key: value.to(self._device, non_blocking=True) for key, value in encoded.items()}
+        return place.form.decoded(encoded, place.shard.like)
 
     def make(self, epoch: int, steps: range) -> None:
         """Asks the teacher about a range of steps, and stores what is missing of it."""
@@ -272,7 +303,7 @@ class StoredTargets:
             return
         steps = self._range_of(place.form, step)
         place.at, place.collected = (epoch, steps.start), None
-        path, rows = self.path(place.form, epoch, steps.start), len(steps) * self.views.batches.train.batch_size
+        path, rows = self.path(place.form, epoch, steps.start), self.rows(steps)
         if not self._agreed(path.exists()):
             if step == steps.start:
                 place.shard, place.collected = None, Collected(rows, {})
@@ -293,15 +324,16 @@ class StoredTargets:
         if batches.processes > 1:
             rows = {name: self.accelerator.gather(value.contiguous()) for name, value in rows.items()}
         positions = np.concatenate([batches.positions(step, part, rank) for rank in range(batches.processes)])
-        if self.accelerator.is_main_process:
+        if batches.rank == 0:
             place.collected.add(self._rows(place, positions), rows, output)
         epoch, first = place.at
         if step == self._range_of(place.form, first)[-1] and part == batches.parts - 1:
-            if self.accelerator.is_main_process:
+            if batches.rank == 0:
                 self._write_key()
                 place.collected.write(self.path(place.form, epoch, first))
             place.at = None
-            self.accelerator.wait_for_everyone()
+            if batches.processes > 1:
+                self.accelerator.wait_for_everyone()
 
     def _rows(self, place: _Place, positions: np.ndarray) -> Tensor:
         assert place.at is not None
@@ -310,7 +342,7 @@ class StoredTargets:
     def _agreed(self, mine: T) -> T:
         """What the main process sees, so that all do the same while files come to be."""
         answer = [mine]
-        return answer[0] if self.accelerator.num_processes == 1 else broadcast_object_list(answer)[0]
+        return answer[0] if self.views.batches.processes == 1 else broadcast_object_list(answer)[0]
 
     @torch.no_grad()
     def _ask(self, images: Tensor) -> Outputs:
@@ -354,7 +386,7 @@ class StoredTargets:
         chosen = [stored[int(place)] for place in np.linspace(0, len(stored) - 1, count)]
         for epoch, step in chosen:
             self._check(epoch, step)
-        if self.accelerator.is_main_process:
+        if self.views.batches.rank == 0:
             self._write_key()
         return [f"{self.folder}: the teacher says again what is stored of {count} of {len(stored)} steps"]
 

@@ -23,13 +23,13 @@ class Teacher:
         names: Of its outputs.
         decided_by: Plain values that decide them, beside the images: the weights' SHA-256, the size of its images.
         load: Makes the module that takes images, normalised and mixed for the student, to outputs.
-        absent: Whether its weights are not loaded yet.
+        absent: Tells whether its weights are not loaded yet.
     """
 
     names: tuple[str, ...]
     decided_by: Mapping[str, Any]
     load: Callable[[], nn.Module]
-    absent: bool = False
+    absent: Callable[[], bool] = lambda: False
 
     def covers(self, other: Teacher) -> bool:
         """Whether it says all that another would, and the same."""
@@ -87,7 +87,7 @@ def teacher_of(ancestry: Ancestry, names: Sequence[str], read: Callable[[Tensor]
         read: Images to outputs by these names.
     """
     sha256 = ancestry.identity["sha256"]
-    absent = not ancestry.has_weights
+    absent = lambda: not ancestry.has_weights  # noqa: E731
     return Teacher(tuple(names), {"sha256": sha256}, lambda: _Reading(ancestry.with_weights(), read), absent)
 
 

@@ -7,15 +7,17 @@ such as the joint space of a CLIP, whose projection timm keeps as the head.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from learngene.genes.bridge import PREFIX, refuse_heads
-from learngene.making.feature_teacher import FeatureTeacher
+from learngene.making.feature_teacher import Features, FeatureTeacher
 from learngene.making.features.student import FeatureStudent, Match
 from learngene.making.inputs import CondenseInputs
+from learngene.recipe.features import FeatureTarget
 from learngene.system.errors import LearngeneError
 from learngene.training.loop import make_accelerator
 from learngene.training.scores import autocast
@@ -33,13 +35,20 @@ def refuse(inputs: CondenseInputs) -> None:
             output_layer(teacher)
 
 
-def keep_bridge(student: FeatureStudent, inputs: CondenseInputs, batches: Any) -> dict[str, Any]:
+def teaches_length(spec: FeatureTarget) -> bool:
+    """Whether the loss of pooled features teaches their length, too."""
+    return spec.pooled_loss in LENGTHS
+
+
+def keep_bridge(
+    student: FeatureStudent, inputs: CondenseInputs, first_pass: Callable[[int], Iterable[tuple[Tensor, Features]]]
+) -> dict[str, Any]:
     """Gives the gene the tensors of its bridge, if one shall be kept.
 
     Args:
         student: The trained gene with its matches.
         inputs: Its teachers; the gene.
-        batches: Images of the first pass, which tell lengths where the loss did not.
+        first_pass: Images and what a teacher, by its number, says of them, which tells lengths where the loss did not.
 
     Returns:
         What the gene's metadata says of it.
@@ -51,8 +60,8 @@ def keep_bridge(student: FeatureStudent, inputs: CondenseInputs, batches: Any) -
     teacher, match = inputs.feature_teachers[number], student.matches[number]
     assert isinstance(match, Match)
     length = 1.0
-    if match.spec.pooled_loss not in LENGTHS:
-        length = _length(student, number, teacher, inputs.recipe.train.precision, batches)
+    if not teaches_length(match.spec):
+        length = _length(student, number, inputs.recipe.train.precision, first_pass(number))
     weight, bias = as_one_map(match, length, output_layer(teacher))
     inputs.gene.bridge = {f"{PREFIX}weight": weight, f"{PREFIX}bias": bias}
     ancestry = [inputs.ancestry, *inputs.teachers][number]
@@ -86,9 +95,9 @@ def output_layer(teacher: FeatureTeacher) -> nn.Linear | None:
     Raises:
         LearngeneError: If that is no linear map.
     """
-    model = teacher.model
-    if not getattr(model, "num_classes", 0):
+    if not getattr(teacher.model, "num_classes", 0):
         return None
+    model = teacher.with_weights().model
     head = model.get_classifier()
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -104,18 +113,17 @@ def output_layer(teacher: FeatureTeacher) -> nn.Linear | None:
 
 
 @torch.no_grad()
-def _length(student: FeatureStudent, number: int, teacher: FeatureTeacher, precision: str, batches: Any) -> float:
+def _length(student: FeatureStudent, number: int, precision: str, batches: Iterable[tuple[Tensor, Features]]) -> float:
     """By least squares, what the bridge's vectors are multiplied by to be as long as the teacher's scaled ones."""
     device, match = make_accelerator().device, student.matches[number]
     assert isinstance(match, Match)
     training = student.training
     student.to(device).eval()
-    teacher.to(device)
     products = squares = 0.0
-    for batch, _ in batches:
+    for batch, said in batches:
         with autocast(device.type, precision):
             mine = student(batch.to(device), True)[2][number]["pooled"].double()
-            theirs = match.scaled(teacher(batch.to(device)))["pooled"].double()
+            theirs = match.scaled(said)["pooled"].double()
         products, squares = products + float((mine * theirs).sum()), squares + float(mine.square().sum())
     student.to("cpu").train(training)
     return products / squares if products > 0 else 1.0

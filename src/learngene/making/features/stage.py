@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,17 +15,19 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
+from learngene.data.evaluation_batches import LEAST_BATCH, EvaluationBatches
+from learngene.data.images import ImageSet
 from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import Splits, open_splits, refuse_channels
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.making.drawn_shapes import DrawnShapes, shape_scores
 from learngene.making.feature_teacher import Features, FeatureTeacher, for_student
 from learngene.making.features import kept_bridge
-from learngene.making.features.student import FeatureStudent, Match, current_matches
+from learngene.making.features.student import FeatureStudent, Match, current_matches, needs_scales
 from learngene.making.inputs import CondenseInputs, Planned
 from learngene.recipe.condense import CondenseRecipe
-from learngene.recipe.features import FeatureTarget
 from learngene.system.errors import LearngeneError, told_of
+from learngene.training.evaluation_targets import AskedAgain, Evaluated, EvaluationTargets
 from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, mean_parts
@@ -34,8 +37,13 @@ from learngene.training.stage import Stage
 from learngene.training.teacher import Teacher
 from learngene.vits.shape import ViTShape
 
-Probe = Callable[[nn.Module, str], float]
-"""(model, precision) to the accuracy of kNN in percent."""
+Matched = Callable[[Tensor], tuple[Tensor, Any, Sequence[Features]]]
+"""Images to a student's logits, pooled features, and features in the space of every teacher."""
+
+Probe = Callable[[Matched, torch.device, str], float]
+"""(student, device, precision) to the accuracy of kNN in percent."""
+
+T = TypeVar("T")
 
 
 def refuse(inputs: CondenseInputs) -> None:
@@ -76,27 +84,25 @@ def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
     stage = feature_stage(f"condense {gene.method.name}", gene, inputs, recipe, drawn, keep=keep)
 
     def more() -> dict[str, Any]:
-        assert isinstance(stage.module, FeatureStudent)
-        batches = _first_pass(recipe.features or FeatureTarget(), inputs, recipe)
-        told = kept_bridge.keep_bridge(stage.module, inputs, batches)
-        told |= _scores_by_shape(stage.module, inputs, recipe)
+        student = stage.module
+        assert isinstance(student, FeatureStudent)
+        told = kept_bridge.keep_bridge(student, inputs, lambda number: first_pass(number, inputs, recipe))
+        told |= _scores_by_shape(student, stage.evaluated, inputs, recipe)
         return told | ({"teachers": [each.identity for each in inputs.teachers]} if inputs.teachers else {})
 
     return stage, more
 
 
-def _scores_by_shape(student: FeatureStudent, inputs: CondenseInputs, recipe: CondenseRecipe) -> dict[str, Any]:
+def _scores_by_shape(
+    student: FeatureStudent, judges: Evaluated, inputs: CondenseInputs, recipe: CondenseRecipe
+) -> dict[str, Any]:
     """What the gene's metadata says of the shapes that it was trained at."""
-    teachers, probe = inputs.feature_teachers, _probe(recipe, inputs.knn)
 
     def score(shapes: Sequence[ViTShape], batches: Any, device: torch.device, reduce: Any) -> dict[ViTShape, Any]:
-        out = {}
-        for module in (student, *teachers):
-            module.to(device)
-        for shape in shapes:
-            student.scored = shape
-            out[shape] = feature_score(student, teachers, batches, recipe.train.precision, reduce, probe)
-        student.scored = None
+        views = {shape: partial(student.matched, shape=shape) for shape in shapes}
+        student.to(device)
+        precision, probe = recipe.train.precision, _probe(recipe, inputs.knn)
+        out = feature_scores(student, views, judges, batches, precision, reduce, probe)
         student.to("cpu")
         return out
 
@@ -135,7 +141,11 @@ def feature_stage(
         ]
     student = FeatureStudent(model, matches, drawn)
     if not (keep and (recipe.out / "last.pt").exists()):
-        fit_scales(matches, teachers, inputs, recipe)
+        for number, match in enumerate(matches):
+            match.fit_scales(
+                {kind: value.float().cpu() for kind, value in said.items()}
+                for _, said in first_pass(number, inputs, recipe)
+            )
     pooled = any(match.pooled for match in matches)
     uses_all = recipe.shape.ending == "aligned" or recipe.distill.alpha < 1 or pooled
     uses_all = uses_all and not (drawn and drawn.several)
@@ -186,11 +196,11 @@ def matching_stage(
         return {"loss": alpha * loss + (1 - alpha) * labels, "labels": labels, **out}
 
     probe = _probe(recipe, inputs.knn) if scored else None
+    judges = evaluated(_held_out(inputs, recipe), inputs, dealt=True) if scored else ()
 
     def score(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], precision: str, reduce: Any) -> FeatureScore:
-        for teacher in teachers:
-            teacher.to(next(model.parameters()).device)  # where all that it says is stored, nobody else has
-        return feature_score(model, teachers, batches, precision, reduce, probe)
+        matched = {None: lambda images: model(images, True)}
+        return feature_scores(model, matched, judges, batches, precision, reduce, probe)[None]
 
     made = made_of(inputs.ancestry)
     made |= {f"teacher {number}": other.identity["sha256"] for number, other in enumerate(inputs.teachers, start=2)}
@@ -204,6 +214,7 @@ def matching_stage(
         uses_all=uses_all,
         score=score if scored else None,
         made_of=made,
+        evaluated=judges,
     )
 
 
@@ -223,7 +234,12 @@ def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:
     out: list[FeatureTeacher] = []
     for model, spec in zip(models, specs, strict=True):
         with told_of("teachers") if out else contextlib.nullcontext():
-            out.append(FeatureTeacher(model, spec, recipe.shape, data))
+            try:
+                out.append(FeatureTeacher(model, spec, recipe.shape, data))
+            except Exception:
+                if model.has_weights:
+                    raise
+                out.append(FeatureTeacher(model.with_weights(), spec, recipe.shape, data))
     return out
 
 
@@ -231,77 +247,128 @@ def _total(matches: Sequence[Match], terms: Sequence[Parts]) -> Tensor:
     return torch.stack([match.total(term) for match, term in zip(matches, terms, strict=True)]).sum()
 
 
-def fit_scales(
-    matches: Sequence[Match], teachers: Sequence[FeatureTeacher], inputs: CondenseInputs, recipe: CondenseRecipe
-) -> None:
-    """The first pass: statistics of every teacher's features over training images as evaluation sees them."""
-    device = make_accelerator().device
-    for match, teacher in zip(matches, teachers, strict=True):
-        loader = _first_pass(match.spec, inputs, recipe)
-        teacher.to(device)
-
-        def features(teacher: FeatureTeacher = teacher, loader: Any = loader) -> Iterator[Features]:
-            for batch, _ in loader:
-                with autocast(device.type, recipe.train.precision):
-                    found = teacher(batch.to(device))
-                yield {kind: value.float().cpu() for kind, value in found.items()}
-
-        match.fit_scales(features())
+# -- images as evaluation sees them ------------------------------------------------------------------------
 
 
-def _first_pass(spec: FeatureTarget, inputs: CondenseInputs, recipe: CondenseRecipe) -> Any:
-    """Batches of the training images that statistics are taken of."""
-    images, shape = inputs.images.train, recipe.shape
-    count = min(spec.scale_images, len(images))
+def evaluations(inputs: CondenseInputs, recipe: CondenseRecipe, *, scored: bool) -> list[EvaluationTargets]:
+    """What is stored of images as evaluation sees them for one thing that is trained: first passes, and for scores."""
+    out: list[Any] = [
+        _of_first_pass(number, inputs, recipe)[1]
+        for number, (spec, teacher) in enumerate(zip(recipe.feature_targets(), inputs.feature_teachers, strict=True))
+        if needs_scales(spec, teacher.widths) or (spec.keep_bridge and not kept_bridge.teaches_length(spec))
+    ]
+    return [*out, *(evaluated(_held_out(inputs, recipe), inputs, dealt=True) if scored else ())]
+
+
+def evaluated(batches: EvaluationBatches, inputs: CondenseInputs, *, dealt: bool = False) -> Evaluated:
+    """How to know what every teacher says of images, see ``EvaluationTargets``."""
+    accelerator, replay = make_accelerator(), inputs.recipe.distill.replay
+    if replay is None:
+        return [AskedAgain(teacher, accelerator.device) for teacher in taught(inputs)]
+    return [EvaluationTargets(teacher, replay, batches, accelerator, dealt=dealt) for teacher in taught(inputs)]
+
+
+def first_pass(number: int, inputs: CondenseInputs, recipe: CondenseRecipe) -> Iterator[tuple[Tensor, Features]]:
+    """Training images, and what a teacher says of them, by which its scales are fitted."""
+    batches, teacher = _of_first_pass(number, inputs, recipe)
+    teacher.prepare()
+    device, seen = make_accelerator().device, 0
+    for ((batch, _),) in batches.epoch(0):
+        with autocast(device.type, recipe.train.precision):
+            said = teacher.said(batch, seen)
+        yield batch, said
+        seen += len(batch)
+
+
+def _of_first_pass(number: int, inputs: CondenseInputs, recipe: CondenseRecipe) -> tuple[EvaluationBatches, Any]:
+    images = inputs.images.train
+    count = min(recipe.feature_targets()[number].scale_images, len(images))
     chosen = images.picked(np.linspace(0, len(images) - 1, count).astype(int).tolist())
-    return eval_loader(chosen, recipe.data, img_size=shape.img_size, in_chans=shape.in_chans, batch_size=64)
+    batches = evaluation_batches(chosen, recipe, batch_size=64)
+    return batches, evaluated(batches, inputs)[number]
+
+
+def _held_out(inputs: CondenseInputs, recipe: CondenseRecipe) -> EvaluationBatches:
+    """Those that the training loop judges on."""
+    return evaluation_batches(inputs.images.val, recipe, batch_size=max(recipe.train.batch_size, LEAST_BATCH))
+
+
+def evaluation_batches(images: ImageSet, recipe: CondenseRecipe, *, batch_size: int) -> EvaluationBatches:
+    """Images as a recipe's gene sees them in evaluation."""
+    shape, device = recipe.shape, make_accelerator().device
+    size: dict[str, Any] = {"img_size": shape.img_size, "in_chans": shape.in_chans, "batch_size": batch_size}
+    return EvaluationBatches(images, recipe.data, recipe.train.precision, **size, device=device)
 
 
 @torch.inference_mode()
-def feature_score(
+def feature_scores(
     model: nn.Module,
-    teachers: Sequence[FeatureTeacher],
+    students: Mapping[T, Matched],
+    teachers: Evaluated,
     batches: Iterable[tuple[Tensor, Any]],
     precision: str,
     reduce: Any,
     probe: Probe | None,
-) -> FeatureScore:
-    """How well a student matches its teachers; neighbours are sought among all processes' images."""
+) -> dict[T, FeatureScore]:
+    """How well a model, as one student or as several, matches its teachers, which are asked once."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    matches = current_matches(model)
-    pooled: list[list[Tensor]] = [[] for _ in range(len(teachers) + 1)]
-    loss, cosines, pairs, images = 0.0, 0.0, 0, 0
+    found = {name: _Agreement(current_matches(model), len(teachers)) for name in students}
+    seen = 0
     for batch, _ in batches:
-        batch = batch.to(device)
         with autocast(device.type, precision):
-            theirs = [teacher(batch) for teacher in teachers]
-            _, own, mine = model(batch, True)
-        terms = [match.parts(one, other, push=False) for match, one, other in zip(matches, mine, theirs, strict=True)]
-        loss += float(_total(matches, terms)) * len(batch)
-        for match, one, other in zip(matches, mine, theirs, strict=True):
+            theirs = [teacher.said(batch, seen) for teacher in teachers]
+        images = batch.to(device)
+        for name, agreement in found.items():
+            with autocast(device.type, precision):
+                _, own, mine = students[name](images)
+            agreement.see(own, mine, theirs)
+        seen += len(batch)
+    out = {
+        name: agreement.score(reduce, device, probe(students[name], device, precision) if probe else None)
+        for name, agreement in found.items()
+    }
+    model.train(training)
+    return out
+
+
+class _Agreement:
+    """How well a student has matched its teachers so far."""
+
+    def __init__(self, matches: Sequence[Match], teachers: int) -> None:
+        self.matches = matches
+        self.pooled: list[list[Tensor]] = [[] for _ in range(teachers + 1)]
+        self.loss, self.cosines, self.pairs, self.images = 0.0, 0.0, 0, 0
+
+    def see(self, own: Tensor, mine: Sequence[Features], theirs: Sequence[Features]) -> None:
+        """Adds a batch: the student's pooled features, those in the space of every teacher, and the teachers'."""
+        each, count = list(zip(self.matches, mine, theirs, strict=True)), len(own)
+        terms = [match.parts(one, other, push=False) for match, one, other in each]
+        self.loss += float(_total(self.matches, terms)) * count
+        for match, one, other in each:
             scaled = match.scaled(other)
             for kind in one:
                 if match.loss(kind) in DISTANCES:
                     similar = F.cosine_similarity(one[kind].float(), scaled[kind].float(), dim=-1)
-                    cosines, pairs = cosines + float(similar.mean()) * len(batch), pairs + len(batch)
-        if images < MOST_COMPARED:
-            for kept, whole in zip(pooled, [own, *map(one_vector, theirs)], strict=True):
+                    self.cosines, self.pairs = self.cosines + float(similar.mean()) * count, self.pairs + count
+        if self.images < MOST_COMPARED:
+            for kept, whole in zip(self.pooled, [own, *map(one_vector, theirs)], strict=True):
                 kept.append(whole.float().cpu())
-        images += len(batch)
-    shares = [[torch.cat(kept) for kept in pooled]]
-    sums = torch.tensor([loss, images, cosines, pairs], dtype=torch.float64)
-    if reduce is not None:
-        shares = gather_object(shares)  # dealt out one by one, so the first of every share are the first of all
-        sums = reduce(sums.float().to(device), reduction="sum").double().cpu()
-    most = MOST_COMPARED // len(shares)
-    own, *others = (torch.cat([part[:most] for part in parts]) for parts in zip(*shares, strict=True))
-    common = float(torch.stack([common_neighbours(own, other) for other in others]).mean())
-    knn = probe(model, precision) if probe else None
-    model.train(training)
-    loss, images, cosines, pairs = sums.tolist()
-    cosine = 100 * cosines / pairs if pairs else None
-    return FeatureScore(100 * common, loss / images, int(images), cosine, knn)
+        self.images += count
+
+    def score(self, reduce: Any, device: torch.device, knn: float | None) -> FeatureScore:
+        """The score, for which neighbours are sought among all processes' images."""
+        shares = [[torch.cat(kept) for kept in self.pooled]]
+        sums = torch.tensor([self.loss, self.images, self.cosines, self.pairs], dtype=torch.float64)
+        if reduce is not None:
+            shares = gather_object(shares)  # dealt out one by one, so the first of every share are the first of all
+            sums = reduce(sums.float().to(device), reduction="sum").double().cpu()
+        most = MOST_COMPARED // len(shares)
+        own, *others = (torch.cat([part[:most] for part in parts]) for parts in zip(*shares, strict=True))
+        common = float(torch.stack([common_neighbours(own, other) for other in others]).mean())
+        loss, images, cosines, pairs = sums.tolist()
+        cosine = 100 * cosines / pairs if pairs else None
+        return FeatureScore(100 * common, loss / images, int(images), cosine, knn)
 
 
 def one_vector(features: Features) -> Tensor:
@@ -321,9 +388,8 @@ def _probe(recipe: CondenseRecipe, images: Splits | None) -> Probe | None:
     data = recipe.knn.model_copy(update={"mean": recipe.data.mean, "std": recipe.data.std})
     loaders = [eval_loader(part, data, img_size=shape.img_size, in_chans=shape.in_chans) for part in images]
 
-    def accuracy(model: nn.Module, precision: str) -> float:
-        device = next(model.parameters()).device
-        one, other = (read_features(lambda batch: model(batch, True)[1], each, device, precision) for each in loaders)
+    def accuracy(student: Matched, device: torch.device, precision: str) -> float:
+        one, other = (read_features(lambda batch: student(batch)[1], each, device, precision) for each in loaders)
         return knn_accuracy(one, other, len(images.train.class_names))
 
     return accuracy

@@ -130,7 +130,7 @@ class Match(nn.Module):
 
     def loss(self, kind: str) -> str:
         """The name of the loss of a kind of features."""
-        return self.spec.pooled_loss if kind in ("pooled", "class") else self.spec.patch_loss
+        return loss_of(self.spec, kind)
 
     def forward(self, read: Read) -> Features:
         """The student's features in the teacher's space, by kind; without those of blocks that were not read."""
@@ -190,7 +190,7 @@ class Match(nn.Module):
 
     def fit_scales(self, features: Iterable[Features]) -> None:
         """Takes the statistics of the teacher's features, where a scale needs them."""
-        if self.spec.scale == "none" or not self.scales:
+        if not needs_scales(self.spec, self.kinds):
             return
         scales = {kind: self.scales[place] for kind, place in self._places.items() if place in self.scales}
         for each in features:
@@ -198,6 +198,16 @@ class Match(nn.Module):
                 scale.see(each[kind])  # type: ignore[operator]
         for scale in scales.values():
             scale.settle()  # type: ignore[operator]
+
+
+def loss_of(spec: FeatureTarget, kind: str) -> str:
+    """The name of the loss of a kind of features."""
+    return spec.pooled_loss if kind in ("pooled", "class") else spec.patch_loss
+
+
+def needs_scales(spec: FeatureTarget, kinds: Iterable[str]) -> bool:
+    """Whether the statistics of a first pass are used."""
+    return spec.scale != "none" and any(loss_of(spec, kind) in DISTANCES for kind in kinds)
 
 
 def queue_length(spec: FeatureTarget, images: int) -> int:
@@ -226,14 +236,12 @@ class FeatureStudent(nn.Module):
         model: A gene, or a plain timm ViT, which alone is kept.
         matches: One per teacher, in their order.
         drawn: At which shapes a gene is matched in this step; None stands for its auxiliary shape in all.
-        scored: At which one it is matched while it is not trained; None stands for its auxiliary shape.
     """
 
     def __init__(self, model: nn.Module, matches: Sequence[Match], drawn: DrawnShapes | None = None) -> None:
         """Takes the model over; it is trained in place."""
         super().__init__()
         self.drawn = drawn
-        self.scored: ViTShape | None = None
         self.model, self.matches = model, nn.ModuleList(matches)
         self.blocks = sorted({mine for match in matches for _, mine in match.spec.blocks})
 
@@ -250,12 +258,13 @@ class FeatureStudent(nn.Module):
         """
         if not matched:
             return self.model(images)
-        shape = self.drawn.current if self.drawn and self.training else self.scored
+        shape = self.drawn.current if self.drawn and self.training else None
         if isinstance(shape, tuple):
-            return [self._matched(images, one) for one in shape]
-        return self._matched(images, shape)
+            return [self.matched(images, one) for one in shape]
+        return self.matched(images, shape)
 
-    def _matched(self, images: Tensor, shape: ViTShape | None) -> tuple[Tensor, Tensor | None, list[Features]]:
+    def matched(self, images: Tensor, shape: ViTShape | None) -> tuple[Tensor, Tensor | None, list[Features]]:
+        """Logits, pooled features, and features in the space of every teacher, at one shape or the auxiliary one."""
         body = self.model.skeleton(shape) if isinstance(self.model, Learngene) else self.model
         with reading(body, self.blocks) as read:
             logits = self.model(images) if shape is None else self.model(images, shape)

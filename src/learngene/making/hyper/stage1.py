@@ -52,7 +52,7 @@ def refuse(inputs: CondenseInputs) -> None:
 def taught(inputs: CondenseInputs) -> list[Taught]:
     """What is trained, and its guide; see ``making.condense.Maker``."""
     guidance, ancestry = (inputs.recipe.hyper or Stage1Hyper()).guidance, inputs.ancestry
-    return [(inputs.recipe, (guide(ancestry, guidance),) if ancestry and guidance.alpha > 0 else ())]
+    return [Taught(inputs.recipe, (guide(ancestry, guidance),) if ancestry and guidance.alpha > 0 else ())]
 
 
 def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
@@ -61,7 +61,7 @@ def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
     hyper = recipe.hyper or Stage1Hyper()
     guidance, teacher_width = hyper.guidance, ancestry.width if ancestry else 0
     meta = MetaBatch(gene, hyper, guidance=guidance, teacher_width=teacher_width, drop_path=recipe.train.drop_path)
-    ((_, teachers),) = taught(inputs)
+    (part,) = taught(inputs)
 
     def objective(model: nn.Module, batch: Tensor, targets: Tensor, theirs: Sequence[Outputs]) -> Parts:
         features = next(iter(theirs[0].values())) if theirs else None
@@ -73,7 +73,7 @@ def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
         objective,
         gene.shape.img_size,
         gene.shape.in_chans,
-        teachers=teachers,
+        teachers=part.teachers,
         before_step=lambda _epoch, _step: meta.draw(),
         uses_all=False,
         made_of=made_of(ancestry, method=gene.method),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learngene.data.batches import eval_loader
+from learngene.data.evaluation_batches import EvaluationBatches
 from learngene.data.images import ImageSet
 from learngene.genes.ancestry import Ancestry, made_of
 from learngene.genes.elastic import ElasticViT
@@ -44,6 +45,7 @@ from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_unwritable
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, guided_loss
+from learngene.training.probes import MOST_COMPARED
 from learngene.training.run import finished, run_stage, run_stages, write_once
 from learngene.training.run_folder import MARKER, mark, refuse_other_recipe
 from learngene.training.scores import Score, accuracies
@@ -96,15 +98,19 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
             stage = feature_path_stage(elastic, inputs, paths, [row.matches for row in rows])
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
         _set_drop_paths(elastic, 0.0)
-    loader = eval_loader(images.val, recipe.data, img_size=gene.shape.img_size, in_chans=gene.shape.in_chans)
+    device, size = make_accelerator().device, {"img_size": gene.shape.img_size, "in_chans": gene.shape.in_chans}
+    loader = eval_loader(images.val, recipe.data, **size, device=device)
     method, precision, final = rows_of(gene.method), recipe.train.precision, None
     if recipe.needs_labels:
-        elastic.to(make_accelerator().device)
+        elastic.to(device)
         scores = accuracies(elastic.views(), loader, precision=precision)
         elastic.to("cpu")
         name, measured, final = "top1", {path: score.top1 for path, score in scores.items()}, scores[gene.shape]
     else:
-        name, measured = "neighbours", path_neighbours(elastic, inputs.feature_teachers, loader, precision)
+        judges = features.evaluated(_judged(inputs), inputs)
+        for judge in judges:
+            judge.prepare()
+        name, measured = "neighbours", path_neighbours(elastic, judges, loader, precision)
     listed = [
         {"path": path.path, "blocks": method.counts(path), name: round(measured[path], 4)}
         for path in method.paths(gene.shape)
@@ -116,11 +122,25 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
 def taught(inputs: CondenseInputs) -> list[Taught]:
     """The rows and the paths that are trained, and their teachers; see ``making.condense.Maker``."""
     recipe, ancestry = inputs.recipe, inputs.ancestry
-    rows, paths, learns = row_recipes(recipe), path_recipe(recipe), recipe.distill.target == "features"
-    out = [(row, features.taught(inputs) if learns else _row_teachers(row, ancestry)) for row in rows]
-    if paths and recipe.needs_labels:
-        return [*out, (paths, _guides(ancestry, pool_of(recipe)))]
-    return [*out, (paths, features.taught(inputs))] if paths else out
+    rows, paths, scored = row_recipes(recipe), path_recipe(recipe), not recipe.needs_labels
+    if recipe.distill.target == "features":
+        teachers = features.taught(inputs)
+        out = [Taught(row, teachers, features.evaluations(inputs, row, scored=scored)) for row in rows]
+    else:
+        out = [Taught(row, _row_teachers(row, ancestry)) for row in rows]
+    if not scored:
+        return [*out, Taught(paths, _guides(ancestry, pool_of(recipe)))] if paths else out
+    out += [Taught(paths, teachers, features.evaluations(inputs, paths, scored=True))] if paths else []
+    judged: Sequence[Any] = features.evaluated(_judged(inputs), inputs)
+    return [*out, Taught(recipe, (), judged)]
+
+
+def _judged(inputs: CondenseInputs) -> EvaluationBatches:
+    """The images among which neighbours of every path are sought."""
+    images = inputs.images.val
+    return features.evaluation_batches(
+        images.picked(range(min(len(images), MOST_COMPARED))), inputs.recipe, batch_size=256
+    )
 
 
 def _row_teachers(recipe: CondenseRecipe, ancestry: Ancestry | None) -> tuple[Teacher, ...]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from learngene.genes.elastic import ElasticViT
-from learngene.making.feature_teacher import FeatureTeacher
 from learngene.making.features.stage import one_vector
 from learngene.making.features.student import Match, reading
+from learngene.training.evaluation_targets import Evaluated
 from learngene.training.loop import make_accelerator
 from learngene.training.probes import MOST_COMPARED, common_neighbours
 from learngene.training.scores import autocast
@@ -56,7 +56,7 @@ class PathStudent(nn.Module):
 
 @torch.inference_mode()
 def path_neighbours(
-    elastic: ElasticViT, teachers: Sequence[FeatureTeacher], batches: Iterable[tuple[Tensor, Any]], precision: str
+    elastic: ElasticViT, teachers: Evaluated, batches: Iterable[tuple[Tensor, Any]], precision: str
 ) -> dict[Shape, float]:
     """Of every path, how many nearest images it has in common with its teachers, in percent, as ``FeatureScore`` does.
 
@@ -68,23 +68,23 @@ def path_neighbours(
     """
     device, views = make_accelerator().device, elastic.views()
     elastic.to(device)
-    models: list[nn.Module] = [*views.values(), *teachers]
-    for model in models:
-        model.to(device).eval()
-    kept: list[list[Tensor]] = [[] for _ in models]
+    for view in views.values():
+        view.to(device).eval()
+    own: list[list[Tensor]] = [[] for _ in views]
+    others: list[list[Tensor]] = [[] for _ in teachers]
     images = 0
     for batch, _ in batches:
         with autocast(device.type, precision):
-            for rows, model in zip(kept, models, strict=True):
-                out = model(batch.to(device))
-                rows.append((one_vector(out) if isinstance(out, dict) else out).float().cpu())
+            for rows, view in zip(own, views.values(), strict=True):
+                rows.append(view(batch.to(device)).float().cpu())
+            for rows, teacher in zip(others, teachers, strict=True):
+                rows.append(one_vector(teacher.said(batch, images)).float().cpu())
         images += len(batch)
         if images >= MOST_COMPARED:
             break
     elastic.to("cpu")
-    vectors = [torch.cat(rows) for rows in kept]
-    own, others = vectors[: len(views)], vectors[len(views) :]
+    vectors = [torch.cat(rows) for rows in others]
     return {
-        shape: 100 * float(torch.stack([common_neighbours(mine, other) for other in others]).mean())
+        shape: 100 * float(torch.stack([common_neighbours(torch.cat(mine), other) for other in vectors]).mean())
         for shape, mine in zip(views, own, strict=True)
     }
