@@ -210,7 +210,7 @@ def steps(comparison: Comparison, opened: OpenTasks) -> list[Step[str]]:
         origins = [origin.path for origin in gene.origins]
         for index, row in enumerate(gene.rows):
             name = f"row w{row.shape.embed_dim} d{row.shape.depth} seed {row.train.seed}"
-            make = partial(_distil_row, gene, index, opened)
+            make = partial(_distil_row, gene, index, comparison, opened)
             add(name, row.out, make, (row.out / RESULT_FILE).exists, origins)
         for search in gene.searches:
             name, done = f"search {search.task} {gene.name.partition(' ')[2]}", (search.out / PATH_FILE).exists
@@ -239,7 +239,9 @@ def _train_ancestry(job: AncestryJob, opened: OpenTasks) -> str:
     return f"top-1 {train_model(model, tuning, images, keep=True, show=False).final.main:.2f} %"
 
 
-def _distil_row(pool: GeneJob, index: int, opened: OpenTasks) -> str:
+def _distil_row(pool: GeneJob, index: int, comparison: Comparison, opened: OpenTasks) -> str:
+    made = pool.rows[index].out / RESULT_FILE
+    pool = with_shared_targets(pool, made, comparison, len(opened[SOURCE].train))
     assert isinstance(pool.recipe, CondenseRecipe)
     _refuse_failed(pool.rows[index].out)
     inputs = prepare_gene(pool.recipe, images=opened[SOURCE])
@@ -260,7 +262,7 @@ def _search_inputs(recipe: SearchRecipe, opened: OpenTasks) -> SearchInputs:
 
 
 def _make_gene(job: GeneJob, comparison: Comparison, opened: OpenTasks) -> str:
-    job = with_shared_targets(job, comparison, len(opened[SOURCE].train))
+    job = with_shared_targets(job, job.path, comparison, len(opened[SOURCE].train))
     if isinstance(job.recipe, SearchRecipe):
         found = keep_selected(_search_inputs(job.recipe, opened), job.path)
         return f"blocks {','.join(str(layer) for layer in found.metadata['search']['layers'])}"
