@@ -45,26 +45,26 @@ def damaged_files(folder: Path, share: float, seed: int) -> dict[str, Any]:
         path = folder / f"{name}.safetensors"
         gene.save(path)
         rounds = round(share * GENES / len(names))
-        _rounds(verdicts, f"gene of {name}", path, rounds, seed, _damaged_gene, lambda p=path: _gene(p))
+        in_many_ways(verdicts, f"gene of {name}", path, rounds, seed, _damaged_gene, lambda p=path: _gene(p))
     each = round(share * OTHERS / 8)
     descendant = folder / "descendant"
     save_descendant(pico_gene().expand(3), descendant)
     for name in ("config.json", "model.safetensors", "learngene.json"):
-        change = _damaged_json if name.endswith("json") else damage
+        change = damaged_json if name.endswith("json") else damage
         what, read = f"descendant's {name}", functools.partial(_descendant, descendant)
-        _rounds(verdicts, what, descendant / name, each, seed, change, read)
+        in_many_ways(verdicts, what, descendant / name, each, seed, change, read)
     for record, pattern in ((CellResult, "cells/*.json"), (VerdictFile, "claims/*.json")):
         path = folder / "record.json"
         record.read(sorted(RESULTS.glob(pattern))[0]).write(path)
         read = _record(record, path)
-        _rounds(verdicts, record.__name__, path, each, seed, _damaged_json, read)
+        in_many_ways(verdicts, record.__name__, path, each, seed, damaged_json, read)
         path.unlink()
     state = _state(folder)
-    _rounds(verdicts, "state of a run", state.path / "last.pt", 3 * each, seed, damage, lambda: _saved(state))
+    in_many_ways(verdicts, "state of a run", state.path / "last.pt", 3 * each, seed, damage, lambda: _saved(state))
     return verdicts.record()
 
 
-def _rounds(
+def in_many_ways(
     verdicts: Verdicts,
     what: str,
     path: Path,
@@ -100,11 +100,22 @@ def _damaged_gene(content: bytes, source: random.Random) -> tuple[str, bytes]:
     else:
         trial, metadata = damage_json(json.loads(header["__metadata__"]["learngene"]), source)
         header["__metadata__"]["learngene"] = json.dumps(metadata)
+    return f"{where}: {trial}", _with_header(header, content[8 + length :])
+
+
+def damaged_header(content: bytes, source: random.Random) -> tuple[str, bytes]:
+    """A value of the header of a safetensors file, under a header of the right length."""
+    (length,) = struct.unpack("<Q", content[:8])
+    trial, header = damage_json(json.loads(content[8 : 8 + length]), source)
+    return trial, _with_header(header, content[8 + length :])
+
+
+def _with_header(header: Any, tensors: bytes) -> bytes:
     text = json.dumps(header).encode()
-    return f"{where}: {trial}", struct.pack("<Q", len(text)) + text + content[8 + length :]
+    return struct.pack("<Q", len(text)) + text + tensors
 
 
-def _damaged_json(content: bytes, source: random.Random) -> tuple[str, bytes]:
+def damaged_json(content: bytes, source: random.Random) -> tuple[str, bytes]:
     if source.random() < 0.3:
         return damage(content, source)
     trial, value = damage_json(json.loads(content), source)

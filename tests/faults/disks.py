@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from faults.runs_of_all_kinds import came_to, different, kinds
+from faults.runs_of_all_kinds import Kind, came_to, different, kinds
 from processes import Command
 
 EACH = 4
@@ -22,13 +23,18 @@ EACH = 4
 
 def disks(folder: Path, share: float, seed: int) -> dict[str, Any]:
     """Every kind of run on a disk that fills at a random moment, turns read-only, or whose folder vanishes."""
+    return on_bad_disks(folder, kinds(folder), ("full", "read-only", "gone"), max(1, round(share * EACH)), seed)
+
+
+def on_bad_disks(folder: Path, known: dict[str, Kind], wrong: Sequence[str], trials: int, seed: int) -> dict[str, Any]:
+    """Runs of some kinds on a small disk, so many of each on which something goes wrong."""
     disk = folder / "disk"
     disk.mkdir()
     if mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", disk):
         return {"trials": 0, "faults": ["no right to mount a file system"], "outcomes": {}}
     source, faults, outcomes = random.Random(seed), [], Counter[str]()
     try:
-        for name, kind in kinds(folder).items():
+        for name, kind in known.items():
             work = disk / name
             start = time.monotonic()
             done = Command(folder, *kind.arguments(work)).wait()
@@ -37,8 +43,8 @@ def disks(folder: Path, share: float, seed: int) -> dict[str, Any]:
             expected = came_to(work / "out")
             size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
             shutil.rmtree(work)
-            for fault in ("full", "read-only", "gone"):
-                for number in range(max(1, round(share * EACH))):
+            for fault in wrong:
+                for number in range(trials):
                     run_on = _trial(folder, disk, name, kind, fault, source, size, length, expected)
                     outcomes[f"{name}, {fault}: {run_on[0]}"] += 1
                     faults += [f"{name}, {fault}, {number}: {each}" for each in run_on[1]]

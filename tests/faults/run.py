@@ -1,10 +1,11 @@
-"""The fault campaign: damaged files, killed runs, full disks and damaged images, at random but repeatable.
+"""The fault campaign: damaged files, killed runs, full disks, damaged images, stored targets.
 
     make faults                                    all of it, into results/faults.json
     python tests/faults/run.py [PART ...] [--share 0.1] [--seed 1] [--out FILE]
 
-Nothing may be loaded with other content, no exception may be one that is not ours, nothing may take longer than two
-seconds, and a run that was stopped in any way must come to the very same result when it is started again.
+All is drawn at random, but repeatable. Nothing may be loaded with other content, no exception may be one that is not
+ours, nothing may take longer than two seconds, and a run that was stopped in any way must come to the very same result
+when it is started again.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from faults.damaged_files import damaged_files
 from faults.damaged_images import damaged_images
 from faults.disks import disks
 from faults.kills import kills
+from faults.stored_targets import stored_targets
 from learngene.system.environment import environment
 
-PARTS = {"files": damaged_files, "kills": kills, "disks": disks, "images": damaged_images}
+PARTS = {"files": damaged_files, "kills": kills, "disks": disks, "images": damaged_images, "targets": stored_targets}
 
 
 def main(

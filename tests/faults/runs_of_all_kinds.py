@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import safe_open
 
 from comparisons import compare_fields
 from hyper import home, train_fields, tune_fields
 from learngene import load_descendant
 from learngene.genes.gene import Learngene
 from learngene.system.files import write_file
-from pico import FAST, condense_fields, finetune_fields, make_ancestry, make_images
+from pico import FAST, condense_fields, finetune_fields, make_ancestry, make_images, pico_shape
 from pools import POOL
 from searches import make_sets, search_fields
 
@@ -66,6 +67,20 @@ def kinds(folder: Path) -> dict[str, Kind]:
     }
 
 
+def replaying(folder: Path) -> dict[str, Kind]:
+    """Writing what a teacher says, and a run that does so on its way; what is stored lies below ``out``, too."""
+    images, teacher = make_images(folder / "images"), make_ancestry(folder / "ancestry", depth=6)
+
+    def fields(out: Path) -> dict[str, Any]:
+        train = {**LONG, "epochs": 30, "save_every": 5}
+        distill = {"target": "features", "replay": str(out / "store")}
+        shape = {**pico_shape().to_dict(), "num_classes": 0}
+        more = {"shape": shape, "distill": distill, "features": {"tokens": ["pooled"]}, "train": train}
+        return condense_fields(teacher, images, out / "run", **more)
+
+    return {"targets": Kind("targets", fields), "condense with replay": Kind("condense", fields)}
+
+
 def came_to(folder: Path) -> dict[str, str]:
     """Every file below ``out`` by name, with a hash of what matters in it."""
     return {str(path.relative_to(folder)): _hash(path) for path in _files(folder)}
@@ -84,7 +99,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _hash(path: Path) -> str:
     content: Any
-    if path.suffix == ".safetensors" and path.name != "model.safetensors":
+    if path.suffix == ".safetensors" and any(part.startswith("targets-") for part in path.parts):
+        with safe_open(path, framework="pt") as file:  # its metadata lie in any order
+            content = [file.metadata(), _tensors({name: file.get_tensor(name) for name in file.keys()})]  # noqa: SIM118
+    elif path.suffix == ".safetensors" and path.name != "model.safetensors":
         gene = Learngene.load(path)
         content = [_without_clock(gene.metadata), _tensors(gene.tensors())]
     elif path.name == "model.safetensors":
