@@ -102,16 +102,17 @@ def test_two_processes_give_the_gene_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
 def test_two_processes_store_what_one_reads(
-    cli: CLI, start: Start, images: Path, ancestry_folder: Path, tmp_path: Path
+    target: str, cli: CLI, start: Start, images: Path, ancestry_folder: Path, tmp_path: Path
 ) -> None:
-    train = {**MIXED, **SGD, "micro_batch": 2}
-    recipe = written(tmp_path / "r.yaml", condense_fields(ancestry_folder, images, tmp_path / "plain", train=train))
+    fields = {**TARGETS[target], "train": {**MIXED, **SGD, "micro_batch": 2}}
+    recipe = written(tmp_path / "r.yaml", condense_fields(ancestry_folder, images, tmp_path / "plain", **fields))
     assert cli("condense", recipe).code == 0
-    store = f"distill.replay.folder={tmp_path / 'store'}"
-    both = [start("condense", recipe, store, f"out={tmp_path / 'two'}", **rank) for rank in ranks(2)]
+    store = [f"distill.replay.folder={tmp_path / 'store'}", "distill.replay.patches=true"]
+    both = [start("condense", recipe, *store, f"out={tmp_path / 'two'}", **rank) for rank in ranks(2)]
     assert [process.wait().code for process in both] == [0, 0]
-    reading = cli("condense", recipe, store, "distill.replay.make=false", f"out={tmp_path / 'one'}")
+    reading = cli("condense", recipe, *store, "distill.replay.make=false", f"out={tmp_path / 'one'}")
     assert (reading.code, "so the teacher is not loaded" in reading.err) == (0, True), reading.err
     for name in ("two", "one"):
         close(tmp_path / "plain.safetensors", tmp_path / f"{name}.safetensors")

@@ -62,7 +62,7 @@ def _mutations(verdicts: Verdicts, recipe: CondenseRecipe, each: int, seed: int)
 
 def _shard(path: Path, rows: int) -> Content:
     shard = Shard.read(path, rows)
-    return repr(shard.like), dict(shard.tensors)
+    return repr(shard.like), {name: value.clone() for name, value in shard.tensors.items()}  # the file will change
 
 
 def _key(store: StoredTargets) -> Content:

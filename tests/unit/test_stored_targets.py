@@ -379,7 +379,12 @@ def test_a_key_that_was_put_under_another_name_is_refused(home: Home) -> None:
     other.rename(mine)
     with pytest.raises(LearngeneError, match="is of other targets: seed: 4 there, 0 here"):
         home.run(str(store))
-    (mine / "key.json").write_text("{")
+    key = mine / "key.json"
+    for changed in ({"more": None}, {"more": {}}):
+        key.write_text(json.dumps(json.loads(key.read_text()) | {"seed": 0} | changed))
+        with pytest.raises(LearngeneError, match=r"other targets: more: (None|\{\}) there, nothing here"):
+            home.run(str(store))
+    key.write_text("{")
     with pytest.raises(LearngeneError, match=r"key\.json: is damaged"):
         home.run(str(store))
 

@@ -429,12 +429,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in content.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        inner = isinstance(value, Mapping) and value
+        out |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return out
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The first entry in which two keys differ."""
     one, other = _flat(there), _flat(here)
-    name = next(name for name in [*other, *one] if one.get(name) != other.get(name))
-    return f"{name}: {one.get(name)} there, {other.get(name)} here"
+    said = [(name, *(found.get(name, "nothing") for found in (one, other))) for name in [*other, *one]]
+    name, theirs, mine = next(each for each in said if each[1] != each[2])
+    return f"{name}: {theirs} there, {mine} here"
