@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from printed import (
+    CHEBYSHEV_BASES,
+    CHEBYSHEV_GENES,
     DECATHLON,
+    FINE_FID,
     LSAMD_8_LAYERS,
     LSAMD_CIFAR100,
     LSAMD_SETS,
@@ -32,6 +35,7 @@ Fields = Mapping[str, object]
 IMAGES = 1_281_167  # training images of ImageNet-1K
 IMAGENET = "data.source=/path/to/imagenet"  # of the commands in headers
 TEACHER_MACS = 2_351_786_880  # LeViT-384 at 224 pixels, as torch's FlopCounterMode counts timm's levit_384
+REGNET_MACS = 15_911_510_272  # RegNetY-16GF, timm's regnety_160, counted alike
 
 SIZES = {"ti": "deit_tiny_patch16_224", "s": "deit_small_patch16_224", "b": "deit_base_patch16_224"}
 
@@ -73,6 +77,8 @@ TEMPLATES = {
     "sweet": ("a core of 24 matrices", "paper: the product.", "a teacher and its loss, epochs as WAVE, all ranks"),
 }
 
+CHEBYSHEV_EPOCHS = 100  # of every stage
+
 LETS_AUX = ViTShape(embed_dim=768, num_heads=12, depth=16)
 LETS_SOURCE = "Source: authors' README and defaults: "
 
@@ -92,6 +98,9 @@ def render() -> dict[str, str]:
         files |= {f"sws/des-{size}-{depth:02d}.yaml": _sws_descendant(size, depth) for depth in SWS_TABLE_1}
     files |= {f"pool/pool-{2 * depth}.yaml": _pool(depth) for depth in POOL_TABLES}
     files |= {f"{name}/aux-{size}.yaml": _templates(name, size) for name in TEMPLATES for size in SIZES}
+    files |= {f"chebyshev/genes-{genes:02d}.yaml": _chebyshev(genes) for genes in CHEBYSHEV_GENES}
+    files |= {f"chebyshev/basis-{basis}.yaml": _chebyshev(12, basis) for basis in CHEBYSHEV_BASES}
+    files |= {f"fine/aux-{size}.yaml": _fine(size) for size in ("ti", "s")}
     files |= {"lets/aux.yaml": _lets()} | {
         f"lets/des-h{heads:02d}-12.yaml": _lets_descendant(heads) for heads in (6, 12)
     }
@@ -169,6 +178,40 @@ Source: {said}
 Ours: {ours}, and the training defaults, as no code could be had."""
     fields = {"method": name, "ancestry": {"source": "levit_384.fb_dist_in1k"}, "shape": {"named": SIZES[size]}}
     return _recipe("condense", f"{name}/aux-{size}", header, fields, {"epochs": 150}, base="../_imagenet")
+
+
+def _chebyshev(genes: int, basis: str = "") -> str:
+    """A number of genes after all stages up to it; or 12 in one stage, as functions of a basis."""
+    shape, stages = ViTShape.named(SIZES["b"], depth=12), list(CHEBYSHEV_GENES).index(genes) + 1
+    top1, place = CHEBYSHEV_GENES[genes], "number of genes"
+    if basis:
+        top1, place, stages = CHEBYSHEV_BASES[basis], "choice of basis", 1
+    settings: dict[str, object] = {"genes": genes} | ({"basis": basis} if basis else {})
+    epochs, function = stages * CHEBYSHEV_EPOCHS, (basis or "chebyshev").capitalize()
+    header = f"""\
+DeiT-B of 12 layers from {genes} gene{"s" * (genes > 1)}, coefficients of {function} functions of depth.
+Expected: top-1 {top1:.2f} (ablation of the {place}).
+{_size_and_cost(shape, epochs, _stored(method("chebyshev", settings), shape), REGNET_MACS, taught_by="RegNet-16GF")}
+Source: paper: genes, basis, {CHEBYSHEV_EPOCHS} epochs a stage, a RegNet-16GF, cross-entropy and KL.
+Ours: genes are trained together, for the epochs of all stages up to their number, of which the paper trains each with
+the genes of those before frozen; which RegNet weights; the training defaults."""
+    name, fields = f"chebyshev/{f'basis-{basis}' if basis else f'genes-{genes:02d}'}", {"method": "chebyshev"}
+    fields |= {"settings": settings, "ancestry": {"source": "regnety_160.deit_in1k"}, "shape": {"named": SIZES["b"]}}
+    return _recipe("condense", name, header, fields, {"epochs": epochs}, base="../_imagenet")
+
+
+def _fine(size: str) -> str:
+    shape = ViTShape.named(SIZES[size], depth=12)
+    printed = "; ".join(f"{depth} layers: {fine} ({tleg})" for depth, (fine, tleg) in FINE_FID.items())
+    header = f"""\
+FINE's gene at the size of DeiT-{size.capitalize()}: bases as wide as the model, and scales for 12 layers.
+Expected: unknown for DeiT. For DiT-B, which is not in this library, FID of FINE (of TLEG) by depth is printed:
+{printed}.
+{_size_and_cost(shape, 150, _stored(method("fine"), shape), TEACHER_MACS)}
+Source: paper: the product, which layers share what.
+Ours: rank, teacher, loss, epochs and the training defaults; its own are those of DiT."""
+    fields = {"method": "fine", "ancestry": {"source": "levit_384.fb_dist_in1k"}, "shape": {"named": SIZES[size]}}
+    return _recipe("condense", f"fine/aux-{size}", header, fields, {"epochs": 150}, base="../_imagenet")
 
 
 def _lets() -> str:
@@ -470,11 +513,18 @@ def _stored(kind: Method, shape: ViTShape) -> int:
     return sum(math.prod(tensor) for tensor in kind.gene_tensors(shape).values())
 
 
-def _size_and_cost(shape: ViTShape, epochs: int, stored: int = 0, teacher: int = 0, images: int = IMAGES) -> str:
+def _size_and_cost(
+    shape: ViTShape,
+    epochs: int,
+    stored: int = 0,
+    teacher: int = 0,
+    images: int = IMAGES,
+    taught_by: str = "LeViT-384",
+) -> str:
     # A backward pass costs two forward passes; the ancestry only runs forward.
     total = (3 * shape.macs() + teacher) * images * epochs
     gene = f" ({stored:,} in the gene)" * bool(stored)
-    per_image = f"3 x {shape.macs() / 1e9:.3f}" + f" + {teacher / 1e9:.3f} for LeViT-384" * bool(teacher)
+    per_image = f"3 x {shape.macs() / 1e9:.3f}" + f" + {teacher / 1e9:.3f} for {taught_by}" * bool(teacher)
     return f"""\
 Size: {shape.params():,} parameters{gene}, {shape.macs() / 1e9:.3f} G multiply-adds per image.
 Cost: {total:.2e} multiply-adds = {epochs} epochs x {images:,} images x ({per_image}) G."""

@@ -74,3 +74,10 @@ UNSEEN = {
 }
 # TAL Table 1, 12 layers: size: top-1 of TAL untrained and after 75 epochs, and of RandInit (of S the text is damaged).
 TAL_1 = {"ti": (26.20, 63.03, "64.98"), "s": (23.28, 66.61, "about 64.05")}
+
+# Linearly decomposing (Chebyshev genes), ablations: top-1 by number of genes; by basis, of 12 genes after 100 epochs.
+CHEBYSHEV_GENES = {1: 76.60, 2: 79.44, 4: 81.70, 8: 83.08, 12: 83.70}
+CHEBYSHEV_BASES = {"taylor": 74.80, "chebyshev": 77.73, "fourier": 77.09, "legendre": 73.13}
+
+# FINE, DiT-B by depth: (FID of FINE, FID of TLEG).
+FINE_FID = {8: (45.34, 49.04), 10: (42.33, 47.22), 12: (42.74, 45.02)}

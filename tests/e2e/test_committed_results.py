@@ -21,7 +21,8 @@ from learngene.comparing.results import collect
 from pico import CLI
 
 RESULTS = Path(__file__).parents[2] / "results" / "laptop"
-GROUPS = {name: group for name, group in load_claims().items() if group.needs_runs}
+HERE = {name: group for name, group in load_claims().items() if "laptop" in group.tested_at}
+GROUPS = {name: group for name, group in HERE.items() if group.needs_runs}
 
 
 def decided(rows: list[dict[str, Any]], claims: list[dict[str, Any]]) -> Any:
@@ -36,7 +37,7 @@ def committed(path: Path) -> Any:
 
 
 def test_every_group_has_a_verdict() -> None:
-    assert [name for name in load_claims() if not (RESULTS / "claims" / f"{name}.json").exists()] == []
+    assert [name for name in HERE if not (RESULTS / "claims" / f"{name}.json").exists()] == []
 
 
 @pytest.mark.parametrize("name", sorted(GROUPS))

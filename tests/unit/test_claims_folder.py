@@ -15,8 +15,9 @@ import pytest
 from comparisons import compare_fields, contents, written
 from learngene.comparing.cells import lay_out_declared
 from learngene.comparing.claims.estimate import estimate
+from learngene.comparing.claims.exact import EXACT_TESTS
 from learngene.comparing.claims.groups import (
-    SCALES,
+    PAPERS,
     ClaimGroup,
     Filter,
     comparison_of,
@@ -28,12 +29,18 @@ from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import merge
 from learngene.system.errors import LearngeneError
 from learngene.system.files import find_folder
+from learngene.vits.linearity import MATRICES
 from pico import CLI
 
 GROUPS = load_claims()
-CASES = [pytest.param(name, at, id=f"{name}-{at}") for name in GROUPS for at in SCALES if GROUPS[name].needs_runs]
-"""Every group that is run, at every scale."""
-PREFIXES = {"TLEG": "tleg", "SWS": "sws", "Learngene Pool": "pool", "LSAMD": "lsamd", "TAL": "tal", "LeTs": "lets"}
+CASES = [
+    pytest.param(name, at, id=f"{name}-{at}")
+    for name in GROUPS
+    for at in GROUPS[name].tested_at
+    if GROUPS[name].needs_runs
+]
+"""Every group that is run, at every scale that has its protocol."""
+PREFIXES = {paper: paper.rpartition(" ")[2].lower() for paper in PAPERS}
 
 
 @functools.cache
@@ -72,12 +79,14 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     }
     expected |= {f"lsamd.{name}" for name in ("expansion", "many", "storage")}
     expected |= {f"tal.{name}" for name in ("fig5", "sizes", "table1", "table3", "table4", "table5", "table7")}
-    expected |= {"lets.storage"}
-    assert len(expected) == 8 + 9 + 8 + 12 + 7 + 1
+    expected |= {f"lets.{name}" for name in ("fig4", "storage", "table1", "table2", "table3", "table6", "table7")}
+    expected |= {"wave.abstract", "wave.ablations", "sweet.abstract"}
+    assert len(expected) == 8 + 9 + 8 + 12 + 7 + 7 + 3
     assert expected <= set(GROUPS)
     assert {name.partition("-")[0] for name in GROUPS} == expected
-    papers = ["tleg"] * 8 + ["sws"] * (len(GROUPS) - 36) + ["pool"] * 8 + ["lsamd"] * 12 + ["tal"] * 7 + ["lets"]
-    assert [name.partition(".")[0] for name in GROUPS] == papers
+    papers = [name.partition(".")[0] for name in GROUPS]
+    assert papers == sorted(papers, key=list(PREFIXES.values()).index)
+    assert [papers.count(name) for name in PREFIXES.values()] == [9, 11, 8, 12, 7, 7, 2, 1]
 
 
 def test_every_group_says_where_it_is_from_and_every_claim_what_was_printed() -> None:
@@ -142,8 +151,9 @@ BETTER = {
     "finding": {"laptop": "of course", "gpu": "unknown"},
 }  # fmt: skip
 WORSE = {**BETTER, "text": "It is 201 points better", "statistic": {**BETTER["statistic"], "at_least": 201}}
+UNTESTED = {"text": "It is shiny", "printed": "a", "untested": "no such thing"}
 FIELDS: dict[str, Any] = {"id": "tiny.one", "paper": "TINY", "source": "Table 9", "title": "Colours"}
-RUN = {"run": {"shapes": ["d2"], "budgets": ["untuned"]}, "claims": [BETTER, WORSE, EXACT]}
+RUN = {"run": {"shapes": ["d2"], "budgets": ["untuned"]}, "claims": [BETTER, WORSE, EXACT, UNTESTED]}
 
 
 @pytest.fixture
@@ -208,7 +218,8 @@ def test_a_group_is_reproduced_and_judged(cli: CLI, tiny: Path, images: Path) ->
     assert report.out == f"1 verdict files of 2 groups: {page}, {ledger}\n"
     assert page.read_text().startswith("<!doctype html>")
     for text in (page.read_text(), ledger.read_text()):
-        assert all(part in text for part in ("It is 201 points better", "of course", "does not hold"))
+        assert all(part in text for part in ("It is 201 points better", "of course", "does not hold", "no such thing"))
+    assert "| It is shiny | a | not run | not run | not run |" in ledger.read_text()
     few = cli("reproduce", "tiny.one", "run.seeds=[0, 1]", "--data", images)
     outcomes = [line[:14].rstrip() for line in few.out.splitlines()[-5:-2]]
     assert (few.code, outcomes) == (0, ["inconclusive", "inconclusive", "holds"])
@@ -255,6 +266,28 @@ def test_a_group_or_scale_that_is_not_there_is_refused(refused: Callable[..., st
     line = refused("reproduce", "tleg.table2", "--scale", "labtop")
     assert line == "learngene: unknown scale 'labtop'; did you mean 'laptop'?"
     assert "say where that folder is with --data FOLDER" in refused("reproduce", "tleg.table2")
+    line = refused("reproduce", "lets.fig4")
+    assert line == "learngene: lets.fig4: is tested at paper scale, not at laptop scale; give that with --scale"
+
+
+@pytest.mark.parametrize(("line", "holds"), [(0.19, True), (0.17, False)])
+def test_real_weights_are_judged_by_what_was_measured(
+    line: float, holds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice 1 / 11 is 0.18."""
+    (tmp_path / "claims").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LearngeneError, match=r"real_weights.json: no measurement of weights; benchmarks/real_weights"):
+        EXACT_TESTS["real_matrices"]()
+    shares = {"mean": 0.083, "line": line, "cubic": 0.3, "cosine": 0.01}
+    tensors = dict.fromkeys((*MATRICES, "norm1.weight", "norm2.weight"), shares)
+    model = {"linearity": 0.7, "independent": {"mean": 1 / 12, "line": 1 / 11, "cubic": 3 / 11}, "tensors": tensors}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "real_weights.json").write_text(json.dumps({"models": {"vit": model}}))
+    for name in ("real_matrices", "real_norms"):
+        found, figures = EXACT_TESTS[name]()
+        assert (found, figures.startswith(f"{line} of the differences, 0.09 by chance;")) == (holds, True)
+    assert EXACT_TESTS["real_first_component"]() == (True, "0.70, 0.09 by chance")
 
 
 def test_all_groups_are_listed(cli: CLI) -> None:
@@ -264,6 +297,10 @@ def test_all_groups_are_listed(cli: CLI) -> None:
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "no test": ({"claims": [{"text": "a"}]}, "claim: give statistic or exact"),
+    "tested and not": (
+        {"claims": [{**EXACT, "untested": "why"}]},
+        "claim: give statistic or exact, or say in untested",
+    ),
     "two tests": ({"claims": [{**BETTER, "exact": "sws_costs"}]}, "claim: give statistic or exact"),
     "unknown test": ({"claims": [{**EXACT, "exact": "sws_cost"}]}, "unknown exact test 'sws_cost'; did you mean 'sws_"),
     "no claim": ({"claims": []}, "claims: empty; give at least one"),

@@ -245,6 +245,25 @@ def test_the_published_size_has_the_published_number_of_parameters() -> None:
     assert sum(sizes.values()) - sum(parts.values()) == 15_027_304
 
 
+@pytest.mark.parametrize(
+    ("heads", "settings", "width"), [(4, {}, 4), (3, {}, 2), (2, {}, 2), (5, {"width": 6}, 6), (12, {}, 12)], ids=str
+)
+def test_the_narrow_vit_has_half_of_the_heads_unless_its_width_is_given(
+    heads: int, settings: dict[str, Any], width: int
+) -> None:
+    """Heads of 2; of three heads one."""
+    gene = pico_gene("lets", {"sources": 4, **settings}, **{**AUX, "embed_dim": 2 * heads, "num_heads": heads})
+    t = gene.tensors()
+    assert (t["layer0.attn.proj.weight"].shape, t["F.embed"].shape) == ((width, width), (2 * heads - width, width))
+
+
+def test_an_auxiliary_model_of_one_head_is_refused() -> None:
+    with pytest.raises(
+        LearngeneError, match="lets: the auxiliary model must have 2 heads or more, of which the narrow"
+    ):
+        pico_gene("lets", {"sources": 4}, embed_dim=8, num_heads=1, depth=4)
+
+
 def test_a_fresh_gene_starts_as_the_narrow_vit_with_nearly_silent_channels() -> None:
     gene = Learngene(method("lets", {"width": 48, "sources": 4}), pico_shape(embed_dim=96, num_heads=12, depth=8))
     t = gene.tensors()
@@ -320,6 +339,7 @@ def test_it_is_condensed_at_several_sizes_and_expanded_on_the_command_line(
         ({"width": 3}, "width 3 must be below the auxiliary model's 8 and a multiple of its heads' 2"),
         ({"sources": 3}, "lets: 3 sources do not come in pairs; use 4"),
         ({"sources": 18}, "8 layers do not use all 9 pairs of sources; use 16 sources or fewer"),
+        ({"width": -2}, "lets: width must be a positive integer, not -2"),
         ({"rank": 5}, "lets: rank 5 is beyond width 4; use 4 or less"),
         ({"share": 0}, "lets: share must be a positive integer, not 0"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,34 @@ def test_random_weights_fit_a_line_as_often_as_is_said(depth: int) -> None:
     found = np.array([analysis.linearity(random_state(depth, seed), depth) for seed in range(300)])
     assert found.mean() == pytest.approx(analysis.random_linearity(depth), abs=0.05)
     assert (found <= analysis.random_limit(depth) + 1e-9).mean() == pytest.approx(1 if depth == 2 else 0.95, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("layers", "mean", "line", "cubic", "cosine"),
+    [
+        # The mean layer (1, 1) has 3 x 2 of 1 + 2 + 5, and the rest is a line; (1, 1) and (1, 2) are closest.
+        ([[1, 0], [1, 1], [1, 2]], 6 / 8, 1, 1, 3 / math.sqrt(2 * 5)),
+        ([[0], [1], [0]], 1 / 3, 0, 1, 0),  # a parabola
+        ([[1], [-4], [6], [-4], [1]], 0, 0, 0, 1),  # what polynomials of degree 3 leave of five layers
+        # Of the differences -1, 0, 1 and 1, -2, 1 the line has the first 2 of 2 + 6.
+        ([[-1, 1], [0, -2], [1, 1]], 0, 1 / 4, 1, 2 / math.sqrt(2 * 4)),
+        ([[2], [2]], 1, math.nan, math.nan, 1),
+    ],
+    ids=str,
+)
+def test_what_layers_share_by_hand(
+    layers: list[list[float]], mean: float, line: float, cubic: float, cosine: float
+) -> None:
+    state = {f"blocks.{i}.mlp.fc1.weight": torch.tensor(values, dtype=torch.float) for i, values in enumerate(layers)}
+    (found,) = analysis.layer_shares(state, len(layers)).values()
+    assert astuple(found) == pytest.approx((mean, line, cubic, cosine), abs=1e-9, nan_ok=True)
+
+
+def test_independent_layers_share_what_is_said() -> None:
+    shares = [next(iter(analysis.layer_shares(random_state(12, seed), 12).values())) for seed in range(300)]
+    found = [np.mean([getattr(each, name) for each in shares]) for name in ("mean", "line", "cubic")]
+    assert found == pytest.approx([1 / 12, 1 / 11, 3 / 11], abs=0.005)
+    assert astuple(analysis.random_shares(12))[:3] == pytest.approx([1 / 12, 1 / 11, 3 / 11])
 
 
 def test_the_picture_is_a_whole_file(tmp_path: Path) -> None:

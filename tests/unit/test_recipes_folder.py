@@ -120,7 +120,9 @@ def test_every_model_of_the_imagenet_tables_has_a_recipe_and_nothing_else_is_the
     expected |= {f"lsamd/des-{name}-{depth:02d}" for name, depth in LSAMD_DESCENDANTS}
     assert len(expected) == 24 + 3 + 20 + 2 + 3 + 20 + 1
     expected |= TAL_RECIPES | {f"{name}/aux-{size}" for name in ("wave", "sweet") for size in ("ti", "s", "b")}
-    expected |= {"lets/aux", "lets/des-h06-12", "lets/des-h12-12"}
+    expected |= {"lets/aux", "lets/des-h06-12", "lets/des-h12-12", "fine/aux-ti", "fine/aux-s"}
+    expected |= {f"chebyshev/genes-{genes:02d}" for genes in (1, 2, 4, 8, 12)}
+    expected |= {f"chebyshev/basis-{basis}" for basis in ("chebyshev", "taylor", "fourier", "legendre")}
     assert len(TAL_RECIPES) == 6 + 5 + 3 * 9 + 2 * (9 + 3) + 2
     there = {str(p.relative_to(PAPER).with_suffix("")) for p in MODELS}
     assert there == expected
@@ -197,7 +199,7 @@ def test_all_epochs_of_a_size_add_up_to_the_sum_in_the_text(name: str, size: str
 def test_lets_is_trained_and_tuned_as_its_readme_says() -> None:
     gene = load("paper/lets/aux")
     kind = method(gene.method, gene.settings)
-    assert kind == method("lets")
+    assert kind.gene_tensors(gene.shape) == method("lets").gene_tensors(gene.shape)
     assert (gene.train.epochs, gene.train.lr, gene.train.schedule.warmup_epochs, gene.distill.alpha) == (
         300,
         5e-4,
@@ -209,6 +211,18 @@ def test_lets_is_trained_and_tuned_as_its_readme_says() -> None:
         kind.refuse(gene.shape, gene.shape.replace(**des.shape), **des.options)
         assert des.model == f"{gene.out}.safetensors"
         assert (des.train.epochs, des.train.lr, des.train.schedule.min_lr) == (5, 1e-5, 1e-6)
+
+
+def test_chebyshev_genes_are_the_papers() -> None:
+    """Five stages of 100 epochs; the ablation of the basis is one of them."""
+    genes = {count: load(f"paper/chebyshev/genes-{count:02d}") for count in (1, 2, 4, 8, 12)}
+    assert [recipe.train.epochs for recipe in genes.values()] == [100, 200, 300, 400, 500]
+    assert {recipe.settings["genes"]: recipe.shape.depth for recipe in genes.values()} == dict.fromkeys(genes, 12)
+    assert {recipe.distill.alpha for recipe in genes.values()} == {0.5}
+    for basis, top1 in (("taylor", "74.80"), ("chebyshev", "77.73"), ("fourier", "77.09"), ("legendre", "73.13")):
+        recipe = load(f"paper/chebyshev/basis-{basis}")
+        assert (recipe.settings, recipe.train.epochs) == ({"genes": 12, "basis": basis}, 100)
+        assert f"top-1 {top1} (" in header(PAPER / "chebyshev" / f"basis-{basis}.yaml")
 
 
 @pytest.mark.parametrize("depth", [6, 9])
@@ -389,8 +403,9 @@ def test_the_cost_counts_the_ancestry_as_torch_does() -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
-        teacher = timm.create_model("levit_384").eval()
-        with FlopCounterMode(display=False) as counter:
-            teacher(torch.zeros(1, 3, 224, 224))
-    assert counter.get_total_flops() == 2 * generator().TEACHER_MACS
+    for name, macs in (("levit_384", generator().TEACHER_MACS), ("regnety_160", generator().REGNET_MACS)):
+        with torch.device("meta"):
+            teacher = timm.create_model(name).eval()
+            with FlopCounterMode(display=False) as counter:
+                teacher(torch.zeros(1, 3, 224, 224))
+        assert counter.get_total_flops() == 2 * macs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,40 @@ def test_commands_say_what_was_measured(cli: CLI, tmp_path: Path) -> None:
     assert "depth   4  width   32" in lines[0]
     assert lines[0].endswith("  top-1  97.50 %  measured")
     assert any(line.endswith("%  between measured shapes") for line in lines)
+    assert "macs  narrower and shallower than all that this gene was trained at; the nearest, 2 layers" in lines[-2]
 
 
-def test_what_is_narrower_than_all_that_was_trained_is_made_with_a_caution() -> None:
-    gene = measured(entry(16, 2, 70.25), entry(32, 4, 97.5), entry(16, 4, 71.25))
-    nearest = r"the nearest, 2 layers x 16 \(2 heads\), has top-1 70.25 %, 27.25 points below its best"
-    with pytest.warns(UserWarning, match=f"nested-slices: embed_dim 8 is narrower than all .*; {nearest}"):
-        gene.expand(gene.shape.replace(embed_dim=8, num_heads=1, depth=1))
-    gene.expand(gene.shape.replace(embed_dim=24, num_heads=3))
+SMALLEST = "the nearest, 2 layers x 16 (2 heads), has top-1 70.25 %, 27.25 points below its best"
+LARGEST = "the nearest, 4 layers x 32 (4 heads), has top-1 97.50 %"
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "sides", "near"),
+    [
+        (8, 2, "narrower", SMALLEST),
+        (8, 1, "narrower and shallower", SMALLEST),
+        (40, 4, "wider", LARGEST),
+        (24, 5, "deeper", LARGEST),
+        (
+            8,
+            5,
+            "narrower and deeper",
+            "the nearest, 4 layers x 16 (2 heads), has top-1 71.25 %, 26.25 points below its best",
+        ),
+    ],
+)
+def test_what_lies_outside_of_all_that_was_trained_is_told(width: int, depth: int, sides: str, near: str) -> None:
+    """(24, 5) is 0.415 and 0.32 doublings from (32, 4), and 0.585 and 0.32 from (16, 4)."""
+    gene = measured(entry(16, 2, 70.25), entry(32, 4, 97.5), entry(16, 4, 71.25), width=40, depth=5)
+    shape = gene.shape.replace(embed_dim=width, num_heads=width // 8, depth=depth)
+    told = f"{sides} than all that this gene was trained at; {near}"
+    with pytest.warns(
+        UserWarning, match=re.escape(f"nested-slices: a model of {depth} layers x {width} is {told}") + "$"
+    ):
+        gene.expand(shape)
+    found = {(one.shape.embed_dim, one.shape.depth): one.outside for one in plan(gene, num_classes=7)}
+    assert (found[width, depth], found[24, 3], found[16, 2]) == (told, "", "")
+    gene.expand(gene.shape.replace(embed_dim=24, num_heads=3, depth=3))
 
 
 @pytest.mark.parametrize("shapes", [{}, [{"depth": 1}], [entry(8, 1, 200.0)],

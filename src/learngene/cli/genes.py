@@ -93,6 +93,7 @@ def plan(
     for one in found:
         time = f"  {one.latency:8.2f} ms" if one.latency is not None else ""
         beyond = "  deeper than the auxiliary model" if one.beyond_auxiliary else ""
+        beyond = f"  {one.outside}" if one.outside else beyond
         size = f"{one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs"
         top1 = f"  top-1 {one.top1:6.2f} %" if one.top1 is not None else ""
         top1 += f"  neighbours in common {one.neighbours:6.2f} %" if one.neighbours is not None else ""

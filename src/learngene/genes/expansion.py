@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from learngene.genes.shape_scores import narrow_cautions
+from learngene.genes.shape_scores import outside
 from learngene.methods import Method, default_settings
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import ShapeError, nearest
@@ -95,7 +95,9 @@ def expansion(
         text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
         warnings.warn(f"{method.name}: {text}", stacklevel=3)
     cautions = method.cautions(gene.shape, shape, task=task, **options)
-    for caution in [*cautions, *narrow_cautions(gene.metadata, shape)]:
+    if where := outside(gene.metadata, shape):
+        cautions = [*cautions, f"a model of {shape.depth} layers x {shape.embed_dim} is {where}"]
+    for caution in cautions:
         warnings.warn(f"{method.name}: {caution}", stacklevel=3)
     if class_names and len(class_names) != shape.num_classes:
         raise ShapeError(f"class_names has {len(class_names)} names, but the shape has {shape.num_classes} classes")

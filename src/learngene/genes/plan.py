@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learngene.genes.gene_file import GeneHeader, read_header
-from learngene.genes.shape_scores import Known, shape_scores
+from learngene.genes.shape_scores import Known, outside, shape_scores
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.system.files import write_file
@@ -78,6 +78,8 @@ class Candidate:
             for any task.
         known: Of a gene that was trained at several shapes: whether this one was measured, or lies between measured
             ones, so that its score is interpolated; see ``genes.shape_scores``.
+        outside: Of such a gene: on which sides the shape lies outside of all that were trained, and what the nearest of
+            them scored, in words.
     """
 
     shape: Shape
@@ -89,6 +91,7 @@ class Candidate:
     top1: float | None = None
     neighbours: float | None = None
     known: Known | None = None
+    outside: str = ""
 
 
 def plan(
@@ -153,6 +156,7 @@ def plan(
             if measured and found:
                 scored = {measured.name: found[0], "known": found[1]}
             beyond = found is None and source.method.beyond(source.shape, shape)
+            scored = {**scored, "outside": outside(source.metadata, shape)}
             candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, **scored))
     if measured:
         candidates.sort(key=lambda one: -1.0 if one.known is None else getattr(one, measured.name), reverse=True)

@@ -110,16 +110,28 @@ def shape_scores(metadata: Mapping[str, Any], auxiliary: ViTShape, base: ViTShap
     return ShapeScores(entries, name, base) if counts else None
 
 
-def narrow_cautions(metadata: Mapping[str, Any], shape: Shape) -> list[str]:
-    """What to say of a shape that is narrower than every shape that the gene was trained at; else nothing."""
-    entries = metadata.get("shapes", [])
-    if not entries or shape.embed_dim >= min(entry["embed_dim"] for entry in entries):
-        return []
+def outside(metadata: Mapping[str, Any], shape: Shape) -> str:
+    """On which sides a shape lies outside of all that a gene was trained at, and how near it was; empty within them.
+
+    The nearest trained shape is that of the fewest doublings and halvings of width and depth.
+    """
+    entries: Sequence[Mapping[str, Any]] = metadata.get("shapes", [])
+    sides = []
+    for key, less, more in (("embed_dim", "narrower", "wider"), ("depth", "shallower", "deeper")):
+        value, trained = getattr(shape, key), [entry[key] for entry in entries]
+        if trained and not min(trained) <= value <= max(trained):
+            sides.append(less if value < min(trained) else more)
+    if not sides:
+        return ""
     name, called = score_of(entries)
-    near = min(entries, key=lambda entry: (entry["embed_dim"], abs(entry["depth"] - shape.depth)))
-    best = max(entries, key=lambda entry: float(entry[name]))
-    behind = f", {best[name] - near[name]:.2f} points below its best" if near is not best else ""
-    return [
-        f"embed_dim {shape.embed_dim} is narrower than all that this gene was trained at; the nearest, "
-        f"{size_of(near)}, has {called} {near[name]:.2f} %{behind}"
-    ]
+
+    def distance(entry: Mapping[str, Any]) -> float:
+        return sum(abs(log2(entry[key] / getattr(shape, key))) for key in ("embed_dim", "depth"))
+
+    near = min(entries, key=distance)
+    behind = max(float(entry[name]) for entry in entries) - near[name]
+    rest = f", {behind:.2f} points below its best" if behind else ""
+    return (
+        f"{' and '.join(sides)} than all that this gene was trained at; the nearest, {size_of(near)}, has {called} "
+        f"{near[name]:.2f} %{rest}"
+    )

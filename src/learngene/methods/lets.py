@@ -45,14 +45,15 @@ class LeTs(Method):
     """A narrow ViT with matrices for its width and coefficients for its depth.
 
     Attributes:
-        width: Of the narrow ViT, d: whole heads, fewer than the auxiliary model has.
+        width: Of the narrow ViT, d: whole heads, fewer than the auxiliary model has. 0, the default, stands for half of
+            the auxiliary model's heads, the ratio of the paper's 384 to 768.
         sources: Its layers, K: an even number, as every layer is made of two of them.
         share: Layers of the auxiliary model that follow each other with the same coefficients.
         rank: Of the width matrices, which are then products of two; 0 keeps them whole, as the paper does. ALT (an
             ICLR 2026 submission) finds them far from full rank.
     """
 
-    width: int = 384
+    width: int = dataclasses.field(default=0, metadata={"minimum": 0})
     sources: int = 8
     share: int = 2
     rank: int = dataclasses.field(default=0, metadata={"minimum": 0})
@@ -77,25 +78,30 @@ class LeTs(Method):
         super().__post_init__()
         if self.sources % 2:
             raise ShapeError(f"lets: {self.sources} sources do not come in pairs; use {self.sources + 1}")
-        if self.rank > self.width:
-            raise ShapeError(f"lets: rank {self.rank} is beyond width {self.width}; use {self.width} or less")
 
     def narrow(self, auxiliary: ViTShape) -> ViTShape:
         """The shape of the narrow ViT."""
-        heads = max(1, self.width // auxiliary.head_dim)
-        return auxiliary.replace(embed_dim=self.width, num_heads=heads, depth=self.sources)
+        width = self.width or auxiliary.num_heads // 2 * auxiliary.head_dim
+        return auxiliary.replace(embed_dim=width, num_heads=max(1, width // auxiliary.head_dim), depth=self.sources)
 
     # -- which shapes can be made ----------------------------------------------------------------------
 
     def refuse_auxiliary(self, auxiliary: ViTShape) -> None:
         """It must be wider than the narrow ViT by whole heads, and use every pair of sources."""
         refuse_arch(self.name, auxiliary)
-        half = (auxiliary.num_heads // 2 or 1) * auxiliary.head_dim
-        if self.width >= auxiliary.embed_dim or self.width % auxiliary.head_dim:
+        if auxiliary.num_heads == 1:
             raise ShapeError(
-                f"lets: width {self.width} must be below the auxiliary model's {auxiliary.embed_dim} and a multiple of "
-                f"its heads' {auxiliary.head_dim}; set another, such as {half}, in settings.width"
+                "lets: the auxiliary model must have 2 heads or more, of which the narrow ViT has a part; it has 1"
             )
+        half = auxiliary.num_heads // 2 * auxiliary.head_dim
+        width = self.width or half
+        if width >= auxiliary.embed_dim or width % auxiliary.head_dim:
+            raise ShapeError(
+                f"lets: width {width} must be below the auxiliary model's {auxiliary.embed_dim} and a multiple of its "
+                f"heads' {auxiliary.head_dim}; set another, such as {half}, in settings.width, or leave it out"
+            )
+        if self.rank > width:
+            raise ShapeError(f"lets: rank {self.rank} is beyond width {width}; use {width} or less")
         if auxiliary.depth < self.sources // 2:
             raise ShapeError(
                 f"lets: {auxiliary.depth} layers do not use all {self.sources // 2} pairs of sources; use "
@@ -111,9 +117,10 @@ class LeTs(Method):
             require_choice(self.name, "outside", outside, ("slice", "repeat"))
         self.feeds(auxiliary, shape, **options)
         refuse_other_heads(self.name, auxiliary, shape)
-        if shape.embed_dim < self.width and outside != "slice":
+        narrow = self.narrow(auxiliary).embed_dim
+        if shape.embed_dim < narrow and outside != "slice":
             raise ShapeError(
-                f"lets: width {shape.embed_dim} is below the narrow ViT's {self.width}; "
+                f"lets: width {shape.embed_dim} is below the narrow ViT's {narrow}; "
                 "outside=slice takes its first channels"
             )
         if shape.embed_dim > auxiliary.embed_dim and outside != "repeat":
@@ -133,9 +140,10 @@ class LeTs(Method):
 
     def cautions(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """What neither the paper nor its code does."""
-        if self.width <= shape.embed_dim <= auxiliary.embed_dim:
+        narrow = self.narrow(auxiliary).embed_dim
+        if narrow <= shape.embed_dim <= auxiliary.embed_dim:
             return []
-        return [f"width {shape.embed_dim} is outside {self.width} to {auxiliary.embed_dim}, where nothing was trained"]
+        return [f"width {shape.embed_dim} is outside {narrow} to {auxiliary.embed_dim}, where nothing was trained"]
 
     # -- which sources and coefficients feed a layer ---------------------------------------------------
 
@@ -209,7 +217,7 @@ class LeTs(Method):
         return out | narrow.head_params()
 
     def _transformation(self, auxiliary: ViTShape, narrow: ViTShape) -> dict[str, tuple[int, ...]]:
-        residual = (auxiliary.embed_dim - self.width, self.width)
+        residual = (auxiliary.embed_dim - narrow.embed_dim, narrow.embed_dim)
         matrices = {"embed": residual} | ({"head": residual} if auxiliary.num_classes else {})
         for k in range(self.sources):
             matrices |= {f"layer{k}.{part}": residual for part in "qkv"}
@@ -237,8 +245,9 @@ class LeTs(Method):
 
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The sources, the coefficients and, between the two widths, how many neurons are new."""
-        new = shape.embed_dim - self.width
-        width = f", {self.width} wide and {new} new" if new > 0 else f", {shape.embed_dim} of {self.width} wide"
+        narrow = self.narrow(auxiliary).embed_dim
+        new = shape.embed_dim - narrow
+        width = f", {narrow} wide and {new} new" if new > 0 else f", {shape.embed_dim} of {narrow} wide"
         return [
             f"layer{2 * pair} and layer{2 * pair + 1} by row {row}{width if new else ''}"
             for pair, row in self.feeds(auxiliary, shape, **options)

@@ -9,7 +9,7 @@ linearly with the layer's position. A line fits some of it by chance, and more s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,23 @@ class LayerLine:
     values: tuple[float, ...]
     explained: float
     r_squared: float
+
+
+@dataclass(frozen=True)
+class LayerShares:
+    """One tensor of every layer: how much the layers have in common, and how much of the rest their position explains.
+
+    Attributes:
+        mean: Share of the sum of squares that lies in the layers' mean.
+        line: Share of what is left that lies on a straight line over position; NaN if the layers are all equal.
+        cubic: The same of polynomials of degree 3, which are what four Chebyshev terms can say.
+        cosine: The largest between two layers, by its absolute value.
+    """
+
+    mean: float
+    line: float
+    cubic: float
+    cosine: float
 
 
 def layer_state(model: nn.Module) -> tuple[dict[str, Tensor], int]:
@@ -95,6 +112,16 @@ def linearity(state: Mapping[str, Tensor], depth: int) -> float:
     return sum(fits) / len(fits) if fits else 0.0
 
 
+def layer_shares(state: Mapping[str, Tensor], depth: int) -> dict[str, LayerShares]:
+    """What the layers share, tensor by tensor; arguments, names and faults as of ``layer_lines``."""
+    return {name: _shares([state[f"blocks.{i}.{name}"] for i in range(depth)]) for name in _names(state, depth)}
+
+
+def random_shares(depth: int) -> LayerShares:
+    """What layers of many independent values have on average: every direction over the layers has as much of them."""
+    return LayerShares(1 / depth, random_linearity(depth), min(1.0, 3 * random_linearity(depth)), 0.0)
+
+
 def random_linearity(depth: int) -> float:
     """The R squared that layers of independent normal weights have on average: 1 / (depth - 1), whatever their size.
 
@@ -138,14 +165,38 @@ def _names(state: Mapping[str, Tensor], depth: int) -> list[str]:
     return sorted(shapes[0], key=lambda name: plain.index(name) if name in plain else len(plain))
 
 
+def _pieces(layers: list[Tensor]) -> Iterator[Tensor]:
+    """Columns of [layers, values], in double precision."""
+    import torch
+
+    flat = [layer.detach().reshape(-1) for layer in layers]
+    for start in range(0, flat[0].numel(), CHUNK):
+        yield torch.stack([layer[start : start + CHUNK].cpu().double() for layer in flat])
+
+
+def _shares(layers: list[Tensor]) -> LayerShares:
+    import torch
+
+    depth = len(layers)
+    gram = torch.zeros(depth, depth, dtype=torch.float64)
+    for part in _pieces(layers):
+        gram += part @ part.T
+    place = torch.linspace(-1, 1, depth, dtype=torch.float64)
+    # Orthonormal polynomials over the layers' positions: a constant, a line, and so on.
+    basis, _ = torch.linalg.qr(torch.stack([place**n for n in range(min(4, depth))], dim=1))
+    mean, *others = ((basis.T @ gram @ basis).diagonal() / gram.trace()).tolist()
+    left = 1 - mean if 1 - mean > 1e-12 else math.nan
+    lengths = gram.diagonal().sqrt()
+    cosines = (gram / torch.outer(lengths, lengths)).nan_to_num().fill_diagonal_(0)
+    return LayerShares(mean, sum(others[:1]) / left, sum(others) / left, float(cosines.abs().max()))
+
+
 def _line(layers: list[Tensor]) -> LayerLine:
     import torch
 
     depth = len(layers)
-    flat = [layer.detach().reshape(-1) for layer in layers]
     gram, total = torch.zeros(depth, depth, dtype=torch.float64), 0.0
-    for start in range(0, flat[0].numel(), CHUNK):
-        part = torch.stack([layer[start : start + CHUNK].cpu().double() for layer in flat])
+    for part in _pieces(layers):
         total += float(part.square().sum())
         part -= part.mean(0)
         gram += part @ part.T

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from learngene.comparing.claims.real_weights import real_first_component, real_matrices, real_norms
 from learngene.methods import method
 from learngene.methods.lsamd import LSAMD
 from learngene.methods.pool import Pool
@@ -13,6 +14,8 @@ from learngene.methods.sws import SWS
 from learngene.methods.tal import TAL
 from learngene.methods.tal.ranges import sizes_of
 from learngene.methods.tal.sizes import LARGEST
+from learngene.system.errors import ShapeError
+from learngene.vits.linearity import MATRICES
 from learngene.vits.shape import ViTShape
 
 TI, S, B = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
@@ -178,12 +181,40 @@ def lets_storage() -> tuple[bool, str]:
     return round(758e6 / gene) == 20, f"{gene / 1e6:.1f} M for the gene, 758 M as printed, {758e6 / gene:.1f} times"
 
 
+def wave_sizes() -> tuple[bool, str]:
+    """WAVE: one gene makes 6, 8 and 12 layers at the widths of DeiT-Ti, S and B."""
+    shapes = [ViTShape.named(name, depth=depth) for name in (TI, S, B) for depth in (6, 8, 12)]
+    made = {name: sum(_makes(name, {}, shape) for shape in shapes) for name in ("wave", "tleg", "sws", "vanilla-lg")}
+    figures = f"of {len(shapes)} sizes " + ", ".join(f"{name} makes {count}" for name, count in made.items())
+    return made.pop("wave") == len(shapes) > max(made.values()), figures
+
+
+def sweet_core() -> tuple[bool, str]:
+    """SWEET: one core for all matrices, and any number of heads, where WAVE has templates of each and whole tiles."""
+    shapes = [ViTShape.named(B, embed_dim=64 * heads, num_heads=heads) for heads in range(1, 13)]
+    sweet, tiled = (sum(_makes(*each, shape) for shape in shapes) for each in (("sweet", {}), ("wave", {"tile": 128})))
+    cores = [name for name in method("sweet").gene_tensors(ViTShape.named(B)) if name.startswith("core")]
+    sets = [name for name in method("wave").gene_tensors(ViTShape.named(B)) if name.removeprefix("T.") in MATRICES]
+    figures = f"{len(cores)} core, {len(sets)} sets of templates; of 12 numbers of heads SWEET makes {sweet}, "
+    figures += f"WAVE with tiles of 128 makes {tiled}"
+    return len(cores) == 1 < len(sets) and sweet == 12 > tiled, figures
+
+
+def _makes(name: str, settings: Mapping[str, Any], shape: ViTShape) -> bool:
+    """Whether a gene of DeiT-B makes a shape."""
+    try:
+        method(name, settings).refuse(ViTShape.named(B), shape)
+    except ShapeError:
+        return False
+    return True
+
+
 EXACT_TESTS: dict[str, Callable[[], tuple[bool, str]]] = {
     test.__name__: test
     for test in (
         order_identity, sws_storage, tleg_storage, tleg_fixed_set, tleg_costs, sws_costs, sws_costs_over_tleg,
         pool_storage, pool_smallest, pool_costs, lsamd_storage, lsamd_costs, tal_sizes, tal_all_sizes, tal_equal_counts,
-        lets_size, lets_storage,
+        lets_size, lets_storage, wave_sizes, sweet_core, real_first_component, real_matrices, real_norms,
     )
 }  # fmt: skip
 """By name; each says whether its claim is true, and the figures that say so."""

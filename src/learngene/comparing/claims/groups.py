@@ -22,7 +22,7 @@ from learngene.system.errors import LearngeneError, RecipeError, nearest
 from learngene.system.files import find_folder
 
 SCALES = ("laptop", "gpu", "paper")
-PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL", "LeTs")
+PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL", "LeTs", "WAVE", "SWEET")
 """In the order in which lists show them."""
 METRICS = tuple(name for name, kind in ResultRow.__annotations__.items() if kind in ("float", "int"))
 
@@ -83,20 +83,24 @@ class Statistic(Section):
 
 
 class Claim(Section):
-    """One sentence that can be true or false, tested on results by a statistic or without any by an exact test."""
+    """One sentence that can be true or false, tested on results by a statistic or without any by an exact test.
+
+    A claim that nothing here can test says why.
+    """
 
     text: str
     printed: str = Field("", description="the paper's figures behind it")
     statistic: Statistic | None = None
     exact: str | None = Field(None, description="name of an exact test")
+    untested: str = Field("", description="instead of a test: why there is none")
     finding: dict[Literal["laptop", "gpu", "paper"], str] = Field(
         {}, description="what was found out about a claim that does not hold, or about its test, by scale"
     )
 
     @model_validator(mode="after")
     def _one_test(self) -> Claim:
-        if (self.statistic is None) == (self.exact is None):
-            raise RecipeError("claim: give statistic or exact")
+        if sum(map(bool, (self.statistic, self.exact, self.untested))) != 1:
+            raise RecipeError("claim: give statistic or exact, or say in untested why there is no test")
         if self.exact is not None and self.exact not in EXACT_TESTS:
             raise RecipeError(f"claim: unknown exact test '{self.exact}'{nearest(self.exact, EXACT_TESTS)}")
         return self
@@ -121,6 +125,12 @@ class ClaimGroup(Section):
     def needs_runs(self) -> bool:
         """Whether any claim is tested on results."""
         return any(claim.statistic for claim in self.claims)
+
+    @property
+    def tested_at(self) -> list[str]:
+        """The scales that have the protocol it starts from."""
+        recipes = find_folder("recipes")
+        return [scale for scale in SCALES if (recipes / scale / "compare" / f"{self.protocol}.yaml").exists()]
 
 
 def load_claims(folder: Path | None = None) -> dict[str, ClaimGroup]:
@@ -171,10 +181,13 @@ def comparison_of(
         declared: The data will not be opened, only its declared sizes used, so that no folder is needed.
 
     Raises:
-        LearngeneError: If the scale is unknown, or a name is not in its protocol.
+        LearngeneError: If the scale is unknown or has no such protocol, or a name is not in its protocol.
     """
     if scale not in SCALES:
         raise LearngeneError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
+    if scale not in group.tested_at:
+        tested = " and ".join(group.tested_at) or "no"
+        raise LearngeneError(f"{group.id}: is tested at {tested} scale, not at {scale} scale; give that with --scale")
     protocol = read_fields(find_folder("recipes") / scale / "compare" / f"{group.protocol}.yaml")
     given = merge({"run": group.run, "contenders": group.contenders}, group.scales.get(scale, {}))  # type: ignore[call-overload]
     fields = with_data(apply_overrides(merge(protocol, given), overrides), Path() if declared else data)

@@ -19,12 +19,13 @@ MARKS = {"holds": "✓", "does not hold": "✗", "inconclusive": "~", NOT_RUN: "
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """A claim at all scales: ``judged`` holds those where it was tested."""
+    """A claim at all scales: ``judged`` holds those where it was tested, ``untested`` says why nothing can be."""
 
     text: str
     printed: str
     statistic: Statistic | None
     judged: dict[str, JudgedClaim]
+    untested: str = ""
 
     def outcome(self, scale: str) -> str:
         """The outcome at a scale, or that it was not run."""
@@ -74,7 +75,9 @@ def _ledger_group(group: ClaimGroup | None, files: dict[str, VerdictFile]) -> Le
         for claim in file.claims:
             judged.setdefault(claim.text, {})[scale] = claim
     entries = [
-        LedgerEntry(claim.text, claim.printed, claim.statistic, _exact(claim) | judged.pop(claim.text, {}))
+        LedgerEntry(
+            claim.text, claim.printed, claim.statistic, _exact(claim) | judged.pop(claim.text, {}), claim.untested
+        )
         for claim in (group.claims if group else ())
     ]
     entries += [LedgerEntry(text, next(iter(old.values())).printed, None, old) for text, old in judged.items()]
@@ -175,6 +178,9 @@ def ledger_markdown(verdicts: Iterable[VerdictFile], groups: Mapping[str, ClaimG
                 for entry in group.entries
                 for scale, claim in entry.judged.items()
                 if claim.finding
+            ]
+            findings += [
+                f"- {flat(one.text)} (not tested): {flat(one.untested)}" for one in group.entries if one.untested
             ]
             if findings:
                 out += ["", f"**{flat(group.source)}: {flat(group.title)}**", "", *findings]

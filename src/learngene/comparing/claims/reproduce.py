@@ -59,7 +59,7 @@ def reproduce(
         "environment": environment(),
         "commit": commit(),
         "run": recipe.run.model_dump(mode="json") if claims.needs_runs else None,
-        "claims": [judge_claim(claim, rows, scale) for claim in claims.claims],
+        "claims": [judge_claim(claim, rows, scale) for claim in claims.claims if not claim.untested],
         "table": table(rows),
         "plots": plots,
     }
