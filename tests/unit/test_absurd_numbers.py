@@ -14,7 +14,9 @@ from learngene.vits.shape import MAX_DEPTH, ViTShape
 from pico import pico_gene
 
 
-@pytest.mark.parametrize("fields", [{"depth": 2_000_000_000}, {"img_size": 160_000}])
+@pytest.mark.parametrize(
+    "fields", [{"depth": 2_000_000_000}, {"img_size": 160_000}, {"embed_dim": 10**12 + 1, "num_heads": 7}]
+)
 def test_a_shape_that_no_memory_holds_is_refused(fields: dict[str, int]) -> None:
     with pytest.raises(ShapeError, match="typing error"):
         ViTShape(**fields)

@@ -189,6 +189,18 @@ def test_the_gene_says_at_which_depths_it_was_trained(images: Path, teacher: Anc
             {"shapes": [{"depth": [5, 9]}], **SLICES},
             r"depth \[5, 9\] holds no shape that nested-slices makes: .*gene's 4",
         ),
+        ({"shapes": [{"embed_dim": [1, 10**12]}], **SLICES}, "holds 125000000000 shapes, over 10000; narrow it"),
+        ({"shapes": [{"depth": 2, "share": 10**9}]}, "share: .* less than or equal to 1000"),
+        ({"shapes": [{"embed_dim": [8, 16]}]}, r"shapes: embed_dim \[8, 16\]: tleg makes 16 alone; say so"),
+        ({"shapes": [{"depth": [4, 9]}], **SLICES}, r"shapes: depth \[4, 9\]: nested-slices makes 4 alone; say so"),
+        ({"shapes": [{"depth": True}]}, "shapes.0.depth: must be a number, not true"),
+        (
+            {"shapes": [{"depth": [-1, 2, 3]}]},
+            "depth: .* integer or List should have at most 2 items, not 3",
+        ),
+        ({"shapes": {"sizes": [SMALL, WIDE], "sandwich": True}, **SLICES}, "sandwich: must be a number, not true"),
+        ({"shape": pico_shape(num_classes=7)}, "has 3 classes but the auxiliary shape has 7; set shape.num_classes=3"),
+        ({"shape": pico_shape(in_chans=1)}, "with 3 channels, but the .* has 8 px with 1; set shape.in_chans=3"),
         ({"shapes": [{"depth": [1, 2], "num_heads": 2}]}, "num_heads: those of a range follow from the width"),
         (
             {"shapes": {"sizes": [SMALL, WIDE], "sandwich": 1}, **SLICES},

@@ -341,6 +341,7 @@ def test_it_is_condensed_at_several_sizes_and_expanded_on_the_command_line(
         ({"sources": 18}, "8 layers do not use all 9 pairs of sources; use 16 sources or fewer"),
         ({"width": -2}, "lets: width must be a positive integer, not -2"),
         ({"rank": 5}, "lets: rank 5 is beyond width 4; use 4 or less"),
+        ({"rank": -1}, "lets: rank must be an integer of at least 0, not -1"),
         ({"share": 0}, "lets: share must be a positive integer, not 0"),
     ],
     ids=str,

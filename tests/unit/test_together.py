@@ -175,8 +175,11 @@ def test_a_recipe_says_what_is_shared_and_what_is_not(
         ({"b": {"data": {}}}, "genes.b: unknown key 'data'"),
         ({"b": {"methd": "sws"}}, "genes.b: unknown key 'methd'; did you mean 'method'?"),
         ({"b": {"method": "pool", "settings": {"rows": [8, 16]}}}, "genes.b.method: the rows of pool are a pass of"),
-        ({"b": {"out": "run/a"}}, "genes.b.out: run/a is that of genes.a; choose another"),
-        ({"../b": {}}, "genes.../b: its run folder is named so"),
+        ({"b": {"out": "run/a"}}, "genes.b.out: run/a is that of genes.a, or its gene file; choose another"),
+        ({"b": {"out": "./other/../run/a"}}, "genes.b.out: other/../run/a is that of genes.a"),
+        ({"a.safetensors": {}}, "genes.a.safetensors.out: run/a.safetensors is that of genes.a, or its gene file"),
+        *(({name: {}}, f"genes.{name}: its run folder is named so") for name in ("../b", "..", "")),
+        ({1: {}, "1": {}}, "genes.1: is named twice, as a number and as text; choose another name"),
         ({"b": 3}, "genes.b: give a mapping of what this gene has of its own, not 3"),
         ({"b": {"train": {"lr": -1}}}, "genes.b: train.lr: "),
         (None, "genes: give a mapping from names to what each gene has of its own"),
@@ -194,3 +197,19 @@ def test_genes_that_cannot_share_a_pass_are_refused(genes: Any, line: str, image
 def test_genes_that_see_other_images_once_these_are_read_are_refused(images: Path, ancestry_folder: Path) -> None:
     with pytest.raises(LearngeneError, match=r"genes\.b: ancestry pico-vit has 3 classes but"):
         together({"a": {}, "b": {"shape": {"num_classes": 7}, "distill": {"alpha": 0.5}}}, images, ancestry_folder)
+
+
+def test_the_folder_of_genes_must_be_a_path(images: Path, ancestry_folder: Path) -> None:
+    with pytest.raises(LearngeneError, match="recipe: out: must be the path of a folder, not 5"):
+        build_recipe({**condense_fields(ancestry_folder, images, Path("run")), "out": 5, "genes": {"a": {}}})
+
+
+def test_what_teachers_say_is_stored_ahead_for_all_genes(
+    images: Path, ancestry_folder: Path, tmp_path: Path, cli: CLI
+) -> None:
+    fields = condense_fields(ancestry_folder, images, tmp_path / "run", **SHARED, genes=GENES)
+    recipe, folder = written(fields, tmp_path / "recipe.yaml"), f"distill.replay.folder={tmp_path / 'store'}"
+    stored = cli("targets", recipe, folder)
+    assert stored.code == 0, stored.err
+    assert stored.out.count("all 2 files are stored") == 2  # after those of the first gene
+    assert cli("condense", recipe, folder, "distill.replay.make=false").code == 0

@@ -160,7 +160,7 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
 
 def _check_genes(recipe: GenesRecipe) -> Iterator[str]:
     for name, one in recipe.genes.items():
-        yield from (f"{name}: {line}" for line in _check_condense(one))
+        yield from (f"{name}: {line}" for lines in _check_condense(one) for line in lines.splitlines())
 
 
 def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:

@@ -203,11 +203,14 @@ class Ancestry(nn.Module):
         label = self.identity["source"]
         if getattr(self.model, "learngene", {}).get("head") == "segmentation":
             raise LearngeneError(f"ancestry {label} has a segmentation head; distillation needs a classifier")
-        for owner, count in (("the data", num_classes), ("the auxiliary shape", shape.num_classes)):
+        trained = "distillation needs the same classes: use an ancestry trained on this data"
+        for owner, count, remedy in (
+            ("the data", num_classes, trained),
+            ("the auxiliary shape", shape.num_classes, f"set shape.num_classes={self.num_classes}"),
+        ):
             if count != self.num_classes:
                 raise LearngeneError(
-                    f"ancestry {label} has {self.num_classes} classes but {owner} has {count}; "
-                    "distillation needs the same classes: use an ancestry trained on this data"
+                    f"ancestry {label} has {self.num_classes} classes but {owner} has {count}; {remedy}"
                 )
         if data.img_size not in (None, shape.img_size):
             raise LearngeneError(
@@ -224,10 +227,12 @@ class Ancestry(nn.Module):
             self(torch.zeros(1, shape.in_chans, shape.img_size, shape.img_size, device=self.device))
         except (AssertionError, RuntimeError) as error:
             size = self.preprocessing["input_size"]
+            remedy = f"change shape.img_size or pass ancestry.model_args={{img_size: {shape.img_size}}}"
+            if shape.in_chans != size[0]:
+                remedy = f"set shape.in_chans={size[0]}"
             raise LearngeneError(
                 f"ancestry {label} takes images of {size[1]} px with {size[0]} channels, but the auxiliary shape has "
-                f"{shape.img_size} px with {shape.in_chans}; change shape.img_size or pass "
-                f"ancestry.model_args={{img_size: {shape.img_size}}} ({str(error).splitlines()[0]})"
+                f"{shape.img_size} px with {shape.in_chans}; {remedy} ({str(error).splitlines()[0]})"
             ) from None
 
     @property

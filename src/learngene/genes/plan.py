@@ -132,7 +132,7 @@ def plan(
         num_classes = len(tuned[task])
     base = source.shape.replace(
         num_classes=source.shape.num_classes if num_classes is None else num_classes,
-        img_size=img_size or source.shape.img_size,
+        img_size=source.shape.img_size if img_size is None else img_size,
     )
     source.method.refuse(source.shape, base, **options)  # a wrong option is an error, a depth or a width is not
     fitting: list[Shape] = []

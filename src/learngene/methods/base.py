@@ -76,8 +76,10 @@ class Method(ABC):
             value, where = getattr(self, field.name), f"{self.name}: {field.name} must be"
             if field.type in ("bool", bool) and not isinstance(value, bool):
                 raise ShapeError(f"{where} true or false, not {value!r}")
-            if field.type in ("int", int) and not is_count(value, field.metadata.get("minimum", 1)):
-                raise ShapeError(f"{where} a positive integer, not {value!r}")
+            if field.type in ("int", int) and not is_count(value, least := field.metadata.get("minimum", 1)):
+                raise ShapeError(
+                    f"{where} {'a positive integer' if least else 'an integer of at least 0'}, not {value!r}"
+                )
             if field.type in ("tuple[int, ...]", tuple[int, ...]):
                 if not isinstance(value, list | tuple) or not value or not all(map(is_count, value)):
                     example = f" such as {list(field.default)}" if isinstance(field.default, tuple) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -42,26 +43,36 @@ def genes_recipe(fields: Mapping[str, Any], where: str) -> GenesRecipe:
     if not isinstance(given, Mapping) or not any(own is not None for own in given.values()):
         raise RecipeError(f"{where}: genes: give a mapping from names to what each gene has of its own")
     shared = {key: value for key, value in fields.items() if key not in ("genes", "out")}
+    folder = fields.get("out") or OUT
+    if not isinstance(folder, str | Path):
+        raise RecipeError(f"{where}: out: must be the path of a folder, not {folder!r}")
     out: dict[str, CondenseRecipe] = {}
     for name, own in ((str(name), own) for name, own in given.items() if own is not None):
         place = f"{where}: genes.{name}"
         if not isinstance(own, Mapping):
             raise RecipeError(f"{place}: give a mapping of what this gene has of its own, not {own!r}")
-        if Path(name).name != name:
+        if name in ("", ".", "..") or Path(name).name != name:
             raise RecipeError(f"{place}: its run folder is named so; use a name without / and other than ..")
+        if name in out:
+            raise RecipeError(f"{place}: is named twice, as a number and as text; choose another name")
         refuse_unknown(own, OWN, place)
-        folder = {"out": str(Path(fields.get("out") or OUT) / name)}
-        out[name] = validated(CondenseRecipe, merge({**shared, **folder}, own), place)
+        out[name] = validated(CondenseRecipe, merge({**shared, "out": str(Path(folder) / name)}, own), place)
         kind = out[name].method
         if method(kind).making == "pool":
             raise RecipeError(f"{place}.method: the rows of {kind} are a pass of their own; condense it alone")
-        if twin := next((other for other in out if other != name and out[other].out == out[name].out), None):
-            raise RecipeError(f"{place}.out: {out[name].out} is that of genes.{twin}; choose another")
+        if twin := next((other for other in out if other != name and _written(out[other]) & _written(out[name])), None):
+            raise RecipeError(f"{place}.out: {out[name].out} is that of genes.{twin}, or its gene file; choose another")
     try:
         refuse_apart(out)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     return GenesRecipe(genes=out)
+
+
+def _written(recipe: CondenseRecipe) -> set[str]:
+    """Run folder and gene file."""
+    out = os.path.abspath(recipe.out)
+    return {out, f"{out}.safetensors"}
 
 
 def refuse_apart(recipes: Mapping[str, CondenseRecipe]) -> None:

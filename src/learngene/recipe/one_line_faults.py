@@ -76,5 +76,6 @@ def _plain(fault: ErrorDetails, place: list[str]) -> str:
     if fault["type"] == "too_short" and not fault["input"]:
         return "empty; give at least one"
     message = IN_OUR_WORDS.get(fault["type"], fault["msg"]).removeprefix("Value error, ")
-    message = message.partition(" or instance of ")[0].partition(" for <class")[0]
+    message = message.partition(" or instance of ")[0].partition(" for <class")[0].replace("valid tuple", "valid list")
+    message = message.replace("Tuple should", "List should").replace(" after validation", "")
     return message.removeprefix(f"{place[-1]}: ") if place else message

@@ -57,6 +57,12 @@ def smallest_first(pair: tuple[N, N]) -> tuple[N, N]:
     return pair
 
 
+def _no_truth(given: Any) -> Any:
+    if given is True:
+        raise RecipeError("must be a number, not true")
+    return given
+
+
 def _black_and_white(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] == pair[1]:
         raise RecipeError(f"pixel_range {list(pair)} has one value for black and white")
@@ -68,11 +74,14 @@ def _without_removed(given: Any) -> Any:
 
 
 ShapeChanges = Annotated[dict[str, Any], BeforeValidator(_shape_changes)]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Above0 = Annotated[float, Field(gt=0)]
-FractionAbove0 = Annotated[float, Field(gt=0, le=1)]
-AtLeast0 = Annotated[float, Field(ge=0)]
+Number = BeforeValidator(_no_truth)
+"""What else would take true for 1; false is 0, and so off, wherever that is allowed."""
+Positive = Annotated[int, Number, Field(ge=1)]
+Count = Annotated[int, Number, Field(ge=0)]
+Fraction = Annotated[float, Number, Field(ge=0, le=1)]
+Above0 = Annotated[float, Number, Field(gt=0)]
+FractionAbove0 = Annotated[float, Number, Field(gt=0, le=1)]
+AtLeast0 = Annotated[float, Number, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -163,7 +172,7 @@ class DataSpec(Section):
         "called",
     )
     skip_corrupt: bool = Field(False, description="count and leave out images that cannot be decoded")
-    workers: int = Field(2, ge=0, description="loader processes per training process; results do not depend on it")
+    workers: Count = Field(2, description="loader processes per training process; results do not depend on it")
     mask_classes: list[str] | int | None = Field(
         None,
         description="segmentation: names or number of the classes; by default the largest value in the training masks "

@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from learngene.methods import Method
-from learngene.recipe.sections import Positive, Section, smallest_first
+from learngene.recipe.sections import Count, Positive, Section, smallest_first
 from learngene.system.errors import RecipeError, ShapeError
 from learngene.vits.shape import ViTShape
+
+MOST_SHARE, MOST_SHAPES = 1000, 10_000
+"""Beyond what a run has steps for: a larger number is a slip that would only fill the memory."""
 
 Range = Annotated[tuple[Positive, Positive], AfterValidator(smallest_first)]
 
@@ -31,7 +34,9 @@ class Size(Section):
     num_heads: Positive | None = Field(
         None, description="heads; by default as many as keep the width of the auxiliary shape's, as in every range"
     )
-    share: Positive = Field(1, description="how often it is trained, relative to others; a range counts three times")
+    share: Annotated[Positive, Field(le=MOST_SHARE)] = Field(
+        1, description="how often it is trained, relative to others; a range counts three times"
+    )
 
     def shapes(self, kind: Method, auxiliary: ViTShape) -> list[ViTShape]:
         """What it stands for, smallest first.
@@ -52,9 +57,13 @@ class Size(Section):
             return [shape]
         if self.num_heads is not None:
             raise RecipeError("num_heads: those of a range follow from the width of this gene's heads; leave it out")
-        if not (widths := [each for each in _all(width) if each % head == 0]):
+        if not (widths := _all(width, head)):
             raise RecipeError(
                 f"embed_dim {_told(width)} holds no multiple of {head}, the width of this gene's heads; widen it"
+            )
+        if (count := len(widths) * len(_all(depth))) > MOST_SHAPES:
+            raise RecipeError(
+                f"embed_dim {_told(width)}, depth {_told(depth)} holds {count} shapes, over {MOST_SHAPES}; narrow it"
             )
         found, refusal = [], ""
         for each, layers in product(widths, _all(depth)):
@@ -68,6 +77,10 @@ class Size(Section):
             raise RecipeError(
                 f"embed_dim {_told(width)}, depth {_told(depth)} holds no shape that {kind.name} makes: {refusal}"
             )
+        for name, axis in (("embed_dim", widths), ("depth", _all(depth))):
+            made = {getattr(shape, name) for shape in found}
+            if len(axis) > 1 == len(made):
+                raise RecipeError(f"{name} {_told((axis[0], axis[-1]))}: {kind.name} makes {made.pop()} alone; say so")
         return sorted(found, key=ViTShape.params)
 
 
@@ -93,9 +106,8 @@ class TrainedShapes(Section):
         description="cycle: in turn; random: drawn for every step; per-process: the same, but every process draws its "
         "own, as with depths, so that a run depends on how many there are",
     )
-    sandwich: int | None = Field(
+    sandwich: Count | None = Field(
         None,
-        ge=0,
         description="every step trains the smallest and the largest of all shapes, and so many others; losses are "
         "averaged, so that rate, clipping and decay mean what they mean for one; null: every step trains one shape",
     )
@@ -176,9 +188,10 @@ ShapesOrSizes = Annotated[TrainedShapes, BeforeValidator(_sizes_alone)]
 """The section, or its sizes alone."""
 
 
-def _all(span: int | tuple[int, int]) -> range:
+def _all(span: int | tuple[int, int], step: int = 1) -> range:
+    """The multiples of a step within a span."""
     low, high = (span, span) if isinstance(span, int) else span
-    return range(low, high + 1)
+    return range(-(-low // step) * step, high + 1, step)
 
 
 def _told(span: int | tuple[int, int]) -> str:

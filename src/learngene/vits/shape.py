@@ -50,7 +50,7 @@ Timm's own arguments can be stored and say sizes, but no epsilon: that of the to
 ARCH_SAYS = ("mlp_ratio", "class_token", "ending", "norm_eps")
 """Fields of a plain ViT that any other architecture says itself, through ``arch_args`` where they may differ."""
 
-MAX_DEPTH, MAX_TOKENS = 10_000, 1_000_000
+MAX_DEPTH, MAX_WIDTH, MAX_TOKENS = 10_000, 1_000_000, 1_000_000
 """Far beyond any Vision Transformer: a larger number is a slip that would only fill the memory."""
 
 
@@ -122,7 +122,11 @@ class ShapeBase(metaclass=ABCMeta):
 
     def params(self) -> int:
         """Number of parameters; equals the built model's count exactly."""
-        return sum(math.prod(size) for size in self.all_params().values())
+        parts = self.parts
+        outer = self.stem_params() | self.norm_params() | self.head_params()
+        layers = sum(part.depth * part.layer_size() for part in parts)
+        stitches = sum((a.embed_dim + 1) * b.embed_dim for a, b in itertools.pairwise(parts))
+        return sum(map(math.prod, outer.values())) + layers + stitches
 
     def params_without_positions(self) -> int:
         """``params`` without class token and position embedding, as LSAMD's Table 2 and SN-Net's code count."""
@@ -227,6 +231,11 @@ class ViTShape(ShapeBase):
             raise ShapeError(f"shape: mlp_ratio {self.mlp_ratio} of embed_dim {self.embed_dim} leaves the MLP no width")
         if not isinstance(self.class_token, bool):
             raise ShapeError(f"shape: class_token must be true or false, not {self.class_token!r}")
+        if self.depth > MAX_DEPTH or self.embed_dim > MAX_WIDTH:
+            raise ShapeError(
+                f"shape: {self.depth} layers of width {self.embed_dim} are more than {MAX_DEPTH} layers, or wider than "
+                f"{MAX_WIDTH}; check depth and embed_dim for a typing error"
+            )
         if self.embed_dim % self.num_heads:
             divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
             close = min(divisors, key=lambda h: abs(h - self.num_heads))
@@ -244,10 +253,9 @@ class ViTShape(ShapeBase):
                 f"shape: unknown ending '{self.ending}'{nearest(str(self.ending), ['aligned', 'official'])}"
             )
         tokens = self.grid_size**2 + int(self.class_token)
-        if self.depth > MAX_DEPTH or tokens > MAX_TOKENS:
+        if tokens > MAX_TOKENS:
             raise ShapeError(
-                f"shape: {self.depth} layers and {tokens} tokens are more than {MAX_DEPTH} layers or "
-                f"{MAX_TOKENS} tokens; check depth and img_size for a typing error"
+                f"shape: {tokens} tokens are more than {MAX_TOKENS}; check img_size and patch_size for a typing error"
             )
         if self.norm_eps not in ARCHITECTURES:
             raise ShapeError(f"shape: norm_eps must be 1e-6 or 1e-5, which timm can name, not {self.norm_eps!r}")
