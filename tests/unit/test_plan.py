@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -278,5 +279,10 @@ def test_a_budget_that_nothing_fits_is_explained(
 def test_what_belongs_to_the_shape_is_no_option() -> None:
     with pytest.raises(LearngeneError, match=r"depth belongs to the shape; in Python expand\(gene.shape.replace"):
         pico_gene().expand(depth=3)
-    with pytest.raises(LearngeneError, match="max_params must be a number, not the text '200K'"):
+    with pytest.raises(LearngeneError, match="max_params must be a number, not '200K'"):
         Budget(max_params="200K")  # type: ignore[arg-type]
+    with pytest.raises(LearngeneError, match=r"batch_size must be 1 or more, not 1\.5"):
+        Budget(batch_size=1.5)  # type: ignore[arg-type]
+    with pytest.raises(LearngeneError, match=r"plan: budget must be a Budget, such as .*, not 5"):
+        plan(pico_gene(), 5)  # type: ignore[arg-type]
+    assert len(pico_gene().expand(np.int64(3)).blocks) == 3

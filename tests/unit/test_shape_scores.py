@@ -138,3 +138,12 @@ def test_a_damaged_record_is_refused(shapes: Any, tmp_path: Path) -> None:
     gene.metadata = {"shapes": shapes}
     with pytest.raises(GeneFileError, match="'shapes' must be a list of sizes, each with 'top1' or each with"):
         gene.save(tmp_path / "g.safetensors")
+
+
+def test_what_was_trained_at_one_width_is_made_narrower_with_a_caution() -> None:
+    gene = pico_gene("nested-slices", embed_dim=32, num_heads=4)
+    gene.expand(narrow := gene.shape.replace(embed_dim=8, num_heads=1))
+    gene.metadata = {"training": {"epochs": 1}}
+    gene.expand(gene.shape.replace(depth=2))
+    with pytest.warns(UserWarning, match="embed_dim 8 is narrower than 32, the only width of its training; fine-tune"):
+        gene.expand(narrow)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hyper import written
-from learngene import Ancestry, LearngeneError, condense_together
+from learngene import Ancestry, LearngeneError, condense, condense_together
 from learngene.genes.gene import Learngene
 from learngene.making.together import SomeGenesFailedError
 from learngene.recipe.genes import GenesRecipe
@@ -199,7 +199,11 @@ def test_genes_that_see_other_images_once_these_are_read_are_refused(images: Pat
         together({"a": {}, "b": {"shape": {"num_classes": 7}, "distill": {"alpha": 0.5}}}, images, ancestry_folder)
 
 
-def test_the_folder_of_genes_must_be_a_path(images: Path, ancestry_folder: Path) -> None:
+def test_arguments_of_a_wrong_kind_are_told(images: Path, ancestry_folder: Path) -> None:
+    with pytest.raises(LearngeneError, match=r"unknown argument 'lr'; write train=\{'lr': \.\.\.\}"):
+        together({"a": {}}, images, ancestry_folder, lr=1e-3)
+    with pytest.raises(LearngeneError, match="depths: Input should be a valid list"):
+        condense(ancestry_folder, method="tleg", shape=pico_shape(), data=str(images), depths=3)  # type: ignore[arg-type]
     with pytest.raises(LearngeneError, match="recipe: out: must be the path of a folder, not 5"):
         build_recipe({**condense_fields(ancestry_folder, images, Path("run")), "out": 5, "genes": {"a": {}}})
 

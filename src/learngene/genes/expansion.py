@@ -94,9 +94,17 @@ def expansion(
     if about and shape.num_classes not in (0, len(about.classes)):
         text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
         warnings.warn(f"{method.name}: {text}", stacklevel=3)
-    cautions = method.cautions(gene.shape, shape, task=task, **options)
+    cautions, trained = method.cautions(gene.shape, shape, task=task, **options), gene.metadata.get("training", {})
     if where := outside(gene.metadata, shape):
         cautions = [*cautions, f"a model of {shape.depth} layers x {shape.embed_dim} is {where}"]
+    elif (
+        shape.embed_dim < (width := gene.shape.embed_dim)
+        and method.making == "stage"
+        and "epochs" in trained
+        and not gene.metadata.get("shapes")
+    ):
+        alone = f"embed_dim {shape.embed_dim} is narrower than {width}, the only width of its training"
+        cautions = [*cautions, f"{alone}; fine-tune it, or condense the gene with shapes"]
     for caution in cautions:
         warnings.warn(f"{method.name}: {caution}", stacklevel=3)
     if class_names and len(class_names) != shape.num_classes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -236,7 +237,7 @@ class Learngene(nn.Module):
     @torch.no_grad()
     def expand(
         self,
-        shape: Shape | int | str | None = None,
+        shape: Shape | SupportsIndex | str | None = None,
         *,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -307,11 +308,11 @@ class Learngene(nn.Module):
         model.learngene = made.record
         return model.eval()
 
-    def _target(self, shape: Shape | int | str | None, num_classes: int | None) -> Shape:
-        if isinstance(shape, int):
-            shape = self.shape.replace(depth=shape)
-        elif isinstance(shape, str):
+    def _target(self, shape: Shape | SupportsIndex | str | None, num_classes: int | None) -> Shape:
+        if isinstance(shape, str):
             shape = self.method.named_shape(self.shape, shape)
+        elif isinstance(shape, SupportsIndex):
+            shape = self.shape.replace(depth=index(shape))
         shape = shape or self.shape
         return shape if num_classes is None else shape.replace(num_classes=num_classes)
 

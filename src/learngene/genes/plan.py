@@ -12,11 +12,13 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learngene.genes.gene_file import GeneHeader, read_header
 from learngene.genes.shape_scores import Known, outside, shape_scores
+from learngene.methods.base import is_count
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.system.files import write_file
@@ -48,11 +50,11 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("max_params", "max_macs", "max_latency"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                raise LearngeneError(f"budget: {name} must be a number, not the text {value!r}; 200_000 for 200K")
-            if value is not None and not value > 0:
+            if not isinstance(value, Real | None):
+                raise LearngeneError(f"budget: {name} must be a number, not {value!r}; 200_000 for 200K")
+            if value is not None and not float(value) > 0:
                 raise LearngeneError(f"budget: {name} must be positive, not {value!r}")
-        if self.batch_size < 1:
+        if not is_count(self.batch_size):
             raise LearngeneError(f"budget: batch_size must be 1 or more, not {self.batch_size!r}")
 
     def admits(self, shape: Shape) -> bool:
@@ -125,6 +127,8 @@ def plan(
         LearngeneError: If the gene cannot be read or the task's shape is impossible.
     """
     budget = budget or Budget()
+    if not isinstance(budget, Budget):
+        raise LearngeneError(f"plan: budget must be a Budget, such as Budget(max_params=200_000), not {budget!r}")
     source = read_header(gene) if isinstance(gene, (str, Path)) else gene
     tuned = {entry["task"]: entry["classes"] for entry in source.metadata.get("tasks", [])}
     task = options.get("task")

@@ -6,7 +6,7 @@ into the gene's own tensors, so that a method's constraint holds at every step b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,16 +112,16 @@ def condense(
     recipe = recipe_of(
         CondenseRecipe,
         method=method,
-        settings=dict(settings or {}),
+        settings=settings,
         ancestry=ancestry_fields(ancestry),
         shape=shape,
-        depths=None if depths is None else list(depths),
+        depths=list(depths) if isinstance(depths, Iterable) else depths,
         shapes=shapes,
         data=data_fields(data),
         train=train_fields,
         distill={"preset": distill} if isinstance(distill, str) else distill,
         features={"preset": features} if isinstance(features, str) else features,
-        teachers=None if teachers is None else list(teachers),
+        teachers=teachers,
         knn=None if knn is None else data_fields(knn),
         pool=pool,
         hyper=hyper,

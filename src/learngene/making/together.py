@@ -21,6 +21,7 @@ from learngene.making.condense import ONE_STAGE, opened, prepare, provenance, re
 from learngene.making.inputs import CondenseInputs
 from learngene.making.steps import MadeGene, gene_path, refuse_gene_path, train_gene
 from learngene.recipe.genes import GenesRecipe, genes_recipe, refuse_apart
+from learngene.recipe.sections import Train
 from learngene.system.errors import Faults, LearngeneError
 from learngene.system.machine_faults import machine_faults
 from learngene.training.run import run_stages, write_once
@@ -66,6 +67,8 @@ def condense_together(
         SomeGenesFailedError: If training diverged or memory ran out for some; its ``made`` has the others.
         LearngeneError: If anything does not fit, before the first step is trained.
     """
+    if alone := sorted(shared.keys() & Train.model_fields.keys()):
+        raise LearngeneError(f"condense_together: unknown argument '{alone[0]}'; write train={{'{alone[0]}': ...}}")
     given = {"ancestry": ancestry_fields(ancestry), "data": data_fields(data), "out": out, **shared}
     fields = {name: value for name, value in given.items() if value is not None}
     recipe = genes_recipe({"kind": "condense", **fields, "genes": genes}, "recipe")
