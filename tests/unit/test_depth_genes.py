@@ -98,7 +98,7 @@ def test_a_fresh_fine_gene_starts_with_matrices_of_timms_size() -> None:
         ("chebyshev", {"genes": 5}, "5 genes are more than the 4 layers of the auxiliary model; use 4 genes or fewer"),
         ("chebyshev", {"genes": 0}, "chebyshev: genes must be a positive integer, not 0"),
         ("fine", {"rank": 17}, "fine: rank 17 is beyond what matrices of width 16 can have; use 16 or less, or 0"),
-        ("fine", {"rank": -1}, "fine: rank must be a positive integer, not -1"),
+        ("fine", {"rank": -1}, "fine: rank must be an integer of at least 0, not -1"),
     ],
     ids=str,
 )
