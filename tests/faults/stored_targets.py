@@ -14,6 +14,7 @@ from faults.kills import killed
 from faults.runs_of_all_kinds import replaying
 from faults.trials import Verdicts, damage
 from learngene.genes.absent_weights import FOLDER, without_weights
+from learngene.making.condense import prepare
 from learngene.making.targets import stored_targets as stores_of
 from learngene.making.targets import write_targets
 from learngene.recipe.condense import CondenseRecipe
@@ -48,7 +49,7 @@ def _mutations(verdicts: Verdicts, recipe: CondenseRecipe, each: int, seed: int)
     warnings.simplefilter("ignore")
     assert recipe.ancestry is not None
     assert recipe.distill.replay is not None
-    views, *_, held_out = stores_of(recipe)
+    views, *_, held_out = stores_of(prepare(recipe))
     for what, store in (("training views", views), ("images in evaluation", held_out)):
         _, steps, (path, *_) = next(store.units())
         read = partial(_shard, path, store.rows(steps))

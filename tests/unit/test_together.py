@@ -85,6 +85,22 @@ def test_each_gene_is_the_one_it_is_alone(
     assert batches == 2 * 2 * 3  # epochs, parts and steps, once for all genes
 
 
+def test_what_teachers_say_for_several_genes_is_stored_ahead(
+    images: Path, ancestry_folder: Path, tmp_path: Path, cli: CLI
+) -> None:
+    genes, shared = TAUGHT["features"]
+    replay = {"replay": {"folder": str(tmp_path / "store"), "patches": True}}
+    given = {**SHARED, **shared, "distill": {**shared["distill"], **replay}}
+    recipe = written(
+        condense_fields(ancestry_folder, images, tmp_path / "run", **given, genes=genes), tmp_path / "r.yaml"
+    )
+    done = cli("targets", recipe)
+    # Training views, images that scales are fitted on, and held-out ones: of all genes together, each once.
+    assert (done.code, done.out.count("pooled-float32, patches-float32 of")) == (0, 3), done.err
+    made = cli("condense", recipe, "distill.replay.make=false")
+    assert (made.code, made.err.count("so the teacher is not loaded")) == (0, 3), made.err
+
+
 def test_genes_that_stand_at_different_steps_meet(
     images: Path, ancestry_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,7 +152,7 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
         yield recipe.trained_shapes.told(recipe.turns())
     refuse_gene_path(gene_path(recipe.out), prepared.gene)
     if recipe.distill.replay is not None:
-        yield f"targets: {missing_targets(stored_targets(recipe, prepared)).told}"
+        yield f"targets: {missing_targets(stored_targets(prepared)).told}"
     for stage in _stages(prepared.recipe):
         yield _check_folder(stage)
     yield splits.counted()

@@ -87,12 +87,12 @@ def targets(
     from learngene.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], data)
-    genes = list(loaded.genes.values()) if isinstance(loaded, GenesRecipe) else [loaded]
-    genes = [require_kind(CondenseRecipe, gene, recipe) for gene in genes]
+    if not isinstance(loaded, GenesRecipe):
+        loaded = require_kind(CondenseRecipe, loaded, recipe)
     from learngene.making.targets import write_targets
     from learngene.system.files import size_in_words
 
-    for one in (one for gene in genes for one in write_targets(gene, processes=processes, again=again)):
+    for one in write_targets(loaded, processes=processes, again=again):
         stored = f"{', '.join(one.forms)} of {one.views} views, {size_in_words(one.size)}"
         print(f"{one.folder}: {stored}, {one.size / one.views:.0f} bytes a view; {size_in_words(one.added)} are new")
     suggest("condense", recipe, *(overrides or []), *(["--data", data] if data else []))

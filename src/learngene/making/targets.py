@@ -11,13 +11,16 @@ from learngene.data.batches import TrainBatches
 from learngene.making.condense import MAKERS, prepare, remember_teacher
 from learngene.making.inputs import CondenseInputs
 from learngene.making.steps import Step, run_shared
+from learngene.making.together import prepare_together
 from learngene.recipe.condense import CondenseRecipe
+from learngene.recipe.genes import GenesRecipe
 from learngene.recipe.sections import Replay
 from learngene.system.errors import RecipeError
 from learngene.system.files import refuse_full_disk, size_in_words
 from learngene.system.processes import announce
 from learngene.training.loop import make_accelerator
 from learngene.training.stored_targets import StoredTargets, Views
+from learngene.training.teacher import fewest
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,19 @@ class Written:
     added: int
 
 
-def write_targets(recipe: CondenseRecipe, *, processes: int = 1, again: bool = False) -> list[Written]:
+def write_targets(recipe: CondenseRecipe | GenesRecipe, *, processes: int = 1, again: bool = False) -> list[Written]:
     """Stores all outputs of all teachers that a recipe trains with.
 
     Args:
-        recipe: With ``distill.replay``.
+        recipe: Of one gene or of several, with ``distill.replay``.
         processes: Started on this machine; more may run elsewhere, on the same folder.
         again: Look at every byte that is stored, and make again what is damaged.
 
     Raises:
         LearngeneError: If the recipe names no folder, the disk is too full, or anything does not fit.
     """
-    replay = _replay(recipe)
-    inputs = prepare(recipe)
-    stores = stored_targets(recipe, inputs)
+    replay, inputs = _replay(recipe), _prepared(recipe)
+    stores = stored_targets(*inputs)
     if again:
         for path in (path for store in stores for path in store.clear_damaged()):
             announce(f"{path}: damaged, and made again")
@@ -65,7 +67,8 @@ def write_targets(recipe: CondenseRecipe, *, processes: int = 1, again: bool = F
     )
     if failed:
         raise RecipeError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
-    remember_teacher(inputs)
+    for each in inputs:
+        remember_teacher(each)
     return [_written(store, {path for path, other in missing.of.items() if other is store}) for store in stores]
 
 
@@ -89,24 +92,28 @@ def missing_targets(stores: Sequence[StoredTargets]) -> Missing:
     return Missing(of, f"{len(missing)} of {count} files are missing, {size_in_words(needed)}")
 
 
-def stored_targets(recipe: CondenseRecipe, inputs: CondenseInputs | None = None) -> list[StoredTargets]:
-    """The stored outputs of every teacher of everything that a recipe trains."""
-    replay, accelerator = _replay(recipe), make_accelerator()
-    inputs = inputs or prepare(recipe)
-    out: list[StoredTargets] = []
-    for part, teachers, evaluated in MAKERS[inputs.gene.method.making].taught(inputs):
-        images, data = inputs.images.train, inputs.recipe.data
-        place = {"img_size": part.shape.img_size, "in_chans": part.shape.in_chans}
-        batches = TrainBatches(images, data, part.train, **place, device=accelerator.device)
-        views = Views(batches, data, images.fingerprint(), min(part.train.epochs, replay.epochs or part.train.epochs))
-        out += [StoredTargets(teacher, replay, views, accelerator) for teacher in teachers]
-        out += [each.stored for each in evaluated]
-    return out
+def stored_targets(*genes: CondenseInputs) -> list[StoredTargets]:
+    """The stored outputs of every teacher of everything that is trained for genes, none of them twice."""
+    accelerator, out = make_accelerator(), []
+    for inputs in genes:
+        images, data, replay = inputs.images.train, inputs.recipe.data, _replay(inputs.recipe)
+        for part, teachers, evaluated in MAKERS[inputs.gene.method.making].taught(inputs):
+            place = {"img_size": part.shape.img_size, "in_chans": part.shape.in_chans}
+            batches = TrainBatches(images, data, part.train, **place, device=accelerator.device)
+            epochs = min(part.train.epochs, replay.epochs or part.train.epochs)
+            views = Views(batches, data, images.fingerprint(), epochs)
+            out += [StoredTargets(teacher, replay, views, accelerator) for teacher in teachers]
+            out += [each.stored for each in evaluated]
+    return fewest(out)
 
 
-def steps(recipe: CondenseRecipe) -> list[Step[int]]:
+def steps(recipe: CondenseRecipe | GenesRecipe) -> list[Step[int]]:
     """The files to write, as steps of a further process."""
-    return list(_steps(stored_targets(recipe)))
+    return list(_steps(stored_targets(*_prepared(recipe))))
+
+
+def _prepared(recipe: CondenseRecipe | GenesRecipe) -> list[CondenseInputs]:
+    return [prepare(recipe)] if isinstance(recipe, CondenseRecipe) else [*prepare_together(recipe).values()]
 
 
 def _steps(stores: list[StoredTargets]) -> Iterator[Step[int]]:
@@ -135,7 +142,8 @@ def _written(store: StoredTargets, added: set[Path]) -> Written:
     return Written(store.folder, forms, views, sum(sizes.values()), sum(sizes[path] for path in added))
 
 
-def _replay(recipe: CondenseRecipe) -> Replay:
-    if recipe.distill.replay is None:
+def _replay(recipe: CondenseRecipe | GenesRecipe) -> Replay:
+    one = recipe if isinstance(recipe, CondenseRecipe) else next(iter(recipe.genes.values()))
+    if one.distill.replay is None:
         raise RecipeError("distill.replay is missing: say where targets are stored, with distill.replay=FOLDER")
-    return recipe.distill.replay
+    return one.distill.replay

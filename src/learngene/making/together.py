@@ -85,7 +85,7 @@ def run_together(
         SomeGenesFailedError: If some failed; what the others became is written.
         LearngeneError: If anything does not fit or cannot be written.
     """
-    inputs = _prepared(recipe, ancestry, keep=keep)
+    inputs = prepare_together(recipe, ancestry, keep=keep)
     planned = {name: ONE_STAGE[each.gene.method.making].planned(each, keep=keep) for name, each in inputs.items()}
     stages = [(replace(stage, name=f"gene {name}"), inputs[name].recipe) for name, (stage, _) in planned.items()]
     outcomes = run_stages(stages, next(iter(inputs.values())).images, keep=keep, show=show)
@@ -107,8 +107,10 @@ def run_together(
     return made
 
 
-def _prepared(recipe: GenesRecipe, ancestry: Ancestry | None, *, keep: bool) -> dict[str, CondenseInputs]:
-    """What every gene needs, of which ancestry and images are there once."""
+def prepare_together(
+    recipe: GenesRecipe, ancestry: Ancestry | None = None, *, keep: bool = False
+) -> dict[str, CondenseInputs]:
+    """What every gene needs, of which ancestry and images are there once; ``keep`` looks where they will be kept."""
     out: dict[str, CondenseInputs] = {}
     images: Splits | None = None
     faults = Faults()

@@ -125,6 +125,11 @@ class StoredTargets:
         self._device = self.accelerator.device
         self._refuse_other_key()
 
+    def covers(self, other: StoredTargets) -> bool:
+        """Whether its files are all those of another, too."""
+        same = self.folder == other.folder and self.views.epochs >= other.views.epochs
+        return same and self.teacher.covers(other.teacher)
+
     # -- what is there ---------------------------------------------------------------------------------
 
     def path(self, form: Form, epoch: int, first: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,19 @@ class Teacher:
         return self.decided_by == other.decided_by and set(self.names) >= set(other.names)
 
 
-def fewest(teachers: Iterable[Teacher]) -> list[Teacher]:
-    """Those of some teachers that say what all of them would, in their order."""
-    out: list[Teacher] = []
-    for teacher in teachers:
-        if not any(other.covers(teacher) for other in out):
-            out = [other for other in out if not teacher.covers(other)] + [teacher]
+class _Covering(Protocol):
+    def covers(self, other: Any, /) -> bool: ...
+
+
+C = TypeVar("C", bound=_Covering)
+
+
+def fewest(several: Iterable[C]) -> list[C]:
+    """Those of some teachers that say what all of them would, in their order; or of what is stored of them."""
+    out: list[C] = []
+    for each in several:
+        if not any(other.covers(each) for other in out):
+            out = [other for other in out if not each.covers(other)] + [each]
     return out
 
 
