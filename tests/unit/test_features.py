@@ -472,6 +472,11 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     assert "\n" not in str(error.value)
 
 
+def test_among_few_held_out_images_there_are_no_neighbours(teacher: Ancestry, tmp_path: Path) -> None:
+    with pytest.raises(LearngeneError, match="3 val images; neighbours in common need 5 or more"):
+        prepare(gene_recipe(make_images(tmp_path, val=1)), teacher)
+
+
 def test_a_further_teacher_is_told_of_as_one(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
     save_descendant(scratch(pico_shape(in_chans=1)), tmp_path / "grey")
     with pytest.raises(LearngeneError, match=r"^teachers: grey takes images with 1 channels.*teachers.model_args"):

@@ -15,8 +15,11 @@ from learngene.data.open_split import SCAN_LIMIT, Files, decoding_of
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError
 
-HELD_OUT, MOST_HELD_OUT = 20, 2000
-"""Of so many images one is held out to judge by, where none are set apart; at most so many in all."""
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 20, 5, 2000
+"""Of so many images one is held out to judge by, where none are set apart; at least and at most so many in all.
+
+Among fewer than five, nearest neighbours say nothing.
+"""
 
 NO_CLASSES = ["unlabelled"]
 NO_SPLIT = "images outside the folders of both splits"
@@ -36,7 +39,8 @@ def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
     """The images to train on and those to judge by.
 
     Folders named as the splits are taken for them, at the top and below images/. Without a folder to train on, all but
-    the images to judge by are trained on; without those, every twentieth by name is held out.
+    the images to judge by are trained on; without those, every twentieth by name is held out, five at
+    least.
 
     Raises:
         DataError: If there are fewer than two images, or some cannot be decoded that were not asked to be skipped.
@@ -54,7 +58,8 @@ def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
         if len(train) < 2:
             raise DataError(f"{where}: one image; two are needed, to train on and to judge by")
         step = max(HELD_OUT, -(-len(train) // MOST_HELD_OUT))
-        step = min(step, len(train))
+        most = len(train) // LEAST_HELD_OUT
+        step = min(step, most if most > 1 else len(train))
         val = train[step - 1 :: step]
         train = [place for number, place in enumerate(train, start=1) if number % step]
     left = [left for source in sources for left in source.left if left.reason != NO_CLASS]

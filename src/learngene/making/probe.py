@@ -14,11 +14,10 @@ from learngene.data.preprocessing import fill_preprocessing
 from learngene.data.splits import open_splits
 from learngene.making.arguments import Data, data_section, model_of
 from learngene.recipe.sections import DataSpec
-from learngene.system.errors import DataError, LearngeneError
+from learngene.system.errors import LearngeneError
 from learngene.system.machine_faults import machine_faults
 from learngene.training.loop import make_accelerator
 from learngene.training.probes import (
-    LEAST_COMPARED,
     MOST_COMPARED,
     LinearProbe,
     common_neighbours,
@@ -27,6 +26,7 @@ from learngene.training.probes import (
     linear_probe,
     read_features,
     refuse_few,
+    refuse_few_compared,
 )
 from learngene.vits.input_size import at_size, image_config
 from learngene.vits.segmenter import Segmenter
@@ -99,10 +99,8 @@ def probe(
     else:
         images = open_splits(spec.model_copy(update={"labels": False}), unlabelled=True)
     judged = images.val if split == "val" else images.train
-    if teacher is not None and len(judged) < LEAST_COMPARED:
-        raise DataError(
-            f"{judged.where}: {len(judged)} {split} images; neighbours in common need {LEAST_COMPARED} or more"
-        )
+    if teacher is not None:
+        refuse_few_compared(judged, split)
     *trained, test = _features(model, [images.train, judged] if votes else [judged], spec, precision)
     common = nearest = None
     if teacher is not None:

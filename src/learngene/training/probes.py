@@ -175,6 +175,14 @@ def _fit(features: Tensor, labels: Tensor, classes: int, rate: float, seed: int,
     return head.requires_grad_(False)
 
 
+def refuse_few_compared(images: ImageSet, split: str) -> None:
+    """Raises ``DataError`` if a split has too few images for neighbours in common to say anything."""
+    if len(images) < LEAST_COMPARED:
+        raise DataError(
+            f"{images.where}: {len(images)} {split} images; neighbours in common need {LEAST_COMPARED} or more"
+        )
+
+
 def refuse_few(images: ImageSet) -> None:
     """Raises ``DataError`` if a class of the images that vote has fewer than two, or images have masks or no labels."""
     if images.segmentation:

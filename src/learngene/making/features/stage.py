@@ -31,7 +31,14 @@ from learngene.training.evaluation_targets import AskedAgain, Evaluated, Evaluat
 from learngene.training.feature_losses import DISTANCES
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, mean_parts
-from learngene.training.probes import MOST_COMPARED, common_neighbours, knn_accuracy, read_features, refuse_few
+from learngene.training.probes import (
+    MOST_COMPARED,
+    common_neighbours,
+    knn_accuracy,
+    read_features,
+    refuse_few,
+    refuse_few_compared,
+)
 from learngene.training.scores import FeatureScore, autocast
 from learngene.training.stage import Stage
 from learngene.training.teacher import Teacher
@@ -55,6 +62,8 @@ def refuse(inputs: CondenseInputs) -> None:
         inputs.refuse_other_size()
     else:
         inputs.refuse_other_img_size()
+    if recipe.pool is None or not recipe.needs_labels:
+        refuse_few_compared(inputs.images.val, "val")
     images = len(inputs.images.train)
     inputs.feature_teachers = _teachers(inputs)
     for spec in recipe.feature_targets():
