@@ -93,13 +93,19 @@ def different(found: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and "events.out" not in path.name and path.suffix not in (".png", ".html", ".yaml"):
+        half = path.suffix == ".tmp" and _is_stored(path)  # deleted when nobody can be writing it any more
+        shown = "events.out" in path.name or path.suffix in (".png", ".html", ".yaml")
+        if path.is_file() and not half and not shown:
             yield path
+
+
+def _is_stored(path: Path) -> bool:
+    return any(part.startswith("targets-") for part in path.parts)
 
 
 def _hash(path: Path) -> str:
     content: Any
-    if path.suffix == ".safetensors" and any(part.startswith("targets-") for part in path.parts):
+    if path.suffix == ".safetensors" and _is_stored(path):
         with safe_open(path, framework="pt") as file:  # its metadata lie in any order
             content = [file.metadata(), _tensors({name: file.get_tensor(name) for name in file.keys()})]  # noqa: SIM118
     elif path.suffix == ".safetensors" and path.name != "model.safetensors":

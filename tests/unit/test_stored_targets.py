@@ -455,6 +455,18 @@ def test_what_is_whole_stays_when_the_disk_is_full(home: Home, monkeypatch: pyte
     assert before.items() < home.files(store).items()
 
 
+def test_what_killed_writers_left_is_deleted_when_nobody_can_be_writing_it(home: Home) -> None:
+    store = home.tmp / "store"
+    home.run(str(store))
+    (shard, *_) = store.glob("targets-*/*/*.safetensors")
+    old, young = (shard.with_name(f".{shard.name}.0123456{number}.tmp") for number in (7, 8))
+    for left in (old, young):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    home.run(str(store))
+    assert (old.exists(), young.exists()) == (False, True)
+
+
 def test_check_says_what_is_stored(home: Home, cli: CLI) -> None:
     recipe = home.recipe(str(home.tmp / "store"), train={**FAST, "epochs": 2})
     assert "targets: 2 of 2 files are missing" in cli("check", recipe).out

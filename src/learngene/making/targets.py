@@ -55,6 +55,8 @@ def write_targets(recipe: CondenseRecipe | GenesRecipe, *, processes: int = 1, a
     """
     replay, inputs = _replay(recipe), _prepared(recipe)
     stores = stored_targets(*inputs)
+    for store in stores:
+        store.clear_unfinished()
     if again:
         for path in (path for store in stores for path in store.clear_damaged()):
             announce(f"{path}: damaged, and made again")

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -45,15 +46,18 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def clear_unfinished(folder: Path, name: str = "*") -> None:
-    """Deletes what a killed process left half-written in a folder; only for who holds the lock on what is written.
+def clear_unfinished(folder: Path, name: str = "*", *, untouched: float = 0) -> None:
+    """Deletes what a killed process left half-written in a folder.
 
     Args:
         folder: Where.
         name: Of the file or folder that should have been written; anything by default.
+        untouched: Seconds for which nobody has written to it; 0 only for who holds the lock on what is written.
     """
     for left in folder.glob(f".{name}.{'[0-9a-f]' * 8}.*"):
-        if left.suffix in (".tmp", ".old"):
+        with contextlib.suppress(FileNotFoundError):  # another process deletes it
+            if left.suffix not in (".tmp", ".old") or time.time() - left.stat().st_mtime < untouched:
+                continue
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 

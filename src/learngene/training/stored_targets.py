@@ -27,13 +27,14 @@ from learngene.recipe.content_hash import short_hash
 from learngene.recipe.sections import DataSpec, Replay
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
-from learngene.system.files import refuse_full_disk, size_in_words, write_file
+from learngene.system.files import clear_unfinished, refuse_full_disk, size_in_words, write_file
 from learngene.training.scores import autocast
 from learngene.training.target_shards import Collected, DamagedTargetsError, Form, Like, Shard, pixel_prints
 from learngene.training.teacher import Outputs, Teacher
 
 KEY = "key.json"
 CHECKED = "checked"
+HOUR = 3600.0
 CLOSE = 0.02
 """Largest difference of two machines' outputs over their largest value that passes for rounding."""
 
@@ -171,6 +172,11 @@ class StoredTargets:
                 parts = [(form, part) for form in forms for part in self.ranges(form) if part.start in whole]
                 yield epoch, whole, [self.path(form, epoch, part.start) for form, part in parts]
 
+    def clear_unfinished(self) -> None:
+        """Deletes what killed writers have left; others may be writing now."""
+        for place in self.places:
+            clear_unfinished(self.folder / place.form.folder, untouched=HOUR)
+
     def clear_damaged(self) -> list[Path]:
         """Deletes and lists the files that do not hold what was written."""
         out = []
@@ -196,6 +202,7 @@ class StoredTargets:
             LearngeneError: If the disk is too full, outputs are missing that may not be made, or the teacher says
                 something else than what is stored.
         """
+        self.clear_unfinished()
         missing = self._agreed(self.missing())
         names = ", ".join(place.form.folder for place in self.places)
         if not missing:
