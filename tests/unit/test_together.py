@@ -85,22 +85,6 @@ def test_each_gene_is_the_one_it_is_alone(
     assert batches == 2 * 2 * 3  # epochs, parts and steps, once for all genes
 
 
-def test_what_teachers_say_for_several_genes_is_stored_ahead(
-    images: Path, ancestry_folder: Path, tmp_path: Path, cli: CLI
-) -> None:
-    genes, shared = TAUGHT["features"]
-    replay = {"replay": {"folder": str(tmp_path / "store"), "patches": True}}
-    given = {**SHARED, **shared, "distill": {**shared["distill"], **replay}}
-    recipe = written(
-        condense_fields(ancestry_folder, images, tmp_path / "run", **given, genes=genes), tmp_path / "r.yaml"
-    )
-    done = cli("targets", recipe)
-    # Training views, images that scales are fitted on, and held-out ones: of all genes together, each once.
-    assert (done.code, done.out.count("pooled-float32, patches-float32 of")) == (0, 3), done.err
-    made = cli("condense", recipe, "distill.replay.make=false")
-    assert (made.code, made.err.count("so the teacher is not loaded")) == (0, 3), made.err
-
-
 def test_genes_that_stand_at_different_steps_meet(
     images: Path, ancestry_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,12 +208,16 @@ def test_arguments_of_a_wrong_kind_are_told(images: Path, ancestry_folder: Path)
         build_recipe({**condense_fields(ancestry_folder, images, Path("run")), "out": 5, "genes": {"a": {}}})
 
 
+@pytest.mark.parametrize(("target", "stores", "notes"), [("logits", 1, 1), ("features", 3, 3)])
 def test_what_teachers_say_is_stored_ahead_for_all_genes(
-    images: Path, ancestry_folder: Path, tmp_path: Path, cli: CLI
+    target: str, stores: int, notes: int, images: Path, ancestry_folder: Path, tmp_path: Path, cli: CLI
 ) -> None:
-    fields = condense_fields(ancestry_folder, images, tmp_path / "run", **SHARED, genes=GENES)
-    recipe, folder = written(fields, tmp_path / "recipe.yaml"), f"distill.replay.folder={tmp_path / 'store'}"
-    stored = cli("targets", recipe, folder)
-    assert stored.code == 0, stored.err
-    assert stored.out.count("all 2 files are stored") == 2  # after those of the first gene
-    assert cli("condense", recipe, folder, "distill.replay.make=false").code == 0
+    """Of features also what they say of images that scales are fitted on, and of held-out ones: each image once."""
+    genes, shared = TAUGHT[target]
+    fields = condense_fields(ancestry_folder, images, tmp_path / "run", **{**SHARED, **shared}, genes=genes)
+    folder = [f"distill.replay.folder={tmp_path / 'store'}", "distill.replay.patches=true"]
+    recipe = written(fields, tmp_path / "recipe.yaml")
+    stored = cli("targets", recipe, *folder)
+    assert (stored.code, stored.out.count("bytes a view")) == (0, stores), stored.err
+    made = cli("condense", recipe, *folder, "distill.replay.make=false")
+    assert (made.code, made.err.count("so the teacher is not loaded")) == (0, notes), made.err
