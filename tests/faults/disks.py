@@ -85,8 +85,12 @@ def _trial(
     again = Command(folder, *arguments).wait()
     if again.code:
         faults.append(f"goes on with exit code {again.code}: {again.err[-300:]}")
-    elif (found := came_to(work / "out")) != expected:
-        faults.append(f"other content of {different(found, expected)}")
+    else:
+        found = came_to(work / "out")
+        wrong = different(found, expected)
+        if fault == "gone":  # a best state of an epoch before the folder vanished is gone with it; nothing reads it
+            wrong = [path for path in wrong if path in found or Path(path).name != "best.pt"]
+        faults += [f"other content of {wrong[:5]}"] if wrong else []
     shutil.rmtree(work, ignore_errors=True)
     return ("finished" if done.code == 0 else "refused"), faults
 

@@ -47,7 +47,7 @@ def killed(folder: Path, known: dict[str, Kind], trials: int, seed: int) -> dict
         if done.code:
             faults.append(f"{where}: goes on with exit code {done.code}: {done.err[-300:]}")
         elif (found := came_to(work / "out")) != expected[name]:
-            faults.append(f"{where}: other content of {different(found, expected[name])}")
+            faults.append(f"{where}: other content of {different(found, expected[name])[:5]}")
         outcomes[f"{name}, killed {times} times"] += 1
         shutil.rmtree(work)
     return {"trials": sum(outcomes.values()), "faults": faults, "outcomes": dict(sorted(outcomes.items()))}

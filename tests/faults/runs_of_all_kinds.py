@@ -87,8 +87,8 @@ def came_to(folder: Path) -> dict[str, str]:
 
 
 def different(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """The first files that one has and the other has not, or has otherwise."""
-    return sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))[:5]
+    """The files that one has and the other has not, or has otherwise."""
+    return sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
 
 
 def _files(folder: Path) -> Iterator[Path]:
