@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Set before torch is imported, and inherited by the commands that tests start: one thread (pico models gain nothing
 # from a second), no accelerator (what is compared bit by bit is the CPU), no network, no cache but the suite's own.
@@ -42,47 +42,57 @@ install_import_hook(
     "beartype.beartype",
 )
 
-from hyper import SHORT, home  # noqa: E402
-from learngene.cli import main  # noqa: E402 - after the hook
-from learngene.training.log import TrainLog  # noqa: E402
-from pico import CLI, Outcome, make_ancestry, make_images  # noqa: E402
-from processes import Command, Start  # noqa: E402
-from searches import make_sets  # noqa: E402
+if TYPE_CHECKING:  # and inside fixtures: the process that hands tests out to others needs no torch
+    from learngene.training.log import TrainLog
+    from pico import CLI
+    from processes import Start
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train/ and val/ of three colours, 8 and 4 images each; read only."""
+    from pico import make_images
+
     return make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")
 def ancestry_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A descendant folder with a small random ViT for the three colours; read only."""
+    from pico import make_ancestry
+
     return make_ancestry(tmp_path_factory.mktemp("ancestry") / "pico-vit")
 
 
 @pytest.fixture(scope="session")
 def ancestry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A descendant folder with a random ViT of four layers, to be searched; read only."""
+    from pico import make_ancestry
+
     return make_ancestry(tmp_path_factory.mktemp("searched") / "pico-vit", depth=4)
 
 
 @pytest.fixture(scope="session")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The data sets of a search by name, one with masks; read only."""
+    from searches import make_sets
+
     return make_sets(tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture(scope="session")
 def tasks(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, Path]:
     """Two tasks of three classes and two; read only."""
+    from pico import make_images
+
     return {"colours": images, "pair": make_images(tmp_path_factory.mktemp("pair"), classes=("blue", "red"))}
 
 
 @pytest.fixture(scope="session")
 def stage1(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_folder: Path) -> Path:
     """The gene file of a stage 1 of TAL; read only."""
+    from hyper import SHORT, home
+
     out = tmp_path_factory.mktemp("stage1") / "home"
     home(ancestry_folder, images, out, train=SHORT)
     return out.with_name("home.safetensors")
@@ -91,6 +101,8 @@ def stage1(tmp_path_factory: pytest.TempPathFactory, images: Path, ancestry_fold
 @pytest.fixture(scope="session")
 def cli() -> CLI:
     """Runs the command line in this process: ``cli("plan", gene)`` gives its exit code and what it printed."""
+    from learngene.cli import main
+    from pico import Outcome
 
     def run(*arguments: object) -> Outcome:
         out, err, code = io.StringIO(), io.StringIO(), 0
@@ -131,6 +143,8 @@ def refused(cli: CLI) -> Callable[..., str]:
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts commands in processes of their own, without the seconds that a new interpreter takes to import torch."""
+    from processes import Command
+
     started: list[Command] = []
 
     def run(*arguments: object, **environment: str) -> Command:
@@ -147,6 +161,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``stop_at(number, epoch=1)``: this process gets the signal as soon as a run has logged an epoch like that."""
+    from learngene.training.log import TrainLog
+
     log = TrainLog.epoch
 
     def arrange(number: int, **like: int) -> None:

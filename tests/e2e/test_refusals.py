@@ -24,12 +24,19 @@ from pico import CLI, FAST, command, condense_fields, finetune_fields, make_imag
 Refused = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a gene and a descendant; read only."""
+    folder, gene = tmp_path_factory.mktemp("made"), pico_gene("sws", {"stages": (2, 1, 1)})
+    gene.save(folder / "gene.safetensors")
+    learngene.save_descendant(gene.expand(3), folder / "des")
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, images: Path, ancestry_folder: Path) -> Path:
+def place(made: Path, tmp_path: Path, images: Path, ancestry_folder: Path) -> Path:
     """A folder with a gene, a descendant, and a recipe of each kind that works."""
-    gene = pico_gene("sws", {"stages": (2, 1, 1)})
-    gene.save(tmp_path / "gene.safetensors")
-    learngene.save_descendant(gene.expand(3), tmp_path / "des")
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     for name, fields in (
         ("condense", condense_fields(ancestry_folder, images, tmp_path / "run")),
         ("finetune", finetune_fields(tmp_path / "gene.safetensors", images, tmp_path / "run", shape={"depth": 3})),

@@ -241,15 +241,6 @@ def test_every_method_that_is_trained_is_tested_here() -> None:
     assert CONDENSED.keys() == trained - {"tal", "logah", "ghn3"}
 
 
-@pytest.mark.parametrize("name", [name for name in CONDENSED if name != "mini-init"])
-def test_the_auxiliary_model_is_the_descendant_at_its_shape(name: str) -> None:
-    gene = pico_gene(name, CONDENSED[name])
-    images = batch(gene.shape, 4)
-    assert torch.equal(gene(images), gene.expand()(images))
-    assert torch.equal(gene(images), gene(images, gene.shape))
-    assert gene.expand().learngene["fresh"] == []
-
-
 def test_the_auxiliary_model_of_mini_init_is_more_than_a_descendant_can_be() -> None:
     """By design: it trains with relative positions and mixed heads, for which a plain ViT has no place.
 

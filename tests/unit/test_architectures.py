@@ -323,7 +323,7 @@ def test_a_super_net_computes_what_its_ancestry_does(arch: str) -> None:
 def test_a_gene_of_another_architecture_through_all_commands(
     arch: str, cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path
 ) -> None:
-    """Condensed, planned, expanded, tuned, evaluated and exported."""
+    """Condensed, planned, expanded, tuned and evaluated; with RoPE and with a mask of attention also exported."""
     gene, tuned, model = tmp_path / "run.safetensors", tmp_path / "tuned", tmp_path / "des"
     shape = {"arch": arch, **PICO, "img_size": 8, "in_chans": 3}
     recipe = written(tmp_path / "c.yaml", condense_fields(ancestry_folder, images, tmp_path / "run", shape=shape))
@@ -336,7 +336,7 @@ def test_a_gene_of_another_architecture_through_all_commands(
         f"expand {gene} --depth 2 --out {model}",
         f"finetune {tune}",
         f"eval {tuned / 'descendant'} --data {images}",
-        f"export {model} --out {tmp_path / 'model.onnx'}",
+        *([f"export {model} --out {tmp_path / 'model.onnx'}"] if "dinov3" in arch or "beit" in arch else []),
     ):
         outcome = cli(*command.split())
         assert outcome.code == 0, f"{command}: {outcome.err}"

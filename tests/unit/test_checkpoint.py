@@ -208,12 +208,7 @@ SEVERAL: dict[str, tuple[Any, str | None, float, str | None]] = {
     "its own name": ({"model": number(1), "model_ema": number(2)}, "model", 1, None),
     "timm's order": ({"model": number(1), "state_dict": number(2)}, None, 2, "'state_dict' is loaded"),
     "teacher": ({"student": number(1), "teacher": number(2)}, None, 2, "'teacher' is loaded.*: student$"),
-    "deep": (
-        {"state_dict": below("net.", number(1)) | below("ema_net.", number(2))},
-        "state_dict.net",
-        1,
-        None,
-    ),
+    "deep": ({"state_dict": below("net.", number(1)) | below("ema_net.", number(2))}, "state_dict.net", 1, None),
     "top and average": (number(1) | below("ema.", number(2)), None, 2, "'ema' is loaded.*: the whole file$"),
     "top alone": (number(1) | below("ema.", number(2)), "the whole file", 1, None),
 }
@@ -333,10 +328,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: saved(path, {name: t for name, t in weights().items() if name != "norm.bias"}),
         "it lacks norm.bias",
     ),
-    "too much": (
-        lambda path: saved(path, weights() | {"more": torch.ones(1)}),
-        "too much is more",
-    ),
+    "too much": (lambda path: saved(path, weights() | {"more": torch.ones(1)}), "too much is more"),
 }
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,26 +53,6 @@ def test_timm_reads_the_preprocessing_from_the_folder(tmp_path: Path) -> None:
     config = timm.data.resolve_model_data_config(model)
     assert (tuple(config["mean"]), tuple(config["std"]), config["crop_pct"]) == ((0.1,) * 3, (0.4,) * 3, 0.9)
     assert (tuple(config["input_size"]), config["interpolation"]) == ((3, 8, 8), "bilinear")
-
-
-WITHOUT = """
-import sys
-sys.modules["learngene"] = None
-import timm, torch
-model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True).eval()
-print(model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).double().tolist())
-"""
-
-
-@pytest.mark.slow
-def test_a_folder_needs_no_learngene_to_be_loaded(tmp_path: Path) -> None:
-    model = pico_gene().expand(3)
-    save_descendant(model, tmp_path / "des")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, tmp_path / "des"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == model(torch.linspace(-1, 1, 192).view(1, 3, 8, 8)).double().tolist()
 
 
 def test_a_folder_is_loaded_again_with_its_origin(tmp_path: Path) -> None:

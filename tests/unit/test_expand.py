@@ -219,11 +219,13 @@ def test_other_kinds_of_vit_are_made_alike(key: str, changes: dict[str, Any], tm
 
 
 @pytest.mark.parametrize("key", [key for key in METHODS if key not in ("mini-init", "scratch", *WITHOUT_HEAD)])
-def test_the_official_auxiliary_model_is_the_official_descendant(key: str) -> None:
+def test_the_auxiliary_model_is_the_descendant_at_its_shape(key: str) -> None:
     name, settings, _ = METHODS[key]
-    gene = pico_gene(name, settings, ending="official")
-    images = batch(gene.shape)
-    assert torch.equal(gene(images), gene.expand()(images))
+    for gene in (gene_of(key), pico_gene(name, settings, ending="official")):
+        images = batch(gene.shape)
+        assert torch.equal(gene(images), gene.expand()(images))
+        assert torch.equal(gene(images), gene(images, gene.shape))
+        assert gene.expand().learngene["fresh"] == []
 
 
 # -- stem, norm and head -----------------------------------------------------------------------------------

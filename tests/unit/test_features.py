@@ -28,18 +28,13 @@ from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec, Distill
 from learngene.system.errors import LearngeneError
 from learngene.training.log import TrainLog
-from pico import CLI, FAST, batch, condense_fields, finetune_fields, make_images, pico_shape
+from pico import CLI, FAST, MIXED, batch, condense_fields, finetune_fields, make_images, pico_shape
 from runs import condensed, metrics, same, state
 
-POOL = {
-    "method": "pool",
-    "settings": {"rows": [[8, 4, 2], [16, 4, 2]]},
-    "shape": pico_shape().to_dict(),
-    "distill": {"target": "features", "alpha": 0.5},
-}
 BARE = {**pico_shape().to_dict(), "num_classes": 0}
 FEATURES = {"distill": {"target": "features"}, "shape": BARE}
 LABELS = {"distill": {"target": "features", "alpha": 0.5}, "shape": pico_shape().to_dict()}
+POOL = {**LABELS, "method": "pool", "settings": {"rows": [[8, 4, 2], [16, 4, 2]]}}
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
@@ -50,11 +45,8 @@ def backbone(**changes: Any) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **{**fields, **changes})
-    model.pretrained_cfg = model.default_cfg = {
-        **model.pretrained_cfg,
-        "mean": (0.4, 0.5, 0.6),
-        "std": (0.2, 0.25, 0.3),
-    }
+    own = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
     return model.eval()
 
 
@@ -100,10 +92,7 @@ def test_a_resized_teacher_leaves_the_ancestry_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "kinds"),
-    [
-        ({"tokens": ["class"]}, {"class": 8}),
-        ({"tokens": ["pooled"], "blocks": [[1, 2]]}, {"pooled": 8, "block 1": 8}),
-    ],
+    [({"tokens": ["class"]}, {"class": 8}), ({"tokens": ["pooled"], "blocks": [[1, 2]]}, {"pooled": 8, "block 1": 8})],
 )
 def test_which_tokens_are_read(spec: dict[str, Any], kinds: dict[str, int]) -> None:
     assert feature_teacher(backbone(), FeatureTarget(**spec)).widths == kinds
@@ -202,7 +191,8 @@ def test_a_students_map_is_resized_to_the_teachers_grid_where_asked() -> None:
 
 
 def test_a_gene_learns_features_without_classes(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
-    gene = made(tmp_path / "run", images, teacher, train={**FAST, "epochs": 8})
+    knn = {"source": str(images), "workers": 0}
+    gene = made(tmp_path / "run", images, teacher, train={**FAST, "epochs": 8}, knn=knn)
     history = metrics(tmp_path / "run")
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
     assert {"pooled", "patches", "neighbours", "cosine", "val_loss"} <= set(history[-1])
@@ -210,7 +200,8 @@ def test_a_gene_learns_features_without_classes(images: Path, teacher: Ancestry,
     assert gene.shape.num_classes == 0
     assert not any(name.startswith(("head", "bridge")) for name in gene.tensors())
     assert not {"classes", "accuracy"} & set(gene.metadata)
-    assert set(gene.metadata["agreement"]) == {"neighbours", "cosine", "loss", "images"}
+    assert set(gene.metadata["agreement"]) == {"neighbours", "cosine", "loss", "images", "knn"}
+    assert gene.metadata["agreement"]["knn"] == pytest.approx(history[-1]["knn"], abs=1e-3)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["metrics"]["best_neighbours"] >= result["metrics"]["final"]["neighbours"]
     model = Learngene.load(tmp_path / "run.safetensors").expand(2, num_classes=5, seed=3)
@@ -236,36 +227,46 @@ def test_every_preset_trains(preset: str, images: Path, teacher: Ancestry) -> No
     assert all(not torch.equal(v, fresh.tensors()[k]) for k, v in gene.tensors().items() if "norm" not in k)
 
 
+def unlabelled_pool(**pool: Any) -> dict[str, Any]:
+    return {**POOL, "shape": BARE, "distill": {"target": "features"}, "pool": pool, "features": {"blocks": [[2, 2]]}}
+
+
+ALL_STATE = {"train": {**MIXED, "ema_decay": 0.7, "micro_batch": 4}}
+PHI_S = {"scale": "phi-s", "bridge": "mlp", "hidden": 3, "pooled_loss": "smooth-l1", "patch_weight": 2.0}
+BLOCKS = {"tokens": ["class"], "blocks": [[1, 2], [2, 4]], "pooled_loss": "queue-kl", "queue": 9}
+
+
 @pytest.mark.parametrize(
-    "features",
+    ("changes", "stops"),
     [
-        {"scale": "phi-s", "bridge": "mlp", "hidden": 3, "pooled_loss": "smooth-l1", "patch_weight": 2.0},
-        {"tokens": ["class"], "blocks": [[1, 2], [2, 4]], "pooled_loss": "queue-kl", "queue": 9},
+        ({**ALL_STATE, "features": PHI_S}, [1]),
+        ({**ALL_STATE, "features": BLOCKS}, [1]),
+        (unlabelled_pool(), [3, 5]),  # in the second row, and between two epochs of the paths
     ],
-    ids=["phi-s", "blocks"],
+    ids=["phi-s", "blocks", "pool"],
 )
 def test_a_stopped_run_goes_on_as_if_it_was_not(
-    features: dict[str, Any], images: Path, teacher: Ancestry, tmp_path: Path
+    changes: dict[str, Any], stops: list[int], images: Path, teacher: Ancestry, tmp_path: Path
 ) -> None:
-    train = {**FAST, "augment": {"repeats": 1, "rand_augment": None}, "ema_decay": 0.7, "micro_batch": 4}
-    whole = made(tmp_path / "whole", images, teacher, features=features, train={**train, "epochs": 2})
-    log = TrainLog.epoch
+    whole = made(tmp_path / "whole", images, teacher, **changes)
+    log, entries = TrainLog.epoch, []
 
     def stop(self: TrainLog, entry: Any, parts: Any) -> None:
         log(self, entry, parts)
-        raise KeyboardInterrupt
+        entries.append(entry)
+        if len(entries) in stops:
+            raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainLog, "epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
-            made(tmp_path / "stopped", images, teacher, features=features, train={**train, "epochs": 2})
-    stopped = made(tmp_path / "stopped", images, teacher, features=features, train={**train, "epochs": 2})
-    assert same(state(whole), state(stopped))
+        for _ in stops:
+            with pytest.raises(KeyboardInterrupt):
+                made(tmp_path / "stopped", images, teacher, **changes)
+    assert same(state(whole), state(made(tmp_path / "stopped", images, teacher, **changes)))
 
 
 def test_labels_count_if_they_have_a_weight(images: Path, teacher: Ancestry) -> None:
-    distill = {"target": "features", "alpha": 0.5}
-    gene = made(None, images, teacher, distill=distill, shape=pico_shape().to_dict())
+    gene = made(None, images, teacher, **LABELS)
     assert gene.metadata["classes"] == ["blue", "green", "red"]
     assert gene.tensors()["head.weight"].abs().sum() > 0
     assert gene.expand(2).num_classes == 3
@@ -294,11 +295,7 @@ def test_the_rows_of_a_pool_learn_features_beside_labels(images: Path, teacher: 
     assert len(list((tmp_path / "run").glob("row-w8*"))) == 2  # other features, another row
 
 
-def unlabelled_pool(**pool: Any) -> dict[str, Any]:
-    return {**POOL, "shape": BARE, "distill": {"target": "features"}, "pool": pool, "features": {"blocks": [[2, 2]]}}
-
-
-def test_a_pool_learns_features_without_labels(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
+def test_a_pool_learns_features_without_labels(cli: CLI, images: Path, teacher: Ancestry, tmp_path: Path) -> None:
     knn = {"source": str(images), "workers": 0}
     pool = made(tmp_path / "run", images, teacher, **unlabelled_pool(), knn=knn)
     logged = {run.parent.name: metrics(run.parent) for run in (tmp_path / "run").glob("*/metrics.jsonl")}
@@ -317,6 +314,8 @@ def test_a_pool_learns_features_without_labels(images: Path, teacher: Ancestry, 
     assert [one.neighbours for one in plan] == sorted((path["neighbours"] for path in listed), reverse=True)
     model = Learngene.load(tmp_path / "run.safetensors").expand("2+2", num_classes=7)
     assert model(batch(pico_shape())).shape == (2, 7)
+    assert "neighbours in common" in cli("plan", tmp_path / "run.safetensors").out
+    assert cli("picture", tmp_path / "run.safetensors", "--out", tmp_path / "pool.png").code == 0
 
 
 def test_paths_learn_with_the_bridges_of_the_row_in_which_they_end(images: Path, teacher: Ancestry) -> None:
@@ -333,48 +332,10 @@ def test_paths_learn_with_the_bridges_of_the_row_in_which_they_end(images: Path,
         torch.testing.assert_close(mine["pooled"], rows[width == 16][0].bridges["0"](pooled))
 
 
-def test_a_stopped_pool_of_features_goes_on_as_if_it_was_not(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
-    whole = made(tmp_path / "whole", images, teacher, **unlabelled_pool())
-    log, entries = TrainLog.epoch, []
-
-    def stop(self: TrainLog, entry: Any, parts: Any) -> None:
-        log(self, entry, parts)
-        entries.append(entry)
-        if len(entries) in (3, 5):  # in the second row, and between two epochs of the paths
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainLog, "epoch", stop)
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt):
-                made(tmp_path / "stopped", images, teacher, **unlabelled_pool())
-    assert same(state(whole), state(made(tmp_path / "stopped", images, teacher, **unlabelled_pool())))
-
-
 def test_paths_without_labels_may_stay_untuned(images: Path, teacher: Ancestry) -> None:
     pool = made(None, images, teacher, **unlabelled_pool(tune=None))
     assert pool.metadata["agreement"]["neighbours"] >= 0
     assert len(pool.metadata["paths"]) == len(ElasticViT(pool).views())
-
-
-def test_the_command_line_makes_a_pool_of_a_flat_folder(cli: CLI, images: Path, tmp_path: Path) -> None:
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for number, path in enumerate(sorted(images.rglob("*.png"))):
-        (flat / f"{number:03d}.png").write_bytes(path.read_bytes())
-    save_descendant(scratch(pico_shape(num_classes=0, depth=2), seed=1), tmp_path / "teacher")
-    fields = condense_fields(tmp_path / "teacher", flat, tmp_path / "run", **unlabelled_pool())
-    (tmp_path / "recipe.yaml").write_text(json.dumps(fields))
-    done, gene = cli("condense", tmp_path / "recipe.yaml"), tmp_path / "run.safetensors"
-    assert done.code == 0, done.err
-    assert "neighbours in common" in cli("plan", gene).out
-    assert cli("picture", gene, "--out", tmp_path / "pool.png").code == 0
-
-
-def test_the_log_tells_knn_on_labelled_images(images: Path, teacher: Ancestry, tmp_path: Path) -> None:
-    gene = made(tmp_path / "run", images, teacher, knn={"source": str(images), "workers": 0})
-    assert 0 <= metrics(tmp_path / "run")[-1]["knn"] <= 100
-    assert gene.metadata["agreement"]["knn"] == pytest.approx(metrics(tmp_path / "run")[-1]["knn"], abs=1e-3)
 
 
 def test_the_command_line_makes_a_gene_of_a_flat_folder(cli: CLI, images: Path, tmp_path: Path) -> None:
@@ -442,23 +403,13 @@ def test_a_recipe_that_makes_no_sense_is_refused(changes: dict[str, Any], messag
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"features": {"img_size": 24}},
-            r"4 x 4 patches at 24 px, but the auxiliary shape 2 x 2; set shape.img_size=16",
-        ),
+        ({"features": {"img_size": 24}}, r"4 x 4 patches at 24 px, but the auxiliary shape 2 x 2; set shape.img_size="),
         ({"features": {"img_size": 10}}, r"does not take images of 10 px"),
         ({"features": {"preset": "lightly-v3", "queue": 25}}, r"queue 25 is longer than the 24 training images"),
         ({"features": {"blocks": [[3, 1]]}}, r"^features.blocks: .*has 2 blocks, but block 3"),
         ({"knn": {"source": "x"}}, r"^knn: data x: no such folder"),
         ({"teachers": [{"source": "x"}]}, r"^teachers: 'x' is no file or folder"),
-        (
-            {
-                "data": {"source": "recipes"},
-                "distill": {"target": "features", "alpha": 0.5},
-                "shape": pico_shape().to_dict(),
-            },
-            r"SPLIT/CLASS/ folders; .*; distill.alpha 0.5 gives labels a weight",
-        ),
+        (LABELS | {"data": {"source": "recipes"}}, r"SPLIT/CLASS/ folders; .*; distill.alpha 0.5 gives labels a wei"),
         ({"features": {"blocks": [[1, 5]]}}, r"block 5 of a gene that is trained with 4 blocks"),
         ({"data": {"source": "x", "img_size": 12}}, r"no such folder"),
         ({"data": {"source": "digits", "mean": [0.5, 0.5]}}, r"data.mean has 2 values, but the images have 3 channels"),

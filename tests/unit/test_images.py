@@ -97,21 +97,6 @@ def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     assert len(open_split(spec(folder, val_split="test"), "val")) == 5
 
 
-def test_images_in_deeper_folders_count(tmp_path: Path) -> None:
-    folder = make_images(tmp_path / "images", train=2, val=2)
-    (folder / "train" / "red" / "more").mkdir()
-    shutil.copy(folder / "train" / "red" / "00.png", folder / "train" / "red" / "more" / "UPPER.PNG")
-    train = open_split(spec(folder), "train")
-    assert Counter(train.labels) == {0: 2, 1: 2, 2: 3}
-
-
-def test_files_that_are_no_images_are_ignored(tmp_path: Path) -> None:
-    folder = make_images(tmp_path / "images", train=2, val=2)
-    (folder / "train" / "red" / "notes.txt").write_text("hello")
-    (folder / "README.md").write_text("hello")
-    assert len(open_split(spec(folder), "train")) == 6
-
-
 def test_digits_are_built_in() -> None:
     train, val = open_splits(spec("digits"))
     assert (len(train), len(val)) == (1352, 445)

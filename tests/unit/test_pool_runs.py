@@ -17,7 +17,7 @@ from torch import nn
 
 import learngene
 import learngene.making.pool.make as pooling_run
-from learngene import Ancestry, ElasticViT, condense, evaluate, finetune
+from learngene import Ancestry, ElasticViT, condense, evaluate
 from learngene.data.batches import eval_loader
 from learngene.data.splits import open_splits
 from learngene.genes.gene import Learngene
@@ -29,7 +29,7 @@ from learngene.recipe.sections import DataSpec
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.training.student import Student
 from pico import FAST, batch, condense_fields, pico_shape
-from pools import POOL, QUICK, WIDE, anchors, made, pool, rows_of, snnet, teacher
+from pools import POOL, QUICK, WIDE, anchors, made, rows_of, snnet, teacher
 from runs import HARD, same, state
 
 
@@ -65,16 +65,6 @@ def test_a_pool_learns(images: Path) -> None:
     gene = made(None, images, train={**FAST, "epochs": 8}, distill={"preset": "pool", "alpha": 0.1})
     assert min(path["top1"] for path in gene.metadata["paths"]) > 60
     assert max(path["top1"] for path in gene.metadata["paths"]) > 90
-
-
-def test_a_run_is_a_function_of_its_recipe(images: Path) -> None:
-    def run(caller: int, **train: Any) -> dict[str, Any]:
-        torch.manual_seed(caller)
-        return state(made(None, images, train={**HARD, "epochs": 1, **train}))
-
-    first = run(1)
-    assert same(first, run(2))
-    assert not same(first, run(1, seed=1))
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -118,18 +108,6 @@ def test_predictions_of_any_classifier_can_be_distilled(images: Path) -> None:
     gene = made(None, images, ancestry, pool={"terms": ["pred"], "stitches": "ls", "images": 12})
     labels = made(None, images, ancestry, pool={"points": [0, 0], "stitches": "ls", "images": 12})
     assert not torch.equal(gene.tensors()["row0.head.weight"], labels.tensors()["row0.head.weight"])
-
-
-def test_a_path_can_be_a_teacher_with_least_squares(images: Path) -> None:
-    gene = made(None, images, Ancestry(pool().expand("2+1")), pool={"stitches": "ls", "images": 12})
-    assert len(gene.metadata["paths"]) == 9
-
-
-def test_a_descendant_of_a_pool_is_tuned_elsewhere(images: Path) -> None:
-    gene = made(None, images)
-    model = gene.expand("2+1", num_classes=3, seed=1)
-    result = finetune(model, data={"source": str(images), "workers": 0}, show=False, **FAST)
-    assert result.updates == 6
 
 
 # -- stochastic depth --------------------------------------------------------------------------------------
@@ -250,6 +228,7 @@ GUIDED: dict[str, Any] = {"train": HARD, "pool": {"guide": "soft"}}
 @pytest.fixture(scope="module")
 def whole(images: Path) -> Learngene:
     """The pool of a run that nothing stopped; read only."""
+    torch.manual_seed(1)
     return made(None, images, **GUIDED)
 
 
@@ -269,6 +248,7 @@ def test_a_stopped_and_continued_pool_is_the_same_pool(
             made(tmp_path / "stopped", images, interrupted, **GUIDED)
         assert stop.value.where == where
         assert not (tmp_path / "stopped.safetensors").exists()
+    torch.manual_seed(2)  # a run is a function of its recipe, not of its caller
     continued = made(tmp_path / "stopped", images, **GUIDED)
     assert same(state(continued), state(whole))
     for key in ("paths", "accuracy"):
@@ -413,8 +393,6 @@ def test_few_images_for_least_squares_are_warned_of(images: Path, capsys: pytest
     fields: dict[str, Any] = {"method": "sn-net", "anchors": models, "data": data, "settings": {"rows": [16, 32]}}
     condense(**fields, shape=pico_shape(**WIDE), pool={"images": 3, "tune": None}, **QUICK)
     assert "warning: pool.stitches: 12 tokens for the 17 unknowns" in capsys.readouterr().out
-    condense(**fields, shape=pico_shape(**WIDE), pool={"images": 5, "tune": None}, **QUICK)
-    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_stopped_and_continued_snnet_is_the_same(images: Path, tmp_path: Path, stop_after: Any) -> None:
