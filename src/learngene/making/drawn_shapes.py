@@ -110,7 +110,6 @@ def refuse_lacking(gene: Learngene, recipe: CondenseRecipe) -> None:
 
 
 def shape_scores(
-    gene: Learngene,
     recipe: CondenseRecipe,
     images: Splits,
     score: Callable[[Sequence[ViTShape], Any, torch.device, Any], Mapping[ViTShape, Accuracy | FeatureScore]],
@@ -118,7 +117,6 @@ def shape_scores(
     """What a gene's metadata says of the shapes that it was trained at; nothing if that was the auxiliary one alone.
 
     Args:
-        gene: Trained.
         recipe: With mean and std.
         images: Those of its validation split count.
         score: (shapes, this process's batches, device, sum over processes) to the score at every shape.
@@ -170,4 +168,4 @@ def shape_accuracies(gene: Learngene, recipe: CondenseRecipe, images: Splits) ->
         gene.to("cpu")
         return found
 
-    return shape_scores(gene, recipe, images, score)
+    return shape_scores(recipe, images, score)

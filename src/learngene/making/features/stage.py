@@ -115,7 +115,7 @@ def _scores_by_shape(
         student.to("cpu")
         return out
 
-    return shape_scores(inputs.gene, recipe, inputs.images, score)
+    return shape_scores(recipe, inputs.images, score)
 
 
 def feature_stage(

@@ -19,8 +19,6 @@ from torch import Tensor
 from learngene.methods.tal.encoder import linear
 from learngene.methods.tal.sizes import NetworkConfig
 
-Vectors = Float[Tensor, "tensors hid"]
-
 
 @dataclass
 class LowRankDecoder:
