@@ -41,7 +41,7 @@ def assert_same_folder(gene: Learngene, shape: Shape, folder: Path, *, dtype: st
     )
 
 
-@pytest.mark.parametrize(("key", "what"), [case for case in CASES if case[0] != "scratch"], ids=lambda part: part)
+@pytest.mark.parametrize(("key", "what"), [case for case in CASES if case[0] != "scratch"][::2], ids=lambda part: part)
 def test_a_folder_of_arrays_is_that_of_a_model(key: str, what: str, tmp_path: Path) -> None:
     assert_same_folder(gene_of(key), changed(pico_shape(), SHAPES[what]), tmp_path, seed=3, **METHODS[key][2])
 

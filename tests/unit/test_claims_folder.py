@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable
@@ -43,7 +42,6 @@ CASES = [
 PREFIXES = {paper: paper.rpartition(" ")[2].lower() for paper in PAPERS}
 
 
-@functools.cache
 def comparison(name: str, scale: str) -> Comparison:
     """The jobs of a group at a scale with its first seed, by the sizes its protocol declares."""
     recipe = comparison_of(GROUPS[name], scale, declared=True)
@@ -105,7 +103,7 @@ def test_every_group_says_where_it_is_from_and_every_claim_what_was_printed() ->
 
 
 @pytest.mark.parametrize(("name", "scale"), CASES)
-def test_a_group_lays_out_without_data_and_every_cell_can_be_made(name: str, scale: str) -> None:
+def test_a_group_lays_out_without_data_its_cells_can_be_made_and_its_filters_keep_some(name: str, scale: str) -> None:
     found = comparison(name, scale)
     whole = math.prod(len(found.recipe.chosen(field)) for field in ("contenders", "shapes", "tasks", "budgets"))  # type: ignore[arg-type]
     assert len(found.cells) < whole if found.recipe.run.skip_impossible else len(found.cells) == whole
@@ -118,11 +116,10 @@ def test_a_group_lays_out_without_data_and_every_cell_can_be_made(name: str, sca
         line = estimate(GROUPS[name], found.recipe)
         assert line.startswith(f"{name}: ")
         assert f"{len(found.cells)} cells; " in line
+    filters_keep_something_and_as_much_on_both_sides(name, found.cells)
 
 
-@pytest.mark.parametrize(("name", "scale"), CASES)
-def test_every_filter_keeps_something_and_as_much_on_both_sides(name: str, scale: str) -> None:
-    cells = comparison(name, scale).cells
+def filters_keep_something_and_as_much_on_both_sides(name: str, cells: list[Cell]) -> None:
     for statistic, text in ((claim.statistic, claim.text) for claim in GROUPS[name].claims if claim.statistic):
         sides = mine, *others = [kept(cells, some) for some in (statistic.of, *statistic.minus)]
         assert all(sides), text

@@ -90,21 +90,15 @@ def test_classes_are_in_the_order_of_their_categories(decathlon: Path) -> None:
     assert train.image(23, mode="L").mode == train.image(0, mode="L").mode == "L"
 
 
+PLACES = ["decathlon-1.0/data", "decathlon-1.0", "decathlon-1.0/decathlon-1.0-data", "decathlon-1.0-data", "data", "."]
+PLACES += ["decathlon-1.0-data/data", "data/decathlon-1.0-data", "decathlon-1.0-data-imagenet"]
+PREFIXES = ["data/", "", "./data/", "decathlon-1.0/data/"]
+
+
 @pytest.mark.parametrize(
-    "images",
-    [
-        "decathlon-1.0/data",
-        "decathlon-1.0",
-        "decathlon-1.0/decathlon-1.0-data",
-        "decathlon-1.0-data",
-        "decathlon-1.0-data/data",
-        "data/decathlon-1.0-data",
-        "decathlon-1.0-data-imagenet",
-        "data",
-        ".",
-    ],
+    ("images", "prefix"),
+    [(place, PREFIXES[(at + more) % 4]) for at, place in enumerate(PLACES) for more in (0, 1)],
 )
-@pytest.mark.parametrize("prefix", ["data/", "", "./data/", "decathlon-1.0/data/"])
 def test_images_are_found_wherever_they_were_unpacked(
     images: str, prefix: str, decathlon: Path, tmp_path: Path
 ) -> None:

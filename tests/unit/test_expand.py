@@ -112,8 +112,6 @@ CASES = [(key, what) for number, (key, made) in enumerate(MADE.items()) for what
          if len(made) < 9 or (number + list(SHAPES).index(what)) % 3 == 0]  # fmt: skip
 """What is tested: all that a choosy method makes, and of the others every third, another third for the next one."""
 
-every_case = pytest.mark.parametrize(("key", "what"), CASES, ids=[": ".join(case) for case in CASES])
-
 
 def storages(tensors: dict[str, torch.Tensor]) -> list[int]:
     return [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
@@ -149,28 +147,10 @@ def test_most_methods_make_most_shapes() -> None:
     assert {what for _, what in CASES} == SHAPES.keys()
 
 
-@every_case
-def test_an_expanded_model_trains_and_stock_timm_loads_it_bit_by_bit(key: str, what: str, tmp_path: Path) -> None:
-    gene, options, shape = gene_of(key), METHODS[key][2], changed(pico_shape(), SHAPES[what])
-    model = gene.expand(shape, **options)
-    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == shape.all_params()
-    assert not model.training
-    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
-    images = batch(shape)
-    logits = model(images)
-    assert logits.shape == (2, shape.num_classes or shape.embed_dim)
-    if not model.learngene["fresh"] and not options:
-        assert torch.equal(gene(images, shape), logits)
-    logits.square().mean().backward()
-    assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
-    loaded = saved_and_loaded(model, tmp_path / "des")
-    assert torch.equal(loaded(images), logits)
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
-
-
-@every_case
-def test_an_expanded_model_follows_from_gene_and_seed_and_shares_no_memory(key: str, what: str) -> None:
+@pytest.mark.parametrize(("key", "what"), CASES, ids=[": ".join(case) for case in CASES])
+def test_an_expanded_model_follows_from_gene_and_seed_trains_and_stock_timm_loads_it_bit_by_bit(
+    key: str, what: str, tmp_path: Path
+) -> None:
     gene, options, shape = gene_of(key), METHODS[key][2], changed(pico_shape(), SHAPES[what])
     before = {name: value.clone() for name, value in gene.tensors().items()}
     torch.manual_seed(1)
@@ -180,11 +160,25 @@ def test_an_expanded_model_follows_from_gene_and_seed_and_shares_no_memory(key: 
     torch.manual_seed(2)
     again = gene.expand(shape, seed=4, **options).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == shape.all_params()
     fresh = model.learngene["fresh"]
     assert gene.weights(shape, **options).keys() == shape.all_params().keys() - set(fresh)
     carried = "head" in gene.method.parts and shape.num_classes == 3
     assert ("head.weight" in fresh) == (shape.num_classes > 0 and not carried)
-    places = storages(model.state_dict())
+    assert not model.training
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+    images = batch(shape)
+    logits = model(images)
+    assert logits.shape == (2, shape.num_classes or shape.embed_dim)
+    if not fresh and not options:
+        assert torch.equal(gene(images, shape), logits)
+    logits.square().mean().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
+    loaded = saved_and_loaded(model, tmp_path / "des")
+    assert torch.equal(loaded(images), logits)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    places = storages(model.state_dict())  # nothing shares memory
     assert len(set(places)) == len(places)
     assert not set(places) & set(storages(gene.tensors()))
     with torch.no_grad():

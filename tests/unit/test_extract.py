@@ -306,17 +306,6 @@ def test_the_command_stores_half_precision_and_ranks_on_data(
     assert learngene.load(out).shape == plain_shape(Ancestry(ancestry_folder))
 
 
-def test_the_command_takes_a_checkpoint_file(cli: CLI, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    given = ["--architecture", "vit_tiny_patch16_224", "--method", "vanilla-lg", "--out", tmp_path / "g.safetensors"]
-    result = cli("extract", tmp_path / "w.safetensors", *given)
-    assert result.code == 0, result.err
-    assert "1.335 M parameters" in result.out
-
-
 def test_wrong_input_gets_one_line(refused: Callable[..., str], ancestry_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "g.safetensors"
     assert "genes are .safetensors files" in refused(
