@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,8 @@ install_import_hook(
 )
 
 if TYPE_CHECKING:  # and inside fixtures: the process that hands tests out to others needs no torch
+    import torch
+
     from learngene.training.log import TrainLog
     from pico import CLI
     from processes import Start
@@ -175,3 +178,28 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(TrainLog, "epoch", epoch)
 
     return arrange
+
+
+@pytest.fixture
+def stop_after() -> Iterator[Callable[..., None]]:
+    """``stop_after(model, 3)``: Ctrl-C at the third batch that a model learns from, or that a teacher sees."""
+    import torch
+
+    from learngene import Ancestry
+
+    handles = []
+
+    def arrange(model: torch.nn.Module, step: int, number: int = signal.SIGINT) -> None:
+        seen: list[int] = []
+
+        def count(module: torch.nn.Module, *_: object) -> None:
+            if torch.is_grad_enabled() or isinstance(module, Ancestry):
+                seen.append(1)
+                if len(seen) == step:
+                    os.kill(os.getpid(), number)
+
+        handles.append(model.register_forward_hook(count))
+
+    yield arrange
+    for handle in handles:
+        handle.remove()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import nn
 
 import learngene
 import learngene.making.pool.make as pooling_run
@@ -199,26 +195,6 @@ def test_rows_of_another_training_are_kept_apart(changes: dict[str, Any], images
 
 
 # -- stopped and continued ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stop_after() -> Iterator[Callable[[Ancestry, int], None]]:
-    """Sends Ctrl-C to this process at a given batch that the teacher sees."""
-    handles = []
-
-    def arrange(ancestry: nn.Module, step: int) -> None:
-        seen: list[int] = []
-
-        def count(*_: object) -> None:
-            seen.append(1)
-            if len(seen) == step:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        handles.append(ancestry.register_forward_hook(count))
-
-    yield arrange
-    for handle in handles:
-        handle.remove()
 
 
 GUIDED: dict[str, Any] = {"train": HARD, "pool": {"guide": "soft"}}

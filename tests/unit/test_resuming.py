@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,6 @@ from pico import FAST, MIXED, pico_shape
 from runs import HARD, condensed, metrics, same, state, tuned
 
 # -- stopping and going on ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stop_after() -> Iterator[Callable[[nn.Module, int, int], None]]:
-    """Sends a signal to this process at the given training step of a model."""
-    handles = []
-
-    def arrange(model: nn.Module, step: int, number: int = signal.SIGINT) -> None:
-        seen = []
-
-        def count(module: nn.Module, *_: object) -> None:
-            if torch.is_grad_enabled() or isinstance(module, Ancestry):
-                seen.append(1)
-                if len(seen) == step:
-                    os.kill(os.getpid(), number)
-
-        handles.append(model.register_forward_hook(count))
-
-    yield arrange
-    for handle in handles:
-        handle.remove()
 
 
 @pytest.fixture

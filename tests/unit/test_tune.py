@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import learngene as lg
 from hyper import PICO, SHORT, home, token_shape, train_fields, tune_fields, tuned, written
 from learngene import Ancestry
 from learngene.genes.gene import Learngene
-from learngene.making.hyper.meta import MetaBatch
 from learngene.system.errors import InterruptedRun, LearngeneError
 from pico import CLI, FAST, MIXED, make_ancestry, make_images, pico_gene
 
@@ -41,24 +39,6 @@ def stage2(
     return out.with_name("tuned.safetensors")
 
 
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sends a signal to this process at a training step."""
-
-    def arrange(step: int) -> None:
-        draw, seen = MetaBatch.draw, []
-
-        def counted(self: MetaBatch) -> None:
-            seen.append(1)
-            if len(seen) == step:
-                os.kill(os.getpid(), signal.SIGINT)
-            draw(self)
-
-        monkeypatch.setattr(MetaBatch, "draw", counted)
-
-    return arrange
-
-
 # -- stage 1 -----------------------------------------------------------------------------------------------
 
 STAGE1: dict[str, dict[str, Any]] = {
@@ -76,7 +56,7 @@ def test_a_stopped_and_continued_stage_1_is_the_one_that_was_not(
     changes: dict[str, Any], images: Path, ancestry_folder: Path, tmp_path: Path, stop_at: Any
 ) -> None:
     whole = home(ancestry_folder, images, tmp_path / "whole", train=HARD, **changes)
-    stop_at(4)
+    stop_at(signal.SIGINT, epoch=1)
     with pytest.raises(InterruptedRun):
         home(ancestry_folder, images, tmp_path / "stopped", train=HARD, **changes)
     assert not (tmp_path / "stopped.safetensors").exists()
@@ -113,7 +93,7 @@ def test_a_stopped_and_continued_stage_2_is_the_one_that_was_not(
         return tune_fields(stage1, ancestry_folder, tasks, tmp_path / out, **changes)
 
     whole = tuned(fields("whole"))
-    stop_at(7)
+    stop_at(signal.SIGINT, epoch=1)
     with pytest.raises(InterruptedRun):
         tuned(fields("stopped"))
     assert not (tmp_path / "stopped.safetensors").exists()
