@@ -25,13 +25,15 @@ from pico import CLI, pico_gene
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
-# Not run here: targets that make the environment; a setting of the shell; two processes and torch.compile, which take
-# long and have tests of their own in tests/e2e.
+# Not run here: targets that make the environment; a setting of the shell; two processes, torch.compile and, of all
+# exports, those in docs/, which take long and have tests of their own.
 SKIPPED = ("make ", "export ", "pip ", "ACCELERATE_USE_CPU=true torchrun", "torchrun")
 SKIPPED_ARGUMENTS = {"train.compile=true"}
 FEW_CELLS = ["run.seeds=[0]", "run.shapes=[d3]", "run.contenders=[tleg, scratch]", "run.budgets=[tuned]"]
 FEW_CELLS += ["condense.epochs=5", "ancestries.teacher.train.epochs=2"]
 FEW_EPOCHS = ["train.epochs=2", "train.schedule.warmup_epochs=0"]
+PROGRAM = re.compile(r"(?:(.*) && )?python - <<\s*'?(\w+)'?\n(.*)\n\2", re.DOTALL)
+"""A line that gives a program to Python, perhaps behind another command."""
 
 
 class Block(NamedTuple):
@@ -61,12 +63,16 @@ def commands(text: str) -> Iterator[str]:
             yield line
 
 
-def run_shell(text: str, cli: CLI) -> int:
-    """Runs a block: learngene in this process, which is faster, everything else in bash."""
+def run_shell(text: str, cli: CLI, *, exports: bool) -> int:
+    """Runs a block: learngene and Python in this process, which is faster and has few digits, the rest in bash."""
     count = 0
     for line in commands(text):
+        if program := PROGRAM.fullmatch(line):
+            line = program[1] or "true"
         arguments = shlex.split(line.split("\n")[0], comments=True)
         if line.startswith(SKIPPED) or SKIPPED_ARGUMENTS & set(arguments):
+            continue
+        if arguments[1:2] == ["export"] and not exports:
             continue
         if arguments[:2] == ["learngene", "compare"]:  # in one process, and few cells
             arguments = [part for part in arguments if part not in ("--processes", "2")] + FEW_CELLS
@@ -81,6 +87,8 @@ def run_shell(text: str, cli: CLI) -> int:
                 ["bash", "-euc", line], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, f"{line}\n{done.stderr}"
+        if program:
+            exec(compile(program[3], f"{line} (python)", "exec"), {"__name__": "__main__"})
         count += 1
     return count
 
@@ -113,7 +121,7 @@ def test_the_examples_run_as_they_stand(name: str, least: int, programs: int, cl
     names: dict[str, object] = {"__name__": "example"}  # a document's programs follow each other
     for block in blocks(ROOT / name):
         if block.language == "bash":
-            counts["bash"] += run_shell(block.text, cli)
+            counts["bash"] += run_shell(block.text, cli, exports=name == "README.md")
         elif block.language == "python":
             exec(compile(block.text, f"{name} (python)", "exec"), names)
             counts["python"] += 1
