@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from pico import batch, pico_gene
 from pools import POOLS, full_names, pool, rows_of, shapes
 from runs import state
 
-every_pool = pytest.mark.parametrize(("name", "settings"), POOLS.values(), ids=POOLS)
+every_pool = pytest.mark.parametrize("key", POOLS)
+
+
+@functools.cache
+def elastic_of(key: str) -> ElasticViT:
+    """The elastic model of a pool, in evaluation mode and on whatever path; no test changes its tensors."""
+    return ElasticViT(pool(*POOLS[key])).eval()
 
 
 def some(paths: list[Any]) -> list[Any]:
@@ -36,9 +43,9 @@ def some(paths: list[Any]) -> list[Any]:
     ids=str,
 )
 def test_every_path_computes_what_the_gene_and_the_descendant_do(key: str, changes: dict[str, Any]) -> None:
-    gene = pool(*POOLS[key], **changes)
-    elastic, images = ElasticViT(gene).eval(), batch(gene.shape)
-    assert elastic.shape == gene.shape
+    elastic = ElasticViT(pool(*POOLS[key], **changes)).eval() if changes else elastic_of(key)
+    gene, images = elastic.gene, batch(elastic.gene.shape)
+    elastic.set_path(gene.shape)
     assert torch.equal(elastic(images), gene(images))
     seen = []
     for path, shape in some(list(zip(full_names(gene), shapes(gene), strict=True))):
@@ -70,11 +77,9 @@ def stores(module: nn.Module) -> set[int]:
 
 
 @every_pool
-def test_all_paths_share_the_genes_parameters_and_the_state_lists_each_once(
-    name: str, settings: dict[str, Any]
-) -> None:
-    gene = pool(name, settings)
-    elastic = ElasticViT(gene)
+def test_all_paths_share_the_genes_parameters_and_the_state_lists_each_once(key: str) -> None:
+    elastic = elastic_of(key)
+    gene = elastic.gene
     own = {id(parameter) for parameter in gene.parameters()}
     assert {id(parameter) for view in elastic.views().values() for parameter in view.parameters()} == own
     assert [id(parameter) for parameter in elastic.parameters()] == [id(parameter) for parameter in gene.parameters()]
@@ -155,10 +160,9 @@ def test_nothing_is_allocated_by_switching() -> None:
 
 
 @every_pool
-def test_gradients_reach_exactly_what_is_on_the_path(name: str, settings: dict[str, Any]) -> None:
-    gene = pool(name, settings)
-    elastic = ElasticViT(gene)
-    kind = rows_of(gene)
+def test_gradients_reach_exactly_what_is_on_the_path(key: str) -> None:
+    elastic = elastic_of(key)
+    gene, kind = elastic.gene, rows_of(elastic.gene)
     reached: set[str] = set()
     paths = kind.paths(gene.shape)
     # Whole rows and single stitches reach every tensor; of paths with more stitches some will do.
@@ -193,6 +197,7 @@ def test_gradients_reach_exactly_what_is_on_the_path(name: str, settings: dict[s
 def test_a_path_is_set_by_name_shape_or_budget() -> None:
     gene = pool()
     elastic = ElasticViT(gene)
+    assert elastic.shape == gene.shape
     shape = gene.method.named_shape(gene.shape, "2+1")
     for path in ("2+1", "16:1-2+32:3-3", "16:1-2+32:3", shape, Budget(max_params=shape.params())):
         elastic.set_path(gene.shape)
