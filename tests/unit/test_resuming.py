@@ -67,18 +67,17 @@ def wholes(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("step", "number", "where"),
+    ("train", "step", "number", "where"),
     [
-        (1, signal.SIGINT, "epoch 1, step 1"),
-        (2, signal.SIGTERM, "epoch 1, step 2"),
-        (3, signal.SIGTERM, "epoch 1, step 3"),
-        (5, signal.SIGINT, "epoch 2, step 2"),
-        (6, signal.SIGINT, "epoch 2, step 3"),
+        ("fp32", 1, signal.SIGINT, "epoch 1, step 1"),
+        ("fp32", 3, signal.SIGTERM, "epoch 1, step 3"),
+        ("fp32", 6, signal.SIGINT, "epoch 2, step 3"),
+        ("parts", 2, signal.SIGTERM, "epoch 1, step 2"),
+        ("parts", 5, signal.SIGINT, "epoch 2, step 2"),
     ],
 )
-@pytest.mark.parametrize("train", ["fp32", "parts"])
 def test_a_stopped_and_continued_run_is_bit_for_bit_the_run_that_was_not(
-    step: int, number: int, where: str, train: str, wholes: Any, images: Path, tmp_path: Path, stop_after: Any
+    train: str, step: int, number: int, where: str, wholes: Any, images: Path, tmp_path: Path, stop_after: Any
 ) -> None:
     whole, expected, folder = wholes[train]
     stopped, continued = fresh(), fresh()

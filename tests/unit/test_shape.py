@@ -36,7 +36,7 @@ def shapes(draw: st.DrawFn) -> ViTShape:
     )
 
 
-SOME_TIME = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SOME_TIME = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SOME_TIME

@@ -65,7 +65,7 @@ NAMED: dict[str, StitchedShape] = {
     "the same width twice": stitched([[16, 2, 1, 2], [16, 2, 1, 1]]),
 }
 every_shape = pytest.mark.parametrize("shape", NAMED.values(), ids=NAMED)
-SOME_TIME = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SOME_TIME = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def closed(shape: StitchedShape) -> dict[str, Any]:
