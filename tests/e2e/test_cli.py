@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -320,6 +319,8 @@ def test_an_exported_file_takes_any_batch_and_one_that_differs_gets_no_name(
     for name, seed in (("des", 0), ("other", 1)):
         model = pico_gene(seed=seed).expand(pico_shape(depth=1, ending="official"))
         learngene.save_descendant(model, tmp_path / name)
+    import onnxruntime
+
     result = cli("export", tmp_path / "other", "--out", tmp_path / "model.onnx")
     assert (result.code, result.err) == (0, "")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -214,6 +216,19 @@ def anchors(document: Path) -> set[str]:
     """Names of a document's headings, as hosting sites make them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("name", "page"), [("peers", "foundation.md"), ("replay", "teacher-cost.md")])
+def test_the_table_is_that_of_the_result(name: str, page: str) -> None:
+    program = runpy.run_path(str(ROOT / "benchmarks" / "pages.py"))
+    text = (ROOT / "docs" / page).read_text()
+    assert program["with_table"](name) == text
+    result = json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text())
+    if name == "peers":
+        peer = result["scores"]["peer"]["3"].values()
+        assert f"| {sum(score['knn'] for score in peer) / len(peer):.1f}, " in text
+    else:
+        assert f"| step with stored logits | {result['seconds']['B/8 stored logits']['median']:.3f} s | " in text
 
 
 def test_the_methods_page_lists_every_setting_of_a_pool_and_of_features() -> None:

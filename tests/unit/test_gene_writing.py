@@ -80,6 +80,18 @@ def test_a_path_that_cannot_be_written_is_refused(name: str, tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("ancestry", "x"), ("ancestry", {"sha256": 5}), ("accuracy", {"top1": "a"}), ("data", {"source": [1]})],
+)
+def test_metadata_of_the_wrong_type_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    gene = pico_gene()
+    gene.metadata[key] = value
+    with pytest.raises(LearngeneError, match=key):
+        gene.save(tmp_path / "gene.safetensors")
+    assert not (tmp_path / "gene.safetensors").exists()
+
+
 def test_saving_makes_the_folder(tmp_path: Path) -> None:
     pico_gene().save(tmp_path / "new" / "folder" / "g.safetensors")
     assert read_header(tmp_path / "new" / "folder" / "g.safetensors").method == method("tleg")

@@ -16,7 +16,9 @@ from torch import nn
 
 from comparisons import contents
 from learngene import Ancestry, finetune, scratch
+from learngene.recipe.loading import build_recipe
 from learngene.system.errors import InterruptedRun, LearngeneError
+from learngene.training.run_folder import RunFolder
 from learngene.training.stage import TrainResult
 from pico import FAST, MIXED, pico_shape
 from runs import HARD, condensed, metrics, same, state, tuned
@@ -291,6 +293,18 @@ def test_the_result_is_recorded_once(finished: Path) -> None:
     assert (record["cost"]["updates"], record["cost"]["images"]) == (6, 48)
     assert record["metrics"]["history"][-1]["top1"] == record["metrics"]["final"]["top1"]
     assert record["data"]["train_images"] == 24
+
+
+def test_a_run_folder_serves_one_run_at_a_time(tmp_path: Path) -> None:
+    recipe = build_recipe({"kind": "finetune", "model": "x", "data": {"source": "digits"}})
+    first, second = RunFolder(tmp_path / "run", recipe), RunFolder(tmp_path / "run", recipe)
+    first.begin([])
+    with pytest.raises(LearngeneError, match="in use by another run"):
+        second.begin([])
+    first.release()
+    second.begin([])
+    assert (tmp_path / "run" / "recipe.yaml").exists()
+    second.release()
 
 
 def test_what_a_killed_run_left_half_written_goes_when_it_goes_on(images: Path, ancestry: Path, tmp_path: Path) -> None:

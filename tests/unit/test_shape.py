@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from learngene import LearngeneError, ViTShape
 from learngene.system.errors import ShapeError
+from learngene.vits.shape import MAX_DEPTH
 from pico import pico_shape
 
 
@@ -141,6 +142,15 @@ def test_a_shape_is_frozen() -> None:
 def test_an_impossible_shape_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         pico_shape(**changes)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"depth": 2_000_000_000}, {"img_size": 160_000}, {"embed_dim": 10**12 + 1, "num_heads": 7}]
+)
+def test_a_shape_that_no_memory_holds_is_refused(fields: dict[str, int]) -> None:
+    with pytest.raises(ShapeError, match="typing error"):
+        ViTShape(**fields)
+    assert ViTShape(depth=MAX_DEPTH).depth == MAX_DEPTH
 
 
 @pytest.mark.parametrize(

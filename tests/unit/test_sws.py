@@ -150,6 +150,7 @@ def test_the_choices_reach_the_weights() -> None:
         ({"order": 3}, "must name each of the stages 0 to 2 once"),
         ({"order": [0, "one", 2]}, "must name each of the stages 0 to 2 once"),
         ({"assign": 1}, "unknown assignment"),
+        ({"assign": "random", "assign_seed": "x"}, "assign_seed must be an integer, not 'x'"),
         *(
             ({"depth": 2, **more}, "depth 2 is below the 3 stages of this gene; the smallest depth is 3")
             for more in ({}, {"order": "front-last-mid"}, {"assign": "random"}, {"assign": "cyclic"})

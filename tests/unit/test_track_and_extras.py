@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import learngene
 from learngene import finetune, scratch
@@ -14,6 +13,8 @@ from pico import CLI, FAST, pico_gene, pico_shape
 
 
 def events(path: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     found = EventAccumulator(str(path))
     found.Reload()
     return {key: [(event.step, event.value) for event in found.Scalars(key)] for key in found.Tags()["scalars"]}
