@@ -60,12 +60,8 @@ def plain_weights(gene: Learngene, depth: int, sources: list[dict[str, float]]) 
 
 CASES: dict[str, tuple[str, dict[str, Any], int, list[dict[str, float]]]] = {
     **{f"tleg {d}": ("tleg", {}, d, [{"B": 1.0, "A": i / d} for i in range(d)]) for d in (1, 3, 4, 7, 12)},
-    "tleg from layer 3": (
-        "tleg",
-        {"first_layer": 3},
-        6,
-        [{"layer0": 1.0}, {"layer1": 1.0}, *({"B": 1.0, "A": i / 4} for i in range(4))],
-    ),
+    "tleg from layer 3": ("tleg", {"first_layer": 3}, 6,
+                          [{"layer0": 1.0}, {"layer1": 1.0}, *({"B": 1.0, "A": i / 4} for i in range(4))]),
     "sws as trained": ("sws", {"stages": (1, 3)}, 4, [{"stage0": 1.0}, *[{"stage1": 1.0}] * 3]),
     "sws deeper": ("sws", {"stages": (1, 3)}, 5, [*[{"stage0": 1.0}] * 3, *[{"stage1": 1.0}] * 2]),
     "simple-lg": ("simple-lg", {}, 6, [{f"layer{i}": 1.0} for i in (0, 0, 1, 1, 2, 3)]),
@@ -87,7 +83,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, list[dict[str, float]]]] = {
     "nested-slices": ("nested-slices", {}, 3, [{f"layer{i}": 1.0} for i in range(3)]),
     "nested-slices spaced": ("nested-slices", {"kept_layers": "spaced"}, 3, [{f"layer{i}": 1.0} for i in (0, 2, 3)]),
     "weight-subcloning": ("weight-subcloning", {}, 3, [{f"layer{i}": 1.0} for i in (0, 1, 3)]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("ending", ["aligned", "official"])
@@ -136,22 +132,13 @@ PATHS: dict[str, tuple[dict[str, Any], str, list[tuple[str, int, int]]]] = {
     "no final norm": ({"final_norm": False}, "3+1", [("row0", 1, 3), ("stitch.0.1.2, row1", 4, 4)]),
     "whole row of a pool without final norm": ({"final_norm": False}, "0+4", [("row1", 1, 4)]),
     "down": ({"direction": "down"}, "16:1-3+8:2-4", [("row1", 1, 3), ("stitch.1.0.1, row0", 2, 4)]),
-    "through three rows": (
-        {"rows": (8, 16, 24), "nearest": False, "max_stitches": 2},
-        "8:1-1+16:2-3+24:4-4",
-        [("row0", 1, 1), ("stitch.0.1.0, row1", 2, 3), ("stitch.1.2.2, row2", 4, 4)],
-    ),
-    "past a row": (
-        {"rows": (8, 16, 24), "nearest": False},
-        "8:1-2+24:2-4",
-        [("row0", 1, 2), ("stitch.0.2.0, row2", 2, 4)],
-    ),
-    "rows of unequal depth": (
-        {"rows": ((8, 2, 1), 16)},
-        "8:1-1+16:3-4",
-        [("row0", 1, 1), ("stitch.0.1.0, row1", 3, 4)],
-    ),
-}
+    "through three rows": ({"rows": (8, 16, 24), "nearest": False, "max_stitches": 2}, "8:1-1+16:2-3+24:4-4",
+                           [("row0", 1, 1), ("stitch.0.1.0, row1", 2, 3), ("stitch.1.2.2, row2", 4, 4)]),
+    "past a row": ({"rows": (8, 16, 24), "nearest": False}, "8:1-2+24:2-4",
+                   [("row0", 1, 2), ("stitch.0.2.0, row2", 2, 4)]),
+    "rows of unequal depth": ({"rows": ((8, 2, 1), 16)}, "8:1-1+16:3-4",
+                              [("row0", 1, 1), ("stitch.0.1.0, row1", 3, 4)]),
+}  # fmt: skip
 """Settings, a path's name, and its segments: what leads into a row, and the row's blocks counted from 1."""
 
 

@@ -212,11 +212,8 @@ def broken_config(path: Path) -> Path:
 REFUSED: dict[str, tuple[Callable[[Path], Path | str], dict[str, Any], str]] = {
     "unknown name": (lambda _: "levit_348", {}, "no timm model; did you mean 'levit_384'?"),
     "no network": (lambda _: "resnet10t.c3_in1k", {}, "the network or timm's cache must hold its weights"),
-    "wrong argument": (
-        lambda _: "levit_128s",
-        {"pretrained": False, "model_args": {"img_sise": 3}},
-        "model_args: timm's levit_128s takes no argument 'img_sise'; did you mean 'img_size'?",
-    ),
+    "wrong argument": (lambda _: "levit_128s", {"pretrained": False, "model_args": {"img_sise": 3}},
+                       "model_args: timm's levit_128s takes no argument 'img_sise'; did you mean 'img_size'?"),
     "no architecture": (a_checkpoint, {}, "say which model it is with architecture (--architecture), for example deit"),
     "unknown architecture": (a_checkpoint, {"architecture": "resnet10"}, "did you mean 'resnet10t'?"),
     "missing file": (lambda path: path / "no.pth", RESNET, "no.pth: no such file"),
@@ -227,7 +224,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path | str], dict[str, Any], str]] = {
     "empty folder": (an_empty_folder, {}, "not a descendant folder (no config.json)"),
     "cut folder": (half_a_folder, {}, "a file was changed after it was written"),
     "broken config": (broken_config, {}, "a file was changed after it was written"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "arguments", "expected"), REFUSED.values(), ids=REFUSED)
@@ -243,19 +240,14 @@ def test_a_source_that_is_no_model_is_refused(
     [
         ({}, 4, {}, "ancestry {} has 3 classes but the data has 4"),
         ({"num_classes": 4}, 3, {}, "ancestry {} has 3 classes but the auxiliary shape has 4"),
-        (
-            {},
-            3,
-            {"mean": (0.5, 0.5, 0.5)},
-            "data.mean (0.5, 0.5, 0.5) differs from the ancestry's (0.485,",
-        ),
+        ({}, 3, {"mean": (0.5, 0.5, 0.5)}, "data.mean (0.5, 0.5, 0.5) differs from the ancestry's (0.485,"),
         ({}, 3, {"std": (1.0, 1.0, 1.0)}, "data.std (1.0, 1.0, 1.0) differs from the ancestry's"),
         ({}, 3, {"img_size": 16}, "data.img_size 16 differs from the auxiliary shape's 8"),
         ({"img_size": 16}, 3, {}, "takes images of 8 px with 3 channels, but the auxiliary shape has 16 px"),
         ({"in_chans": 1}, 3, {}, "takes images of 8 px with 3 channels, but the auxiliary shape has 8 px with 1"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_what_does_not_fit_is_refused_before_training(
     ancestry_folder: Path, shape: dict[str, Any], classes: int, data: dict[str, Any], expected: str
 ) -> None:

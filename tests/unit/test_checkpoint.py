@@ -316,20 +316,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "list": (lambda path: saved(path, [torch.ones(3)]), "holds no tensors by name"),
     "optimizer": (headless, "holds no tensors by name; save the model's state_dict()"),
     "module": (lambda path: saved(path, nn.Linear(2, 2)), "holds no tensors by name; save the model's state_dict()"),
-    "quantised": (
-        lambda path: saved(path, {name: tensor.to(torch.int8) for name, tensor in weights().items()}),
-        "is torch.int8, not floating point",
-    ),
-    "without content": (
-        lambda path: saved(path, {name: tensor.to("meta") for name, tensor in weights().items()}),
-        "does not hold the weights of",
-    ),
-    "missing": (
-        lambda path: saved(path, {name: t for name, t in weights().items() if name != "norm.bias"}),
-        "it lacks norm.bias",
-    ),
+    "quantised": (lambda path: saved(path, {name: tensor.to(torch.int8) for name, tensor in weights().items()}),
+                  "is torch.int8, not floating point"),
+    "without content": (lambda path: saved(path, {name: tensor.to("meta") for name, tensor in weights().items()}),
+                        "does not hold the weights of"),
+    "missing": (lambda path: saved(path, {name: t for name, t in weights().items() if name != "norm.bias"}),
+                "it lacks norm.bias"),
     "too much": (lambda path: saved(path, weights() | {"more": torch.ones(1)}), "too much is more"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "expected"), REFUSED.values(), ids=REFUSED)

@@ -137,15 +137,12 @@ def test_a_split_may_lack_classes_and_places_decide_where_that_is_said(
 @pytest.mark.parametrize(
     ("val", "match", "message"),
     [
-        (
-            {"a": 1, "ant": 1},
-            "name",
-            r"other classes than data .*: 'ant' is none of a, b, c; if .* data.match_classes=",
-        ),
+        ({"a": 1, "ant": 1}, "name",
+         r"other classes than data .*: 'ant' is none of a, b, c; if .* data.match_classes="),
         ({"a": 1, "b": 1, "c": 1, "d": 1}, "name", r"'d' is none of a, b, c"),
         ({"a": 1, "b": 1, "c": 1, "d": 1}, "place", r"has 3 classes but .* has 4"),
     ],
-)
+)  # fmt: skip
 def test_a_model_is_not_judged_on_classes_that_it_does_not_know(
     val: dict[str, int], match: str, message: str, tmp_path: Path
 ) -> None:

@@ -138,17 +138,14 @@ def test_a_home_without_labels_is_no_task() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"contenders": {"tleg": {"distill": None, "features": None}}},
-            r"tleg: learns the home task's .*=features",
-        ),
+        ({"contenders": {"tleg": {"distill": None, "features": None}}}, r"tleg: learns the home task's .*=features"),
         ({"contenders": {"tleg": {"distill": {"alpha": 0.5}}}}, "contenders.tleg: learns the home task's classes"),
         ({"ancestries": {"vit": {"source": None, "shape": {"depth": 4}}}}, r"ancestries.vit: .* give a source"),
         ({"tasks": {"two": None}}, "the images of 'home' have no classes to judge by"),
         ({"run": {"tasks": ["home"]}}, "the images of 'home' have no classes to judge by"),
         ({"budgets": {"one": {"judge": "knn"}}}, "judge: knn is of frozen features; set epochs to 0"),
     ],
-)
+)  # fmt: skip
 def test_what_needs_classes_is_refused_without_labels(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(LearngeneError, match=message) as error:
         recipe_of(fields(**changes))

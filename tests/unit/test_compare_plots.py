@@ -90,15 +90,12 @@ def test_plots_are_made_where_they_say_something(rows: list[ResultRow], expected
             [a_row(depth=depth, gene_macs=GENE * depth, shared_by=1, ancestry_macs=0) for depth in (4, 6)],
             {"tleg": [4 * GENE + 40, 10 * GENE + 100]},
         ),
-        (
-            [a_row(depth=depth, shared_by=1, ancestry_macs=0) for depth in (4, 6)],
-            {"tleg": [GENE + 40, 2 * GENE + 100]},
-        ),
+        ([a_row(depth=depth, shared_by=1, ancestry_macs=0) for depth in (4, 6)], {"tleg": [GENE + 40, 2 * GENE + 100]}),
         (some_rows("scratch", gene_macs=0, ancestry_macs=0, shared_by=1), {"scratch": [40, 100]}),
         ([*some_rows("tleg"), a_row("sws", 4)], {"tleg": [ANCESTRY + GENE + 40, ANCESTRY + GENE + 100]}),
     ],
     ids=["one gene", "a gene per size", "genes of equal cost", "scratch", "a size is missing"],
-)
+)  # fmt: skip
 def test_total_costs(rows: list[ResultRow], expected: dict[str, list[float]]) -> None:
     assert total_costs(rows, "home", "short") == expected
 

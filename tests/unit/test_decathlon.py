@@ -238,14 +238,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no annotations": (removed("annotations"), r"no annotations/ or decathlon-1.0/annotations/ in .*devkit.tar.gz"),
     "no train": (lambda root: annotations(root).unlink(), r"no aircraft_train.json in .*; did you mean 'aircraft_"),
     "no val": (lambda root: annotations(root, "val").unlink(), r"no aircraft_val.json in "),
-    "no file": (
-        lambda root: [path.unlink() for path in annotations(root).parent.iterdir()],
-        r"no aircraft_train.json in .*annotations; it has no .json",
-    ),
-    "cut off": (
-        lambda root: annotations(root).write_bytes(annotations(root).read_bytes()[:-100]),
-        DAMAGED + r"it cannot be read as JSON \(.*line 1 column .*\); get the file again",
-    ),
+    "no file": (lambda root: [path.unlink() for path in annotations(root).parent.iterdir()],
+                r"no aircraft_train.json in .*annotations; it has no .json"),
+    "cut off": (lambda root: annotations(root).write_bytes(annotations(root).read_bytes()[:-100]),
+                DAMAGED + r"it cannot be read as JSON \(.*line 1 column .*\); get the file again"),
     "empty": (written(""), DAMAGED + "it cannot be read as JSON"),
     "no text": (written(b"\x1f\x8b\xff\xfe\x00"), DAMAGED + "it cannot be read as JSON"),
     "deep": (written("[" * 100_000), DAMAGED + "it cannot be read as JSON"),
@@ -253,38 +249,22 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no lists": (written("{}"), DAMAGED + "it has no list of images; get the file again"),
     "no categories": (rewrite(lambda content: content.pop("categories")), DAMAGED + "it has no list of categories"),
     "stripped": (rewrite(lambda content: content.pop("annotations")), DAMAGED + "it has no list of annotations"),
-    "no object": (
-        rewrite(lambda content: content["images"].insert(1, 3)),
-        DAMAGED + "entry 1 of images has no usable id",
-    ),
-    "no name": (
-        rewrite(lambda content: content["images"][2].update(file_name=None)),
-        DAMAGED + "entry 2 of images has no usable file_name",
-    ),
-    "no category": (
-        rewrite(lambda content: content["annotations"][0].pop("category_id")),
-        DAMAGED + "entry 0 of annotations has no usable category_id",
-    ),
-    "one id twice": (
-        rewrite(lambda content: content["images"][1].update(id=1)),
-        DAMAGED + "two of its images have the id 1",
-    ),
-    "one category twice": (
-        rewrite(lambda content: content["categories"][1].update(id=FIRST + 2)),
-        DAMAGED + f"two of its categories have the id {FIRST + 2}",
-    ),
-    "above": (
-        rewrite(lambda content: content["images"][0].update(file_name="data/../../secret.png")),
-        r"aircraft_train.json names an image outside the data, 'data/../../secret.png'",
-    ),
-    "absolute": (
-        rewrite(lambda content: content["images"][0].update(file_name="/secret.png")),
-        r"names an image outside the data, '/secret.png'",
-    ),
-    "without annotation": (
-        rewrite(lambda content: content["annotations"].pop()),
-        r"has no annotation of 1 of 24 images, such as data/aircraft/train/0001/000000.png",
-    ),
+    "no object": (rewrite(lambda content: content["images"].insert(1, 3)),
+                  DAMAGED + "entry 1 of images has no usable id"),
+    "no name": (rewrite(lambda content: content["images"][2].update(file_name=None)),
+                DAMAGED + "entry 2 of images has no usable file_name"),
+    "no category": (rewrite(lambda content: content["annotations"][0].pop("category_id")),
+                    DAMAGED + "entry 0 of annotations has no usable category_id"),
+    "one id twice": (rewrite(lambda content: content["images"][1].update(id=1)),
+                     DAMAGED + "two of its images have the id 1"),
+    "one category twice": (rewrite(lambda content: content["categories"][1].update(id=FIRST + 2)),
+                           DAMAGED + f"two of its categories have the id {FIRST + 2}"),
+    "above": (rewrite(lambda content: content["images"][0].update(file_name="data/../../secret.png")),
+              r"aircraft_train.json names an image outside the data, 'data/../../secret.png'"),
+    "absolute": (rewrite(lambda content: content["images"][0].update(file_name="/secret.png")),
+                 r"names an image outside the data, '/secret.png'"),
+    "without annotation": (rewrite(lambda content: content["annotations"].pop()),
+                           r"has no annotation of 1 of 24 images, such as data/aircraft/train/0001/000000.png"),
     "two annotations": (
         rewrite(lambda content: content["annotations"].append({"image_id": 2, "category_id": FIRST + 1})),
         r"has two annotations of data/aircraft/train/0001/000001.png; an image has one class",
@@ -293,14 +273,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         rewrite(lambda content: content["annotations"].append({"image_id": 99, "category_id": FIRST})),
         r"has an annotation of image id 99, which it does not list",
     ),
-    "unknown category": (
-        rewrite(lambda content: content["annotations"][-1].update(category_id=5)),
-        r"gives data/aircraft/train/0001/000000.png the category id 5, which it does not list",
-    ),
-    "other categories": (
-        rewrite(lambda content: content["categories"][0].update(name="yellow"), "val"),
-        r"a class is in the validation images only: 'yellow' is none of red, blue, green",
-    ),
+    "unknown category": (rewrite(lambda content: content["annotations"][-1].update(category_id=5)),
+                         r"gives data/aircraft/train/0001/000000.png the category id 5, which it does not list"),
+    "other categories": (rewrite(lambda content: content["categories"][0].update(name="yellow"), "val"),
+                         r"a class is in the validation images only: 'yellow' is none of red, blue, green"),
     "no images": (
         lambda root: removed("data")(root),
         r"no images in .*, such as data/aircraft/train/0001/000000.png; unpack decathlon-1.0-data.tar.gz and its "
@@ -310,10 +286,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: [path.unlink() for path in root.rglob("0002/*.png") if path.parts[-3] == "train"],
         r"8 of 24 images are missing, the first is data/aircraft/train/0002/000000.png \(looked for as .*\); unpack",
     ),
-    "nothing listed": (
-        rewrite(lambda content: content.update(images=[], annotations=[])),
-        r"decathlon/aircraft: the split 'train' has no images",
-    ),
+    "nothing listed": (rewrite(lambda content: content.update(images=[], annotations=[])),
+                       r"decathlon/aircraft: the split 'train' has no images"),
     "one class": (
         rewrite(
             lambda content: content.update(
@@ -324,7 +298,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"the split 'train' has one class \(red\)",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)

@@ -392,15 +392,11 @@ OTHER_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "not utf-8": (lambda path: path.write_bytes(struct.pack("<Q", 4) + b'"\xff\xff"'), "header is damaged"),
     "no metadata": (lambda path: save_file({"a": torch.zeros(2)}, path), "but not a gene"),
     "other metadata": (lambda path: save_file({"a": torch.zeros(2)}, path, {"format": "pt"}), "but not a gene"),
-    "metadata no json": (
-        lambda path: save_file({"a": torch.zeros(2)}, path, {"learngene": "{"}),
-        "metadata is damaged",
-    ),
-    "metadata a list": (
-        lambda path: save_file({"a": torch.zeros(2)}, path, {"learngene": "[1]"}),
-        "metadata is damaged",
-    ),
-}
+    "metadata no json": (lambda path: save_file({"a": torch.zeros(2)}, path, {"learngene": "{"}),
+                         "metadata is damaged"),
+    "metadata a list": (lambda path: save_file({"a": torch.zeros(2)}, path, {"learngene": "[1]"}),
+                        "metadata is damaged"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("write", "message"), OTHER_FILES.values(), ids=OTHER_FILES)

@@ -128,21 +128,15 @@ def test_what_can_take_a_size_is_evaluated_at_it_and_stays_as_it_was(model: Any,
 @pytest.mark.parametrize(
     ("model", "size", "message"),
     [
-        (
-            lambda: small(img_size=8),
-            10,
-            r"data.img_size 10 is no multiple of the model's patches of 4 px; use 8 or 12$",
-        ),
+        (lambda: small(img_size=8), 10,
+         r"data.img_size 10 is no multiple of the model's patches of 4 px; use 8 or 12$"),
         (lambda: small(img_size=8), 3, r"no multiple of the model's patches of 4 px; use 4$"),
         (lambda: segment(small(img_size=8), 3), 9, r"no multiple of the model's patches of 4 px; use 8 or 12$"),
         (swin, 42, r"no multiple of the model's patches of 4 px; use 40 or 44$"),
-        (
-            lambda: timm.create_model("mixer_s32_224", img_size=32),
-            64,
-            r"data.img_size 64: the model takes images of 32 x 32 px, and not of this size \(.*\); leave data.img_size",
-        ),
+        (lambda: timm.create_model("mixer_s32_224", img_size=32), 64,
+         r"data.img_size 64: the model takes images of 32 x 32 px, and not of this size \(.*\); leave data.img_size"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_take_a_size_is_refused(model: Any, size: int, message: str) -> None:
     net = model()
     with pytest.raises(LearngeneError, match=message):
@@ -166,24 +160,13 @@ def test_finetuning_at_another_size_makes_a_folder_of_that_size(images: Path, tm
 CHANNELS = "the model takes images of 4 channels; images are read in colour (3) or grey (1)"
 CANNOT: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "a folder": ("des", {}, 10, "data.img_size 10 is no multiple of the model's patches of 4 px; use 8 or 12"),
-    "a gene's shape": (
-        "scratch",
-        {"shape": pico_shape().to_dict()},
-        16,
-        "data.img_size 16 differs from shape.img_size 8",
-    ),
-    "timm's arguments": (
-        "vit_tiny_patch16_224",
-        {"model_args": {"img_size": 32}, "pretrained": False},
-        64,
-        "data.img_size 64 differs from model_args.img_size 32; leave one of them out",
-    ),
-    "a timm name": (
-        "vit_tiny_patch16_224",
-        {"model_args": {"embed_dim": 8, "depth": 1, "num_heads": 2}, "pretrained": False},
-        60,
-        "data.img_size 60 is no multiple of the model's patches of 16 px; use 48 or 64",
-    ),
+    "a gene's shape": ("scratch", {"shape": pico_shape().to_dict()}, 16,
+                       "data.img_size 16 differs from shape.img_size 8"),
+    "timm's arguments": ("vit_tiny_patch16_224", {"model_args": {"img_size": 32}, "pretrained": False}, 64,
+                         "data.img_size 64 differs from model_args.img_size 32; leave one of them out"),
+    "a timm name": ("vit_tiny_patch16_224",
+                    {"model_args": {"embed_dim": 8, "depth": 1, "num_heads": 2}, "pretrained": False}, 60,
+                    "data.img_size 60 is no multiple of the model's patches of 16 px; use 48 or 64"),
     "four channels": ("scratch", {"shape": {**pico_shape().to_dict(), "in_chans": 4}}, 8, CHANNELS),
     "four channels by name": (
         "vit_tiny_patch16_224",
@@ -191,7 +174,7 @@ CANNOT: dict[str, tuple[str, dict[str, Any], int, str]] = {
         16,
         CHANNELS,
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "more", "size", "message"), CANNOT.values(), ids=CANNOT)

@@ -54,17 +54,13 @@ class BackendCompilerFailed(RuntimeError):  # noqa: N818 - torch's name
 FAULTS: dict[str, tuple[BaseException, str | None]] = {
     "files": (system(errno.EMFILE), "too many open files (this process may have "),
     "files of the system": (system(errno.ENFILE, "x"), "raise the limit (ulimit -n), or lower data.workers"),
-    "files, as torch says it": (
-        RuntimeError("unable to open shared memory: Too many open files"),
-        "too many open files",
-    ),
+    "files, as torch says it": (RuntimeError("unable to open shared memory: Too many open files"),
+                                "too many open files"),
     "files, passed on": (RuntimeError("received 0 items of ancdata"), "too many open files"),
     "disk": (system(errno.ENOSPC, "run/last.pt"), "no space left on the device at run/last.pt; free some space"),
     "quota": (system(errno.EDQUOT, "run/last.pt"), "no space left on the device"),
-    "disk, as torch says it": (
-        RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64"),
-        "no space",
-    ),
+    "disk, as torch says it": (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64"),
+                               "no space"),
     "memory": (MemoryError(), "out of memory (MemoryError); lower train.micro_batch, data.img_size or data.workers"),
     "memory of a system call": (system(errno.ENOMEM), "out of memory (Cannot allocate memory)"),
     "memory of torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
@@ -78,14 +74,10 @@ FAULTS: dict[str, tuple[BaseException, str | None]] = {
         "the system ended a loader process (DataLoader worker (pid 12) is killed by signal: Killed.), most often",
     ),
     "precision": (RuntimeError("\"addmm\" not implemented for 'Half'"), "set train.precision=fp32"),
-    "device": (
-        RuntimeError("CUDA error: no kernel image is available for execution"),
-        "the accelerator reports an err",
-    ),
-    "compiler": (
-        BackendCompilerFailed("no gcc"),
-        "torch.compile cannot compile here (no gcc); set train.compile=false",
-    ),
+    "device": (RuntimeError("CUDA error: no kernel image is available for execution"),
+               "the accelerator reports an err"),
+    "compiler": (BackendCompilerFailed("no gcc"),
+                 "torch.compile cannot compile here (no gcc); set train.compile=false"),
     "processes apart": (RuntimeError("NCCL error in: ProcessGroup"), "cannot reach each other"),
     "a lost process": (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "cannot reach each other"),
     "no permission": (system(errno.EACCES, "data/a.png"), "data/a.png: Permission denied"),
@@ -101,7 +93,7 @@ FAULTS: dict[str, tuple[BaseException, str | None]] = {
     "a damaged archive": (RuntimeError("PytorchStreamReader failed: inline_container.cc:145"), None),
     "processes never set up": (ValueError("Default process group has not been initialized"), None),
     "an attribute": (AttributeError("out of memory"), None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("error", "line"), FAULTS.values(), ids=FAULTS)

@@ -60,54 +60,27 @@ ROAD = {"0 0 0": "ground", "128 64 128": "road", "#00008e": "car"}
 IN_ORDER, CODED = [[0, 1, 1], [0, 0, 2]], [[2, 1, 1], [2, 2, 0]]
 READ: dict[str, tuple[Callable[[np.ndarray], Image.Image], dict[str, Any], list[str], list[list[int]]]] = {
     "few values": (greys(0, 128, 200), {"mask_values": {0: "a", 128: "b", 200: "c"}}, ["a", "b", "c"], IN_ORDER),
-    "two values of one class": (
-        greys(0, 128, 200),
-        {"mask_values": {0: "a", 128: "b", 200: "b"}},
-        ["a", "b"],
-        [[0, 1, 1], [0, 0, 1]],
-    ),
-    "one not judged": (
-        greys(0, 128, 200),
-        {"mask_values": {0: "a", 128: "b", 200: None}},
-        ["a", "b"],
-        [[0, 1, 1], [0, 0, 255]],
-    ),
+    "two values of one class": (greys(0, 128, 200), {"mask_values": {0: "a", 128: "b", 200: "b"}}, ["a", "b"],
+                                [[0, 1, 1], [0, 0, 1]]),
+    "one not judged": (greys(0, 128, 200), {"mask_values": {0: "a", 128: "b", 200: None}}, ["a", "b"],
+                       [[0, 1, 1], [0, 0, 255]]),
     "255 beside other values": (greys(0, 1, 255), {}, ["0", "1"], [[0, 1, 1], [0, 0, 255]]),
-    "255 beside said values": (
-        greys(7, 9, 255),
-        {"mask_values": {7: "a", 9: "b"}},
-        ["a", "b"],
-        [[0, 1, 1], [0, 0, 255]],
-    ),
+    "255 beside said values": (greys(7, 9, 255), {"mask_values": {7: "a", 9: "b"}}, ["a", "b"],
+                               [[0, 1, 1], [0, 0, 255]]),
     "by number": (greys(5, 128, 200), {"mask_values": {5: 2, 128: 1, 200: 0}}, ["0", "1", "2"], CODED),
-    "an order of one's own": (
-        greys(0, 128, 200),
-        {"mask_values": {0: "a", 128: "b", 200: "c"}, "mask_classes": ["c", "b", "a"]},
-        ["c", "b", "a"],
-        CODED,
-    ),
-    "colours": (
-        colours((0, 0, 0), (128, 64, 128), (0, 0, 142)),
-        {"mask_values": ROAD},
-        ["ground", "car", "road"],
-        [[0, 2, 2], [0, 0, 1]],
-    ),
+    "an order of one's own": (greys(0, 128, 200),
+                              {"mask_values": {0: "a", 128: "b", 200: "c"}, "mask_classes": ["c", "b", "a"]},
+                              ["c", "b", "a"], CODED),
+    "colours": (colours((0, 0, 0), (128, 64, 128), (0, 0, 142)), {"mask_values": ROAD}, ["ground", "car", "road"],
+                [[0, 2, 2], [0, 0, 1]]),
     "palette by number": (palette, {}, ["0", "1", "2"], IN_ORDER),
     "palette by colour": (palette, {"mask_values": ROAD}, ["ground", "car", "road"], [[0, 2, 2], [0, 0, 1]]),
     "grey saved as RGB": (colours((0,) * 3, (1,) * 3, (2,) * 3), {}, ["0", "1", "2"], IN_ORDER),
-    "grey saved as opaque RGBA": (
-        colours((0, 0, 0, 255), (1, 1, 1, 255), (2, 2, 2, 255)),
-        {},
-        ["0", "1", "2"],
-        IN_ORDER,
-    ),
-    "16 bits": (
-        greys(0, 1000, 60000, mode="I;16"),
-        {"mask_values": {0: "a", 1000: "b", 60000: "c"}},
-        ["a", "b", "c"],
-        IN_ORDER,
-    ),
-}
+    "grey saved as opaque RGBA": (colours((0, 0, 0, 255), (1, 1, 1, 255), (2, 2, 2, 255)), {}, ["0", "1", "2"],
+                                  IN_ORDER),
+    "16 bits": (greys(0, 1000, 60000, mode="I;16"), {"mask_values": {0: "a", 1000: "b", 60000: "c"}}, ["a", "b", "c"],
+                IN_ORDER),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("mask", "fields", "names", "expected"), READ.values(), ids=READ)
@@ -139,32 +112,20 @@ def test_one_judged_class_is_refused(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[np.ndarray], Image.Image], dict[str, Any], str]] = {
-    "values without a meaning": (
-        greys(0, 128, 200),
-        {},
-        r"; or say what they mean with data.mask_values=\{0: NAME, 128: NAME",
-    ),
+    "values without a meaning": (greys(0, 128, 200), {},
+                                 r"; or say what they mean with data.mask_values=\{0: NAME, 128: NAME"),
     "colours without a meaning": (
         colours((0, 0, 0), (128, 64, 128), (0, 0, 142)),
         {},
         r"colours; say what they mean with data.mask_values=\{0 0 0: NAME, 0 0 142: NAME, 128 64 128: NAME\}",
     ),
-    "an unknown value": (
-        greys(0, 128, 200),
-        {"mask_values": {0: "a", 128: "b"}},
-        r"has value 200, which data.mask_val",
-    ),
-    "an unknown colour": (
-        colours((0, 0, 0), (1, 2, 3), (9, 9, 8)),
-        {"mask_values": {"0 0 0": "a", "1 2 3": "b"}},
-        r"has colour 9 9 8, which data.mask_values does not name",
-    ),
-    "transparent": (
-        colours((0, 0, 0, 0), (1, 1, 1, 255), (2, 2, 2, 255)),
-        {},
-        r"has pixels of mode RGBA with transparency;",
-    ),
-}
+    "an unknown value": (greys(0, 128, 200), {"mask_values": {0: "a", 128: "b"}},
+                         r"has value 200, which data.mask_val"),
+    "an unknown colour": (colours((0, 0, 0), (1, 2, 3), (9, 9, 8)), {"mask_values": {"0 0 0": "a", "1 2 3": "b"}},
+                          r"has colour 9 9 8, which data.mask_values does not name"),
+    "transparent": (colours((0, 0, 0, 0), (1, 1, 1, 255), (2, 2, 2, 255)), {},
+                    r"has pixels of mode RGBA with transparency;"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("mask", "fields", "message"), REFUSED.values(), ids=REFUSED)

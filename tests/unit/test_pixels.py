@@ -113,16 +113,11 @@ COLOURS: dict[str, tuple[bytes | Image.Image, list[Any]]] = {
     "P of RGBA": (palette("RGBA", (255, 0, 0, 255), (0, 0, 0, 128)), [[255, 0, 0], [127] * 3]),
     "GIF": (saved(palette("RGB", RED, (0, 0, 7)), "GIF", transparency=1), [[255, 0, 0], [255] * 3]),
     "L with a clear grey": (saved(grey(0, 128), transparency=128), [[0] * 3, [255] * 3]),
-    "RGB with a clear colour": (
-        saved(rgba((1, 2, 3), (4, 5, 6), mode="RGB"), transparency=(1, 2, 3)),
-        [[255] * 3, [4, 5, 6]],
-    ),
+    "RGB with a clear colour": (saved(rgba((1, 2, 3), (4, 5, 6), mode="RGB"), transparency=(1, 2, 3)),
+                                [[255] * 3, [4, 5, 6]]),
     "2 bits with a clear grey": (png(2, 0, b"\x1b", 4, TRANSPARENT), [[0] * 3, [255] * 3, [170] * 3, [255] * 3]),
     "1 bit with black clear": (png(1, 0, b"\x40", 2, (b"tRNS", b"\0\0")), [[255] * 3, [255] * 3]),
-    "16 bits with a clear grey": (
-        png(16, 0, b"\x80\0\0\x80", 2, (b"tRNS", b"\x80\0")),
-        [[255] * 3, [0] * 3],
-    ),
+    "16 bits with a clear grey": (png(16, 0, b"\x80\0\0\x80", 2, (b"tRNS", b"\x80\0")), [[255] * 3, [0] * 3]),
     "16-bit RGB with a clear colour": (
         png(16, 2, b"\x12\x34\0\0\0\0\x56\x78\0\0\0\0", 2, (b"tRNS", b"\x12\x34\0\0\0\0")),
         [[255] * 3, [0x56, 0, 0]],
@@ -133,7 +128,7 @@ COLOURS: dict[str, tuple[bytes | Image.Image, list[Any]]] = {
     "YCbCr": (rgba((128, 128, 128), (255, 128, 128), mode="YCbCr"), [[128] * 3, [255] * 3]),
     "HSV": (rgba((0, 255, 255), (0, 0, 77), mode="HSV"), [[255, 0, 0], [77] * 3]),
     "LAB": (rgba((128, 0, 0), mode="LAB"), [[119] * 3]),  # L* 50.2: Y is ((50.2 + 16) / 116)^3 = 0.186, sRGB 0.468
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "expected"), COLOURS.values(), ids=COLOURS)
@@ -177,20 +172,14 @@ def test_black_and_white_can_be_said(content: bytes, given: tuple[float, float],
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            saved(grey(-7, 900, dtype=np.int32), "TIFF"),
-            r"image a has pixels from -7 to 900 and does not say which are bl",
-        ),
-        (
-            saved(grey(0, 1.5, dtype=np.float32), "TIFF"),
-            r"image a has pixels from 0 to 1.5 .*; set data.pixel_range=\[",
-        ),
-        (
-            saved(grey(0, np.nan, dtype=np.float32), "TIFF"),
-            r"cannot be decoded \(.*pixels that are no finite numbers\)",
-        ),
+        (saved(grey(-7, 900, dtype=np.int32), "TIFF"),
+         r"image a has pixels from -7 to 900 and does not say which are bl"),
+        (saved(grey(0, 1.5, dtype=np.float32), "TIFF"),
+         r"image a has pixels from 0 to 1.5 .*; set data.pixel_range=\["),
+        (saved(grey(0, np.nan, dtype=np.float32), "TIFF"),
+         r"cannot be decoded \(.*pixels that are no finite numbers\)"),
     ],
-)
+)  # fmt: skip
 def test_pixels_without_a_meaning_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         of(content)

@@ -97,62 +97,34 @@ def as_jpeg(root: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
-    "image without mask": (
-        lambda root: (root / "masks/train/03.png").unlink(),
-        {},
-        r"image images/train/03.png has no mask masks/train/03.png",
-    ),
-    "mask without image": (
-        lambda root: (root / "images/val/01.png").unlink(),
-        {},
-        r"mask masks/val/01.png has no image images/val/01.jpg",
-    ),
-    "other size": (
-        lambda root: grey(root / "masks/train/02.png", np.zeros((12, 8))),
-        {},
-        r"mask masks/train/02.png has 8 x 12 pixels, but its image has 12 x 8",
-    ),
+    "image without mask": (lambda root: (root / "masks/train/03.png").unlink(), {},
+                           r"image images/train/03.png has no mask masks/train/03.png"),
+    "mask without image": (lambda root: (root / "images/val/01.png").unlink(), {},
+                           r"mask masks/val/01.png has no image images/val/01.jpg"),
+    "other size": (lambda root: grey(root / "masks/train/02.png", np.zeros((12, 8))), {},
+                   r"mask masks/train/02.png has 8 x 12 pixels, but its image has 12 x 8"),
     "value beyond": (
         lambda root: grey(root / "masks/val/02.png", np.full((8, 12), 7)),
         {},
         r"mask masks/val/02.png has value 7, but there are 3 classes \(0 to 2\); set data.mask_classes, or data.ign",
     ),
-    "undecodable mask": (
-        lambda root: (root / "masks/train/05.png").write_bytes(b"\x89PNG\r\n\x1a\n no"),
-        {},
-        r"mask masks/train/05.png cannot be decoded",
-    ),
-    "undecodable image": (
-        lambda root: (root / "images/train/05.png").write_bytes(b"no"),
-        {},
-        r"1 of 12 images cannot be decoded, the first is images/train/05.png",
-    ),
+    "undecodable mask": (lambda root: (root / "masks/train/05.png").write_bytes(b"\x89PNG\r\n\x1a\n no"), {},
+                         r"mask masks/train/05.png cannot be decoded"),
+    "undecodable image": (lambda root: (root / "images/train/05.png").write_bytes(b"no"), {},
+                          r"1 of 12 images cannot be decoded, the first is images/train/05.png"),
     "colours": (
         lambda root: Image.new("RGB", (12, 8), (9, 0, 0)).save(root / "masks/val/00.png"),
         {"mask_classes": 3},
         r"mask masks/val/00.png has colour 9 0 0; say what they mean with data.mask_values=\{9 0 0: NAME\}, null for",
     ),
-    "jpeg masks": (
-        as_jpeg,
-        {},
-        r"mask masks/train/\d\d.jpg is a JPEG, which changes values; a mask is a PNG or ano",
-    ),
-    "two of a name": (
-        lambda root: shutil.copy(root / "images/train/00.png", root / "images/train/00.jpg"),
-        {},
-        r"have the same name",
-    ),
+    "jpeg masks": (as_jpeg, {}, r"mask masks/train/\d\d.jpg is a JPEG, which changes values; a mask is a PNG or ano"),
+    "two of a name": (lambda root: shutil.copy(root / "images/train/00.png", root / "images/train/00.jpg"), {},
+                      r"have the same name"),
     "no such split": (lambda root: None, {"val_split": "test"}, r"no split 'test'; found: train, val"),
-    "no training masks": (
-        lambda root: [shutil.rmtree(root / kind / "train") for kind in ("images", "masks")],
-        {},
-        r"no split 'train'; found: val",
-    ),
-    "training masks alone missing": (
-        lambda root: shutil.rmtree(root / "masks/train"),
-        {},
-        r"image images/train/00.png has no mask masks/train/00.png$",
-    ),
+    "no training masks": (lambda root: [shutil.rmtree(root / kind / "train") for kind in ("images", "masks")], {},
+                          r"no split 'train'; found: val"),
+    "training masks alone missing": (lambda root: shutil.rmtree(root / "masks/train"), {},
+                                     r"image images/train/00.png has no mask masks/train/00.png$"),
     "one class": (one_shade, {}, r"all pixels .* have value 0, or the ignored 255; a segmenter needs two classes"),
     "nothing labelled": (unlabelled, {}, r"all pixels of the training masks have the ignored value 255"),
     "nothing labelled to learn": (
@@ -170,13 +142,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {"ignore_index": 3},
         r"have value 255 but not 4, so .*; set data.ignore_index=255 if that means unlabelled \(it is 3\), or data.",
     ),
-    "a gap": (
-        gap,
-        {},
-        r"the training masks have value 4 but not 3, so the number of classes cannot be told; set",
-    ),
+    "a gap": (gap, {}, r"the training masks have value 4 but not 3, so the number of classes cannot be told; set"),
     "a crop": (lambda root: None, {"crop_pct": 0.9}, r"masks are judged on the whole image; leave data.crop_pct out"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("spoil", "fields", "message"), REFUSED.values(), ids=REFUSED)

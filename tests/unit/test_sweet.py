@@ -98,24 +98,16 @@ def test_a_gene_is_saved_planned_and_expanded(tmp_path: Path, cli: CLI) -> None:
     ("settings", "auxiliary", "changes", "line"),
     [
         ({"ranks": [2, 8]}, {}, {}, "sweet: ranks must be one number or three, not [2, 8]"),
-        (
-            {"ranks": [2, 4, 8]},
-            {},
-            {},
-            "sweet: a core of 4 rows or columns is too small for heads of 8 and embed_dim 16",
-        ),
-        (
-            {"ranks": [2, 8, 17]},
-            {},
-            {},
-            "sweet: a core of 17 rows or columns is too large for heads of 8 and embed_dim",
-        ),
+        ({"ranks": [2, 4, 8]}, {}, {},
+         "sweet: a core of 4 rows or columns is too small for heads of 8 and embed_dim 16"),
+        ({"ranks": [2, 8, 17]}, {}, {},
+         "sweet: a core of 17 rows or columns is too large for heads of 8 and embed_dim"),
         ({}, {"mlp_ratio": 1.5}, {}, "sweet: slices are as wide as the model, so mlp_ratio 1.5 must be whole"),
         ({}, {}, {"embed_dim": 24, "num_heads": 3}, "sweet: the factors of this gene have 16 rows, too few for"),
         ({}, {}, {"num_heads": 4}, "sweet: heads are kept whole, so embed_dim / num_heads must be 8, not 4"),
         ({}, {}, {"mlp_ratio": 1.0}, "shape: this gene has mlp_ratio 2.0, not 1.0"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_made_is_refused(
     settings: dict[str, Any], auxiliary: dict[str, Any], changes: dict[str, Any], line: str
 ) -> None:

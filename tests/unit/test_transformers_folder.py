@@ -205,19 +205,15 @@ PREPARED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as it says": (RGB, {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}),
     "Pillow's number": (RGB | {"resample": 3}, {"interpolation": "bicubic"}),
     "not normalised": (RGB | {"do_normalize": False}, {"mean": [0.0] * 3, "std": [1.0] * 3}),
-    "values from 0 to 255": (
-        {"image_mean": [51.0] * 3, "image_std": [255.0] * 3, "do_rescale": False},
-        {"mean": [0.2] * 3, "std": [1.0] * 3},
-    ),
-    "values from 0 to 2": (
-        {"image_mean": [1.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 2 / 255},
-        {"mean": [0.5] * 3, "std": [0.5] * 3},
-    ),
+    "values from 0 to 255": ({"image_mean": [51.0] * 3, "image_std": [255.0] * 3, "do_rescale": False},
+                             {"mean": [0.2] * 3, "std": [1.0] * 3}),
+    "values from 0 to 2": ({"image_mean": [1.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 2 / 255},
+                           {"mean": [0.5] * 3, "std": [0.5] * 3}),
     "centre": (SIZES, {"crop_pct": 0.5}),
     "centre, shortest edge": (SIZES | {"size": {"shortest_edge": 10}}, {"crop_pct": 0.8}),
     "centre, numbers": (SIZES | {"size": 10, "crop_size": 8}, {"crop_pct": 0.8}),
     "whole": (SIZES | {"do_center_crop": False}, {"crop_pct": 1.0}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "expected"), PREPARED.values(), ids=PREPARED)

@@ -147,11 +147,8 @@ VALUES: dict[str, tuple[list[ResultRow], dict[str, Any], tuple[float, ...]]] = {
         {"agreement": True, **LESS_B},
         (1 / 3, 1 / 3, 1),
     ),
-    "opposite searches": (
-        [*seeds("a", 1, 1, 1, choices=(1, 0)), *seeds("b", 2, 2, 2, choices=(0, 1))],
-        {"agreement": True, **LESS_B},
-        (-1, -1, -1),
-    ),
+    "opposite searches": ([*seeds("a", 1, 1, 1, choices=(1, 0)), *seeds("b", 2, 2, 2, choices=(0, 1))],
+                          {"agreement": True, **LESS_B}, (-1, -1, -1)),
 }  # fmt: skip
 
 
@@ -184,21 +181,12 @@ UNDEFINED = "seed 0: the statistic is not defined"
 MISSING: dict[str, tuple[list[ResultRow], dict[str, Any], str]] = {
     "no results": ([], {}, "no results"),
     "none of this side": (seeds("b", 1, 2, 3), {}, "seed 0: 0 results"),
-    "a seed of one side": (
-        seeds("a", 9, 9, 9, 9) + seeds("b", 1, 1, 1),
-        LESS_B,
-        "seed 3: 1 results of one side, 0 of the other, not the same cells",
-    ),
-    "a seed of the other": (
-        seeds("a", 9, 9) + seeds("b", 1, 1, 1),
-        LESS_B,
-        "seed 2: 0 results of one side, 1 of the other, not the same cells",
-    ),
-    "other depths": (
-        seeds("a", 9, 9, 9, depth=12) + seeds("b", 1, 1, 1, depth=4),
-        {**TWO_DEPTHS, "minus": [{"contender": "b", "shape": ["d4", "d12"]}]},
-        "not the same cells",
-    ),
+    "a seed of one side": (seeds("a", 9, 9, 9, 9) + seeds("b", 1, 1, 1), LESS_B,
+                           "seed 3: 1 results of one side, 0 of the other, not the same cells"),
+    "a seed of the other": (seeds("a", 9, 9) + seeds("b", 1, 1, 1), LESS_B,
+                            "seed 2: 0 results of one side, 1 of the other, not the same cells"),
+    "other depths": (seeds("a", 9, 9, 9, depth=12) + seeds("b", 1, 1, 1, depth=4),
+                     {**TWO_DEPTHS, "minus": [{"contender": "b", "shape": ["d4", "d12"]}]}, "not the same cells"),
     "some results of a seed": (seeds("a", 1, 1, 1, 1, depth=4) + seeds("a", 9, 9, 9, depth=12), {}, "seed 3: 1 result"),
     "a slope over a single depth": (seeds("a", 1, 2, 3), {"slope": True}, UNDEFINED),
     "a share of nothing": (seeds("a", 1, 1, 1) + seeds("b", 0, 0, 0), {"relative": True, **LESS_B}, UNDEFINED),
