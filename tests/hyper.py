@@ -85,12 +85,7 @@ def train_fields(ancestry: Path | str | None, images: Path, out: Path | str, /, 
 
 
 def tune_fields(
-    gene: Path | str | None,
-    ancestry: Path | str | None,
-    tasks: Mapping[str, Path],
-    out: Path | str,
-    /,
-    **changes: Any,
+    gene: Path | str | None, ancestry: Path | str | None, tasks: Mapping[str, Path], out: Path | str, /, **changes: Any
 ) -> dict[str, Any]:
     """A recipe of stage 2 that runs in about a second."""
     fields: dict[str, Any] = {

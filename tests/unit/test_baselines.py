@@ -254,9 +254,7 @@ def subcloned(shape: ViTShape, magnitudes: dict[str, Tensor] | None = None) -> t
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"class_token": True}, {"ending": "official"}, {"num_heads": 4, "mlp_ratio": 2.7}],
-    ids=str,
+    "changes", [{}, {"class_token": True}, {"ending": "official"}, {"num_heads": 4, "mlp_ratio": 2.7}], ids=str
 )
 def test_at_full_size_the_reordered_model_computes_what_the_ancestry_did(changes: dict[str, Any]) -> None:
     shape = pico_shape(**changes)

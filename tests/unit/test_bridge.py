@@ -173,10 +173,7 @@ def test_a_damaged_bridge_is_refused(images: Path, tmp_path: Path) -> None:
     gene.save(tmp_path / "whole.safetensors")
     for wrong, message in [
         ({"width": 8}, "'bridge' must say its teacher and its width"),
-        (
-            {**gene.metadata["bridge"], "width": 9},
-            r"tensor 'bridge.bias' has shape \(8,\), but should have \(9,\)",
-        ),
+        ({**gene.metadata["bridge"], "width": 9}, r"tensor 'bridge.bias' has shape \(8,\), but should have \(9,\)"),
     ]:
         gene.metadata["bridge"] = wrong
         with pytest.raises(LearngeneError, match=message):

@@ -15,13 +15,7 @@ from comparisons import compare_fields, contents, written
 from learngene.comparing.cells import lay_out_declared
 from learngene.comparing.claims.estimate import estimate
 from learngene.comparing.claims.exact import EXACT_TESTS
-from learngene.comparing.claims.groups import (
-    PAPERS,
-    ClaimGroup,
-    Filter,
-    comparison_of,
-    load_claims,
-)
+from learngene.comparing.claims.groups import PAPERS, ClaimGroup, Filter, comparison_of, load_claims
 from learngene.comparing.claims.verdict_file import VerdictFile
 from learngene.comparing.jobs import Cell, Comparison
 from learngene.recipe.one_line_faults import validated

@@ -96,8 +96,7 @@ PREFIXES = ["data/", "", "./data/", "decathlon-1.0/data/"]
 
 
 @pytest.mark.parametrize(
-    ("images", "prefix"),
-    [(place, PREFIXES[(at + more) % 4]) for at, place in enumerate(PLACES) for more in (0, 1)],
+    ("images", "prefix"), [(place, PREFIXES[(at + more) % 4]) for at, place in enumerate(PLACES) for more in (0, 1)]
 )
 def test_images_are_found_wherever_they_were_unpacked(
     images: str, prefix: str, decathlon: Path, tmp_path: Path

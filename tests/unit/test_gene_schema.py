@@ -78,9 +78,7 @@ def test_a_gene_of_features_fits_the_schema(images: Path, ancestry_folder: Path,
 
 
 @pytest.mark.parametrize(
-    ("method", "pool"),
-    [("pool", {"points": [1, 1], "tune": {"epochs": 1}}), ("sn-net", None)],
-    ids=["pool", "sn-net"],
+    ("method", "pool"), [("pool", {"points": [1, 1], "tune": {"epochs": 1}}), ("sn-net", None)], ids=["pool", "sn-net"]
 )
 def test_a_pool_fits_the_schema(
     method: str, pool: dict[str, Any] | None, images: Path, ancestry_folder: Path, tmp_path: Path

@@ -167,10 +167,7 @@ def entries() -> list[Entry]:
     for model, printed in (("Ti", "3.0"), ("S", "11.3")):
         total = sum(vit(model, 6, classes).params() for classes in SIX_SETS)
         add("TLEG 2", f"Des-{model}", 6, "Params", printed, Fraction(total, len(SIX_SETS)))
-    for model, pre_fin, he_lg, share, mini in (
-        ("Ti", "2.9", "1.4", "0.6", "2.8"),
-        ("S", "11.0", "5.3", "2.1", "11.0"),
-    ):
+    for model, pre_fin, he_lg, share, mini in (("Ti", "2.9", "1.4", "0.6", "2.8"), ("S", "11.0", "5.3", "2.1", "11.0")):
         shape, layer = vit(model, 6), vit(model, 6).layer_size()
         final_norm = 2 * shape.embed_dim
         add("TLEG 2", "Pre-Fin(U)", 6, f"S-Params {model}", pre_fin, 6 * layer + stem(model) + final_norm)

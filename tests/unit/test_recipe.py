@@ -146,8 +146,7 @@ def test_training_presets(preset: str, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "expected"),
-    [("deit", (0.8, 1.0, 0.25, 3)), ("light", (0.0, 0.0, 0.0, 1)), ("none", (0.0, 0.0, 0.0, 1))],
+    ("preset", "expected"), [("deit", (0.8, 1.0, 0.25, 3)), ("light", (0.0, 0.0, 0.0, 1)), ("none", (0.0, 0.0, 0.0, 1))]
 )
 def test_augmentation_presets(preset: str, expected: tuple[float, ...]) -> None:
     augment = build_recipe({**FINETUNE, "train": {"augment": {"preset": preset}}}).train.augment
@@ -327,8 +326,7 @@ def test_an_ancestry_may_be_left_out_only_where_nothing_is_distilled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),
-    [("vanilla-lg", "its gene is made by `learngene extract`"), ("scratch", "it needs no gene")],
+    ("name", "how"), [("vanilla-lg", "its gene is made by `learngene extract`"), ("scratch", "it needs no gene")]
 )
 def test_a_method_that_is_not_trained_is_refused(name: str, how: str) -> None:
     with pytest.raises(RecipeError, match=f"method {name} is not trained: {how}"):

@@ -15,15 +15,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from learngene import (
-    Ancestry,
-    StitchedShape,
-    condense,
-    finetune,
-    load_descendant,
-    save_descendant,
-    segment,
-)
+from learngene import Ancestry, StitchedShape, condense, finetune, load_descendant, save_descendant, segment
 from learngene.vits.segment import Segment
 from pico import FAST, batch
 from pools import POOLS, pool

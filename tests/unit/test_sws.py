@@ -97,11 +97,7 @@ def test_depth_16_is_as_trained_unless_an_order_is_named() -> None:
     assert len({tuple(PAPER.stage_of_layer(10, assign="random", assign_seed=seed)) for seed in range(20)}) > 10
 
 
-@given(
-    stages=st.lists(st.integers(1, 5), min_size=1, max_size=7),
-    more=st.integers(0, 20),
-    data=st.data(),
-)
+@given(stages=st.lists(st.integers(1, 5), min_size=1, max_size=7), more=st.integers(0, 20), data=st.data())
 def test_every_stage_is_used_in_place_and_evenly(stages: list[int], more: int, data: st.DataObject) -> None:
     kind, count = SWS(tuple(stages)), len(stages)
     order = data.draw(st.permutations(range(count)))
