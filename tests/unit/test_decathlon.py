@@ -175,15 +175,6 @@ def test_without_a_root_a_folder_of_that_name_is_a_folder(
 # -- what is done with it ----------------------------------------------------------------------------------
 
 
-def test_a_model_learns_and_is_judged_on_it(decathlon: Path) -> None:
-    model = lg.scratch(pico_shape(depth=2), seed=1)
-    data = {"source": "decathlon/aircraft", "root": str(decathlon), "workers": 0}
-    result = lg.finetune(model, data=data, show=False, **{**FAST, "epochs": 6})
-    assert result.final.top1 > 60
-    score = lg.evaluate(model, data)
-    assert (score.images, score.top1) == (12, result.final.top1)
-
-
 def test_commands_run_on_it(decathlon: Path, cli: CLI, refused: Callable[..., str], tmp_path: Path) -> None:
     gene = lg.condense(
         lg.Ancestry(lg.scratch(pico_shape(depth=2), seed=1)),

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from jsonschema import Draft202012Validator
-from safetensors.torch import load_file, save_file
 
 import learngene
 from learngene import Ancestry
-from learngene.genes.gene_file import check_metadata, read_header
+from learngene.genes.gene_file import check_metadata
 from learngene.genes.metadata_schema import gene_schema
 from learngene.making.condense import run
 from learngene.making.extract import extract
@@ -353,59 +351,3 @@ def test_the_schema_refuses_what_is_wrong(key: str, value: Any, metadata: dict[s
 @pytest.mark.parametrize("key", ["version", "method", "settings", "shape", "digest"])
 def test_the_schema_requires_what_a_reader_needs(key: str, metadata: dict[str, Any]) -> None:
     assert f"'{key}' is a required property" in faults({k: v for k, v in metadata.items() if k != key})
-
-
-# -- the tensors of the methods ----------------------------------------------------------------------------
-
-Tensors = dict[str, torch.Tensor]
-
-
-def without(name: str) -> Callable[[dict[str, Any], Tensors], object]:
-    return lambda _, tensors: tensors.pop(name)
-
-
-def with_extra(name: str, *size: int) -> Callable[[dict[str, Any], Tensors], object]:
-    return lambda _, tensors: tensors.update({name: torch.zeros(size)})
-
-
-def with_setting(**settings: Any) -> Callable[[dict[str, Any], Tensors], object]:
-    return lambda metadata, _: metadata["settings"].update(settings)
-
-
-LSAMD, MINI, POOL, SN_NET = {"layers": (1, 3)}, {"blocks": 2}, {"rows": [8, 16]}, {"rows": [[8, 2, 1], 16]}
-MISFITS: list[tuple[str, dict[str, Any], Callable[[dict[str, Any], Tensors], object], str]] = [
-    ("vanilla-lg", {"stem": True}, without("pos_embed"), "tensor 'pos_embed' is missing"),
-    ("vanilla-lg", {}, with_setting(last=2), "unexpected tensor 'layer1."),
-    ("lsamd", LSAMD, with_extra("head.bias", 3), "unexpected tensor 'head."),
-    ("lsamd", LSAMD, with_setting(layers=[1, 2]), "'layer1.norm1.weight' is miss"),
-    ("lsamd", LSAMD, with_setting(layers=[3, 1]), "out of order"),
-    ("lsamd", LSAMD, with_setting(layers=[1, 5]), "there is no block 5"),
-    ("lsamd", LSAMD, with_setting(stem=False), "unexpected tensor '"),
-    ("weight-selection", {}, with_setting(head=False), "unexpected tensor 'head."),
-    ("share-init", {}, with_extra("shared1.norm1.bias", 16), "unexpected tensor 'shared1."),
-    ("mini-init", MINI, without("layer3.attn.position"), "'layer3.attn.position' is missing"),
-    ("mini-init", MINI, with_extra("block0.norm1.bias", 16), "unexpected tensor"),
-    ("mini-init", MINI, with_extra("layer0.attn.position", 8, 50), "has shape"),
-    ("mini-init", MINI, with_setting(blocks=3), "not a multiple of the 3 shared"),
-    ("scratch", {}, with_extra("pos_embed", 1, 4, 16), "unexpected tensor 'pos_embed'"),
-    ("pool", POOL, without("stitch.0.1.2.bias"), "tensor 'stitch.0.1.2.bias' is missing"),
-    ("pool", POOL, with_extra("stitch.0.1.3.bias", 16), "unexpected tensor 'stitch.0.1.3.bias'"),
-    ("pool", POOL, with_setting(direction="down"), "'stitch.1.0.0.weight' is miss"),
-    ("pool", POOL, with_setting(rows=[8, 12, 16]), "cannot have heads of 8"),
-    ("sn-net", SN_NET, without("row0.blocks.1.norm1.bias"), "norm1.bias' is missing"),
-    ("sn-net", SN_NET, with_setting(rows=[[8, 1, 1], 16]), "unexpected tensor 'row0.blocks.1."),
-    ("sn-net", SN_NET, lambda m, _: m["shape"].update(embed_dim=24, num_heads=3), "the last row must be the auxil"),
-    ("pre-fin", {}, without("layer2.mlp.fc2.bias"), "tensor 'layer2.mlp.fc2.bias' is missing"),
-]
-
-
-@pytest.mark.parametrize(("name", "settings", "change", "message"), MISFITS)
-def test_a_file_with_other_tensors_than_its_method_has_is_refused(
-    name: str, settings: dict[str, Any], change: Callable[..., object], message: str, tmp_path: Path
-) -> None:
-    pico_gene(name, settings).save(tmp_path / "g.safetensors")
-    metadata, tensors = read_header(tmp_path / "g.safetensors").metadata, load_file(tmp_path / "g.safetensors")
-    change(metadata, tensors)
-    save_file(tensors, tmp_path / "other.safetensors", {"learngene": json.dumps(metadata)})
-    with pytest.raises(GeneFileError, match=message):
-        learngene.load(tmp_path / "other.safetensors")

@@ -175,10 +175,6 @@ def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
-def one_class(path: Path) -> Path:
-    return make_images(path / "images", classes=("red",))
-
-
 def without_split(name: str) -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         folder = make_images(path / "images")
@@ -236,23 +232,12 @@ def camvid(path: Path) -> Path:
     return path / "camvid"
 
 
-def different_classes(path: Path) -> Path:
-    folder = make_images(path / "images")
-    (folder / "val" / "red").rename(folder / "val" / "rot")
-    return folder
-
-
 REFUSED: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "empty folder": (empty_folder, r"no images in SPLIT/CLASS/ folders; expected train/<class>/ and val/<class>/"),
     "images without folders": (flat_folder, r"no images in SPLIT/CLASS/ folders"),
     "classes without splits": (class_folders_only, r"no (images in|split)"),
-    "one class": (one_class, r"the split 'train' has one class \(red\); a classifier needs two"),
     "no train": (without_split("train"), r"no split 'train'; found: val"),
     "no val": (without_split("val"), r"no split 'val'; found: train"),
-    "different classes": (
-        different_classes,
-        r"a class is in the validation images only: 'rot' is none of blue, green, red",
-    ),
     "text file": (text_file, r"images.txt: a file that is no tar; give a folder or a tar"),
     "zip": (zip_file, r"a.zip: a file that is no tar; give a folder or a tar"),
     "damaged tar": (damaged_tar("w"), r"i.tar: the tar is damaged or truncated"),

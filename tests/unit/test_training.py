@@ -332,17 +332,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     assert json.loads((tmp_path / "run" / "result.json").read_text())["error"] is None
 
 
-@pytest.mark.parametrize(
-    ("train", "error", "message"),
-    [
-        ({"lr": 1e30}, TrainingDivergedError, r"the loss became \S+ in epoch \d+, step \d+; lower train.lr"),
-        ({"optimizer": "adamx"}, LearngeneError, "unknown optimizer 'adamx'; did you mean 'adam"),
-    ],
-    ids=str,
-)
-def test_what_cannot_train_is_named(train: dict[str, Any], error: type[Exception], message: str, images: Path) -> None:
-    with pytest.raises(error, match=message):
-        tuned(images, **train)
+def test_a_training_that_diverges_says_what_to_lower(images: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match=r"the loss became \S+ in epoch \d+, step \d+; lower train.lr"):
+        tuned(images, lr=1e30)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "poly"])
