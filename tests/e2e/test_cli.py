@@ -1,7 +1,5 @@
 """The command line from end to end on tiny images, in one process."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """The committed results are still found: keys are what they were, and their rows give the committed verdicts."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

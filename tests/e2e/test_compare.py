@@ -1,7 +1,5 @@
 """Whole comparisons of pico models through the command line, in one process and in several."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

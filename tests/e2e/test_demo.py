@@ -1,7 +1,5 @@
 """The demos in small: 200 digits, one epoch of everything, two shapes, in this process."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

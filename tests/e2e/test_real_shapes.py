@@ -1,7 +1,5 @@
 """The papers' recipes at their real shapes: two steps on four small pictures, with a random LeViT-384 as teacher."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What bad input gets from the command line: one line, exit code 2, nothing half-written."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """``learngene search``: from a ViT and data sets to a gene and its descendants; stopped, shared, selected anew."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Commands stopped from outside and started again; the same run in two processes, and compiled."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The gene against a few lines of plain PyTorch: weights, gradients, and a ViT written by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

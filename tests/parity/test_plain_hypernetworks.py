@@ -1,7 +1,5 @@
 """Graph hypernetworks against a few lines of plain PyTorch: graphs by search, every pair of nodes, whole factors."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import deque

@@ -1,7 +1,5 @@
 """The training loop against forty lines of plain PyTorch: the same images, rates and steps give the same weights."""
 
-from __future__ import annotations
-
 import copy
 import math
 from pathlib import Path

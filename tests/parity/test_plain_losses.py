@@ -1,7 +1,5 @@
 """Losses against the formulas of the papers and of the authors' code, written out in plain PyTorch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

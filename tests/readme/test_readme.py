@@ -1,7 +1,5 @@
 """Every example in the README and in docs/ is run as it stands, on 100 digits, and recipes for two epochs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The ancestry: loaded from anywhere, pinned, frozen, and checked against data and shape."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable

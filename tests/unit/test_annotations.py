@@ -1,7 +1,5 @@
 """Shape annotations are checked while the suite runs: a wrong shape is caught where it enters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Architectures of timm that are no plain ViT: as shapes, genes, descendants and ancestries."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Genes in numpy arrays: what they write is what torch and timm write, byte for byte."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from fractions import Fraction

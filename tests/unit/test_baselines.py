@@ -1,7 +1,5 @@
 """The baselines: which layers each takes, from where, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -1,7 +1,5 @@
 """Batches: a pure function of seed, epoch and step, on any number of processes, parts and loaders."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """The bridge that a gene keeps: descendants in their teacher's space, and images named by texts."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoint files of others: found below any wrapper, loaded into timm's model, and nothing in them is run."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The claims folder at all scales without data, and whole reproductions of a tiny group."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

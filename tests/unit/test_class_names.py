@@ -1,7 +1,5 @@
 """Classes go by their names: whatever the order of folders, of masks' values or of a model's outputs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """What a comparison consists of: keys that depend on all that decides a result and on nothing else, and costs."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Comparisons of genes that learnt a teacher's features, from images without labels, judged on labelled sets."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Comparisons with contenders that are hypernetworks: jobs, keys, costs, and a whole run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

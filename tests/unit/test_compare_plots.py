@@ -1,7 +1,5 @@
 """Plots of comparisons: what is drawn of hand-made rows, and what the cost of several sizes counts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

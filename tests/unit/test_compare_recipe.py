@@ -1,7 +1,5 @@
 """Recipes of comparisons: every name exists, contenders extend each other, and what is wrong is named."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

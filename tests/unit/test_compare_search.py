@@ -1,7 +1,5 @@
 """Comparisons with contenders whose blocks are searched: jobs, keys, costs, and a whole run."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from pathlib import Path

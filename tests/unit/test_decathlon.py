@@ -1,7 +1,5 @@
 """The Visual Domain Decathlon: read from its annotations wherever the images were unpacked, or refused in one line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Chebyshev genes and FINE: layers from functions of depth and from factors that all layers share."""
 
-from __future__ import annotations
-
 from math import sqrt
 from typing import Any
 

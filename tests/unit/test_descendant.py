@@ -1,7 +1,5 @@
 """Descendant folders: what is in them, what stock timm reads, and what is never overwritten."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

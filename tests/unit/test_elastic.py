@@ -1,7 +1,5 @@
 """The elastic model: all paths of a pool in one module, which share one set of parameters."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Expanding: what every method promises of the models it makes."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Extracting: genes read off a trained ViT, what is no plain ViT, and neurons ranked on data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Distances between features, their scales and probes, against values worked out by hand in two dimensions."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

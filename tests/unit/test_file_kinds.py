@@ -1,7 +1,5 @@
 """Which files count: images by content, wherever they lie, and not what programs and systems leave beside them."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

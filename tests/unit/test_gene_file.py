@@ -1,7 +1,5 @@
 """The gene file: what is written is read again, and nothing else is."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """docs/gene.schema.json describes the metadata of real genes, and refuses what readers refuse."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

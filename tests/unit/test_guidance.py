@@ -1,7 +1,5 @@
 """What stage 1 of a hypernetwork minimises, written out: guidance by an ancestry, and the penalty on weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

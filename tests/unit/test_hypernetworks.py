@@ -1,7 +1,5 @@
 """Hypernetworks as genes: their size, what they make of any shape and task, and what is refused."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

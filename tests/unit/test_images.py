@@ -1,7 +1,5 @@
 """Data: folders, tars and digits become labelled images, and what cannot is refused in one line."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import shutil

@@ -1,7 +1,5 @@
 """Which images a model takes, and what becomes of it where the data says another size."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

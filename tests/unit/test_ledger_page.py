@@ -1,7 +1,5 @@
 """The ledger's page and text, from hand-made verdict files."""
 
-from __future__ import annotations
-
 import base64
 import json
 from html.parser import HTMLParser

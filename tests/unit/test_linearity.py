@@ -1,7 +1,5 @@
 """Layers on a line: the projection against numpy, and what is known of exact lines and of random weights."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import astuple
 from pathlib import Path

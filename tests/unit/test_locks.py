@@ -1,7 +1,5 @@
 """Locks of folders: one holder at a time, and none that outlives its process."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

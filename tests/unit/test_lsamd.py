@@ -1,7 +1,5 @@
 """LSAMD: stages of selected blocks, the paper's examples of expansion, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

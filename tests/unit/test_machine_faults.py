@@ -1,7 +1,5 @@
 """What the machine refuses is one line; what is wrong in the program is not."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import json

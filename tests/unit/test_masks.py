@@ -1,7 +1,5 @@
 """Masks as people have them: 0 and 255, a few values, colours, palettes, of turned images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Mini-Init: the auxiliary model against Mini-DeiT written out in plain PyTorch, and what a descendant takes of it."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

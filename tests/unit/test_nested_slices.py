@@ -1,7 +1,5 @@
 """Nested slices: smaller models are the front of the gene's one ViT."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The sizes that TLEG, SWS, LSAMD and Learngene Pool print in tables, from shapes alone, as precisely as printed."""
 
-from __future__ import annotations
-
 import math
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction

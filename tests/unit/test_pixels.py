@@ -1,7 +1,5 @@
 """Pixels: whatever Pillow opens becomes upright 8-bit colour or grey; expected values are worked out by hand."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Rows and paths of Learngene Pool and SN-Net: how many, which, what they are called, and what is refused."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

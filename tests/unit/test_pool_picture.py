@@ -1,7 +1,5 @@
 """The picture of a pool: what is drawn of a gene file's header, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

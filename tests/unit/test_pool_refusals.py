@@ -1,7 +1,5 @@
 """What condensing a pool or an SN-Net refuses, before anything is trained."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

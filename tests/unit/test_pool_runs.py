@@ -1,7 +1,5 @@
 """Whole runs that make a pool or an SN-Net: what they give, share, continue and refuse."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from pathlib import Path

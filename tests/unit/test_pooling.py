@@ -1,7 +1,5 @@
 """How pools are trained, part by part: distilled rows and sampled paths."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

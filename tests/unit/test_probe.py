@@ -1,7 +1,5 @@
 """Frozen features judged by ``eval --knn`` and ``--linear``: of descendants, genes and timm models, headless too."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

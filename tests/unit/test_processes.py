@@ -1,7 +1,5 @@
 """Several processes: what they print, and that none outlives the one that started it."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

@@ -1,7 +1,5 @@
 """Recipes: closed keys, overrides, inheritance, presets, ranges, and errors that name the place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

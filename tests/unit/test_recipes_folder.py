@@ -1,7 +1,5 @@
 """The recipes under ``recipes/``: they load, say what to expect, and match the papers' tables."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from fractions import Fraction

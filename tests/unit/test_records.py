@@ -1,7 +1,5 @@
 """Records: written once, and read only as what they are."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """A run that was stopped, killed or repeated is the run that was not."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

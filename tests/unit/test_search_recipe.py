@@ -1,7 +1,5 @@
 """Recipes of searches: what they refuse, what a data set says for itself, and what decides a path."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Searching: paths, usage and selection, runs in memory and in a folder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

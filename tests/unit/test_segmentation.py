@@ -1,7 +1,5 @@
 """Segmentation: images with masks in, and both into batches."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

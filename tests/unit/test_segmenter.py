@@ -1,7 +1,5 @@
 """Segmenters: models that give every pixel a class, their loss, score, runs and commands."""
 
-from __future__ import annotations
-
 import json
 import math
 import signal

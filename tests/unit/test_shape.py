@@ -1,7 +1,5 @@
 """Shapes: closed forms against the built model, timm's names, and what is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

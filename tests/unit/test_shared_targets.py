@@ -1,7 +1,5 @@
 """What teachers say, shared by all that a comparison trains: the same genes, and no view asked about twice."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

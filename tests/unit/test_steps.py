@@ -1,7 +1,5 @@
 """The one runner: what it makes, in which order, what it waits for, and what a failure takes down."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What stitch layers start from: transformation matrices (TM) or least squares on features (LS)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

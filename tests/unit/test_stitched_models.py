@@ -1,7 +1,5 @@
 """Every path of a pool is an ordinary timm model: trained, saved, loaded by stock timm, a teacher."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Stitched shapes: closed forms against the built model, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

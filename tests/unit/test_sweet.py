@@ -1,7 +1,5 @@
 """SWEET: slices of one core against einsum and by hand, narrower and other depths, both orders, files and refusals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """SWS: which stage feeds which layer, in every order and assignment, and what is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

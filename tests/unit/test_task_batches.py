@@ -1,7 +1,5 @@
 """Batches of several tasks: whose turn it is, each task's own passes, any number of processes and restarts."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

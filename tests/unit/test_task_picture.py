@@ -1,7 +1,5 @@
 """The picture of a hypernetwork's graphs by task, and what the metadata of a tuned gene must hold."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """TLEG: what feeds which layer, with all ablations, and what is refused."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from itertools import chain, combinations
 from typing import Any

@@ -1,7 +1,5 @@
 """What is optional: TensorBoard events, and packages that are missing."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

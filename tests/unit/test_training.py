@@ -1,7 +1,5 @@
 """The training loop: every option does what it says, and a run that was stopped is the run that was not."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 from pathlib import Path

@@ -3,8 +3,6 @@
 The reference is a Vision Transformer in numpy that reads the tensors under the names of transformers.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Training hypernetworks: stage 1 on one data set, stage 2 on several tasks, through the library and the commands."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 from typing import Any

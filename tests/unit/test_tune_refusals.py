@@ -1,7 +1,5 @@
 """What either stage of a hypernetwork refuses, before anything is trained or written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from comparisons import counted_at_the_end
 from hyper import PICO, SHORT, home, token_shape, tune_fields, tuned, written
 from learngene.system.errors import LearngeneError
 from masked import make_masked
-from pico import FAST, make_ancestry, make_images, pico_gene
+from pico import CLI, FAST, make_ancestry, make_images, pico_gene
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Verdicts: the rule against intervals from printed t tables, and exact claims against arithmetic of their own."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """WAVE: Kronecker products against torch.kron and by hand, the rule for other sizes, files and refusals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

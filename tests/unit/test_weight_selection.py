@@ -1,7 +1,5 @@
 """Weight selection: the published rule entry by entry and over whole models, and the rule that respects heads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
