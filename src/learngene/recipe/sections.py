@@ -75,13 +75,14 @@ def _without_removed(given: Any) -> Any:
 
 ShapeChanges = Annotated[dict[str, Any], BeforeValidator(_shape_changes)]
 Number = BeforeValidator(_no_truth)
-"""What else would take true for 1; false is 0, and so off, wherever that is allowed."""
-Positive = Annotated[int, Number, Field(ge=1)]
-Count = Annotated[int, Number, Field(ge=0)]
-Fraction = Annotated[float, Number, Field(ge=0, le=1)]
-Above0 = Annotated[float, Number, Field(gt=0)]
-FractionAbove0 = Annotated[float, Number, Field(gt=0, le=1)]
-AtLeast0 = Annotated[float, Number, Field(ge=0)]
+"""What else would take true for 1; false is 0, and so off, wherever that is allowed. Behind the bounds, which a JSON
+schema would else not know by their names."""
+Positive = Annotated[int, Field(ge=1), Number]
+Count = Annotated[int, Field(ge=0), Number]
+Fraction = Annotated[float, Field(ge=0, le=1), Number]
+Above0 = Annotated[float, Field(gt=0), Number]
+FractionAbove0 = Annotated[float, Field(gt=0, le=1), Number]
+AtLeast0 = Annotated[float, Field(ge=0), Number]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
