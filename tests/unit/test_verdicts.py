@@ -281,6 +281,24 @@ EXACT = {
     ),
     "lets_size": (True, "37.7 M, 15.0 M"),
     "lets_storage": (True, "37.7 M for the gene, 758 M as printed, 20.1 times"),
+    # Three widths at three depths; DeiT-B's own width has three of them. Tiles of 128 fit into every other width.
+    "wave_sizes": (True, "of 9 sizes wave makes 9, tleg makes 3, sws makes 3, vanilla-lg makes 3"),
+    "sweet_core": (
+        True,
+        "1 core, 4 sets of templates; of 12 numbers of heads SWEET makes 12, WAVE with tiles of 128 makes 6",
+    ),
+    # As measured independently of this code; by chance 1 / 12 of 12 layers, 1 / 11 and 3 / 11 of their differences.
+    "real_first_component": (False, "0.22, 0.09 by chance"),
+    "real_matrices": (
+        False,
+        "0.10 of the differences, 0.09 by chance; four Chebyshev terms 0.30, 0.27 by chance; the mean layer has 0.08 "
+        "of the sum of squares, 0.08 by chance; the largest cosine of two layers is 0.007",
+    ),
+    "real_norms": (
+        True,
+        "0.31 of the differences, 0.09 by chance; four Chebyshev terms 0.70, 0.27 by chance; the mean layer has 0.94 "
+        "of the sum of squares, 0.08 by chance; the largest cosine of two layers is 0.997",
+    ),
 }  # fmt: skip
 
 
