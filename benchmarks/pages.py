@@ -8,8 +8,9 @@ writes the picture, and each table between its page's two marks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -120,21 +121,47 @@ def teacher_cost(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"peers": ("docs/foundation.md", five_sizes), "replay": ("docs/teacher-cost.md", teacher_cost)}
-"""The page of a result, and what makes its table."""
+def tal_seeds(cells: Sequence[Mapping[str, Any]]) -> str:
+    """How far TAL's untuned descendants are ahead of others', over all tasks and depths, seed by seed."""
+    others = {"v4": "LoGAH v4", "tal-no-tsl": "TAL without task layers", "tal-no-anc": "TAL without guidance"}
+    untuned = [cell for cell in cells if cell["train"] is None]
+    seeds = sorted({cell["seed"] for cell in untuned if cell["contender"] == "tal"})
+
+    def mean_of(contender: str, seed: int) -> float:
+        mine = [cell for cell in untuned if (cell["contender"], cell["seed"]) == (contender, seed)]
+        assert len(mine) == len({(cell["task"], cell["shape"]["depth"]) for cell in mine}) == 18
+        return fmean(cell["untuned"]["top1"] for cell in mine)
+
+    tal = {seed: mean_of("tal", seed) for seed in seeds}
+    lines = ["| seed | TAL, mean top-1 | " + " | ".join(f"over {text}" for text in others.values()) + " |"]
+    lines.append("|---" * (2 + len(others)) + "|")
+    for seed in seeds:
+        ahead = [f"{tal[seed] - mean_of(name, seed):+.2f}" for name in others]
+        lines.append(f"| {seed} | {tal[seed]:.2f} | " + " | ".join(ahead) + " |")
+    return "\n".join(lines) + "\n"
 
 
-def with_table(name: str) -> str:
+PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "results/benchmarks/peers.json": ("docs/foundation.md", five_sizes),
+    "results/benchmarks/replay.json": ("docs/teacher-cost.md", teacher_cost),
+    "results/laptop/tal-more-seeds": ("docs/tal.md", tal_seeds),
+}
+"""The page of a result, and what makes its table; of a comparison, its cells and those of the ledger."""
+
+
+def with_table(source: str) -> str:
     """A page with its table as the result has it."""
-    page, table = PAGES[name]
-    result = json.loads((ROOT / f"results/benchmarks/{name}.json").read_text())
-    begin = f"<!-- from results/benchmarks/{name}.json -->\n"
+    page, table = PAGES[source]
+    path = ROOT / source
+    cells = path.is_dir() and [*path.glob("cells/*.json"), *path.parent.glob("cells/*.json")]
+    result = [json.loads(cell.read_text()) for cell in cells] if cells else json.loads(path.read_text())
+    begin = f"<!-- from {source} -->\n"
     before, found, rest = (ROOT / page).read_text().partition(begin)
     assert found, f"{page} has no mark {begin}"
     return before + begin + table(result) + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
-    for name, (page, _) in PAGES.items():
-        (ROOT / page).write_text(with_table(name))
+    for source, (page, _) in PAGES.items():
+        (ROOT / page).write_text(with_table(source))
     draw(json.loads((ROOT / "results/benchmarks/peers.json").read_text()), ROOT / "docs/foundation.png")
