@@ -8,6 +8,7 @@ writes the picture, and each table between its page's two marks.
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -141,10 +142,36 @@ def tal_seeds(cells: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def any_size_ideas(result: Mapping[str, Any]) -> str:
+    """Every idea's accuracy, best first: the means over seeds of what was trained and of what was not."""
+    ideas = runpy.run_path(str(ROOT / "benchmarks/any_size_ideas.py"))
+    kinds, names = ("TRAINED", "OTHER"), ("32x4", "96x8", "80x6")
+    rows = []
+    for name, runs in result["ideas"].items():
+        tops = {size: fmean(run["top1"][size] for run in runs.values()) for size in next(iter(runs.values()))["top1"]}
+        groups = [[tops[f"{w}x{d}"] for w, d in ideas[kind] if f"{w}x{d}" in tops] for kind in kinds]
+        means = [fmean(group) if group else None for group in groups]
+        figures = [f"{value:.1f}" if value is not None else "" for value in (*means, *map(tops.get, names))]
+        stored = fmean(run["stored"] for run in runs.values())
+        text = f"| {ideas['IDEAS'][name].text} | {len(runs)} | {stored:,.0f} | " + " | ".join(figures) + " |"
+        rows.append((means[0], text))
+    head = [
+        "idea",
+        "seeds",
+        "stored numbers",
+        "six trained",
+        "four others",
+        *(each.replace("x", " x ") for each in names),
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(text for _, text in sorted(rows, reverse=True))]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results/benchmarks/peers.json": ("docs/foundation.md", five_sizes),
     "results/benchmarks/replay.json": ("docs/teacher-cost.md", teacher_cost),
     "results/laptop/tal-more-seeds": ("docs/tal.md", tal_seeds),
+    "results/any_size_ideas.json": ("docs/any-size-experiments.md", any_size_ideas),
 }
 """The page of a result, and what makes its table; of a comparison, its cells and those of the ledger."""
 

@@ -1,6 +1,7 @@
 """The command line from end to end on tiny images, in one process."""
 
 import json
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -187,6 +188,13 @@ def test_what_the_program_says_of_itself(cli: CLI, argument: str, texts: list[st
     result = cli(argument)
     assert (result.code, result.err) == (0, "")
     assert all(text in result.out for text in texts)
+
+
+def test_the_program_is_also_a_module(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["learngene", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("learngene", run_name="__main__")
+    assert (end.value.code, capsys.readouterr().out) == (0, f"learngene {learngene.__version__}\n")
 
 
 def test_latency_limits_a_plan(cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ def anchors(document: Path) -> set[str]:
 
 
 PAGES = {"benchmarks/peers.json": "foundation.md", "benchmarks/replay.json": "teacher-cost.md",
-         "laptop/tal-more-seeds": "tal.md"}  # fmt: skip
+         "laptop/tal-more-seeds": "tal.md", "any_size_ideas.json": "any-size-experiments.md"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "page"), PAGES.items())
@@ -234,7 +234,12 @@ def test_the_table_is_that_of_the_result(name: str, page: str) -> None:
         assert f"| 3 | {sum(tal) / 18:.2f} | {sum(tal) / 18 - sum(v4) / 18:+.2f} | " in text
         return
     result = json.loads(source.read_text())
-    if "scores" in result:
+    if "ideas" in result:
+        runs = result["ideas"]["wave"].values()
+        six = [run["top1"][size] for run in runs for size in ("32x4", "32x8", "48x6", "64x8", "96x4", "96x8")]
+        row = next(line for line in text.splitlines() if line.startswith("| WAVE, scalers"))
+        assert f" | {sum(six) / len(six):.1f} | " in row
+    elif "scores" in result:
         peer = result["scores"]["peer"]["3"].values()
         assert f"| {sum(score['knn'] for score in peer) / len(peer):.1f}, " in text
     else:

@@ -29,6 +29,7 @@ from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import clear_unfinished, refuse_full_disk, size_in_words, write_file
 from learngene.training.scores import autocast
+from learngene.training.target_keys import difference, flat, read_key
 from learngene.training.target_shards import Collected, DamagedTargetsError, Form, Like, Shard, pixel_prints
 from learngene.training.teacher import Outputs, Teacher
 
@@ -234,17 +235,17 @@ class StoredTargets:
 
     def _refuse_other_key(self) -> None:
         path = self.folder / KEY
-        if path.exists() and (there := _read(path)) != self.key:
-            raise LearngeneError(f"{self.folder} is of other targets: {_difference(there, self.key)}; delete it")
+        if path.exists() and (there := read_key(path)) != self.key:
+            raise LearngeneError(f"{self.folder} is of other targets: {difference(there, self.key)}; delete it")
 
     def _nearest(self) -> str:
         """In which way the stored targets of the folder that are most like these differ."""
-        others = [_flat(_read(path)) for path in self.spec.folder.glob(f"targets-*/{KEY}")]
-        mine = _flat(self.key)
-        if not others or self.key in [_read(path) for path in self.spec.folder.glob(f"targets-*/{KEY}")]:
+        others = [flat(read_key(path)) for path in self.spec.folder.glob(f"targets-*/{KEY}")]
+        mine = flat(self.key)
+        if not others or self.key in [read_key(path) for path in self.spec.folder.glob(f"targets-*/{KEY}")]:
             return ""
         nearest = min(others, key=lambda other: sum(other.get(name) != value for name, value in mine.items()))
-        return f": the stored targets that are most like these have another {_difference(nearest, mine)}"
+        return f": the stored targets that are most like these have another {difference(nearest, mine)}"
 
     # -- reading and asking ----------------------------------------------------------------------------
 
@@ -426,29 +427,3 @@ def _machine(device: torch.device) -> dict[str, Any]:
     here = environment()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else here["processor"]
     return {"device": device.type, "name": name, "machine": here["machine"], "system": here["system"]}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise LearngeneError(f"{path}: is damaged; delete the folder it is in, and its targets are made again")
-    return content
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in content.items():
-        inner = isinstance(value, Mapping) and value
-        out |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return out
-
-
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The first entry in which two keys differ."""
-    one, other = _flat(there), _flat(here)
-    said = [(name, *(found.get(name, "nothing") for found in (one, other))) for name in [*other, *one]]
-    name, theirs, mine = next(each for each in said if each[1] != each[2])
-    return f"{name}: {theirs} there, {mine} here"

@@ -14,7 +14,7 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
 from learngene.vits.known_layouts import Key, arch_layout, refuse_other, tell_layout
@@ -122,8 +122,7 @@ class ShapeBase(metaclass=ABCMeta):
 
     def params(self) -> int:
         """Number of parameters; equals the built model's count exactly."""
-        parts = self.parts
-        outer = self.stem_params() | self.norm_params() | self.head_params()
+        parts, outer = self.parts, self.stem_params() | self.norm_params() | self.head_params()
         layers = sum(part.depth * part.layer_size() for part in parts)
         stitches = sum((a.embed_dim + 1) * b.embed_dim for a, b in itertools.pairwise(parts))
         return sum(map(math.prod, outer.values())) + layers + stitches
@@ -131,7 +130,7 @@ class ShapeBase(metaclass=ABCMeta):
     def params_without_positions(self) -> int:
         """``params`` without class token and position embedding, as LSAMD's Table 2 and SN-Net's code count."""
         stem = self.stem_params()
-        return self.params() - sum(math.prod(stem[name]) for name in ("cls_token", "pos_embed") if name in stem)
+        return self.params() - sum(math.prod(stem[name]) for name in stem.keys() & {"cls_token", "pos_embed"})
 
     # -- multiply-adds -------------------------------------------------------------------------------
 
@@ -223,6 +222,8 @@ class ViTShape(ShapeBase):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ShapeError(f"shape: {name} must be a positive integer, not {value!r}")
+            if value > (most := MAX_DEPTH if name == "depth" else MAX_WIDTH):
+                raise ShapeError(f"shape: {name} {value} is more than {most}; check it for a typing error")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise ShapeError(f"shape: num_classes must be an integer of 0 or more, not {self.num_classes!r}")
         if not isinstance(self.mlp_ratio, (int, float)) or not 0 < self.mlp_ratio < 1e6:
@@ -231,13 +232,8 @@ class ViTShape(ShapeBase):
             raise ShapeError(f"shape: mlp_ratio {self.mlp_ratio} of embed_dim {self.embed_dim} leaves the MLP no width")
         if not isinstance(self.class_token, bool):
             raise ShapeError(f"shape: class_token must be true or false, not {self.class_token!r}")
-        if self.depth > MAX_DEPTH or self.embed_dim > MAX_WIDTH:
-            raise ShapeError(
-                f"shape: {self.depth} layers of width {self.embed_dim} are more than {MAX_DEPTH} layers, or wider than "
-                f"{MAX_WIDTH}; check depth and embed_dim for a typing error"
-            )
         if self.embed_dim % self.num_heads:
-            divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
+            divisors = (h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0)
             close = min(divisors, key=lambda h: abs(h - self.num_heads))
             raise ShapeError(
                 f"shape: embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}; "
@@ -248,12 +244,9 @@ class ViTShape(ShapeBase):
                 f"shape: img_size {self.img_size} is not divisible by patch_size {self.patch_size}; "
                 f"use {self.img_size // self.patch_size * self.patch_size or self.patch_size}"
             )
-        if self.ending not in ("aligned", "official"):
-            raise ShapeError(
-                f"shape: unknown ending '{self.ending}'{nearest(str(self.ending), ['aligned', 'official'])}"
-            )
-        tokens = self.grid_size**2 + int(self.class_token)
-        if tokens > MAX_TOKENS:
+        if self.ending not in get_args(Ending):
+            raise ShapeError(f"shape: unknown ending '{self.ending}'{nearest(str(self.ending), get_args(Ending))}")
+        if (tokens := self.grid_size**2 + int(self.class_token)) > MAX_TOKENS:
             raise ShapeError(
                 f"shape: {tokens} tokens are more than {MAX_TOKENS}; check img_size and patch_size for a typing error"
             )
@@ -428,8 +421,8 @@ class ViTShape(ShapeBase):
         if self.arch:
             return {name: getattr(self, name) for name in self.__slots__ if name in SIZES} | dict(self.arch_args)
         size = {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
-        plain = {} if self.norm_eps == NORM_EPS else {"pre_norm": False}  # which the towers of CLIP have
-        return ShapeBase.timm_kwargs(self) | size | plain
+        # The towers of CLIP have a norm before the layers.
+        return ShapeBase.timm_kwargs(self) | size | ({} if self.norm_eps == NORM_EPS else {"pre_norm": False})
 
     def skeleton(self, **parts: Any) -> VisionTransformer:
         """The timm model of this shape with parameters on the meta device: without memory or initialisation.
@@ -454,5 +447,4 @@ class ViTShape(ShapeBase):
                 return VisionTransformer(**arguments, **parts)
 
     def __str__(self) -> str:
-        arch = f"{self.arch}: " if self.arch else ""
-        return f"{arch}{self.size}, {self._text()}"
+        return (f"{self.arch}: " if self.arch else "") + f"{self.size}, {self._text()}"
