@@ -25,6 +25,7 @@ from learngene.system.errors import DataError, LearngeneError
 from learngene.system.machine_faults import MachineError, machine_fault, machine_faults
 from learngene.training.log import TrainLog
 from learngene.training.optimizer import make_optimizer, refuse_optimizer
+from learngene.training.student import Student
 from pico import CLI, FAST, finetune_fields, pico_shape
 from runs import metrics
 
@@ -168,6 +169,26 @@ def test_a_run_whose_folder_vanishes_ends_with_a_whole_one(
     monkeypatch.undo()
     assert [entry["epoch"] for entry in metrics(tmp_path / "run")] == [1, 2]
     assert "is finished" in cli("check", recipe(images, tmp_path)).out
+
+
+@pytest.mark.parametrize(
+    "vanishes", [(Student, "end"), (Student, "save")], ids=["behind the last state", "before a state"]
+)
+def test_a_run_whose_folder_vanished_can_be_run_again(
+    vanishes: tuple[Any, str], images: Path, tmp_path: Path, cli: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, name = vanishes
+    before = getattr(kind, name)
+
+    def vanishing(self: Any, *given: Any) -> None:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        before(self, *given)
+
+    monkeypatch.setattr(kind, name, vanishing)
+    assert cli("finetune", recipe(images, tmp_path)).code == 0
+    monkeypatch.undo()
+    again = cli("finetune", recipe(images, tmp_path))
+    assert again.code == 0, again.err
 
 
 def test_loader_processes_that_cannot_start_end_in_silence(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from learngene.recipe.loading import TrainingRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.system.records import Record
+from learngene.training.run_folder import mark
 from learngene.training.scores import Accuracy, FeatureScore, Score, score_from
 from learngene.training.stage import TrainResult
 
@@ -48,6 +49,7 @@ def record(recipe: TrainingRecipe, images: Splits, outcome: TrainResult | Learng
     result = outcome if isinstance(outcome, TrainResult) else None
     error = str(outcome) if isinstance(outcome, TrainingDivergedError) else None
     if (result or error) and not _succeeded(recipe.out / NAME):
+        mark(recipe.out, recipe)  # without which the folder would be nobody's, if somebody removed it a moment ago
         _record(recipe, images, result, error).write(recipe.out / NAME)
 
 

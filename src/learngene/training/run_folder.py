@@ -75,7 +75,7 @@ class Progress:
 
 
 def mark(folder: Path, recipe: Section) -> None:
-    """Says whose a folder is that has the run folders of several stages; again if somebody removed it meanwhile."""
+    """Says whose a folder is; again if somebody removed it meanwhile."""
     text = dump_recipe(recipe)
     write_file(folder / MARKER, lambda temporary: temporary.write_text(text))
 
@@ -152,11 +152,13 @@ class RunFolder:
                 f"{path}: the saved state is damaged ({type(error).__name__}); delete it to start this run again"
             ) from None
 
-    def log(self, entry: Mapping[str, Any]) -> None:
-        """Appends one line to ``metrics.jsonl``; the next state says the rest if somebody removed the folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def log(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Appends the last of the completed epochs to ``metrics.jsonl``; all of them if somebody removed the folder."""
+        if not (self.path / MARKER).exists():
+            self._describe(entries)
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entries[-1]) + "\n")
 
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:

@@ -190,7 +190,7 @@ class Student:
         progress.history.append(entry)
         self.log.epoch(entry, parts)
         if self.folder and self.accelerator.is_main_process:
-            self.folder.log(entry)
+            self.folder.log(progress.history)
             if improved:
                 self.save("best.pt")
         if done or progress.epoch % spec.save_every == 0:
