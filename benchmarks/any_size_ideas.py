@@ -119,9 +119,6 @@ class Varied(WAVE):
         return out
 
 
-METHODS[Varied.name] = Varied
-
-
 class Idea(NamedTuple):
     """What is tried.
 
@@ -203,6 +200,7 @@ def main(
     ideas: Annotated[str, typer.Option(help="all by default")] = "",
 ) -> None:
     """Measures what is not in the result yet."""
+    METHODS[Varied.name] = Varied
     for seed in map(int, seeds.split(",")):
         for name in ideas.split(",") if ideas else IDEAS:
             found = json.loads(OUT.read_text()) if OUT.exists() else {"ideas": {}}
