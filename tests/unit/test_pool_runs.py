@@ -284,11 +284,21 @@ def test_a_crashed_pool_goes_on(
 def test_a_pool_whose_folder_is_removed_goes_on(
     images: Path, tmp_path: Path, whole: Learngene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the paths are tuned, which then crashes; the next command begins with the rows again."""
+    """Before the paths are tuned, which then go on or crash; the next command begins with the rows again."""
+    tune = pooling_run.run_stage
+
+    def vanish(*arguments: Any, **options: Any) -> Any:
+        shutil.rmtree(tmp_path / "run")
+        return tune(*arguments, **options)
 
     def crash(*_arguments: Any, **_options: Any) -> Any:
         shutil.rmtree(tmp_path / "run")
         raise CrashError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pooling_run, "run_stage", vanish)
+        made(tmp_path / "run", images, **GUIDED)
+    made(tmp_path / "run", images, **GUIDED)
 
     with monkeypatch.context() as patch:
         patch.setattr(pooling_run, "run_stage", crash)

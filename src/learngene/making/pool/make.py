@@ -97,6 +97,8 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         else:
             stage = feature_path_stage(elastic, inputs, paths, [row.matches for row in rows])
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
+        if keep:
+            write_once(lambda: mark(recipe.out, recipe))
         _set_drop_paths(elastic, 0.0)
     device, size = make_accelerator().device, {"img_size": gene.shape.img_size, "in_chans": gene.shape.in_chans}
     loader = eval_loader(images.val, recipe.data, **size, device=device)
