@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
@@ -58,7 +58,6 @@ class Varied(WAVE):
     all_trends: bool = False
     one_set: bool = False
     whole: bool = False
-    templates: tuple[int, ...] = field(default=(12,))
 
     name: ClassVar[str] = "varied"
     title: ClassVar[str] = "WAVE, varied"
@@ -108,8 +107,8 @@ class Varied(WAVE):
                 given[f"T.{name}"] = given[f"T.{MATRICES[0]}"]
         stored = {name.removeprefix("whole."): name for name in tensors if name.startswith("whole.")}
         for name in stored:  # WAVE makes it of nothing, and is overruled
-            given[f"T.{name}"] = torch.zeros(1, super().side(auxiliary), 1)
-            rows = auxiliary.layer_params()[name][0] // super().side(auxiliary)
+            given[f"T.{name}"] = torch.zeros(1, self.side(auxiliary), 1)
+            rows = auxiliary.layer_params()[name][0] // self.side(auxiliary)
             given[f"S.{name}"] = torch.zeros(auxiliary.depth, rows, 1, 1)
         out = super().weights(given, auxiliary, shape, **options)
         for name, source in stored.items():

@@ -76,7 +76,7 @@ def expanders(gene: Learngene, rows: dict[str, list[int]]) -> dict[str, Tensor]:
     return out
 
 
-def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
@@ -92,7 +92,7 @@ def test_every_weight_is_the_equation(heads: int, depth: int) -> None:
     rows = {name: list(range(2 * new if name == "ffn" else new)) for name in ("embed", "head", "q", "k", "v", "ffn")}
     feeds = gene.method.feeds(gene.shape, shape)  # type: ignore[attr-defined]
     expected = plain(gene, expanders(gene, rows), feeds, list(range(2 * heads)))
-    same(gene.weights(shape), expected)
+    assert_same(gene.weights(shape), expected)
     assert torch.equal(gene(batch(shape), shape), gene.expand(shape)(batch(shape)))
 
 
@@ -117,7 +117,9 @@ def test_rows_of_large_or_small_norm_are_the_same_on_both_sides(selection: str) 
             e[f"layer{k}.{part}"] = torch.cat([torch.eye(4), t[f"F.layer{k}.{part}"][2 * head : 2 * head + 2]])
         ffn = t[f"F.layer{k}.ffn"]
         e[f"layer{k}.ffn"] = torch.cat([torch.eye(8), ffn[best(norms(ffn), 4)]])
-    same(gene.weights(shape, selection=selection), plain(gene, e, feeds, [0, 1, 2, 3, *(4 + c for c in channels)]))
+    assert_same(
+        gene.weights(shape, selection=selection), plain(gene, e, feeds, [0, 1, 2, 3, *(4 + c for c in channels)])
+    )
 
 
 def test_wider_and_narrower_than_what_was_trained() -> None:
@@ -135,7 +137,7 @@ def test_wider_and_narrower_than_what_was_trained() -> None:
     expected["pos_embed"] = torch.cat([t["pos_embed"], extra], -1)
     with pytest.warns(UserWarning, match="width 10 is outside 4 to 8, where nothing was trained"):
         wide = gene.expand(shape_of(5), outside="repeat")
-    same(wide.state_dict(), expected)
+    assert_same(wide.state_dict(), expected)
     small = gene.weights(shape_of(1, depth=8), outside="slice")
     whole = gene.weights(shape_of(2, depth=8))
     assert torch.equal(small["blocks.3.attn.qkv.weight"], whole["blocks.3.attn.qkv.weight"][[0, 1, 4, 5, 8, 9]][:, :2])
@@ -184,7 +186,7 @@ def test_rank_makes_every_matrix_a_product_of_two() -> None:
         for name, value in whole.tensors().items():
             value.copy_(t[f"{name}.A"] @ t[f"{name}.B"] if name.startswith("F.") else t[name])
     for options in ({}, {"selection": "top-l1"}):
-        same(gene.weights(shape_of(3), **options), whole.weights(shape_of(3), **options))
+        assert_same(gene.weights(shape_of(3), **options), whole.weights(shape_of(3), **options))
 
 
 # -- depths --------------------------------------------------------------------------------------------------

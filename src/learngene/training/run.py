@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 
 from learngene.data.splits import Splits
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.loading import TrainingRecipe
+from learngene.recipe.search import SearchRecipe
 from learngene.system.errors import LearngeneError
 from learngene.training.loop import make_accelerator, train
 from learngene.training.record import read_result, record
-from learngene.training.run_folder import RunFolder
+from learngene.training.run_folder import RunFolder, mark
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.student import Student
 
@@ -94,6 +96,23 @@ def write_once(write: Callable[[], object]) -> None:
     if accelerator.is_main_process:
         write()
     accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def owned(recipe: CondenseRecipe | SearchRecipe, *, keep: bool) -> Iterator[None]:
+    """Says whose the folder is that has the runs of several stages, and says it again behind them, however they end.
+
+    Somebody may have removed the folder meanwhile. Its stages make folders of their own again, and without this the
+    next run would take what is around them for somebody else's.
+    """
+    if keep:
+        write_once(lambda: mark(recipe.out, recipe))
+    try:
+        yield
+    finally:
+        if keep and make_accelerator().is_main_process:
+            with contextlib.suppress(LearngeneError):  # a full disk, of which the stages have told
+                mark(recipe.out, recipe)
 
 
 def run_bytes(module: nn.Module) -> int:

@@ -248,6 +248,7 @@ def _teachers(inputs: CondenseInputs) -> list[FeatureTeacher]:
             except Exception:
                 if model.has_weights:
                     raise
+                # A forward pass that does not run without weights, which timm's models may have; or a real fault again.
                 out.append(FeatureTeacher(model.with_weights(), spec, recipe.shape, data))
     return out
 

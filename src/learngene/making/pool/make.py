@@ -46,8 +46,8 @@ from learngene.system.files import refuse_foreign, refuse_unwritable
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, classification_loss, guided_loss
 from learngene.training.probes import MOST_COMPARED
-from learngene.training.run import finished, run_stage, run_stages, write_once
-from learngene.training.run_folder import MARKER, mark, refuse_other_recipe
+from learngene.training.run import finished, owned, run_stage, run_stages
+from learngene.training.run_folder import MARKER, refuse_other_recipe
 from learngene.training.scores import Score, accuracies
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.training.teacher import Outputs, Teacher, teacher_of_logits
@@ -74,13 +74,18 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         How the training went, all stages together, and for every path its name, ``counts`` of blocks and ``top1``, or
         without labels ``neighbours``.
     """
-    recipe, gene, images = inputs.recipe, inputs.gene, inputs.images
+    recipe = inputs.recipe
     if keep:
         if kept := pool_of(recipe).kept:
             refuse_unwritable(kept)
         refuse_foreign(recipe.out, MARKER)
         refuse_other_recipe(recipe.out, recipe)
-        write_once(lambda: mark(recipe.out, recipe))
+    with owned(recipe, keep=keep):
+        return _train(inputs, keep=keep, show=show)
+
+
+def _train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResult, dict[str, Any]]:
+    recipe, gene, images = inputs.recipe, inputs.gene, inputs.images
     rows = [_anchor(anchor) for anchor in inputs.anchors] or distil_rows(
         inputs, range(len(row_recipes(recipe))), keep=keep, show=show
     )
@@ -97,8 +102,6 @@ def train(inputs: CondenseInputs, *, keep: bool, show: bool) -> tuple[TrainResul
         else:
             stage = feature_path_stage(elastic, inputs, paths, [row.matches for row in rows])
         results.append(run_stage(stage, paths, images, keep=keep, show=show))
-        if keep:
-            write_once(lambda: mark(recipe.out, recipe))
         _set_drop_paths(elastic, 0.0)
     device, size = make_accelerator().device, {"img_size": gene.shape.img_size, "in_chans": gene.shape.in_chans}
     loader = eval_loader(images.val, recipe.data, **size, device=device)
@@ -217,12 +220,12 @@ def distil_rows(inputs: CondenseInputs, which: Iterable[int], *, keep: bool, sho
     missing = [number for number, found in enumerate(outcomes) if found is None]
     if missing:
         jobs = [(stages[number], recipes[number]) for number in missing]
-        for number, outcome in zip(missing, run_stages(jobs, inputs.images, keep=keep, show=show), strict=True):
+        with owned(inputs.recipe, keep=keep):
+            made = run_stages(jobs, inputs.images, keep=keep, show=show)
+        for number, outcome in zip(missing, made, strict=True):
             outcomes[number] = outcome
     if failed := [each for each in outcomes if isinstance(each, LearngeneError)]:
         raise failed[0] if len(failed) == 1 else LearngeneError("\n".join(map(str, failed)))
-    if keep:
-        write_once(lambda: mark(inputs.recipe.out, inputs.recipe))
     results = [each for each in outcomes if isinstance(each, TrainResult)]
     return [_row(stage.module, result) for stage, result in zip(stages, results, strict=True)]
 

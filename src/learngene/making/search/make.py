@@ -32,8 +32,8 @@ from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_unwr
 from learngene.system.processes import announce
 from learngene.training.loop import make_accelerator
 from learngene.training.record import diverged
-from learngene.training.run import write_once
-from learngene.training.run_folder import MARKER, mark, refuse_other_kind
+from learngene.training.run import owned, write_once
+from learngene.training.run_folder import MARKER, refuse_other_kind
 
 RECORD = "search.json"
 
@@ -123,27 +123,25 @@ def run(
         refuse_other_paths(inputs)
         refuse_full_disk(gene_file, search_bytes(inputs))
         refuse_unwritable(recipe.kept or recipe.out)
-        write_once(lambda: mark(recipe.out, recipe))
     steps = _steps(inputs, keep=keep, show=show)
     # Under torchrun all processes train one super net together, and none may keep it from the others.
     alone = make_accelerator().num_processes == 1
-    outcomes, failed = run_shared(
-        recipe,
-        _steps_elsewhere,
-        steps,
-        processes=processes if any(step.found() is None for step in steps) else 1,
-        locks=(recipe.kept or recipe.out) / "locks" if keep and alone else None,
-        say=say,
-        reached=lambda: _reached(inputs),
-    )
-    if gene_file:
-        write_once(lambda: mark(recipe.out, recipe))
-    if failed:
-        lines = [f"task {name}: {reason}" for name, reason in failed.items()]
-        there = f"{len(outcomes)} of {len(recipe.tasks)} data sets are searched"
-        advice = "correct what failed and run the same command again"
-        raise LearngeneError("\n".join([*lines, f"search: {there}; {advice}"]))
-    return keep_selected(inputs, gene_file, [outcomes[step.path] for step in steps])
+    with owned(recipe, keep=gene_file is not None):
+        outcomes, failed = run_shared(
+            recipe,
+            _steps_elsewhere,
+            steps,
+            processes=processes if any(step.found() is None for step in steps) else 1,
+            locks=(recipe.kept or recipe.out) / "locks" if keep and alone else None,
+            say=say,
+            reached=lambda: _reached(inputs),
+        )
+        if failed:
+            lines = [f"task {name}: {reason}" for name, reason in failed.items()]
+            there = f"{len(outcomes)} of {len(recipe.tasks)} data sets are searched"
+            advice = "correct what failed and run the same command again"
+            raise LearngeneError("\n".join([*lines, f"search: {there}; {advice}"]))
+        return keep_selected(inputs, gene_file, [outcomes[step.path] for step in steps])
 
 
 def _steps_elsewhere(recipe: SearchRecipe) -> list[Step[TaskPath]]:
