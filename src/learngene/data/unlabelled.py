@@ -39,8 +39,7 @@ def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
     """The images to train on and those to judge by.
 
     Folders named as the splits are taken for them, at the top and below images/. Without a folder to train on, all but
-    the images to judge by are trained on; without those, every twentieth by name is held out, five at
-    least.
+    the images to judge by are trained on; without those, every twentieth by name, five at least, is held out.
 
     Raises:
         DataError: If there are fewer than two images, or some cannot be decoded that were not asked to be skipped.

@@ -83,8 +83,8 @@ def path_neighbours(
         if images >= MOST_COMPARED:
             break
     elastic.to("cpu")
-    vectors = [torch.cat(rows) for rows in others]
+    students, vectors = ([torch.cat(rows) for rows in each] for each in (own, others))
     return {
-        shape: 100 * float(torch.stack([common_neighbours(torch.cat(mine), other) for other in vectors]).mean())
-        for shape, mine in zip(views, own, strict=True)
+        shape: 100 * float(torch.stack([common_neighbours(mine, other) for other in vectors]).mean())
+        for shape, mine in zip(views, students, strict=True)
     }
