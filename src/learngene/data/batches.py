@@ -7,7 +7,9 @@ or be spread over more processes, and see the very same images.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -256,9 +258,21 @@ def eval_loader(
 
 
 def _leave_stopping_to_parent(_worker: int) -> None:
-    """Makes a loader process deaf to Ctrl-C and SIGTERM, which a terminal or a scheduler sends to the whole group."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # else it is gone before the run has saved, which looks like a fault
+    """Makes a loader process deaf to Ctrl-C and SIGTERM, which a terminal or a scheduler sends to the whole group.
+
+    Else it is gone before the run has saved, which looks like a fault. SIGTERM of its parent still ends it: a parent
+    that could not start all of its workers waits at its end for those that it has.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which macOS lacks: there SIGTERM ends a loader process, whoever sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _is_random(augment: Augment) -> bool:
