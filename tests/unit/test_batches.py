@@ -1,8 +1,8 @@
 """Batches: a pure function of seed, epoch and step, on any number of processes, parts and loaders."""
 
 import multiprocessing
-import os
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -322,6 +322,16 @@ def test_a_signal_to_the_whole_group_leaves_loaders_at_work(images: Path, number
     spec = DataSpec(source=str(images), workers=1, **NORMAL)
     loaded = iter(eval_loader(open_split(spec, "train"), spec, img_size=8, batch_size=2))
     next(loaded)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid or 0, number)
+    (child,) = multiprocessing.active_children()
+    subprocess.run(["kill", f"-{number}", str(child.pid)], check=True)
     assert len(list(loaded)) == 11  # of 24 images, the first two of which are read
+
+
+def test_a_loader_process_obeys_its_parent(images: Path) -> None:
+    spec = DataSpec(source=str(images), workers=1, **NORMAL)
+    loaded = iter(eval_loader(open_split(spec, "train"), spec, img_size=8, batch_size=2))
+    next(loaded)
+    (child,) = multiprocessing.active_children()
+    child.terminate()
+    child.join()
+    assert child.exitcode == 0

@@ -3,11 +3,9 @@
 import errno
 import gc
 import json
-import multiprocessing
 import multiprocessing.context
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import warnings
@@ -217,21 +215,6 @@ def test_loader_processes_that_cannot_start_end_in_silence(images: Path, monkeyp
     assert not [complaint for complaint in complaints if "DataLoader" in complaint]
     (process,) = started
     assert not process.is_alive()
-
-
-def test_a_loader_process_obeys_its_parent_alone(images: Path) -> None:
-    data = DataSpec(source=str(images), workers=1, mean=(0.0,) * 3, std=(1.0,) * 3)
-    batches = iter(eval_loader(open_split(data, "val"), data, img_size=8, batch_size=1))
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-    assert len(list(batches)) > 1
-    batches = iter(eval_loader(open_split(data, "val"), data, img_size=8, batch_size=1))
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    worker.terminate()
-    worker.join()
-    assert worker.exitcode == 0
 
 
 def test_a_step_that_the_machine_fails_does_not_take_down_the_others(tmp_path: Path) -> None:
