@@ -143,6 +143,8 @@ IDEAS = {
     "wave-64x6": Idea("scalers of 64 x 6, repeated for wider models", "wave", largest=(64, 6)),
     "four-layers": Idea("scalers of four layers only", "wave", largest=(96, 4)),
     "templates-48": Idea("48 templates instead of 12", "wave", {"templates": (48,)}),
+    "templates-96": Idea("96 templates", "wave", {"templates": (96,)}),
+    "both": Idea("48 templates, 16 of what is no matrix", "wave", {"templates": (48,), "vectors": 16}),
     "vectors-16": Idea("16 templates of what is no matrix instead of 4", "wave", {"vectors": 16}),
     "tile-8": Idea("tiles of half a head, 48 templates", "wave", {"tile": 8, "templates": (48,)}),
     "outer": Idea("templates as the coarse picture", "wave", {"layout": "outer"}),
