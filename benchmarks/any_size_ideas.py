@@ -39,6 +39,8 @@ OUT = Path(__file__).parents[1] / "results" / "any_size_ideas.json"
 TRAINED = ((32, 4), (32, 8), (48, 6), (64, 8), (96, 4), (96, 8))
 OTHER = ((32, 6), (48, 9), (64, 4), (80, 6))
 EPOCHS = 10
+FULL = 0.33
+"""Value of an entry that is a template: with it a rate moves a weight as far as twelve templates move it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Varied(WAVE):
         all_trends: And with that of the depth, and those of all other parameters do, too.
         one_set: All kinds of matrices have the same templates.
         whole: What is no matrix within a layer is stored whole, for every layer of the auxiliary model.
+        full: Templates of matrices are single entries of a tile and not stored, so that scalers are the weights.
+        ends: The first and the last layer have scalers of matrices that are added to theirs.
     """
 
     gains: bool = False
@@ -58,6 +62,8 @@ class Varied(WAVE):
     all_trends: bool = False
     one_set: bool = False
     whole: bool = False
+    full: bool = False
+    ends: bool = False
 
     name: ClassVar[str] = "varied"
     title: ClassVar[str] = "WAVE, varied"
@@ -73,7 +79,9 @@ class Varied(WAVE):
                 out[f"wide.{name}"] = out[f"S.{name}"]
             if self.all_trends:
                 out[f"deep.{name}"] = out[f"S.{name}"]
-            if self.one_set and name in MATRICES[1:]:
+            if self.ends and name in MATRICES:
+                out[f"ends.{name}"] = (2, *out[f"S.{name}"][1:])
+            if (self.one_set and name in MATRICES[1:]) or (self.full and name in MATRICES):
                 del out[f"T.{name}"]
             if self.whole and name not in MATRICES and name in (sizes := auxiliary.layer_params()):
                 del out[f"T.{name}"], out[f"S.{name}"]
@@ -84,6 +92,8 @@ class Varied(WAVE):
         """What an idea adds starts without an effect."""
         import torch
 
+        if self.full and name.removeprefix("S.") in MATRICES:
+            return torch.empty(shapes[name]).normal_(std=0.02 / FULL, generator=generator)
         if name.startswith(("T.", "S.", "head.")):
             return super().initial(name, shapes, generator)
         norm = name.startswith("whole.") and "norm" in name and name.endswith("weight")
@@ -105,6 +115,14 @@ class Varied(WAVE):
                 given[f"S.{name}"] = given[f"S.{name}"] * torch.exp(gain[0] + gain[1] * wide + gain[2] * deep)
             if self.one_set and name in MATRICES:
                 given[f"T.{name}"] = given[f"T.{MATRICES[0]}"]
+            if self.full and name in MATRICES:
+                side = self.side(auxiliary)
+                given[f"T.{name}"] = FULL * torch.eye(side**2).view(-1, side, side)
+            if (ends := given.get(f"ends.{name}")) is not None:
+                between = torch.zeros(shape.depth - 2, *ends.shape[1:])
+                given[f"S.{name}"] = interpolated(given[f"S.{name}"], shape.depth) + torch.cat(
+                    [ends[:1], between, ends[1:]]
+                )
         stored = {name.removeprefix("whole."): name for name in tensors if name.startswith("whole.")}
         for name in stored:  # WAVE makes it of nothing, and is overruled
             given[f"T.{name}"] = torch.zeros(1, self.side(auxiliary), 1)
@@ -145,6 +163,18 @@ IDEAS = {
     "templates-48": Idea("48 templates instead of 12", "wave", {"templates": (48,)}),
     "templates-96": Idea("96 templates", "wave", {"templates": (96,)}),
     "both": Idea("48 templates, 16 of what is no matrix", "wave", {"templates": (48,), "vectors": 16}),
+    "full-2": Idea("every entry stored, of two layers", settings={"full": True, "templates": (256,)}, largest=(96, 2)),
+    "full-4": Idea("every entry stored, of four layers", settings={"full": True, "templates": (256,)}, largest=(96, 4)),
+    "96-of-3": Idea("96 templates, scalers of three layers", "wave", {"templates": (96,)}, largest=(96, 3)),
+    "48-faster": Idea("48 templates, 6e-3", "wave", {"templates": (48,)}, lr=6e-3),
+    "48-slower": Idea("48 templates, 1.5e-3", "wave", {"templates": (48,)}, lr=1.5e-3),
+    "48-ends": Idea("48 templates, end layers of their own", settings={"ends": True, "templates": (48,)}),
+    "48-gains": Idea("48 templates and the gains", settings={"gains": True, "templates": (48,)}),
+    "48-one-set": Idea(
+        "48 templates for all kinds of matrices, scalers of four layers",
+        settings={"one_set": True, "templates": (48,)},
+        largest=(96, 4),
+    ),
     "vectors-16": Idea("16 templates of what is no matrix instead of 4", "wave", {"vectors": 16}),
     "tile-8": Idea("tiles of half a head, 48 templates", "wave", {"tile": 8, "templates": (48,)}),
     "outer": Idea("templates as the coarse picture", "wave", {"layout": "outer"}),
