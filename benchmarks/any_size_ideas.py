@@ -175,6 +175,21 @@ IDEAS = {
         settings={"one_set": True, "templates": (48,)},
         largest=(96, 4),
     ),
+    "96-one-set": Idea(
+        "96 templates for all kinds of matrices, scalers of four layers",
+        settings={"one_set": True, "templates": (96,)},
+        largest=(96, 4),
+    ),
+    "32-one-set": Idea(
+        "32 templates for all kinds of matrices, scalers of twelve layers",
+        settings={"one_set": True, "templates": (32,)},
+        largest=(96, 12),
+    ),
+    "48-one-set-both": Idea(
+        "48 templates for all kinds of matrices, 16 of what is no matrix, scalers of four layers",
+        settings={"one_set": True, "templates": (48,), "vectors": 16},
+        largest=(96, 4),
+    ),
     "vectors-16": Idea("16 templates of what is no matrix instead of 4", "wave", {"vectors": 16}),
     "tile-8": Idea("tiles of half a head, 48 templates", "wave", {"tile": 8, "templates": (48,)}),
     "outer": Idea("templates as the coarse picture", "wave", {"layout": "outer"}),

@@ -63,7 +63,10 @@ def test_the_command_draws_a_pool_and_highlights_a_path(cli: CLI, gene_file: Pat
 def test_what_has_no_rows_or_no_such_path_is_refused(cli: CLI, gene_file: Path, tmp_path: Path) -> None:
     pico_gene("tleg").save(tmp_path / "tleg.safetensors")
     out = tmp_path / "pool.png"
-    with pytest.raises(LearngeneError, match=r"a gene of method tleg, which has no rows to draw; pictures of layers"):
+    with pytest.raises(
+        LearngeneError,
+        match="of method tleg, trained at one shape, which has nothing to draw; pictures of layers",
+    ):
         pool_picture(tmp_path / "tleg.safetensors", out)
     with pytest.raises(LearngeneError, match=r"^pool: the pool has no path 3\+3; the nearest of its 9 paths are"):
         pool_picture(gene_file, out, "3+3")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from learngene import Budget, load, plan
 from learngene.genes.gene import Learngene
@@ -147,3 +148,17 @@ def test_what_was_trained_at_one_width_is_made_narrower_with_a_caution() -> None
     gene.expand(gene.shape.replace(depth=2))
     with pytest.warns(UserWarning, match="embed_dim 8 is narrower than 32, the only width of its training; fine-tune"):
         gene.expand(narrow)
+
+
+def test_a_picture_shows_scores_over_width_and_depth(cli: CLI, tmp_path: Path) -> None:
+    gene, path, out = (
+        measured(entry(16, 2, 60.0), entry(8, 1, 40.0), entry(16, 4, 80.0)),
+        tmp_path / "g",
+        tmp_path / "s",
+    )
+    gene.save(path.with_suffix(".safetensors"))
+    done = cli("picture", path.with_suffix(".safetensors"), "--out", out.with_suffix(".png"))
+    assert (done.code, done.out) == (0, f"{out.with_suffix('.png')}\n")
+    with Image.open(out.with_suffix(".png")) as image:
+        colours = {rgb for _, rgb in image.convert("RGB").getcolors(1 << 20) or ()}
+    assert {(68, 1, 84), (253, 231, 37)} <= colours  # both ends of viridis: 40 and 80 %

@@ -193,16 +193,19 @@ def picture(
     """Draw a ViT's layers on a line: the first principal component of each weight over depth (TLEG, Figure 1).
 
     Of a pool's gene file, draw its rows, its stitches and what its paths scored; of a search's, which blocks
-    its data sets took; of a hypernetwork's, its graphs by task (TAL, Figure 5).
+    its data sets took; of a hypernetwork's, its graphs by task (TAL, Figure 5); of a gene that was trained at
+    several shapes, what it scored over width and depth.
     """
     if out.suffix != ".png":
         raise LearngeneError(f"--out {out}: pictures are PNG files; end the name in .png")
     if architecture is None and Path(model).suffix == ".safetensors":
         from learngene.cli.pictures.pool import pool_picture
+        from learngene.cli.pictures.sizes import sizes_picture
         from learngene.genes.gene_file import read_header
         from learngene.making.search.usage_map import search_picture
 
-        method = read_header(model).method
+        header = read_header(model)
+        method = header.method
         if path is not None and method.making != "pool":
             raise LearngeneError(f"--path {path}: {model} is of {method.name}, which has no paths; leave it out")
         if "search" in method.origins:
@@ -211,6 +214,8 @@ def picture(
             from learngene.cli.pictures.tasks import task_picture
 
             task_picture(model, out)
+        elif header.metadata.get("shapes"):
+            sizes_picture(header, out)
         else:
             pool_picture(model, out, path)
     elif path is not None:

@@ -54,8 +54,8 @@ def pool_picture(gene: str | Path, out: Path, path: str | None = None) -> None:
     header = read_header(gene)
     if header.method.making != "pool":
         raise LearngeneError(
-            f"{header.path}: a gene of method {header.method.name}, which has no rows to draw; pictures of layers need "
-            "a descendant folder, see `learngene expand`"
+            f"{header.path}: a gene of method {header.method.name}, trained at one shape, which has nothing to "
+            "draw; pictures of layers need a descendant folder, see `learngene expand`"
         )
     pool, auxiliary = rows_of(header.method), header.shape
     paths = pool.paths(auxiliary)
