@@ -76,6 +76,13 @@ class TrainingRecipe(_Entry):
     freeze_encoder: bool | None = None
 
 
+class Started(_Entry):
+    """Whose templates a gene has."""
+
+    digest: str = Field(description="Of the gene that they are from.")
+    scalers: str = Field(description="What its own scalers started at: made, or fresh.")
+
+
 class Training(_Entry):
     """How long the gene was trained, and with which settings."""
 
@@ -277,6 +284,7 @@ class Metadata(_Entry):
     preprocessing: Preprocessing | None = None
     classes: list[str] | None = Field(None, description="Class names in the order of the head's outputs.")
     data: TrainingData | None = None
+    start: Started | None = Field(None, description="Of a gene that has the templates of another.")
     training: Training | None = None
     accuracy: Accuracy | None = None
     agreement: Agreement | None = Field(None, description="In place of accuracy, of a gene that learnt features.")

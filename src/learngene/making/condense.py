@@ -23,6 +23,7 @@ from learngene.making.feature_teacher import for_student
 from learngene.making.hyper import stage1
 from learngene.making.inputs import CondenseInputs, Planned, Taught
 from learngene.making.pool import make as pool_rows
+from learngene.making.start import started_gene
 from learngene.making.steps import MadeGene, gene_path, train_gene, training_record
 from learngene.methods import method as find_method
 from learngene.methods.base import Making
@@ -68,6 +69,7 @@ def condense(
     settings: Mapping[str, Any] | None = None,
     depths: Sequence[int] | None = None,
     shapes: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    start: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | str | None = None,
     features: Mapping[str, Any] | str | None = None,
     teachers: Sequence[Mapping[str, Any]] | None = None,
@@ -90,6 +92,8 @@ def condense(
         settings: The method's settings, for example ``{"stages": [3, 3, 4, 3, 3]}``.
         depths: At which the gene is trained, one per step; the auxiliary depth alone by default.
         shapes: The same of any sizes: a list such as ``[{"embed_dim": 32, "depth": 3}, ...]``, or a whole section.
+        start: For ``wave`` and ``any-size``: ``gene``, the file of one whose templates are taken and stay, so that
+            scalers alone are trained for ``shape``, and ``scalers``, what these start at.
         distill: A distillation section or the name of a preset; the method's official one by default.
         features: With ``distill={"target": "features"}``: which features of the ancestry, and how they are compared, or
             the name of a preset.
@@ -117,6 +121,7 @@ def condense(
         shape=shape,
         depths=list(depths) if isinstance(depths, Iterable) else depths,
         shapes=shapes,
+        start=start,
         data=data_fields(data),
         train=train_fields,
         distill={"preset": distill} if isinstance(distill, str) else distill,
@@ -148,7 +153,7 @@ def prepare(
     given = models[0].preprocessing if models else vit_cfg(recipe.shape, "", {})
     if recipe.distill.target == "features":
         given = for_student(given, recipe.shape.in_chans)
-    gene = Learngene(kind, recipe.shape, seed=recipe.train.seed)
+    gene = Learngene(kind, recipe.shape, seed=recipe.train.seed) if recipe.start is None else started_gene(recipe)
     with told_of("teachers"):
         teachers = tuple(_ancestry(recipe, spec) for spec in recipe.teachers or ())
     inputs = CondenseInputs(recipe, teacher, gene, images, anchors, teachers)
@@ -229,6 +234,7 @@ def run(
 def provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     """The metadata of a condensed gene, as documented in ``docs/format.md``."""
     recipe, images = inputs.recipe, inputs.images
+    start = {} if recipe.start is None else {"start": inputs.gene.metadata["start"]}
     sections = {"train", "distill", "depths", "shapes", "features", "pool", "hyper"}
     said = recipe.model_dump(mode="json", include=sections, exclude_none=True)
     if (replay := recipe.distill.replay) is not None:  # where outputs lie, and what changes nothing, is not told
@@ -246,6 +252,7 @@ def provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
             "val_images": len(images.val),
             "fingerprint": images.train.fingerprint(),
         },
+        **start,
         "training": training_record(recipe, result, said),
         "agreement" if isinstance(result.final, FeatureScore) else "accuracy": scores,
     }

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from learngene.methods.any_size import AnySize
 from learngene.methods.base import Method
 from learngene.methods.chebyshev import Chebyshev
 from learngene.methods.fine import FINE
@@ -45,6 +46,7 @@ KINDS: tuple[type[Method], ...] = (
     GHN3,
     WAVE,
     SWEET,
+    AnySize,
     SimpleLG,
     VanillaLG,
     ShareInit,

@@ -205,6 +205,14 @@ class Method(ABC):
         """Whether a tensor of the gene is never trained."""
         return False
 
+    def shared(self, name: str) -> bool:
+        """Whether a tensor is the same for all sizes, beside others that belong to the auxiliary shape."""
+        return False
+
+    def at_shape(self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
+        """Those tensors of a gene that are not ``shared``, made for another auxiliary shape without data."""
+        raise NotImplementedError
+
     def cautions(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """What to say before a shape is made that can be made, but not as well as others."""
         return []

@@ -138,9 +138,13 @@ class WAVE(Method):
         std = next((std for param, std in stds.items() if name.endswith(f".{param}")), 0.0)
         return value.normal_(std=std / (TEMPLATE_STD * shapes[name][-1] ** 0.5), generator=generator)
 
+    def shared(self, name: str) -> bool:
+        """Templates."""
+        return name.startswith("T.")
+
     def fixed(self, name: str) -> bool:
         """Frozen templates."""
-        return self.frozen_templates and name.startswith("T.")
+        return self.frozen_templates and self.shared(name)
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
@@ -157,16 +161,12 @@ class WAVE(Method):
         """Scalers of the shape, and the tiles that they mix; the head if the number of classes is the same."""
         shape, side = require_plain(shape).replace(img_size=auxiliary.img_size), self.side(auxiliary)
         out: dict[str, Tensor] = {}
-        inside, sizes = shape.layer_params(), _tiled_params(auxiliary)
+        inside = shape.layer_params()
+        scalers = self._scalers(tensors, auxiliary, shape)
         for name, size in _tiled_params(shape).items():
-            scalers, templates = tensors[f"S.{name}"], tensors[f"T.{name}"]
             if name == "head.weight" and shape.num_classes != auxiliary.num_classes:
                 continue
-            if name in inside:
-                scalers = interpolated(scalers, shape.depth)
-            grid = grid_of(name, size, side)
-            scalers = resized(scalers, grid_of(name, sizes[name], side), grid, reads=name in READERS)
-            value = mixed_tiles(scalers, templates, grid, self.layout)
+            value = mixed_tiles(scalers[name], tensors[f"T.{name}"], grid_of(name, size, side), self.layout)
             if "norm" in name and name.endswith("weight"):
                 value = value + 1
             if name in inside:
@@ -178,6 +178,22 @@ class WAVE(Method):
             out[name] = out.pop(gene_name(name))
         if shape.num_classes == auxiliary.num_classes and "head.bias" in tensors:
             out["head.bias"] = tensors["head.bias"]
+        return out
+
+    def at_shape(self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
+        """Scalers between the layers, with their tiles repeated or cut."""
+        scalers = {f"S.{name}": value for name, value in self._scalers(tensors, auxiliary, shape).items()}
+        return scalers | {name: tensors[name] for name in auxiliary.head_params() if name == "head.bias"}
+
+    def _scalers(self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
+        """Those of every parameter, at another shape."""
+        side, sizes, inside, out = self.side(auxiliary), _tiled_params(auxiliary), shape.layer_params(), {}
+        for name, size in _tiled_params(shape).items():
+            scalers = tensors[f"S.{name}"]
+            if name in inside:
+                scalers = interpolated(scalers, shape.depth)
+            have, want = grid_of(name, sizes[name], side), grid_of(name, size, side)
+            out[name] = resized(scalers, have, want, reads=name in READERS)
         return out
 
 

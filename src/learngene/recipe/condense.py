@@ -49,6 +49,15 @@ def refuse_foreign_parts(section: Section, kind: Method) -> None:
             raise RecipeError(f"{name}: method {kind.name} {lack}; leave it out")
 
 
+class Start(Section):
+    """A gene whose templates are taken for another auxiliary shape."""
+
+    gene: Path = Field(description="file of a gene of the same method, with the same classes and image size")
+    scalers: Literal["made", "fresh"] = Field(
+        "made", description="what scalers start at: made of the gene's own, as for any shape, or fresh, as in the paper"
+    )
+
+
 class CondenseRecipe(Section):
     """Ancestry and data to a gene file."""
 
@@ -66,6 +75,9 @@ class CondenseRecipe(Section):
         None,
         description="every step trains the gene at one of these shapes, or at a few of them: a list of sizes such as "
         "{embed_dim: 64, depth: 6} or {embed_dim: [32, 96], depth: [3, 9]}, or more about it",
+    )
+    start: Start | None = Field(
+        None, description="wave and any-size only: a gene whose templates are taken and stay; scalers alone are trained"
     )
     data: DataSpec
     train: GeneTrain = Train()
@@ -117,6 +129,8 @@ class CondenseRecipe(Section):
             self.hyper.refuse(ancestry=ancestry)
         elif not ancestry and self.distill.alpha > 0:
             raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
+        if self.start is not None and not any(map(kind.shared, kind.gene_tensors(self.shape))):
+            raise RecipeError(f"start: a gene of {self.method} has no templates; leave it out")
         self._refuse_shapes(kind)
         self._refuse_features(kind)
         self._refuse_replay()

@@ -22,7 +22,7 @@ ADDED_LATER = {
         *("mask_classes", "ignore_index", "mask_values", "mask_orientation"),
         *("background", "pixel_range", "max_pixels", "match_classes", "labels"),
     ),
-    "CondenseRecipe": ("features", "teachers", "knn", "depths", "shapes"),
+    "CondenseRecipe": ("features", "teachers", "knn", "depths", "shapes", "start"),
     "Distill": ("target", "replay"),
     "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
