@@ -216,7 +216,8 @@ def test_lsamd_stacks_the_ancestrys_blocks(options: dict[str, Any], blocks: list
 CONDENSED: dict[str, dict[str, Any]] = {
     "tleg": {}, "sws": {"stages": (2, 2)}, "simple-lg": {}, "share-init": {}, "pre-fin": {}, "distilled": {},
     "nested-slices": {}, "mini-init": {"blocks": 2}, "pool": {"rows": (8, 16)}, "sn-net": {"rows": ((8, 2, 1), 16)},
-    "wave": {}, "chebyshev": {}, "fine": {}, "sweet": {"ranks": (3,)}, "lets": {"width": 8, "sources": 4},
+    "wave": {}, "any-size": {}, "chebyshev": {}, "fine": {}, "sweet": {"ranks": (3,)},
+    "lets": {"width": 8, "sources": 4},
 }  # fmt: skip
 
 

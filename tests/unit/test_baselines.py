@@ -52,7 +52,7 @@ def test_every_method_is_registered_once_under_its_name() -> None:
 def test_every_method_says_how_its_gene_is_made() -> None:
     made = {name: method(name).origins for name in METHODS}
     trained = {"tleg", "sws", "pool", "sn-net", "share-init", "mini-init", "distilled", "tal", "logah", "ghn3"}
-    trained |= {"nested-slices", "chebyshev", "fine", "wave", "sweet", "lets"}
+    trained |= {"nested-slices", "chebyshev", "fine", "wave", "any-size", "sweet", "lets"}
     taken = {"vanilla-lg", "weight-selection", "weight-subcloning"}
     assert {name for name, origins in made.items() if origins == ("condense",)} == trained
     assert {name for name, origins in made.items() if origins == ("extract",)} == taken

@@ -51,6 +51,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "wave": ("wave", {}, {}),
     "wave-outer": ("wave", {"tile": 4, "layout": "outer"}, {}),
     "sweet": ("sweet", {"ranks": (3,)}, {}),
+    "any-size": ("any-size", {"tile": 4, "templates": (3,), "layers": 2}, {}),
     "scratch": ("scratch", {}, {}),
 }
 """Name, settings and options at expansion."""
@@ -137,7 +138,7 @@ def test_most_methods_make_most_shapes() -> None:
     assert made.pop("vanilla-lg") == made.pop("sws") == made.pop("lsamd") == plain - 4  # half as deep, narrower
     assert made.pop("simple-lg") == plain - 5
     assert made.pop("lets") == made.pop("lets-by-rank") == plain - 1  # an MLP of another ratio
-    assert made.pop("wave-outer") == plain
+    assert made.pop("wave-outer") == made.pop("any-size") == plain
     assert made.pop("sweet") == plain - 1
     assert made.pop("wave") == plain - 1  # an MLP that is no multiple of the tiles
     assert set(made.values()) == {plain - 3}, made
@@ -223,7 +224,10 @@ def test_the_auxiliary_model_is_the_descendant_at_its_shape(key: str) -> None:
 # -- stem, norm and head -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [key for key in METHODS if not key.startswith(("wave", "lets"))])  # which compute them
+COMPUTED = ("wave", "lets", "any")
+
+
+@pytest.mark.parametrize("key", [key for key in METHODS if not key.startswith(COMPUTED)])
 def test_stem_norm_and_head_are_carried_or_not_held(key: str) -> None:
     gene = gene_of(key)
     model, tensors = gene.expand(2 if key == "mini-init" else 4, **METHODS[key][2]), gene.tensors()
