@@ -192,9 +192,7 @@ IDEAS = {
         settings={"one_set": True, "templates": (48,), "vectors": 16},
         largest=(96, 4),
     ),
-    "48-of-4": Idea(
-        "48 templates of every kind, scalers of four layers", "wave", {"templates": (48,)}, largest=(96, 4)
-    ),
+    "48-of-4": Idea("48 templates, scalers of four layers", "wave", {"templates": (48,)}, largest=(96, 4)),
     "vectors-16": Idea("16 templates of what is no matrix instead of 4", "wave", {"vectors": 16}),
     "tile-8": Idea("tiles of half a head, 48 templates", "wave", {"tile": 8, "templates": (48,)}),
     "outer": Idea("templates as the coarse picture", "wave", {"layout": "outer"}),

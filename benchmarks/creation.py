@@ -30,6 +30,7 @@ AUXILIARY = {
 DESCENDANT = ViTShape.named("deit_base_patch16_224")
 ANY_WIDTH = {
     "wave": DESCENDANT,
+    "any-size": DESCENDANT,
     "nested-slices": DESCENDANT,
     "sweet": DESCENDANT,
     "lets": DESCENDANT.replace(depth=16),
@@ -80,7 +81,7 @@ def main() -> None:
             needed = path.stat().st_size + 4 * DESCENDANT.params()
             memory[name] = {"peak_bytes": json.loads(done.stdout), "gene_and_descendant_bytes": needed}
             targets.append(target(f"{name}, peak over gene + descendant", memory[name]["peak_bytes"] / needed, 1.10))
-    for name in ("wave", "nested-slices", "sweet"):
+    for name in ("wave", "any-size", "nested-slices", "sweet"):
         share = ratio(times, f"{name} DeiT-S", "create_model DeiT-S")
         targets.append(target(f"{name} to DeiT-S, content verified", share, 0.45))
     for size in ("S", "B"):

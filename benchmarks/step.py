@@ -26,6 +26,7 @@ SETTINGS = {
     "tleg": {},
     "sws": {"stages": (3, 3, 2, 2, 2)},
     "wave": {},
+    "any-size": {},
     "sweet": {"ranks": (24, 96, 96)},
     "lets": {"width": 128, "sources": 6},
     "mini-init": {},
@@ -48,6 +49,7 @@ def main() -> None:
         target("tleg step over timm", ratio(times, "tleg", "timm"), 1.03),
         target("sws step over timm", ratio(times, "sws", "timm"), 1.01),
         target("wave step over timm", ratio(times, "wave", "timm"), 1.05),
+        target("any-size step over timm", ratio(times, "any-size", "timm"), 1.05),
         target("sweet step over timm", ratio(times, "sweet", "timm"), 1.08),
         target("lets step over timm", ratio(times, "lets", "timm"), 1.10),
     ]

@@ -22,8 +22,8 @@ from learngene.system.errors import LearngeneError, RecipeError, nearest
 from learngene.system.files import find_folder
 
 SCALES = ("laptop", "gpu", "paper")
-PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL", "LeTs", "WAVE", "SWEET")
-"""In the order in which lists show them."""
+PAPERS = ("TLEG", "SWS", "Learngene Pool", "LSAMD", "TAL", "LeTs", "WAVE", "SWEET", "any-size")
+"""In the order in which lists show them; the last is the library's own method."""
 METRICS = tuple(name for name, kind in ResultRow.__annotations__.items() if kind in ("float", "int"))
 
 
