@@ -181,6 +181,25 @@ def finetune(
 
 
 @app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="folder of webdataset shards, at any depth")],
+    processes: Annotated[int, typer.Option(help="processes that read shards at the same time", min=1, max=256)] = 1,
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out damaged shards")] = False,
+) -> None:
+    """Write the index of webdataset shards, by which they are read in any order. Once, and after any change of them."""
+    from learngene.data.shard_index import INDEX, write_index
+
+    made = write_index(folder, processes=processes, skip_corrupt=skip_corrupt)
+    classes = "no classes" if made.classes is None else f"{len(made.classes)} classes"
+    print(f"{folder / INDEX}: {len(made.shards)} shards, {made.first[-1]} images, {classes}")
+    if made.imageless:
+        print(f"left out: {made.imageless} samples without an image")
+    if made.left:
+        print(f"left out: {len(made.left)} damaged shards ({', '.join(made.left)})")
+    print(f"in a recipe: data.source=wds/{folder.as_posix()}")
+
+
+@app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
     """Check everything about a recipe that can be known before the first step."""
     from learngene.recipe.loading import load_recipe

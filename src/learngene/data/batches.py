@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -143,18 +144,15 @@ class TrainBatches:
         Yields:
             One list per optimizer step of (normalised images, integer labels or masks), not yet mixed.
         """
-        keys = [part for parts in self.addresses(epoch)[first_step:end] for part in parts]
+        keys = Addresses(self.addresses(epoch), range(self.steps_per_epoch)[first_step:end])
         yield from loaded_parts(self.views, keys, self.parts, workers=self.workers, device=self.device)
 
-    def addresses(self, epoch: int) -> list[list[Part]]:
-        """This process's parts of every step of an epoch."""
+    def addresses(self, epoch: int) -> Callable[[int], list[Part]]:
+        """This process's parts of each step of an epoch."""
         order = epoch_order(self.count, self.train.seed, epoch, self.train.batch_size, self.train.augment.repeats)
-        return [
-            [
-                [(epoch, int(position), int(order[position])) for position in self.positions(step, part, self.rank)]
-                for part in range(self.parts)
-            ]
-            for step in range(self.steps_per_epoch)
+        return lambda step: [
+            [(epoch, int(position), int(order[position])) for position in self.positions(step, part, self.rank)]
+            for part in range(self.parts)
         ]
 
     def positions(self, step: int, part: int, rank: int) -> np.ndarray:
@@ -184,6 +182,23 @@ class TrainBatches:
         return mixed, targets
 
 
+@dataclass(frozen=True)
+class Addresses(Iterable[Any]):
+    """The parts of some steps, put together when their turn comes: those of all steps would fill the memory.
+
+    Attributes:
+        of_step: The parts of a step.
+        steps: Which steps.
+    """
+
+    of_step: Callable[[int], list[Any]]
+    steps: range
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in self.steps:
+            yield from self.of_step(step)
+
+
 @runtime_checkable
 class Addressed(Protocol):
     """Views by their addresses, a part at a time."""
@@ -196,7 +211,7 @@ class Addressed(Protocol):
 
 
 def loaded_parts(
-    views: Addressed, keys: Sequence[Any], parts: int, *, workers: int, device: torch.device
+    views: Addressed, keys: Iterable[Any], parts: int, *, workers: int, device: torch.device
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Loads parts by the addresses of their images, and gives those of one step at a time."""
     step: list[tuple[Tensor, Tensor]] = []
@@ -208,7 +223,7 @@ def loaded_parts(
 
 
 def _loaded(
-    views: Addressed, keys: Sequence[Any], workers: int, device: torch.device
+    views: Addressed, keys: Iterable[Any], workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     loader: DataLoader[Any] = DataLoader(
         views,  # type: ignore[arg-type]
@@ -230,11 +245,18 @@ def _as_they_are(raw: Any) -> Any:
 class EvalBatches(Iterable[tuple[Tensor, Tensor]]):
     """A process's share of a split, in order."""
 
-    def __init__(self, views: ImageViews, parts: list[Part], workers: int, device: torch.device) -> None:
-        self.views, self.parts, self.workers, self.device = views, parts, workers, device
+    def __init__(self, views: ImageViews, images: range, batch_size: int, workers: int, device: torch.device) -> None:
+        self.views, self.images, self.batch_size, self.workers, self.device = views, images, batch_size, workers, device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return _loaded(self.views, self.parts, self.workers, self.device)
+        return self.batches()
+
+    def batches(self, first: int = 0, end: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some of its batches."""
+        size = self.batch_size
+        steps = range(-(-len(self.images) // size))[first:end]
+        keys = Addresses(lambda step: [[(0, index, index) for index in self.images[step * size :][:size]]], steps)
+        return _loaded(self.views, keys, self.workers, self.device)
 
 
 def eval_loader(
@@ -252,9 +274,7 @@ def eval_loader(
     refuse_channels(spec, in_chans)
     transform = MaskTransform(spec, img_size) if images.segmentation else eval_transform(spec, img_size)
     views = ImageViews(images, transform, in_chans, 0, varied=False, keep=spec.workers == 0)
-    own = [(0, index, index) for index in range(rank, len(images), processes)]
-    parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    return EvalBatches(views, parts, spec.workers, device)
+    return EvalBatches(views, range(rank, len(images), processes), batch_size, spec.workers, device)
 
 
 def _leave_stopping_to_parent(_worker: int) -> None:

@@ -57,8 +57,7 @@ class EvaluationBatches:
         """Batches, each as the one part of a step."""
         size: dict[str, Any] = {"img_size": self.img_size, "in_chans": self.in_chans}
         loader = eval_loader(self.images, self.data, **size, batch_size=self.train.batch_size, device=self.device)
-        loader.parts = loader.parts[first_step:end]
-        yield from ([part] for part in loader)
+        yield from ([part] for part in loader.batches(first_step, end))
 
     def positions(self, step: int, part: int, rank: int) -> np.ndarray:
         """Where the images of a step stand in their set."""

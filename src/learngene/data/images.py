@@ -43,7 +43,7 @@ class ImageSet:
     where: str
     read: Callable[[int], Image.Image]
     names: Sequence[str]
-    labels: Sequence[int]
+    labels: Sequence[int] | np.ndarray
     class_names: list[str]
     corrupt: list[str] = field(default_factory=list)
     masks: Masks | None = None
@@ -203,7 +203,11 @@ class ImageSet:
             return self
         out = dataclasses.replace(self, class_names=list(class_names), named=True)
         if self.masks is None:
-            out.labels = [places[label] for label in self.labels]
+            out.labels = (
+                np.asarray(places, np.int32)[self.labels]
+                if isinstance(self.labels, np.ndarray)
+                else [places[label] for label in self.labels]
+            )
         elif list(places) != list(range(len(places))):
             numbers = np.full(MASK_VALUES, NOT_JUDGED, np.uint8)
             numbers[: len(places)] = places

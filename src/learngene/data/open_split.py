@@ -16,6 +16,7 @@ from learngene.data.images import ImageSet
 from learngene.data.layouts import Source, open_source, split_folder
 from learngene.data.masks import NOT_JUDGED, OBJECT, Masks, MaskTable
 from learngene.data.pixels import Decoding
+from learngene.data.shards import open_shards, shards_folder
 from learngene.data.timm_sets import TIMM_PREFIXES, open_timm_set
 from learngene.recipe.mask_values import MASK_VALUES, class_names
 from learngene.recipe.sections import DataSpec
@@ -51,6 +52,8 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
         images = _digits(wanted)
     elif dataset is not None:
         images = _decathlon(spec, dataset, wanted)
+    elif (folder := shards_folder(spec)) is not None:
+        images = open_shards(folder, wanted)
     elif all(Path(source).exists() or digits.variant_of(source) for source in spec.sources):
         images = _files(spec, wanted, classes)
     else:

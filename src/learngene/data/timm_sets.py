@@ -11,7 +11,7 @@ from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError
 
-TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/")
 """How the names of timm's data sets begin."""
 
 

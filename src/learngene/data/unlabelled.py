@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from learngene.data.digits import variant_of
 from learngene.data.file_kinds import NO_CLASS, Left
 from learngene.data.image_files import ImageFile
 from learngene.data.images import ImageSet
 from learngene.data.layouts import IMAGES, SPLIT_NAMES, Source, open_source
 from learngene.data.open_split import SCAN_LIMIT, Files, decoding_of
+from learngene.data.shards import open_all_shards, shards_folder
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError
 
@@ -31,8 +34,10 @@ def without_labels(images: ImageSet) -> ImageSet:
 
 
 def lies_in_files(spec: DataSpec) -> bool:
-    """Whether all sources of a data section are folders and tars."""
-    return all(Path(source).exists() or variant_of(source) for source in spec.sources)
+    """Whether all sources of a data section are folders and tars, or shards."""
+    return shards_folder(spec) is not None or all(
+        Path(source).exists() or variant_of(source) for source in spec.sources
+    )
 
 
 def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
@@ -45,6 +50,9 @@ def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
         DataError: If there are fewer than two images, or some cannot be decoded that were not asked to be skipped.
     """
     where = f"data {' + '.join(spec.sources)}"
+    if (folder := shards_folder(spec)) is not None:
+        both = open_all_shards(folder, spec.train_split, spec.val_split, lambda count: _held_out(count, where))
+        return _scanned(both[0], spec), _scanned(both[1], spec)
     sources = [open_source(Path(source)) for source in spec.sources]
     split: tuple[list[ImageFile], list[ImageFile]] = ([], [])
     for source in sources:
@@ -54,18 +62,24 @@ def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
     if not train:
         raise DataError(f"{where}: no images; give folders or tars with images in them")
     if not val:
-        if len(train) < 2:
-            raise DataError(f"{where}: one image; two are needed, to train on and to judge by")
-        step = max(HELD_OUT, -(-len(train) // MOST_HELD_OUT))
-        most = len(train) // LEAST_HELD_OUT
-        step = min(step, most if most > 1 else len(train))
-        val = train[step - 1 :: step]
-        train = [place for number, place in enumerate(train, start=1) if number % step]
+        kept, out = _held_out(len(train), where)
+        train, val = [train[number] for number in kept], [train[number] for number in out]
     left = [left for source in sources for left in source.left if left.reason != NO_CLASS]
     used = {id(place) for place in (*train, *val)}
     elsewhere = [place for source in sources for place in source.images if id(place) not in used and not source.masked]
     left += [Left(tuple(place.name.split("/")), NO_SPLIT) for place in elsewhere]
     return _set(where, train, spec, left), _set(where, val, spec, [])
+
+
+def _held_out(count: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which of so many images to train on, and which to judge by."""
+    if count < 2:
+        raise DataError(f"{where}: one image; two are needed, to train on and to judge by")
+    step = max(HELD_OUT, -(-count // MOST_HELD_OUT))
+    most = count // LEAST_HELD_OUT
+    step = min(step, most if most > 1 else count)
+    judged = np.arange(1, count + 1) % step == 0
+    return np.flatnonzero(~judged), np.flatnonzero(judged)
 
 
 def _split(source: Source, spec: DataSpec) -> tuple[list[ImageFile], list[ImageFile]]:
@@ -88,5 +102,9 @@ def _split(source: Source, spec: DataSpec) -> tuple[list[ImageFile], list[ImageF
 def _set(where: str, places: Sequence[ImageFile], spec: DataSpec, left: Sequence[Left]) -> ImageSet:
     labels, names = [0] * len(places), [place.name for place in places]
     images = ImageSet(where, Files(list(places)), names, labels, NO_CLASSES, left=left, named=False)
+    return _scanned(images, spec)
+
+
+def _scanned(images: ImageSet, spec: DataSpec) -> ImageSet:
     images.decoding = decoding_of(spec)
     return images.scan(spec.skip_corrupt) if spec.skip_corrupt or len(images) <= SCAN_LIMIT else images

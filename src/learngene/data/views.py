@@ -133,7 +133,7 @@ class ImageViews:
     def _decoded(self, index: int) -> tuple[Image, Any]:
         if self.images.segmentation:
             return self.images.pair(index, self.mode)
-        return self.images.image(index, self.mode), self.images.labels[index]
+        return self.images.image(index, self.mode), int(self.images.labels[index])
 
     def _keep(self, index: int, what: Any, size: int) -> None:
         if size <= self.room:

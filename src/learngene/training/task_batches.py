@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from learngene.data.batches import CPU, TrainBatches, eval_loader, loaded_parts
+from learngene.data.batches import CPU, Addresses, TrainBatches, eval_loader, loaded_parts
 from learngene.data.file_kinds import Left
 from learngene.data.images import ImageSet
 from learngene.data.splits import Splits
@@ -113,13 +113,15 @@ class TaskBatches:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Batches of one epoch; see ``TrainBatches.epoch``."""
-        passes: dict[tuple[str, int], list[list[Part]]] = {}
-        keys = []
-        for step in range(first_step, self.steps_per_epoch):
+        passes: dict[tuple[str, int], Callable[[int], list[Part]]] = {}
+
+        def of_step(step: int) -> list[TaskPart]:
             name, (number, own_step) = self.turn(epoch, step), self._own(epoch, step)
             if (name, number) not in passes:
                 passes[name, number] = self.of[name].addresses(number)
-            keys += [[(name, *address) for address in part] for part in passes[name, number][own_step]]
+            return [[(name, *address) for address in part] for part in passes[name, number](own_step)]
+
+        keys = Addresses(of_step, range(first_step, self.steps_per_epoch))
         parts = next(iter(self.of.values())).parts
         yield from loaded_parts(_Views(self.of), keys, parts, workers=self.workers, device=self.device)
 
