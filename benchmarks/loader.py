@@ -64,7 +64,7 @@ def main() -> None:
     finish("loader", times, targets, batch_size=BATCH, img_size=SIDE, rounds=ROUNDS)
 
 
-def ours(folder: Path, augment: dict[str, Any], *, keep: bool = False) -> Callable[[], float]:
+def ours(folder: Path | str, augment: dict[str, Any], *, keep: bool = False) -> Callable[[], float]:
     """Epoch after epoch of a run's, mixed as its augmentation says; ``keep`` as a run without loader processes does."""
     spec = DataSpec(source=str(folder), workers=0, mean=MEAN, std=STD)
     made = TrainBatches(open_split(spec, "train"), spec, Train(batch_size=BATCH, augment=augment), img_size=SIDE)

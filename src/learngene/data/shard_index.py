@@ -34,6 +34,9 @@ LABEL_FIELDS = ("cls", "json")
 """Where the class of a sample stands, in order of preference: alone, or as ``label``."""
 
 MOST_CLASSES = 1_000_000
+AT_ONCE = 10_000
+"""Names that are read together."""
+
 NUMBER = re.compile(r"-?[0-9]+")
 COLUMNS = {"offset": np.int64, "size": np.int64, "label": np.int32, "name_end": np.int64}
 
@@ -101,11 +104,11 @@ class ShardIndex:
             if said["version"] != VERSION:
                 raise DataError(f"{path}: an index of version {said['version']}; {remedy} anew")
             content = json.loads(said["content"])
-            mapped = np.memmap(path, np.uint8, "c", 8 + length)  # "c": torch warns of what cannot be written
+            mapped = np.memmap(path, np.uint8, "c", 8 + length).view(np.ndarray)  # torch warns of what is mode "r"
             self.columns = {
                 name: mapped[slice(*header[name]["data_offsets"])].view(dtype) for name, dtype in COLUMNS.items()
             }
-            self._names = mapped[slice(*header["names"]["data_offsets"])]
+            self._names = memoryview(mapped[slice(*header["names"]["data_offsets"])])  # type: ignore[arg-type]
             self.first = np.asarray(content["first"])
             files = content["shards"]
             ends = self.columns["name_end"]
@@ -125,11 +128,20 @@ class ShardIndex:
 
     def place(self, row: int) -> ImageFile:
         """Where an image lies."""
+        (name,) = self.names(np.asarray([row]))
         shard = self.shards[int(np.searchsorted(self.first, row, "right")) - 1]
-        start = int(self.columns["name_end"][row - 1]) if row else 0
-        name = self._names[start : int(self.columns["name_end"][row])].tobytes().decode()
         offset, size = (int(self.columns[column][row]) for column in ("offset", "size"))
-        return ImageFile(str(self.root / shard), f"{shard}/{name}", offset, size)
+        return ImageFile(str(self.root / shard), name, offset, size)
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        """The names of images: that of the shard, then that in the shard."""
+        ends = self.columns["name_end"]
+        starts = np.where(rows > 0, ends[rows - 1], 0).tolist()
+        shards = (np.searchsorted(self.first, rows, "right") - 1).tolist()
+        return [
+            f"{self.shards[shard]}/{str(self._names[start:end], 'utf-8')}"
+            for shard, start, end in zip(shards, starts, ends[rows].tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,10 @@ class ShardedNames(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.images.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), AT_ONCE):
+            yield from self.images.index.names(np.asarray(self.images.rows[start : start + AT_ONCE]))
 
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
