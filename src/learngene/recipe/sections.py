@@ -153,8 +153,9 @@ class DataSpec(Section):
     source: str | list[str] = Field(
         description="digits, a data set made of them such as digits/negative, a folder or tar with train/<class>/ and "
         "val/<class>/, several of them, "
-        "images/<split>/ and masks/<split>/, a VOC folder, wds/FOLDER of indexed shards, the name of one of "
-        "timm's map-style data sets, such as torch/cifar100 or hfds/..., or of one of the Visual Domain Decathlon, such as decathlon/aircraft"
+        "images/<split>/ and masks/<split>/, a VOC folder, wds/FOLDER of indexed shards, the name of one of timm's "
+        "map-style data sets, such as torch/cifar100 or hfds/..., or of one of the Visual Domain Decathlon, such as "
+        "decathlon/aircraft",
     )
     root: Path | None = Field(None, description="where a named data set lies, or where timm keeps it")
     train_split: str = "train"
