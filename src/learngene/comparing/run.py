@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from learngene.comparing.cells import lay_out
+from learngene.comparing.condense import condense
 from learngene.comparing.jobs import AncestryJob, Cell, Comparison, GeneJob
 from learngene.comparing.measure import measure
 from learngene.comparing.results import Results, collect
@@ -19,7 +20,6 @@ from learngene.data.splits import Splits, open_splits, refuse_unfit
 from learngene.genes.ancestry import Ancestry
 from learngene.genes.expansion import kept_parameters
 from learngene.making.condense import prepare as prepare_gene
-from learngene.making.condense import run as run_condense
 from learngene.making.extract import extract, vit_shape
 from learngene.making.finetune import scratch, train_model
 from learngene.making.hyper.tune import run as run_tune
@@ -262,7 +262,6 @@ def _search_inputs(recipe: SearchRecipe, opened: OpenTasks) -> SearchInputs:
 
 
 def _make_gene(job: GeneJob, comparison: Comparison, opened: OpenTasks) -> str:
-    job = with_shared_targets(job, job.path, comparison, len(opened[SOURCE].train))
     if isinstance(job.recipe, SearchRecipe):
         found = keep_selected(_search_inputs(job.recipe, opened), job.path)
         return f"blocks {','.join(str(layer) for layer in found.metadata['search']['layers'])}"
@@ -272,8 +271,7 @@ def _make_gene(job: GeneJob, comparison: Comparison, opened: OpenTasks) -> str:
         return f"mean top-1 {tuned.result.final.main:.2f} %"
     if job.recipe is not None:
         _refuse_failed(job.recipe.out)
-        done = run_condense(job.recipe, images=opened[SOURCE], keep=True, show=False)
-        return f"{done.result.final.label} {done.result.final.main:.2f} %"
+        return condense(job, comparison, {step.path for step in missing_steps(comparison, opened)}, opened[SOURCE])
     assert job.ancestry is not None
     data = comparison.recipe.data.model_dump(exclude_unset=True) if job.method.needs_data else None
     start = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class _Learner:
     made: Path
 
 
-def with_shared_targets(job: GeneJob, made: Path, comparison: Comparison, images: int) -> GeneJob:
+def with_shared_targets(
+    job: GeneJob, made: Path, comparison: Comparison, images: int, beside: Collection[Path] = ()
+) -> GeneJob:
     """A gene that stores or reads what its teacher says if something else of the comparison learns from the same.
 
     That is stored as it is, so results, names and keys stay what they were.
@@ -50,15 +52,16 @@ def with_shared_targets(job: GeneJob, made: Path, comparison: Comparison, images
         made: What is going to be trained of it: the gene's file, or the result of one of its rows.
         comparison: All jobs.
         images: Training images of the home task.
+        beside: What is trained in the same pass, for which nothing need be stored.
     """
     mine = next((each for each in _learners(job) if each.made == made), None)
     if mine is None or not isinstance(job.recipe, CondenseRecipe):
         return job
     jobs = [*comparison.genes, *(gene.stage1 for gene in comparison.genes if gene.stage1)]
     alike = {each.made for other in jobs for each in _learners(other) if each.views == mine.views}
-    waiting = [path for path in alike if not path.exists()]
+    others = any(not path.exists() for path in alike - {made, *beside})
     there = comparison.recipe.store
-    if len(alike) < 2 or (len(waiting) < 2 and not (there / FOLDER).exists()):
+    if len(alike) < 2 or not (others or (there / FOLDER).exists()):
         return job
     # Nothing else made the files of a comparison's own store, so nothing is asked again.
     stored = Replay(folder=there / FOLDER, check=0)

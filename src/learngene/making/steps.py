@@ -99,7 +99,7 @@ def run_steps(
                 if any(other in pending for other in step.needs):
                     continue
                 free = contextlib.ExitStack()
-                lock = take_lock(locks / f"{step.path.name}-{step.path.parent.name}.lock") if locks else free
+                lock = take_lock(lock_path(locks, step.path)) if locks else free
                 if lock is None:
                     continue
                 with lock:
@@ -113,6 +113,11 @@ def run_steps(
                 yield step, outcome
         if waiting:
             time.sleep(POLL_SECONDS)
+
+
+def lock_path(locks: Path, path: Path) -> Path:
+    """The lock of the step whose outcome stands at ``path``."""
+    return locks / f"{path.name}-{path.parent.name}.lock"
 
 
 def _made(step: Step[Any], failed: dict[str, str] | None, say: Say | None) -> Any:

@@ -32,12 +32,13 @@ class SomeGenesFailedError(LearngeneError):
     """Genes of a pass that failed, a line each.
 
     Attributes:
+        failed: Why each did, by name.
         made: The others, by name.
     """
 
     def __init__(self, failed: Mapping[str, LearngeneError], made: Mapping[str, MadeGene]) -> None:
         super().__init__("\n".join(f"gene {name}: {_without(name, fault)}" for name, fault in failed.items()))
-        self.made = dict(made)
+        self.failed, self.made = dict(failed), dict(made)
 
 
 def condense_together(
@@ -77,15 +78,22 @@ def condense_together(
 
 
 def run_together(
-    recipe: GenesRecipe, *, ancestry: Ancestry | None = None, keep: bool = True, show: bool = True
+    recipe: GenesRecipe,
+    *,
+    ancestry: Ancestry | None = None,
+    images: Splits | None = None,
+    keep: bool = True,
+    show: bool = True,
 ) -> dict[str, MadeGene]:
     """Runs a recipe of several genes, or continues it, each from where its run folder stands.
+
+    Ancestry and images are given if they are loaded already.
 
     Raises:
         SomeGenesFailedError: If some failed; what the others became is written.
         LearngeneError: If anything does not fit or cannot be written.
     """
-    inputs = prepare_together(recipe, ancestry, keep=keep)
+    inputs = prepare_together(recipe, ancestry, images, keep=keep)
     planned = {name: ONE_STAGE[each.gene.method.making].planned(each, keep=keep) for name, each in inputs.items()}
     stages = [(replace(stage, name=f"gene {name}"), inputs[name].recipe) for name, (stage, _) in planned.items()]
     outcomes = run_stages(stages, next(iter(inputs.values())).images, keep=keep, show=show)
@@ -108,11 +116,10 @@ def run_together(
 
 
 def prepare_together(
-    recipe: GenesRecipe, ancestry: Ancestry | None = None, *, keep: bool = False
+    recipe: GenesRecipe, ancestry: Ancestry | None = None, images: Splits | None = None, *, keep: bool = False
 ) -> dict[str, CondenseInputs]:
     """What every gene needs, of which ancestry and images are there once; ``keep`` looks where they will be kept."""
     out: dict[str, CondenseInputs] = {}
-    images: Splits | None = None
     faults = Faults()
     for name, one in recipe.genes.items():
         with faults.at(f"genes.{name}"):

@@ -79,8 +79,8 @@ def refuse_apart(recipes: Mapping[str, CondenseRecipe]) -> None:
     """Raises ``RecipeError`` for the first thing in which genes differ that decides what their pass shows them."""
     (first, one), *others = recipes.items()
     for name, other in others:
-        theirs = _seen(one)
-        for key, value in _seen(other).items():
+        theirs = seen_views(one)
+        for key, value in seen_views(other).items():
             if value != theirs[key]:
                 raise RecipeError(
                     f"genes.{name}: {key} is {value}, but {theirs[key]} in genes.{first}; genes of one pass see the "
@@ -88,8 +88,8 @@ def refuse_apart(recipes: Mapping[str, CondenseRecipe]) -> None:
                 )
 
 
-def _seen(recipe: CondenseRecipe) -> dict[str, Any]:
-    """What decides the views of a run, and in which precision teachers are asked about them."""
+def seen_views(recipe: CondenseRecipe) -> dict[str, Any]:
+    """By setting: what decides the views of a run, and in which precision teachers are asked about them."""
     train, augment = recipe.train, recipe.train.augment.model_dump(exclude={"preset"})
     return {
         **{f"data.{name}": value for name, value in recipe.images.model_dump().items()},
