@@ -7,6 +7,7 @@ a longer run adds to what a shorter one has stored.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -422,6 +423,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+@functools.cache
 def _machine(device: torch.device) -> dict[str, Any]:
     """The kind of machine, on which outputs depend by rounding."""
     here = environment()
