@@ -91,7 +91,7 @@ def test_what_comes_second_in_a_comparison_does_not_run_its_teacher(
 def test_genes_that_see_the_same_are_condensed_in_one_pass(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in its midst and gone on with; one that diverges fails its own cells, one without memory is tried alone."""
+    """Stopped and gone on with; one that diverges fails its own cells, one without memory is tried alone."""
     step, passes = Student.step, []
 
     def stop(student: Student, *given: Any) -> None:
