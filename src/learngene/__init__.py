@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from learngene.genes.elastic import ElasticViT
     from learngene.genes.gene import Learngene
     from learngene.genes.plan import Budget, Candidate, plan
+    from learngene.genes.plan_sizes import PlannedSize, plan_sizes
     from learngene.making import block_features as features
     from learngene.making.condense import condense
     from learngene.making.extract import extract
@@ -62,11 +63,13 @@ _HOMES = {
     "export_onnx": "vits.onnx_export",
     "extract": "making.extract",
     "finetune": "making.finetune",
+    "PlannedSize": "genes.plan_sizes",
     "latency": "vits.speed",
     "load_descendant": "vits.descendant_folder",
     "load_recipe": "recipe",
     "method": "methods",
     "plan": "genes.plan",
+    "plan_sizes": "genes.plan_sizes",
     "probe": "making.probe",
     "save_descendant": "vits.descendant_folder",
     "scratch": "making.finetune",

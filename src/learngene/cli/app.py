@@ -87,17 +87,6 @@ def suggest(*words: object) -> None:
     say(f"next: learngene {shlex.join(map(str, words))}")
 
 
-def amount(text: str | None) -> float | None:
-    """A count with an optional K, M or G, such as 10M or 2.5G."""
-    if text is None:
-        return None
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 1.0)
-    try:
-        return float(text[:-1] if scale > 1 else text) * scale
-    except ValueError:
-        raise LearngeneError(f"'{text}' is not a number such as 10M, 2.5G or 5000") from None
-
-
 def mapping(flag: str, text: str | None) -> dict[str, Any]:
     """The mapping that a flag gives as YAML; an empty one if it is not given."""
     import yaml

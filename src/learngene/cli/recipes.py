@@ -90,7 +90,7 @@ def targets(
     if not isinstance(loaded, GenesRecipe):
         loaded = require_kind(CondenseRecipe, loaded, recipe)
     from learngene.making.targets import write_targets
-    from learngene.system.files import size_in_words
+    from learngene.system.quantities import size_in_words
 
     for one in write_targets(loaded, processes=processes, again=again):
         stored = f"{', '.join(one.forms)} of {one.views} views, {size_in_words(one.size)}"

@@ -170,14 +170,6 @@ def find_folder(name: str) -> Path:
     raise LearngeneError(f"no folder '{name}' here; run this in a checkout of learngene")
 
 
-def size_in_words(size: int) -> str:
-    """Bytes as people read them: ``512 B``, ``4.1 kB``, ``98.3 MB``."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"
-
-
 def refuse_full_disk(path: Path, needed: int) -> None:
     """Raises ``LearngeneError`` if fewer than ``needed`` bytes are free where ``path`` will be written."""
     folder = path.absolute()

@@ -28,7 +28,8 @@ from learngene.recipe.content_hash import short_hash
 from learngene.recipe.sections import DataSpec, Replay
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
-from learngene.system.files import clear_unfinished, refuse_full_disk, size_in_words, write_file
+from learngene.system.files import clear_unfinished, refuse_full_disk, write_file
+from learngene.system.quantities import size_in_words
 from learngene.training.scores import autocast
 from learngene.training.target_keys import difference, flat, read_key
 from learngene.training.target_shards import Collected, DamagedTargetsError, Form, Like, Shard, pixel_prints
