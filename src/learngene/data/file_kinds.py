@@ -12,13 +12,14 @@ from PIL import Image
 
 from learngene.data.pixels import opening
 
-IMAGE_SUFFIXES = (
+IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".tga"),
     *(".j2c", ".jpc", ".pcx", ".ico", ".icns", ".cur", ".sgi", ".dds", ".ras", ".xbm", ".xpm"),
     *(".heic", ".heif", ".jxl", ".svg", ".psd"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-)
+    ".icloud",
+}
 """What everybody takes for an image: such a file counts, and if it cannot be decoded, it is a broken image. Suffixes of
 which Pillow reads none are here so that nobody's images are left out as if they were notes."""
 
@@ -34,10 +35,10 @@ SURE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"\x00\x00\
 HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 """Bytes 4 to 12 of what phones make, which Pillow reads with a plugin only."""
 
-LEFT_NAMES = (
+LEFT_NAMES = {
     *("__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin"),
     *("system volume information", "lost+found", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
-)
+}
 """Names, in small letters, of what archives, network drives and operating systems leave behind."""
 
 LEFT_ENDINGS = (
@@ -75,7 +76,7 @@ def left_behind(name: str, folder: bool = False) -> str | None:
 
 def says_image(name: str) -> bool:
     """Whether a file's name says that it is an image."""
-    return name.lower().endswith((*IMAGE_SUFFIXES, ".icloud"))
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
 def holds_image(file: IO[bytes]) -> bool:

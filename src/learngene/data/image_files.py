@@ -8,6 +8,7 @@ import posixpath
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -26,8 +27,7 @@ MOST_LINKS = 16
 """Links of a tar that are followed from one to the next."""
 
 
-@dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """Where the bytes of one image lie: a whole file, a piece of a plain tar, or bytes already unpacked."""
 
     path: str
@@ -67,9 +67,8 @@ class Contents:
     left: list[Left] = field(default_factory=list)
     images: list[ImageFile] = field(default_factory=list)
 
-    def add(self, place: ImageFile, image: bool) -> None:
-        """Takes in a file, which is an image or not."""
-        parts = tuple(place.name.split("/"))
+    def add(self, place: ImageFile, parts: tuple[str, ...], image: bool) -> None:
+        """Takes in a file of a name, cut into its parts, which is an image or not."""
         if image:
             self.images.append(place)
         if image and len(parts) > 2:
@@ -100,6 +99,7 @@ def _look_into(folder: Path, parts: tuple[str, ...], contents: Contents, above: 
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
+    prefix = "".join(f"{part}/" for part in parts)
     with os.scandir(folder) as entries:
         for entry in entries:
             below = (*parts, entry.name)
@@ -110,7 +110,7 @@ def _look_into(folder: Path, parts: tuple[str, ...], contents: Contents, above: 
                 _look_into(folder / entry.name, below, contents, (*above, here))
             else:
                 image = says_image(entry.name) or (len(below) > 2 and _file_holds_image(entry))
-                contents.add(ImageFile(entry.path, "/".join(below)), image)
+                contents.add(ImageFile(entry.path, prefix + entry.name), below, image)
 
 
 def _file_holds_image(entry: os.DirEntry[str]) -> bool:
@@ -143,7 +143,8 @@ def _read_tar(path: Path, contents: Contents) -> None:
         contents.left += sorted(entry for entry in left if entry is not None)
         with open(path, "rb") as raw:
             for name, place in places.items():
-                contents.add(place, says_image(name) or (name.count("/") > 1 and holds_image(_content(place, raw))))
+                parts = tuple(name.split("/"))
+                contents.add(place, parts, says_image(name) or (len(parts) > 2 and holds_image(_content(place, raw))))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"data {path}: the tar is damaged or truncated ({error})") from None
 

@@ -27,13 +27,16 @@ SCAN_LIMIT = 20_000
 """Sets up to this size are decoded once before training, which takes seconds, so that bad files show at once."""
 
 
-def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = None) -> ImageSet:
+def open_split(
+    spec: DataSpec, split: str, classes: list[str] | int | None = None, sources: Sequence[Source] | None = None
+) -> ImageSet:
     """Opens the ``train`` or ``val`` split of a data set and checks that it can be used.
 
     Args:
         spec: The data section of a recipe.
         split: ``train`` or ``val``; the recipe says what the data set calls it.
         classes: Of masks, where the section does not say them: names or number.
+        sources: The folders and tars, if they are listed already.
 
     Raises:
         DataError: If the data is missing, lacks the split, is empty, has one class, or has corrupt images that were
@@ -55,7 +58,7 @@ def open_split(spec: DataSpec, split: str, classes: list[str] | int | None = Non
     elif (folder := shards_folder(spec)) is not None:
         images = open_shards(folder, wanted)
     elif all(Path(source).exists() or digits.variant_of(source) for source in spec.sources):
-        images = _files(spec, wanted, classes)
+        images = _files(spec, wanted, classes, sources)
     else:
         missing = next(source for source in spec.sources if not Path(source).exists())
         if len(spec.sources) > 1 and missing.startswith((*TIMM_PREFIXES, decathlon.PREFIX)):
@@ -121,10 +124,10 @@ class Files:
         return self.places[index].open()
 
 
-def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> ImageSet:
+def _files(spec: DataSpec, split: str, classes: list[str] | int | None, sources: Sequence[Source] | None) -> ImageSet:
     """Folders and tars: SPLIT/CLASS/IMAGE, or images with masks; several of them are one set."""
     where = " + ".join(spec.sources)
-    sources = [open_source(Path(source)) for source in spec.sources]
+    sources = sources or [open_source(Path(source)) for source in spec.sources]
     for source in sources[1:]:
         if source.kind != sources[0].kind:
             raise DataError(
@@ -141,9 +144,10 @@ def _files(spec: DataSpec, split: str, classes: list[str] | int | None) -> Image
             "images/<split>/ and masks/<split>/"
         )
     folder = split_folder(split, splits, where)
-    named = zip(composed([name for _, name, _ in found]), found, strict=True)
+    written = list({name for _, name, _ in found})
+    spelled = dict(zip(written, composed(written), strict=True))
     chosen = sorted(
-        ((name, place) for name, (part, _, place) in named if part == folder), key=lambda p: (p[0], p[1].name)
+        ((spelled[name], place) for part, name, place in found if part == folder), key=lambda p: (p[0], p[1].name)
     )
     names = sorted({name for name, _ in chosen})
     index = {name: i for i, name in enumerate(names)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from learngene.data.class_match import of_split
 from learngene.data.images import ImageSet
+from learngene.data.layouts import open_source
 from learngene.data.open_split import open_split
+from learngene.data.shards import shards_folder
 from learngene.data.transforms import train_transform
 from learngene.data.unlabelled import lies_in_files, open_all, without_labels
 from learngene.recipe.sections import DataSpec, Train
@@ -71,8 +74,11 @@ def _opened(section: DataSpec, unlabelled: bool) -> Splits:
         if lies_in_files(section):
             return Splits(*open_all(section))
         section = section.model_copy(update={"labels": True})
-    train = open_split(section, "train")
-    val = open_split(section, "val", train.class_names if train.segmentation else None)
+    sources = None
+    if lies_in_files(section) and shards_folder(section) is None:
+        sources = [open_source(Path(source)) for source in section.sources]  # once, which takes seconds for a million
+    train = open_split(section, "train", sources=sources)
+    val = open_split(section, "val", train.class_names if train.segmentation else None, sources)
     return Splits(train, of_split(val, train))
 
 
