@@ -86,13 +86,15 @@ class FinetuneResult:
     result: TrainResult
 
 
-def run(recipe: FinetuneRecipe, *, show: bool = True) -> FinetuneResult:
+def run(recipe: FinetuneRecipe, *, images: Splits | None = None, show: bool = True) -> FinetuneResult:
     """Runs a fine-tuning recipe, or continues it if its run folder holds an unfinished run.
+
+    Images are given if they are open already.
 
     Raises:
         LearngeneError: If anything does not fit or cannot be written.
     """
-    images = open_splits(recipe.data)
+    images = open_splits(recipe.data, opened=images)
     model = starting_model(recipe, images.train)
     path = recipe.out / "descendant"
     refuse_foreign(path, PROVENANCE)

@@ -19,12 +19,13 @@ from learngene.recipe.genes import GenesRecipe, genes_recipe
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.recipe.sections import Section, merge
+from learngene.recipe.ship import ShipRecipe
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import RecipeError, nearest
 
 DATA_FOLDER = "$DATA"
 """What stands in recipes for a folder of image sets that the command line gives."""
-Recipe = CondenseRecipe | GenesRecipe | FinetuneRecipe | CompareRecipe | SearchRecipe | TuneRecipe
+Recipe = CondenseRecipe | GenesRecipe | FinetuneRecipe | CompareRecipe | SearchRecipe | TuneRecipe | ShipRecipe
 TrainingRecipe = CondenseRecipe | FinetuneRecipe | TaskSearch | TuneRecipe
 """One that trains one thing in one run folder."""
 KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(Recipe) if kind is not GenesRecipe}

@@ -1,0 +1,1 @@
+"""From images and sizes to shipped models: look, plan, run, judge, tell."""

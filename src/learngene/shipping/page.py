@@ -1,0 +1,158 @@
+"""The page of what was shipped: one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learngene.comparing.html import write_page
+from learngene.data.images import ImageSet
+from learngene.recipe.ship import ShipRecipe
+from learngene.shipping.figure import Point, panel, parts
+from learngene.shipping.judge import Judged
+from learngene.shipping.plan import duration
+from learngene.shipping.ways import WAYS
+
+SHOWN, THUMBNAIL = 8, 96
+"""Right and wrong examples each, and the side of their pictures in pixels."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with what is on it and what the model says."""
+
+    source: str
+    truth: str
+    guess: str
+    percent: float
+
+
+def write_ship_page(
+    path: Path, result: Mapping[str, Any], recipe: ShipRecipe, judged: Mapping[str, Judged], images: ImageSet
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: Of the page.
+        result: What ``result.json`` has.
+        recipe: With every choice.
+        judged: What every model says of the validation images.
+        images: Those.
+    """
+    models = result["models"]
+    best = max(models, key=lambda model: model["top1"])
+    majority = result["look"]["majority"]
+
+    def points(key: str) -> list[Point]:
+        return [Point(each["name"], each[key], each["top1"], *each["interval"]) for each in models]
+
+    folder = recipe.out / "models" / best["name"]
+    spent = [(name, seconds, duration(seconds)) for name, seconds in result["spent"]["steps"].items()]
+    rest = sum(result["spent"]["sessions"]) - sum(seconds for _, seconds, _ in spent)
+    spent.append(("rest", max(rest, 0.0), duration(max(rest, 0.0))))
+    said = judged[best["name"]]
+    right, wrong = examples(said, images)
+    write_page(
+        path,
+        "ship.html",
+        verdict=verdict(result),
+        result=result,
+        recipe=recipe,
+        way=WAYS[str(recipe.method)].text,
+        best=best,
+        panels=[
+            panel("parameters, millions", points("params"), majority, "most common class", 1e6),
+            panel("milliseconds per image", points("latency_ms"), majority, "most common class"),
+        ],
+        bar=parts(spent),
+        total=duration(sum(result["spent"]["sessions"])),
+        expected=duration(sum(step["seconds"] for step in result["plan"])),
+        classes=class_rows(said, images.class_names),
+        right=right,
+        wrong=wrong,
+        rerun=shlex.join(["learngene", "ship", str(recipe.out / "ship.yaml")]),
+        check=shlex.join(["learngene", "eval", str(folder), "--data", *recipe.data.sources]),
+        folder=folder,
+    )
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """What came out, in a line that needs no other."""
+    models, found = result["models"], result["look"]
+    best = max(models, key=lambda model: model["top1"])
+    level = max(found["majority"], 100 / found["classes"])
+    if best["interval"][0] <= level:
+        return (
+            f"Not usable: the best of {len(models)} models has {best['top1']:.1f} %, no better than always guessing "
+            f"the most common class ({level:.1f} %)"
+        )
+    small = min(
+        (each for each in models if each["interval"][1] >= best["top1"] and each["interval"][0] > level),
+        key=lambda each: each["params"],
+    )
+    text = f"{len(models)} model{'s' * (len(models) != 1)}, the best {best['name']} with {best['top1']:.1f} % top-1"
+    text += f" ({best['interval'][0]:.1f} to {best['interval'][1]:.1f})"
+    if small is not best:
+        text += f"; {small['name']} is as good as far as {found['val_images']} images can tell"
+    return text
+
+
+def class_rows(said: Judged, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every class, worst first: how many images are found, how many guesses are right, what it is taken for."""
+    guesses, out = said.probabilities.argmax(1), []
+    for number, name in enumerate(names):
+        mine, guessed = said.labels == number, guesses == number
+        wrong = np.bincount(guesses[mine & (guesses != number)], minlength=len(names))
+        out.append(
+            {
+                "name": name,
+                "images": int(mine.sum()),
+                "recall": 100 * float((mine & guessed).sum()) / mine.sum() if mine.any() else None,
+                "precision": 100 * float((mine & guessed).sum()) / guessed.sum() if guessed.any() else None,
+                "taken_for": f"{names[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else "",
+            }
+        )
+    return sorted(out, key=lambda row: (row["recall"] is None, row["recall"]))
+
+
+def examples(said: Judged, images: ImageSet) -> tuple[list[Example], list[Example]]:
+    """Images that the model is surest of, right and wrong, of as many classes as there are."""
+    sure = said.probabilities.max(1)
+    out = []
+    for wanted in (said.right, ~said.right):
+        picked: list[int] = []
+        seen: set[int] = set()
+        for index in np.argsort(-np.where(wanted, sure, -1))[: int(wanted.sum())]:
+            if int(said.labels[index]) not in seen:
+                seen.add(int(said.labels[index]))
+                picked.append(int(index))
+        rest = [int(i) for i in np.argsort(-np.where(wanted, sure, -1))[: int(wanted.sum())] if int(i) not in picked]
+        chosen = [*picked, *rest][:SHOWN]
+        guesses = said.probabilities.argmax(1)
+        out.append(
+            [
+                Example(
+                    _jpeg(images, index),
+                    images.class_names[said.labels[index]],
+                    images.class_names[guesses[index]],
+                    100 * float(sure[index]),
+                )
+                for index in chosen
+            ]
+        )
+    return out[0], out[1]
+
+
+def _jpeg(images: ImageSet, index: int) -> str:
+    image = images.image(index)
+    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+    data = io.BytesIO()
+    image.save(data, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,0 +1,346 @@
+"""The plan: from what was asked, the images and what training costs here to every choice, with what each step takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from learngene.data.splits import Splits
+from learngene.recipe.one_line_faults import changed
+from learngene.recipe.sections import Train, merge
+from learngene.recipe.ship import FRESH, ShippedModel, ShipRecipe
+from learngene.shipping.evidence import Advice, Job, advise
+from learngene.shipping.look import Look, model_size
+from learngene.shipping.prices import COUNTED, Prices, measured
+from learngene.shipping.ways import WAYS, Way, depths_span, shapes_for
+from learngene.system.errors import LearngeneError
+from learngene.system.files import size_in_words
+from learngene.vits.shape import ViTShape
+
+START_SECONDS, MODEL_SECONDS = 10.0, 6.0
+"""What everything takes that is no training: once, and for each model's judgement and export."""
+SURE = 0.15
+"""Share by which times of a machine that does the same from one minute to the next are off all the same."""
+GENE = "gene"
+"""What a gene is called that all models have in common."""
+KEPT_IN_MEMORY = 200e6
+"""Bytes of decoded images up to which the training process reads them by itself, and keeps them."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step of the plan.
+
+    Attributes:
+        name: Of what is made.
+        what: In words.
+        seconds: Expected.
+        low: At least, probably.
+        high: At most, probably.
+        macs: Multiply-adds of its training.
+        disk: Bytes.
+    """
+
+    name: str
+    what: str
+    seconds: float
+    low: float
+    high: float
+    macs: float
+    disk: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with every choice made, and what it takes.
+
+    Attributes:
+        recipe: With genes and models.
+        look: What the images are like.
+        steps: In their order.
+        advice: What the table says; None if the way was given.
+        epochs: That each model could be trained for by itself in all of the budget; 0 if that was not asked.
+    """
+
+    recipe: ShipRecipe
+    look: Look
+    steps: list[Planned]
+    advice: Advice | None = None
+    epochs: float = 0.0
+
+    def entry(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        return {
+            "recipe": self.recipe.plain(),
+            "look": self.look.entry(),
+            "plan": [vars(step) for step in self.steps],
+            "advice": vars(self.advice) if self.advice else None,
+            "epochs": round(self.epochs, 3),
+        }
+
+    @classmethod
+    def of(cls, recipe: ShipRecipe, entry: Mapping[str, Any]) -> Plan:
+        """The plan that ``entry`` was written of."""
+        steps = [Planned(**step) for step in entry["plan"]]
+        advice = entry["advice"] and Advice(**entry["advice"])
+        return cls(recipe, Look(**entry["look"]), steps, advice, entry["epochs"])
+
+    @property
+    def seconds(self) -> float:
+        """Of everything."""
+        return sum(step.seconds for step in self.steps)
+
+    def told(self, there: Collection[str] = ()) -> list[str]:
+        """Lines for people.
+
+        Args:
+            there: Names of steps that are done already.
+        """
+        way = str(self.recipe.method)
+        out = [*self.look.told(), f"way: {way}: {WAYS[way].text}", f"why: {self.recipe.why}"]
+        for step in self.steps:
+            time = "there already" if step.name in there else _range(step.low, step.high)
+            out.append(f"{step.name:14s} {time:>16s}  {size_in_words(step.disk):>9s}  {step.what}")
+        left = [step for step in self.steps if step.name not in there]
+        low, high, disk = (sum(getattr(step, key) for step in left) for key in ("low", "high", "disk"))
+        return [*out, f"{'in all':14s} {_range(low, high):>16s}  {size_in_words(disk):>9s}"]
+
+
+def _range(low: float, high: float) -> str:
+    return f"{duration(low)} to {duration(high)}" if duration(low) != duration(high) else duration(low)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``40 s``, ``12 min``, ``1.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def prepared(recipe: ShipRecipe, splits: Splits, found: Look) -> ShipRecipe:
+    """The recipe with what its data section leaves open: size, normalisation and who reads the images."""
+    from learngene.data.preprocessing import fill_preprocessing
+    from learngene.vits.descendant_folder import vit_cfg
+
+    size = recipe.data.img_size or model_size(found.side)
+    small = found.train_images * found.side**2 * 3 < KEPT_IN_MEMORY
+    changes: dict[str, Any] = {"img_size": size}
+    if "workers" not in recipe.data.model_fields_set and small:
+        changes["workers"] = 0
+    data = changed(recipe.data, changes, "data")
+    shape = ViTShape(embed_dim=16, num_heads=1, img_size=size, patch_size=size, num_classes=found.classes)
+    return recipe.model_copy(update={"data": fill_preprocessing(data, vit_cfg(shape, "", {}))})
+
+
+def training(recipe: ShipRecipe, found: Look, names: Sequence[str], epochs: int, more: Mapping[str, Any]) -> Train:
+    """How models are trained: timm's usual small-image recipe, without flips where classes tell left from right."""
+    sided = all(name.strip().isdigit() and len(name.strip()) < 3 for name in names) and len(names) <= 10
+    sided = sided or any(word in name.lower() for name in names for word in ("left", "right"))
+    batch = min(64, found.train_images // 4 * 2 or 2)
+    fields: dict[str, Any] = {
+        "preset": "laptop",
+        "epochs": epochs,
+        "batch_size": batch,
+        "eval_every": max(1, epochs // 4),
+        "schedule": {"warmup_epochs": round(min(2.0, epochs / 10), 2)},
+        "augment": {"preset": "light", "scale": [0.4, 1.0], "hflip": 0.0 if sided else 0.5},
+        "seed": recipe.seed,
+    }
+    return changed(Train(), merge(fields, more), "train")
+
+
+@dataclass
+class _Planner:
+    """What a plan is made of, and how its parts are put together."""
+
+    recipe: ShipRecipe
+    names: Sequence[str]
+    look: Look
+    prices: Prices
+    budget: float
+
+    def train(self, epochs: int, more: Mapping[str, Any]) -> Train:
+        return training(self.recipe, self.look, self.names, epochs, more)
+
+    def epoch(self, macs: float) -> float:
+        """Of a pass over the training images, and a quarter of one over the validation images, at most."""
+        return self.look.train_images * self.prices.image(macs) + 0.25 * self.look.val_images * self.prices.seen(macs)
+
+    def rest(self, models: int) -> float:
+        """What is no training."""
+        return START_SECONDS + models * MODEL_SECONDS if self.prices.unit == "s" else 0.0
+
+    def models(self, way: Way, shapes: Mapping[str, ViTShape], budget: float, start: str) -> dict[str, ShippedModel]:
+        """The models, with as many epochs as each has in its share of what is left."""
+        each = budget / len(shapes)
+        out = {}
+        for name, shape in shapes.items():
+            epochs = int(each / self.epoch(shape.macs()))
+            if epochs < 1:
+                self.refuse(shapes, way)
+            out[name] = ShippedModel(shape=shape, start=start, train=self.train(epochs, way.tune))
+        return out
+
+    def refuse(self, shapes: Mapping[str, ViTShape], way: Way) -> None:
+        longest = max(self.epoch(shape.macs()) for shape in shapes.values())
+        least = (len(shapes) * longest) / (1 - way.gene_share) + self.rest(len(shapes))
+        given = f"hours {self.recipe.hours:g}" if self.recipe.hours else f"budget_macs {self.recipe.budget_macs:g}"
+        need = f"hours={1.1 * least / 3600:.2g}" if self.prices.unit == "s" else f"budget_macs={1.1 * least:.2g}"
+        raise LearngeneError(
+            f"{given}: too little for one epoch of each of {len(shapes)} models; {need} would do, or ask for fewer or "
+            "smaller models"
+        )
+
+
+def ways_for(
+    recipe: ShipRecipe, limits: Mapping[str, float], size: int, classes: int
+) -> dict[str, dict[str, ViTShape]]:
+    """The shapes of every way that can make all models; without a teacher, of those that need none."""
+    out, refusal = {}, None
+    for name, way in WAYS.items():
+        if recipe.method not in (None, name) or (way.teacher and recipe.ancestry is None):
+            continue
+        if not way.one_by_one and len(limits) == 1 and recipe.method is None:
+            continue  # a gene for a single model is training in two parts
+        try:
+            out[name] = shapes_for(way, limits, size, classes)
+        except LearngeneError as error:
+            refusal = refusal or error
+    if not out:
+        raise refusal or LearngeneError(f"method {recipe.method}: ship knows {', '.join(WAYS)}")
+    return out
+
+
+def make_plan(
+    recipe: ShipRecipe,
+    splits: Splits,
+    found: Look,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    used: float = 0.0,
+) -> Plan:
+    """Makes every choice that a recipe leaves open.
+
+    Args:
+        recipe: What was asked for, with nothing or everything chosen.
+        splits: The images, opened.
+        found: What they are like.
+        clock: Of the measurement of this machine.
+        used: Seconds of the budget that are gone by now.
+
+    Raises:
+        LearngeneError: If the models cannot be made, or not within the budget.
+    """
+    recipe = prepared(recipe, splits, found)
+    size, names = recipe.data.img_size or 0, splits.train.class_names
+    if recipe.models is not None:
+        shapes = {name: model.shape for name, model in recipe.models.items()}
+        prices = _prices(recipe, splits, found, list(shapes.values()), clock)
+        return Plan(recipe, found, _steps(recipe, found, prices))
+    limits = limits_of(recipe, size, len(names))
+    ways = ways_for(recipe, limits, size, len(names))
+    every = [shape for shapes in ways.values() for shape in shapes.values()]
+    prices = _prices(recipe, splits, found, every, clock)
+    budget = recipe.budget_macs if recipe.budget_macs else 3600 * (recipe.hours or 0) - used
+    planner = _Planner(recipe, names, found, prices, budget)
+    alone = next(ways[name] for name in ("scratch", *ways) if name in ways)
+    left = max(budget - planner.rest(len(limits)), 0.0)
+    epochs = left / sum(planner.epoch(shape.macs()) for shape in alone.values())
+    job = Job(found.train_images, found.classes, size, "none", len(limits), max(epochs, 1e-3))
+    advice = advise(job, ways) if recipe.method is None else None
+    chosen = advice.method if advice else str(recipe.method)
+    why = advice.why if advice else "as was asked for"
+    way, shapes = WAYS[chosen], ways[chosen]
+    genes: dict[str, dict[str, Any]] = {}
+    if way.gene_share:
+        largest = max(shapes.values(), key=ViTShape.params)
+        macs = sum(shape.macs() for shape in shapes.values()) / len(shapes)
+        rounds = int(way.gene_share * left / planner.epoch(macs))
+        if rounds < 1:
+            planner.refuse(shapes, way)
+        genes[GENE] = {
+            "method": chosen,
+            "settings": dict(way.settings),
+            "shape": largest.to_dict(),
+            "shapes": depths_span(list(shapes.values())),
+            "distill": {"preset": "none"},
+            "train": planner.train(rounds, way.gene).model_dump(mode="json", exclude_unset=True),
+        }
+        left -= rounds * planner.epoch(macs)
+    models = planner.models(way, shapes, left, GENE if genes else FRESH)
+    recipe = recipe.model_copy(update={"method": chosen, "why": why, "genes": genes, "models": models})
+    return Plan(recipe, found, _steps(recipe, found, prices), advice, epochs)
+
+
+def limits_of(recipe: ShipRecipe, size: int, classes: int) -> dict[str, float]:
+    """The most parameters of every model that is wanted; of one with a limit on latency, what was timed here."""
+    out = {}
+    for name, (kind, value) in recipe.wanted.items():
+        out[name] = _params_within(value, name, size, classes) if kind == "latency" else value
+    return out
+
+
+def _params_within(milliseconds: float, name: str, size: int, classes: int) -> float:
+    from learngene.vits.speed import latency
+
+    low, high = 1e4, 1e9
+    largest = 0.0
+    for _ in range(12):
+        middle = (low * high) ** 0.5
+        try:
+            shape = shapes_for(WAYS["scratch"], {name: middle}, size, classes)[name]
+        except LearngeneError:
+            low = middle
+            continue
+        if latency(shape) <= milliseconds:
+            low, largest = middle, float(shape.params())
+        else:
+            high = middle
+    if not largest:
+        raise LearngeneError(f"{name}: no ViT of {size} px answers in {milliseconds:g} ms here; allow more")
+    return largest
+
+
+def _prices(
+    recipe: ShipRecipe, splits: Splits, found: Look, shapes: Sequence[ViTShape], clock: Callable[[], float]
+) -> Prices:
+    if recipe.budget_macs and recipe.models is None:
+        return COUNTED
+    return measured(splits.train, recipe.data, training(recipe, found, splits.train.class_names, 10, {}), shapes, clock)
+
+
+def _steps(recipe: ShipRecipe, found: Look, prices: Prices) -> list[Planned]:
+    """What a recipe with every choice made takes, step by step."""
+    steps: list[Planned] = []
+    images = found.train_images
+
+    def step(name: str, what: str, seconds: float, macs: float, disk: int) -> None:
+        sure = SURE + prices.spread
+        steps.append(Planned(name, what, seconds, seconds / (1 + sure), seconds * (1 + sure), macs, disk))
+
+    def trained(train: Train, macs: float) -> tuple[float, float]:
+        seen, looks = train.epochs * images, train.epochs // train.eval_every
+        seconds = seen * prices.image(macs) + looks * found.val_images * prices.seen(macs)
+        return seconds if prices.unit == "s" else 0.0, 3 * seen * macs
+
+    for name in recipe.genes:
+        gene = recipe.gene_recipe(name, recipe.out)
+        seconds, macs = trained(gene.train, float(gene.macs))
+        what = f"{gene.method}, {gene.train.epochs} epochs of {len(gene.turns()) or 1} sizes"
+        step(name, what, seconds, macs, 44 * gene.shape.params())
+    for name, model in (recipe.models or {}).items():
+        seconds, macs = trained(model.train, model.shape.macs())
+        shape = model.shape
+        what = f"{shape.size}, {shape.params() / 1e6:.2f} M parameters, {model.train.epochs} epochs from {model.start}"
+        step(name, what, seconds, macs, 52 * shape.params())
+    count = len(recipe.models or ())
+    step(
+        "export, page",
+        f"{count} ONNX files, timm folders and the page",
+        START_SECONDS + MODEL_SECONDS * count,
+        0,
+        10**6,
+    )
+    return steps

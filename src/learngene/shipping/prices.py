@@ -1,0 +1,103 @@
+"""What training costs, per image and shape: seconds that were measured here, or multiply-adds that are counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from learngene.data.images import ImageSet
+from learngene.recipe.sections import DataSpec, Train
+from learngene.vits.shape import ViTShape
+
+TRAINING = 3
+"""Forward passes that a training step costs."""
+
+STEPS, WARM_UP, ENOUGH = 10, 1, 4.0
+"""Steps that are timed, after those that are not; no more than two behind so many seconds."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Cost of a training image: a part that every shape has, and a part for every multiply-add.
+
+    Attributes:
+        unit: ``s`` for seconds, ``macs`` for multiply-adds.
+        fixed: Of reading, augmentation and what a step takes for any model.
+        per_mac: Of a multiply-add of a forward pass, all passes of a step included.
+        spread: How far single steps lay from the middle one, as a share of it.
+    """
+
+    unit: str
+    fixed: float
+    per_mac: float
+    spread: float = 0.0
+
+    def image(self, macs: float) -> float:
+        """Of a training image through a model of so many multiply-adds."""
+        return self.fixed + self.per_mac * macs
+
+    def seen(self, macs: float) -> float:
+        """Of an image that is looked at and not learnt from."""
+        return self.image(macs) / TRAINING
+
+
+COUNTED = Prices("macs", 0.0, TRAINING)
+
+
+def measured(
+    images: ImageSet,
+    data: DataSpec,
+    train: Train,
+    shapes: Sequence[ViTShape],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Prices:
+    """Times training steps of the smallest and the largest shape on this machine.
+
+    Args:
+        images: The training images.
+        data: The data section, mean and std set.
+        train: How the models will be trained; its batch and augmentation count.
+        shapes: What will be trained.
+        clock: ``time.process_time`` leaves out what other programs take.
+    """
+    from learngene.data.batches import TrainBatches
+    from learngene.making.finetune import scratch
+    from learngene.training.loop import make_accelerator
+    from learngene.training.losses import task_loss
+    from learngene.training.optimizer import make_optimizer
+
+    device = make_accelerator().device
+    ends = sorted(dict.fromkeys((min(shapes, key=ViTShape.macs), max(shapes, key=ViTShape.macs))), key=ViTShape.macs)
+    rounds: list[list[float]] = [[] for _ in ends]
+    loss_of = task_loss(images)
+    shape = ends[0]
+    batches = TrainBatches(images, data, train, img_size=shape.img_size, in_chans=shape.in_chans, device=device)
+    models = [scratch(shape).to(device).train() for shape in ends]
+    optimizers = [make_optimizer(model, train) for model in models]
+    count = min(STEPS + WARM_UP, batches.steps_per_epoch)
+    for parts in batches.epoch(0, end=count):  # decoded images are kept, so that only later epochs tell the price
+        del parts
+    start = clock()
+    mixed = [batches.mix(*parts[0], 0, step) for step, parts in enumerate(batches.epoch(0, end=count))]
+    reading = (clock() - start) / count
+    start = clock()
+    for step, (views, targets) in enumerate(mixed):
+        if step > WARM_UP + 1 and clock() - start > ENOUGH:
+            break
+        for times, model, optimizer in zip(rounds, models, optimizers, strict=True):
+            begun = clock()
+            loss = loss_of(model(views), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+            times.append(clock() - begun)
+    kept = slice(min(WARM_UP, count - 1), None)
+    small, *more = (median(times[kept]) / len(views) for times in rounds)
+    per_mac = (more[0] - small) / (ends[1].macs() - ends[0].macs()) if more else small / ends[0].macs()
+    per_mac = max(per_mac, 0.0)
+    fixed = max(small - per_mac * ends[0].macs(), 0.0) + reading / len(views)
+    times = sorted(rounds[-1][kept])
+    return Prices("s", fixed, per_mac, (times[-1] - times[0]) / 2 / times[len(times) // 2])

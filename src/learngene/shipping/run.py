@@ -1,0 +1,109 @@
+"""Running a plan: each step in a folder of its own whose name says what decides it, found again if it is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from learngene.data.splits import Splits
+from learngene.making import condense, finetune
+from learngene.making.steps import Step, gene_path, run_steps
+from learngene.recipe.content_hash import short_hash
+from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.ship import FRESH, ShipRecipe
+from learngene.system.files import write_folder
+from learngene.training.record import read_result
+from learngene.vits.descendant_folder import PROVENANCE
+
+RUNS, MODELS = "runs", "models"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A gene or a model that was trained.
+
+    Attributes:
+        path: The gene file, or the folder of the model.
+        run: Its run folder.
+        seconds: Of its training, over all restarts.
+    """
+
+    path: Path
+    run: Path
+    seconds: float
+
+
+def training_steps(recipe: ShipRecipe, images: Splits, *, show: bool) -> list[Step[Trained]]:
+    """The steps that train something, each after what it needs."""
+    runs, genes = recipe.out / RUNS, {}
+    for name in recipe.genes:
+        plain = recipe.gene_recipe(name, Path(name))
+        gene = plain.model_copy(update={"out": runs / f"{name}-{short_hash(plain)}"})
+
+        def condensed(gene: condense.CondenseRecipe = gene) -> Trained:
+            condense.run(gene, images=images, show=show)
+            return _there(gene_path(gene.out), gene.out)
+
+        genes[name] = _step(name, gene_path(gene.out), gene.out, condensed)
+    steps = list(genes.values())
+    for name, model in (recipe.models or {}).items():
+        start = genes.get(model.start)
+        fields = {"shape": model.shape.to_dict(), "data": recipe.data, "train": model.train, "out": Path(name)}
+        plain_tune = FinetuneRecipe(model=start.path.name if start else FRESH, **fields)
+        out = runs / f"{name}-{short_hash(plain_tune)}"
+        tune = plain_tune.model_copy(update={"out": out, "model": str(start.path) if start else FRESH})
+
+        def tuned(tune: FinetuneRecipe = tune) -> Trained:
+            finetune.run(tune, images=images, show=show)
+            return _there(tune.out / "descendant", tune.out)
+
+        steps.append(_step(name, out / "descendant", out, tuned, [start] if start else []))
+    return steps
+
+
+def _step(
+    name: str, path: Path, run: Path, make: Callable[[], Trained], needs: list[Step[Trained]] | None = None
+) -> Step[Trained]:
+    def found() -> Trained | None:
+        return _there(path, run) if path.exists() and read_result(run) else None
+
+    return Step(name, path, make, found, needs or [], lambda outcome: str(outcome.path))
+
+
+def _there(path: Path, run: Path) -> Trained:
+    result = read_result(run)
+    assert result is not None
+    return Trained(path, run, result.seconds)
+
+
+def train_all(recipe: ShipRecipe, images: Splits, *, show: bool, say: Callable[[str], None]) -> dict[str, Trained]:
+    """Trains what is missing; what is there is kept. By name of the step."""
+    out = {}
+    for step, outcome in run_steps(training_steps(recipe, images, show=show), say=say):
+        out[step.name] = outcome
+    return out
+
+
+def keep_model(recipe: ShipRecipe, name: str, trained: Trained) -> Path:
+    """Copies a model to where it is easy to find, as a folder that stock timm loads."""
+    path = recipe.out / MODELS / name
+    write_folder(path, PROVENANCE, lambda folder: shutil.copytree(trained.path, folder, dirs_exist_ok=True))
+    return path
+
+
+def exported(path: Path) -> Path | None:
+    """Writes the ONNX file of a model folder beside it; None where the extra is not installed."""
+    from importlib.util import find_spec
+
+    from learngene.vits.descendant_folder import load_descendant
+    from learngene.vits.onnx_export import export_onnx
+
+    if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        return None
+    onnx = path.with_name(f"{path.name}.onnx")
+    newest = (path / "model.safetensors").stat().st_mtime
+    if not (onnx.exists() and onnx.stat().st_mtime >= newest):
+        export_onnx(load_descendant(path), onnx)
+    return onnx
