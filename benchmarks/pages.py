@@ -167,10 +167,36 @@ def any_size_ideas(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def which_method(result: Mapping[str, Any]) -> str:
+    """Mean top-1 over the sizes of every way, a line for each job and budget, and what the table advises there."""
+    from learngene.shipping.evidence import advise, job_of
+    from learngene.shipping.ways import WAYS
+
+    ways = [name for name in WAYS if any(cell["method"] == name for cell in result["cells"])]
+    jobs: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
+    for cell in result["cells"]:
+        key = (cell["data"], cell["teacher"], cell["sizes"], cell["budget"])
+        jobs.setdefault(key, {}).setdefault(cell["method"], []).append(cell)
+    head = ["set", "images", "teacher", "sizes", "CPU seconds", "epochs each", "seeds", *ways, "advice there"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for (data, teacher, sizes, budget), found in sorted(jobs.items()):
+        one = next(iter(found.values()))[0]
+        means = {name: fmean(cell["mean"] for cell in cells) for name, cells in found.items()}
+        best = max(means.values())
+        texts = [f"{means[name]:.1f}" if name in means else "" for name in ways]
+        texts = [f"**{text}**" if text == f"{best:.1f}" else text for text in texts]
+        start = [data, f"{one['images']:,}", teacher, sizes, budget, f"{one['epochs']:.0f}", len(found["scratch"])]
+        lines.append(
+            "| " + " | ".join(map(str, [*start, *texts, advise(job_of(one), ways, result["cells"]).method])) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results/benchmarks/peers.json": ("docs/foundation.md", five_sizes),
     "results/benchmarks/replay.json": ("docs/teacher-cost.md", teacher_cost),
     "results/laptop/tal-more-seeds": ("docs/tal.md", tal_seeds),
+    "results/ship_evidence.json": ("docs/which-method.md", which_method),
     "results/any_size_ideas.json": ("docs/any-size-experiments.md", any_size_ideas),
 }
 """The page of a result, and what makes its table; of a comparison, its cells and those of the ledger."""

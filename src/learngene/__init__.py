@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from learngene.recipe.hyper import Guidance
     from learngene.recipe.loading import load_recipe
     from learngene.recipe.sections import Distill
+    from learngene.shipping.ship import ship
     from learngene.system.errors import LearngeneError
     from learngene.training import losses
     from learngene.vits.descendant_folder import load_descendant, save_descendant
@@ -75,6 +76,7 @@ _HOMES = {
     "scratch": "making.finetune",
     "search": "making.search.make",
     "segment": "vits.segmenter",
+    "ship": "shipping.ship",
     "tune": "making.hyper.tune",
     "zero_shot": "making.zero_shot",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from learngene.recipe.genes import GenesRecipe
 from learngene.recipe.loading import Recipe, TrainingRecipe
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import Train
+from learngene.recipe.ship import ShipRecipe
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_read_only
@@ -180,6 +182,15 @@ def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:
     yield splits.counted()
 
 
+def _check_ship(recipe: ShipRecipe) -> Iterator[str]:
+    from learngene.shipping.ship import RECIPE, planned, told
+
+    refuse_foreign(recipe.out, RECIPE)
+    refuse_read_only(recipe.out)
+    splits = open_splits(recipe.data)
+    yield from told(planned(recipe, splits, time.perf_counter()), splits)
+
+
 CHECKS: dict[type[Recipe], Callable[[Any], Iterator[str]]] = {
     CondenseRecipe: _check_condense,
     GenesRecipe: _check_genes,
@@ -187,6 +198,7 @@ CHECKS: dict[type[Recipe], Callable[[Any], Iterator[str]]] = {
     TuneRecipe: _check_tune,
     FinetuneRecipe: _check_finetune,
     CompareRecipe: _check_compare,
+    ShipRecipe: _check_ship,
 }
 
 

@@ -48,7 +48,7 @@ def ship(
     from learngene.recipe.loading import build_recipe, merge
     from learngene.recipe.ship import ShipRecipe
 
-    say_start("ship", data)
+    say_start("ship", f"reading {data}")
     if Path(data).suffix in (".yaml", ".yml"):
         if given.keys() - {"out"}:
             flag = min(given.keys() - {"out"}).replace("_", "-")

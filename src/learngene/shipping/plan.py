@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +208,7 @@ def ways_for(
             out[name] = shapes_for(way, limits, size, classes)
         except LearngeneError as error:
             refusal = refusal or error
-    if not out:
+    if (recipe.method or FRESH) not in out:
         raise refusal or LearngeneError(f"method {recipe.method}: ship knows {', '.join(WAYS)}")
     return out
 
@@ -218,6 +218,7 @@ def make_plan(
     splits: Splits,
     found: Look,
     *,
+    prices: Prices | None = None,
     clock: Callable[[], float] = time.perf_counter,
     used: float = 0.0,
 ) -> Plan:
@@ -227,7 +228,8 @@ def make_plan(
         recipe: What was asked for, with nothing or everything chosen.
         splits: The images, opened.
         found: What they are like.
-        clock: Of the measurement of this machine.
+        prices: What training costs; measured here by default.
+        clock: Of that measurement.
         used: Seconds of the budget that are gone by now.
 
     Raises:
@@ -237,12 +239,12 @@ def make_plan(
     size, names = recipe.data.img_size or 0, splits.train.class_names
     if recipe.models is not None:
         shapes = {name: model.shape for name, model in recipe.models.items()}
-        prices = _prices(recipe, splits, found, list(shapes.values()), clock)
+        prices = prices or _prices(recipe, splits, found, list(shapes.values()), clock)
         return Plan(recipe, found, _steps(recipe, found, prices))
     limits = limits_of(recipe, size, len(names))
     ways = ways_for(recipe, limits, size, len(names))
     every = [shape for shapes in ways.values() for shape in shapes.values()]
-    prices = _prices(recipe, splits, found, every, clock)
+    prices = prices or _prices(recipe, splits, found, every, clock)
     budget = recipe.budget_macs if recipe.budget_macs else 3600 * (recipe.hours or 0) - used
     planner = _Planner(recipe, names, found, prices, budget)
     alone = next(ways[name] for name in ("scratch", *ways) if name in ways)

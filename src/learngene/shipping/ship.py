@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from learngene.data.splits import open_splits
+from learngene.data.splits import Splits, open_splits
 from learngene.making.arguments import Data, data_fields, recipe_of
 from learngene.recipe.loading import build_recipe, read_fields
 from learngene.recipe.ship import ShipRecipe
@@ -136,9 +136,9 @@ def run(
     say = print if show else (lambda _text: None)
     refuse_foreign(recipe.out, RECIPE)
     splits = open_splits(recipe.data)
-    plan = _plan_of(recipe) or make_plan(recipe, splits, look(splits), clock=clock, used=clock() - start)
+    plan = planned(recipe, splits, start, clock)
     recipe = plan.recipe
-    for line in plan.told([step.name for step in training_steps(recipe, splits, show=False) if step.found()]):
+    for line in told(plan, splits):
         say(line)
     if dry_run:
         return plan.entry()
@@ -186,6 +186,16 @@ def run(
         say(f"{each['name']}: top-1 {each['top1']:.1f} % ({low:.1f} to {high:.1f})")
     say(f"{verdict(result)}\n{sum(sessions):.0f} s in all; {recipe.out / PAGE}")
     return result
+
+
+def planned(recipe: ShipRecipe, splits: Splits, start: float, clock: Callable[[], float] = time.perf_counter) -> Plan:
+    """The plan that a folder has of a recipe, or a new one; see ``run``."""
+    return _plan_of(recipe) or make_plan(recipe, splits, look(splits), clock=clock, used=clock() - start)
+
+
+def told(plan: Plan, splits: Splits) -> list[str]:
+    """A plan in lines, with what is there of it already."""
+    return plan.told([step.name for step in training_steps(plan.recipe, splits, show=False) if step.found()])
 
 
 def _plan_of(recipe: ShipRecipe) -> Plan | None:

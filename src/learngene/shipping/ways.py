@@ -56,6 +56,12 @@ WAYS: dict[str, Way] = {
         gene={"lr": 3e-3, "betas": [0.9, 0.98], "clip_grad": 1.0},
         tune={"lr": 5e-4},
     ),
+    "any-size": Way(
+        "one gene of any width and depth, one set of tiles for all matrices, trained on labels at all sizes in turn, "
+        "then each model tuned",
+        gene={"lr": 3e-3, "betas": [0.9, 0.98], "clip_grad": 1.0},
+        tune={"lr": 5e-4},
+    ),
     "distilled": Way(
         "every model by itself, taught by the teacher, then tuned", teacher=True, one_by_one=True, gene_share=0.7
     ),
@@ -93,6 +99,8 @@ def shapes_for(way: Way, limits: Mapping[str, float], size: int, classes: int) -
         raise LearngeneError(
             f"{name}: a ViT of {classes} classes at {size} px has {least:,} parameters at least; ask for more"
         )
+    if way.widths:
+        raise LearngeneError(f"{name}: no ViT of {classes} classes at {size} px is close to it; ask for another size")
     raise LearngeneError(
         f"{min(limits, key=limits.__getitem__)} and {max(limits, key=limits.__getitem__)}: one width cannot serve both "
         f"in {MIN_DEPTH} to {MAX_DEPTH} layers; ask for sizes that are closer, or for another method"
@@ -125,7 +133,8 @@ def _off(shape: ViTShape) -> float:
 
 def _widest(limit: float, head: int, size: int, classes: int) -> ViTShape | None:
     found = [_deepest(limit, width, head, size, classes) for width in range(head, 1025, head)]
-    near = [shape for shape in found if shape is not None and _off(shape) <= 2]
+    shapes = [shape for shape in found if shape is not None]
+    near = [shape for shape in shapes if _off(shape) <= 2] or (shapes if head == 16 else [])
     return max(near, key=lambda shape: shape.params() / _off(shape) ** 0.2, default=None)
 
 

@@ -1,0 +1,253 @@
+"""ship: the look at images, the choice of a way by measured comparisons, the plan, the run and its page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import yaml
+from PIL import Image
+
+from learngene.data.splits import open_splits
+from learngene.recipe.sections import DataSpec
+from learngene.recipe.ship import ShipRecipe
+from learngene.shipping.evidence import Job, advise
+from learngene.shipping.figure import Point, panel, parts
+from learngene.shipping.judge import Judged
+from learngene.shipping.look import look
+from learngene.shipping.page import class_rows, verdict
+from learngene.shipping.ways import WAYS, shapes_for
+from learngene.system.errors import LearngeneError
+from pico import CLI
+
+
+def looked(folder: Path) -> Any:
+    return look(open_splits(DataSpec(source=str(folder), workers=0)))
+
+
+# -- the look ----------------------------------------------------------------------------------------------
+
+
+def test_a_look_counts_images_and_says_what_misleads(images: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    shutil.copy(next((data / "train" / "blue").iterdir()), data / "val" / "blue" / "again.png")
+    shutil.rmtree(data / "val" / "red")
+    found = looked(data)
+    assert (found.train_images, found.val_images, found.classes, found.side) == (24, 9, 3, 8)
+    assert found.duplicates == 1
+    assert any("without validation images" in line and "red" in line for line in found.remarks)
+    assert any("1 of 9 validation images are training images" in line for line in found.remarks)
+    assert found.neighbours == 100  # three colours: the nearest other image is of the same one
+    assert any("9 validation images tell two models apart only" in line for line in found.remarks)
+
+
+def test_images_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / split / name / f"{i}.png")
+    with pytest.raises(LearngeneError, match="all 6 training images are the same"):
+        looked(tmp_path)
+
+
+def test_shuffled_labels_are_noticed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("val", 10)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / split / name / f"{i}.png")
+    assert any("labels look shuffled" in line for line in looked(tmp_path).remarks)
+
+
+# -- shapes and the choice ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["scratch", "chebyshev", "any-size"])
+def test_shapes_fill_their_limits(way: str) -> None:
+    limits = {"0.2M": 2e5, "0.6M": 6e5, "1.5M": 1.5e6}
+    shapes = shapes_for(WAYS[way], limits, 64, 7)
+    assert all(0.5 * limit < shapes[name].params() <= limit for name, limit in limits.items())
+    assert (len({shape.embed_dim for shape in shapes.values()}) == 1) is not WAYS[way].widths
+    assert len({shape.head_dim for shape in shapes.values()}) == 1  # a gene's heads are of one width
+
+
+def test_limits_that_admit_nothing_are_refused() -> None:
+    with pytest.raises(LearngeneError, match=r"1K: a ViT of 7 classes at 64 px has .* parameters at least"):
+        shapes_for(WAYS["scratch"], {"1K": 1e3}, 64, 7)
+    with pytest.raises(LearngeneError, match="one width cannot serve both"):
+        shapes_for(WAYS["chebyshev"], {"20K": 2e4, "9M": 9e6}, 64, 7)
+
+
+def cell(method: str, mean: float, **changes: Any) -> dict[str, Any]:
+    known = {"data": "set", "images": 1000, "classes": 10, "img_size": 64, "teacher": "none", "sizes": 3}
+    return {**known, "epochs": 10.0, "budget": 300, "seed": 0, "method": method, "mean": mean, **changes}
+
+
+def test_the_way_that_was_ahead_nearby_is_chosen() -> None:
+    job = Job(1000, 10, 64, "none", 3, 10.0)
+    near = [cell("scratch", 30.0), cell("wave", 36.0), cell("chebyshev", 32.0)]
+    far = {"epochs": 27.0, "budget": 900}
+    table = [*near, cell("scratch", 50.0, **far), cell("wave", 50.0, **far)]
+    found = advise(job, ["scratch", "wave", "chebyshev"], table)
+    # The far comparison weighs exp(-ln 2.7) = 0.3704: (6 + 0 * 0.3704) / 1.3704 = 4.378.
+    assert found.method == "wave"
+    assert found.ahead == {"wave": pytest.approx(4.378, abs=1e-3), "chebyshev": pytest.approx(2.0)}
+    assert found.comparisons == 2
+    assert "4.4 points ahead of scratch" in found.why
+    assert advise(job, ["scratch", "chebyshev"], table).method == "chebyshev"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ([], "no comparison like this job"),
+        ([cell("scratch", 30.0), cell("wave", 30.5)], "no gene is worth it here"),
+        ([cell("scratch", 30.0), cell("wave", 25.0)], "5.0 points behind scratch"),
+        ([cell("scratch", 30.0, teacher="vit"), cell("wave", 40.0, teacher="vit")], "no comparison like this job"),
+    ],
+)
+def test_scratch_is_chosen_where_nothing_is_known_to_be_better(table: list[dict[str, Any]], said: str) -> None:
+    found = advise(Job(1000, 10, 64, "none", 3, 10.0), ["scratch", "wave"], table)
+    assert found.method == "scratch"
+    assert said in found.why
+
+
+# -- what is told ------------------------------------------------------------------------------------------
+
+
+def model(name: str, params: int, top1: float, low: float, high: float) -> dict[str, Any]:
+    return {"name": name, "params": params, "top1": top1, "interval": [low, high]}
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (
+            [model("S", 1, 50, 45, 55), model("L", 2, 54, 49, 59)],
+            "(49.0 to 59.0); S is as good",
+        ),
+        (
+            [model("S", 1, 30, 25, 35), model("L", 2, 54, 49, 59)],
+            "2 models, the best L with 54.0 %",
+        ),
+        ([model("S", 1, 22, 17, 27)], "Not usable: the best of 1 models has 22.0 %"),
+    ],
+)
+def test_the_verdict_says_what_to_take(models: list[dict[str, Any]], said: str) -> None:
+    found = {"majority": 20.0, "classes": 7, "val_images": 358}
+    text = verdict({"models": models, "look": found})
+    assert said in text
+    assert ("as good" in text) == ("as good" in said)
+
+
+def test_class_rows_count_by_hand() -> None:
+    # Truth a a a b, guesses a a b b: of a 2 of 3 are found and 2 of 2 guesses right; of b 1 of 1, and 1 of 2.
+    guesses = np.eye(3)[[0, 0, 1, 1]]
+    rows = class_rows(Judged(guesses, np.array([0, 0, 0, 1])), ["a", "b", "c"])
+    assert [(row["name"], row["images"], row["recall"], row["precision"], row["taken_for"]) for row in rows] == [
+        ("a", 3, pytest.approx(200 / 3), 100.0, "b (1)"),
+        ("b", 1, 100.0, 50.0, ""),
+        ("c", 0, None, None, ""),
+    ]
+
+
+def test_pictures_place_points_within_their_frame() -> None:
+    points = [Point("S", 1e5, 50, 45, 55), Point("L", 1e6, 60, 55, 65)]
+    drawn = panel("parameters", points, 20.0, "majority", 1e6)
+    assert [point.name for point in drawn.points] == ["S", "L"]
+    assert drawn.points[0].x < drawn.points[1].x
+    assert drawn.points[0].y > drawn.points[1].y  # higher scores stand higher, where y is smaller
+    assert [text for _, text in drawn.xticks] == ["0.1", "1"]
+    assert [(part.start, part.share) for part in parts([("a", 1, ""), ("b", 3, "")])] == [(0, 25), (25, 75)]
+
+
+# -- the whole ---------------------------------------------------------------------------------------------
+
+PICO = ("--sizes", "10K,16K", "--budget-macs", "20M")
+
+
+def shipped(cli: CLI, images: Path, out: Path, *more: str) -> Any:
+    result = cli("ship", images, *PICO, "--out", out, *more, "data.img_size=8", "data.workers=0")
+    assert result.code == 0, result
+    return result
+
+
+def test_ship_makes_models_that_stock_timm_loads_and_goes_on(
+    cli: CLI, images: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    planned = shipped(cli, images, out, "--dry-run")
+    assert not out.exists()
+    assert "in all" in planned.out
+    told = shipped(cli, images, out)
+    result = json.loads((out / "result.json").read_text())
+    assert [each["name"] for each in result["models"]] == ["10K", "16K"]
+    for each in result["models"]:
+        net = timm.create_model(f"local-dir:{out / 'models' / each['name']}", pretrained=True)
+        assert sum(value.numel() for value in net.parameters()) == each["params"] <= float(each["name"][:-1]) * 1e3
+        assert (out / "models" / f"{each['name']}.onnx").exists()
+    page = (out / "index.html").read_text()
+    assert verdict(result) in page
+    assert "<script" not in page
+    assert "http" not in page
+    assert verdict(result) in told.out
+    # A second call trains nothing; another wish for the same folder is refused; a changed recipe makes what changed.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
+    assert "there already" in shipped(cli, images, out).out
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")} == before
+    line = refused("ship", images, "--sizes", "10K", "--budget-macs", "20M", "--out", out)
+    assert "begun with another sizes" in line
+    recipe = yaml.safe_load((out / "ship.yaml").read_text())
+    recipe["models"]["10K"]["train"]["epochs"] += 1
+    (out / "ship.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli("ship", out / "ship.yaml").code == 0
+    assert len(list(out.glob("runs/*/result.json"))) == len(before) + 1
+
+
+def test_ship_with_a_gene(cli: CLI, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learngene.shipping.ship.exported", lambda path: None)
+    shipped(cli, images, tmp_path / "out", "--method", "any-size")
+    recipe = yaml.safe_load((tmp_path / "out" / "ship.yaml").read_text())
+    assert recipe["genes"]["gene"]["method"] == "any-size"
+    assert all(each["start"] == "gene" for each in recipe["models"].values())
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["spent"]["steps"].keys() == {"gene", "10K", "16K"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--sizes", "100"), "parameters at least; ask for more"),
+        (("--sizes", "ten"), "'ten' is not a number"),
+        (("--hours", "1", "--budget-macs", "1M"), "two budgets"),
+        (("--budget-macs", "1K"), "too little for one epoch of each of 3 models; budget_macs="),
+        (("--hours", "0.0001"), "too little for one epoch of each of 3 models; hours="),
+        (("--method", "magic"), "unknown method 'magic'"),
+        (("--method", "lets"), "method lets: ship knows"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused(
+    refused: Callable[..., str], images: Path, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    assert said in refused("ship", images, "--out", tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_ship_is_checked(tmp_path: Path) -> None:
+    shape = {"embed_dim": 16, "num_heads": 1, "depth": 2}
+    with pytest.raises(LearngeneError, match=r"models\.S\.start: no gene 'gen'; did you mean 'gene'"):
+        ShipRecipe.model_validate(
+            {
+                "data": {"source": "digits"},
+                "genes": {"gene": {"method": "chebyshev", "shape": {**shape, "depth": 4}, "distill": {"alpha": 0}}},
+                "models": {"S": {"shape": shape, "start": "gen", "train": {}}},
+            }
+        )
