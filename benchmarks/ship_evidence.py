@@ -115,9 +115,10 @@ def prices_of(source: Path, splits: Splits, found: Look) -> Prices:
     """CPU seconds of training on a set, of which a plan is made that is not carried out."""
     from learngene.shipping import prices
     from learngene.shipping.plan import prepared, training
+    from learngene.shipping.teachers import FoundTeacher
     from learngene.shipping.ways import WAYS, shapes_for
 
-    recipe = prepared(ShipRecipe.model_validate({"data": {"source": str(source)}}), splits, found)
+    recipe = prepared(ShipRecipe.model_validate({"data": {"source": str(source)}}), found, FoundTeacher())
     shapes = shapes_for(WAYS["scratch"], {"S": 50_000, "L": 300_000}, recipe.data.img_size or 0, found.classes)
     train = training(recipe, found, splits.train.class_names, 10, {})
     return prices.measured(splits.train, recipe.data, train, list(shapes.values()), time.process_time)

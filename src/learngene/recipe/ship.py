@@ -30,7 +30,7 @@ class ShippedModel(Section):
 class TaskTeacher(Section):
     """The teacher, and how it is trained on the task first."""
 
-    source: str = Field(description="timm name, descendant folder or checkpoint file")
+    source: str = Field(description="timm name, or folder with a model")
     pretrained: bool = Field(True, description="false: a timm model starts from random weights")
     train: Train | None = Field(None, description="how it is trained on the task; null: it teaches as it is")
 
@@ -43,7 +43,11 @@ class ShipRecipe(Section):
     sizes: Distinct[Positive] | None = Field(None, description="models by their most parameters")
     max_latency: Distinct[Above0] | None = Field(None, description="models by their most milliseconds per image here")
     max_size: Distinct[Above0] | None = Field(None, description="models by their most megabytes on disk")
-    teacher: str = Field("auto", description="timm name or folder; auto: as measured comparisons advise; none")
+    teacher: str = Field(
+        "auto",
+        description="none; a folder with a model, which teaches as it is; a timm name, trained on the task first; "
+        "auto: as measured comparisons advise",
+    )
     hours: Above0 | None = Field(None, description="for everything, from the command to the exported files")
     budget_macs: Above0 | None = Field(None, description="instead: multiply-adds of all training")
     seed: Seed = 0

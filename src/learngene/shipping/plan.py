@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from learngene.data.splits import Splits
@@ -13,8 +14,9 @@ from learngene.recipe.sections import Train, merge
 from learngene.recipe.ship import FRESH, ShippedModel, ShipRecipe
 from learngene.shipping.evidence import Advice, Job, advise
 from learngene.shipping.look import Look, model_size
-from learngene.shipping.prices import COUNTED, Prices, measured
-from learngene.shipping.ways import WAYS, Way, depths_span, shapes_for
+from learngene.shipping.prices import COUNTED, TRAINING, Prices, measured
+from learngene.shipping.teachers import SHARE, FoundTeacher, find_teacher
+from learngene.shipping.ways import WAYS, Way, listed, shapes_for
 from learngene.system.errors import LearngeneError
 from learngene.system.files import size_in_words
 from learngene.vits.shape import ViTShape
@@ -23,8 +25,8 @@ START_SECONDS, MODEL_SECONDS = 10.0, 6.0
 """What everything takes that is no training: once, and for each model's judgement and export."""
 SURE = 0.15
 """Share by which times of a machine that does the same from one minute to the next are off all the same."""
-GENE = "gene"
-"""What a gene is called that all models have in common."""
+GENE, TEACHER = "gene", "teacher"
+"""What a gene is called that all models have in common, and the step of a teacher."""
 KEPT_IN_MEMORY = 200e6
 """Bytes of decoded images up to which the training process reads them by itself, and keeps them."""
 
@@ -119,10 +121,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def prepared(recipe: ShipRecipe, splits: Splits, found: Look) -> ShipRecipe:
+def prepared(recipe: ShipRecipe, found: Look, teacher: FoundTeacher) -> ShipRecipe:
     """The recipe with what its data section leaves open: size, normalisation and who reads the images."""
     from learngene.data.preprocessing import fill_preprocessing
     from learngene.vits.descendant_folder import vit_cfg
+    from learngene.vits.input_size import image_config
 
     size = recipe.data.img_size or model_size(found.side)
     small = found.train_images * found.side**2 * 3 < KEPT_IN_MEMORY
@@ -131,7 +134,8 @@ def prepared(recipe: ShipRecipe, splits: Splits, found: Look) -> ShipRecipe:
         changes["workers"] = 0
     data = changed(recipe.data, changes, "data")
     shape = ViTShape(embed_dim=16, num_heads=1, img_size=size, patch_size=size, num_classes=found.classes)
-    return recipe.model_copy(update={"data": fill_preprocessing(data, vit_cfg(shape, "", {}))})
+    given = image_config(teacher.model) if teacher.kind == "classes" else vit_cfg(shape, "", {})
+    return recipe.model_copy(update={"data": fill_preprocessing(data, given)})
 
 
 def training(recipe: ShipRecipe, found: Look, names: Sequence[str], epochs: int, more: Mapping[str, Any]) -> Train:
@@ -159,7 +163,8 @@ class _Planner:
     names: Sequence[str]
     look: Look
     prices: Prices
-    budget: float
+    teacher: FoundTeacher
+    asking: float  # what it costs to ask the teacher about an image; 0 without one
 
     def train(self, epochs: int, more: Mapping[str, Any]) -> Train:
         return training(self.recipe, self.look, self.names, epochs, more)
@@ -172,14 +177,44 @@ class _Planner:
         """What is no training."""
         return START_SECONDS + models * MODEL_SECONDS if self.prices.unit == "s" else 0.0
 
-    def models(self, way: Way, shapes: Mapping[str, ViTShape], budget: float, start: str) -> dict[str, ShippedModel]:
+    def genes(
+        self, way: Way, method: str, shapes: Mapping[str, ViTShape], budget: float
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+        """The genes, by name, and what is left of the budget for every model."""
+        share = budget / len(shapes)
+        if not way.gene_share:
+            return {}, dict.fromkeys(shapes, share)
+        asking = self.look.train_images * self.asking
+        if way.one_by_one:
+            parts = {f"{GENE}-{name}": ({name: shape}, way.gene_share * share) for name, shape in shapes.items()}
+        else:
+            parts = {GENE: (dict(shapes), way.gene_share * budget)}
+        out, left = {}, dict.fromkeys(shapes, share)
+        for gene, (mine, allotted) in parts.items():
+            epoch = self.epoch(fmean(shape.macs() for shape in mine.values())) + asking
+            if (epochs := int(allotted / epoch)) < 1:
+                self.refuse(shapes, way)
+            out[gene] = {
+                "method": method,
+                "settings": dict(way.settings),
+                "shape": max(mine.values(), key=ViTShape.params).to_dict(),
+                **({} if way.one_by_one else {"shapes": listed(list(mine.values()))}),
+                **self.teacher.distill,
+                "train": self.train(epochs, way.gene).model_dump(mode="json", exclude_unset=True),
+            }
+            left |= {name: left[name] - epochs * epoch / len(mine) for name in mine}
+        return out, left
+
+    def models(
+        self, way: Way, shapes: Mapping[str, ViTShape], left: Mapping[str, float], genes: Collection[str]
+    ) -> dict[str, ShippedModel]:
         """The models, with as many epochs as each has in its share of what is left."""
-        each = budget / len(shapes)
         out = {}
         for name, shape in shapes.items():
-            epochs = int(each / self.epoch(shape.macs()))
+            epochs = int(left[name] / self.epoch(shape.macs()))
             if epochs < 1:
                 self.refuse(shapes, way)
+            start = next((gene for gene in (f"{GENE}-{name}", GENE) if gene in genes), FRESH)
             out[name] = ShippedModel(shape=shape, start=start, train=self.train(epochs, way.tune))
         return out
 
@@ -195,12 +230,14 @@ class _Planner:
 
 
 def ways_for(
-    recipe: ShipRecipe, limits: Mapping[str, float], size: int, classes: int
+    recipe: ShipRecipe, limits: Mapping[str, float], size: int, classes: int, *, with_teacher: bool
 ) -> dict[str, dict[str, ViTShape]]:
     """The shapes of every way that can make all models; without a teacher, of those that need none."""
+    if recipe.method in WAYS and WAYS[recipe.method].teacher and not with_teacher:
+        raise LearngeneError(f"method {recipe.method}: needs a teacher; name a folder or timm model with --teacher")
     out, refusal = {}, None
     for name, way in WAYS.items():
-        if recipe.method not in (None, name) or (way.teacher and recipe.ancestry is None):
+        if recipe.method not in (None, name) or (way.teacher and not with_teacher):
             continue
         if not way.one_by_one and len(limits) == 1 and recipe.method is None:
             continue  # a gene for a single model is training in two parts
@@ -235,45 +272,54 @@ def make_plan(
     Raises:
         LearngeneError: If the models cannot be made, or not within the budget.
     """
-    recipe = prepared(recipe, splits, found)
+    teacher = find_teacher(recipe, splits.train) if recipe.models is None else FoundTeacher()
+    recipe = prepared(recipe, found, teacher)
     size, names = recipe.data.img_size or 0, splits.train.class_names
     if recipe.models is not None:
         shapes = {name: model.shape for name, model in recipe.models.items()}
-        prices = prices or _prices(recipe, splits, found, list(shapes.values()), clock)
+        prices = prices or _measured(recipe, splits, found, list(shapes.values()), clock)
         return Plan(recipe, found, _steps(recipe, found, prices))
+    found.remarks.extend([teacher.remark] if teacher.remark else [])
     limits = limits_of(recipe, size, len(names))
-    ways = ways_for(recipe, limits, size, len(names))
+    ways = ways_for(recipe, limits, size, len(names), with_teacher=teacher.section is not None)
     every = [shape for shapes in ways.values() for shape in shapes.values()]
-    prices = prices or _prices(recipe, splits, found, every, clock)
+    prices = prices or _measured(recipe, splits, found, every, clock)
     budget = recipe.budget_macs if recipe.budget_macs else 3600 * (recipe.hours or 0) - used
-    planner = _Planner(recipe, names, found, prices, budget)
-    alone = next(ways[name] for name in ("scratch", *ways) if name in ways)
+    planner = _Planner(recipe, names, found, COUNTED if recipe.budget_macs else prices, FoundTeacher(), 0.0)
     left = max(budget - planner.rest(len(limits)), 0.0)
+    alone = ways.get(FRESH) or next(iter(ways.values()))
     epochs = left / sum(planner.epoch(shape.macs()) for shape in alone.values())
-    job = Job(found.train_images, found.classes, size, "none", len(limits), max(epochs, 1e-3))
-    advice = advise(job, ways) if recipe.method is None else None
-    chosen = advice.method if advice else str(recipe.method)
-    why = advice.why if advice else "as was asked for"
+    advice = None
+    if recipe.method is None:
+        job = Job(found.train_images, found.classes, size, "none", len(limits), max(epochs, 1e-3))
+        taught = advise(replace(job, teacher=teacher.kind), ways)
+        free = [name for name in ways if not WAYS[name].teacher]
+        advice = taught if taught.comparisons else advise(job, free)
+        chosen, why = advice.method, advice.why
+        if teacher.section is not None and not taught.comparisons:
+            why += "; no comparison with such a teacher was made yet, so it is not asked (--method distilled asks it)"
+        uses_teacher = teacher.section is not None and bool(taught.comparisons) and chosen != FRESH
+    else:
+        chosen, why = recipe.method, "as was asked for"
+        uses_teacher = teacher.section is not None and chosen != FRESH
+    ancestry, asking = None, 0.0
+    if uses_teacher:
+        asking = teacher.price(size, "s", clock)
+        counted = asking if planner.prices is prices else teacher.price(size, "macs")
+        planner = replace(planner, teacher=teacher, asking=counted)
+        ancestry = teacher.section
+        if teacher.kind == "trained" and ancestry is not None:
+            epoch = TRAINING * found.train_images * planner.asking
+            if (rounds := int(SHARE * left / epoch)) < 1:
+                planner.refuse(alone, WAYS[chosen])
+            ancestry = ancestry.model_copy(update={"train": planner.train(rounds, {})})
+            left -= rounds * epoch
     way, shapes = WAYS[chosen], ways[chosen]
-    genes: dict[str, dict[str, Any]] = {}
-    if way.gene_share:
-        largest = max(shapes.values(), key=ViTShape.params)
-        macs = sum(shape.macs() for shape in shapes.values()) / len(shapes)
-        rounds = int(way.gene_share * left / planner.epoch(macs))
-        if rounds < 1:
-            planner.refuse(shapes, way)
-        genes[GENE] = {
-            "method": chosen,
-            "settings": dict(way.settings),
-            "shape": largest.to_dict(),
-            "shapes": depths_span(list(shapes.values())),
-            "distill": {"preset": "none"},
-            "train": planner.train(rounds, way.gene).model_dump(mode="json", exclude_unset=True),
-        }
-        left -= rounds * planner.epoch(macs)
-    models = planner.models(way, shapes, left, GENE if genes else FRESH)
-    recipe = recipe.model_copy(update={"method": chosen, "why": why, "genes": genes, "models": models})
-    return Plan(recipe, found, _steps(recipe, found, prices), advice, epochs)
+    genes, rest = planner.genes(way, chosen, shapes, left)
+    models = planner.models(way, shapes, rest, genes)
+    changes = {"method": chosen, "why": why, "ancestry": ancestry, "genes": genes, "models": models}
+    recipe = recipe.model_copy(update=changes)
+    return Plan(recipe, found, _steps(recipe, found, prices, asking), advice, epochs)
 
 
 def limits_of(recipe: ShipRecipe, size: int, classes: int) -> dict[str, float]:
@@ -305,15 +351,13 @@ def _params_within(milliseconds: float, name: str, size: int, classes: int) -> f
     return largest
 
 
-def _prices(
+def _measured(
     recipe: ShipRecipe, splits: Splits, found: Look, shapes: Sequence[ViTShape], clock: Callable[[], float]
 ) -> Prices:
-    if recipe.budget_macs and recipe.models is None:
-        return COUNTED
     return measured(splits.train, recipe.data, training(recipe, found, splits.train.class_names, 10, {}), shapes, clock)
 
 
-def _steps(recipe: ShipRecipe, found: Look, prices: Prices) -> list[Planned]:
+def _steps(recipe: ShipRecipe, found: Look, prices: Prices, asking: float = 0.0) -> list[Planned]:
     """What a recipe with every choice made takes, step by step."""
     steps: list[Planned] = []
     images = found.train_images
@@ -322,14 +366,19 @@ def _steps(recipe: ShipRecipe, found: Look, prices: Prices) -> list[Planned]:
         sure = SURE + prices.spread
         steps.append(Planned(name, what, seconds, seconds / (1 + sure), seconds * (1 + sure), macs, disk))
 
-    def trained(train: Train, macs: float) -> tuple[float, float]:
+    def trained(train: Train, macs: float, asked: float = 0.0) -> tuple[float, float]:
         seen, looks = train.epochs * images, train.epochs // train.eval_every
-        seconds = seen * prices.image(macs) + looks * found.val_images * prices.seen(macs)
-        return seconds if prices.unit == "s" else 0.0, 3 * seen * macs
+        seconds = seen * (prices.image(macs) + asked) + looks * found.val_images * prices.seen(macs)
+        return seconds, TRAINING * seen * macs
+
+    if recipe.ancestry is not None and recipe.ancestry.train is not None:
+        rounds = recipe.ancestry.train.epochs
+        seconds = rounds * TRAINING * images * asking
+        step(TEACHER, f"{recipe.ancestry.source}, {rounds} epochs", seconds, 0.0, 10**8)
 
     for name in recipe.genes:
         gene = recipe.gene_recipe(name, recipe.out)
-        seconds, macs = trained(gene.train, float(gene.macs))
+        seconds, macs = trained(gene.train, float(gene.macs), asking)
         what = f"{gene.method}, {gene.train.epochs} epochs of {len(gene.turns()) or 1} sizes"
         step(name, what, seconds, macs, 44 * gene.shape.params())
     for name, model in (recipe.models or {}).items():

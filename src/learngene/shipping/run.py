@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from learngene.data.splits import Splits
 from learngene.making import condense, finetune
 from learngene.making.steps import Step, gene_path, run_steps
 from learngene.recipe.content_hash import short_hash
 from learngene.recipe.finetune import FinetuneRecipe
+from learngene.recipe.sections import Train
 from learngene.recipe.ship import FRESH, ShipRecipe
+from learngene.shipping.plan import TEACHER
 from learngene.system.files import write_folder
 from learngene.training.record import read_result
 from learngene.vits.descendant_folder import PROVENANCE
@@ -37,39 +40,57 @@ class Trained:
 
 def training_steps(recipe: ShipRecipe, images: Splits, *, show: bool) -> list[Step[Trained]]:
     """The steps that train something, each after what it needs."""
-    runs, genes = recipe.out / RUNS, {}
+    runs, genes, teacher = recipe.out / RUNS, {}, None
+    if recipe.ancestry is not None and recipe.ancestry.train is not None:
+        teacher = _tuned(recipe, TEACHER, recipe.ancestry.train, images, show, model=recipe.ancestry.source,
+                         pretrained=recipe.ancestry.pretrained)  # fmt: skip
     for name in recipe.genes:
-        plain = recipe.gene_recipe(name, Path(name))
-        gene = plain.model_copy(update={"out": runs / f"{name}-{short_hash(plain)}"})
+        plain = recipe.gene_recipe(name, Path(name), teacher and Path(teacher.path.parent.name))
+        gene = recipe.gene_recipe(name, runs / f"{name}-{short_hash(plain)}", teacher and teacher.path)
 
         def condensed(gene: condense.CondenseRecipe = gene) -> Trained:
             condense.run(gene, images=images, show=show)
             return _there(gene_path(gene.out), gene.out)
 
-        genes[name] = _step(name, gene_path(gene.out), gene.out, condensed)
-    steps = list(genes.values())
+        genes[name] = _step(name, gene_path(gene.out), gene.out, condensed, [teacher] if teacher else [])
+    steps = [*([teacher] if teacher else []), *genes.values()]
     for name, model in (recipe.models or {}).items():
-        start = genes.get(model.start)
-        fields = {"shape": model.shape.to_dict(), "data": recipe.data, "train": model.train, "out": Path(name)}
-        plain_tune = FinetuneRecipe(model=start.path.name if start else FRESH, **fields)
-        out = runs / f"{name}-{short_hash(plain_tune)}"
-        tune = plain_tune.model_copy(update={"out": out, "model": str(start.path) if start else FRESH})
-
-        def tuned(tune: FinetuneRecipe = tune) -> Trained:
-            finetune.run(tune, images=images, show=show)
-            return _there(tune.out / "descendant", tune.out)
-
-        steps.append(_step(name, out / "descendant", out, tuned, [start] if start else []))
+        gene = genes.get(model.start)
+        start: dict[str, Any] = {"model": str(gene.path) if gene else FRESH, "shape": model.shape.to_dict()}
+        steps.append(_tuned(recipe, name, model.train, images, show, needs=[gene] if gene else [], **start))
     return steps
 
 
+def _tuned(
+    recipe: ShipRecipe,
+    name: str,
+    train: Train,
+    images: Splits,
+    show: bool,
+    *,
+    needs: Sequence[Step[Trained]] = (),
+    **start: Any,
+) -> Step[Trained]:
+    """A model that is fine-tuned, or trained from nothing."""
+    tune = FinetuneRecipe(data=recipe.data, train=train, out=Path(name), **start)
+    plain = tune.model_copy(update={"model": Path(tune.model).name})  # wherever the folder lies
+    out = recipe.out / RUNS / f"{name}-{short_hash(plain)}"
+    tune = tune.model_copy(update={"out": out})
+
+    def tuned() -> Trained:
+        finetune.run(tune, images=images, show=show)
+        return _there(out / "descendant", out)
+
+    return _step(name, out / "descendant", out, tuned, needs)
+
+
 def _step(
-    name: str, path: Path, run: Path, make: Callable[[], Trained], needs: list[Step[Trained]] | None = None
+    name: str, path: Path, run: Path, make: Callable[[], Trained], needs: Sequence[Step[Trained]] = ()
 ) -> Step[Trained]:
     def found() -> Trained | None:
         return _there(path, run) if path.exists() and read_result(run) else None
 
-    return Step(name, path, make, found, needs or [], lambda outcome: str(outcome.path))
+    return Step(name, path, make, found, needs, lambda outcome: str(outcome.path))
 
 
 def _there(path: Path, run: Path) -> Trained:

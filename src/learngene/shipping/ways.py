@@ -13,8 +13,9 @@ MIN_DEPTH, MAX_DEPTH = 2, 24
 WIDTH_PER_LAYER = 16
 """As in DeiT-Ti (Touvron et al., 2021): 192 wide and 12 deep."""
 
-Teacher = Literal["none", "classes", "features", "vit"]
-"""What a teacher can do: nothing, the classes of the data, other classes or none, or be a ViT to select from."""
+TeacherKind = Literal["none", "classes", "features", "trained"]
+"""What a teacher is: none, one that knows the classes of the data, one that knows others or none, so that its features
+are learnt, or one that is trained on the task first."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,19 @@ class Way:
 WAYS: dict[str, Way] = {
     "scratch": Way("every model by itself, from random weights", one_by_one=True, gene_share=0.0),
     "chebyshev": Way(
-        "one gene of any depth, trained on labels at all depths in turn, then each model tuned",
+        "one gene of any depth, trained at all depths in turn, then each model tuned",
         widths=False,
         settings={"genes": 4},
         tune={"lr": 5e-4},
     ),
     "wave": Way(
-        "one gene of any width and depth, trained on labels at all sizes in turn, then each model tuned",
+        "one gene of any width and depth, trained at all sizes in turn, then each model tuned",
         settings={"templates": [48]},
         gene={"lr": 3e-3, "betas": [0.9, 0.98], "clip_grad": 1.0},
         tune={"lr": 5e-4},
     ),
     "any-size": Way(
-        "one gene of any width and depth, one set of tiles for all matrices, trained on labels at all sizes in turn, "
+        "one gene of any width and depth, one set of tiles for all matrices, trained at all sizes in turn, "
         "then each model tuned",
         gene={"lr": 3e-3, "betas": [0.9, 0.98], "clip_grad": 1.0},
         tune={"lr": 5e-4},
@@ -66,7 +67,6 @@ WAYS: dict[str, Way] = {
         "every model by itself, taught by the teacher, then tuned", teacher=True, one_by_one=True, gene_share=0.7
     ),
     "tleg": Way("one gene of two layers, taught by the teacher, then each model tuned", widths=False, teacher=True),
-    "sws": Way("one gene of a few stages, taught by the teacher, then each model tuned", widths=False, teacher=True),
 }
 
 
@@ -152,6 +152,6 @@ def _of_one_width(limits: Mapping[str, float], head: int, size: int, classes: in
     return best[1]
 
 
-def depths_span(shapes: Sequence[ViTShape]) -> list[dict[str, int]]:
+def listed(shapes: Sequence[ViTShape]) -> list[dict[str, int]]:
     """What a gene of these shapes is trained at, as a recipe lists sizes."""
     return [{"embed_dim": shape.embed_dim, "depth": shape.depth} for shape in dict.fromkeys(shapes)]
