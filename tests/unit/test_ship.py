@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from learngene.data.splits import open_splits
+from learngene.recipe.loading import build_recipe
 from learngene.recipe.sections import DataSpec
-from learngene.recipe.ship import ShipRecipe
 from learngene.shipping.evidence import Job, advise
 from learngene.shipping.figure import Point, panel, parts
 from learngene.shipping.judge import Judged
@@ -182,8 +182,10 @@ def shipped(cli: CLI, images: Path, out: Path, *more: str) -> Any:
 
 
 def test_ship_makes_models_that_stock_timm_loads_and_goes_on(
-    cli: CLI, images: Path, tmp_path: Path, refused: Callable[..., str]
+    cli: CLI, images: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Torch's exporter takes seconds, and has tests of its own.
+    monkeypatch.setattr("learngene.vits.onnx_export.export_onnx", lambda model, path: path.write_bytes(b"onnx"))
     out = tmp_path / "out"
     planned = shipped(cli, images, out, "--dry-run")
     assert not out.exists()
@@ -244,8 +246,9 @@ def test_wishes_that_cannot_be_met_are_refused(
 def test_a_recipe_of_ship_is_checked(tmp_path: Path) -> None:
     shape = {"embed_dim": 16, "num_heads": 1, "depth": 2}
     with pytest.raises(LearngeneError, match=r"models\.S\.start: no gene 'gen'; did you mean 'gene'"):
-        ShipRecipe.model_validate(
+        build_recipe(
             {
+                "kind": "ship",
                 "data": {"source": "digits"},
                 "genes": {"gene": {"method": "chebyshev", "shape": {**shape, "depth": 4}, "distill": {"alpha": 0}}},
                 "models": {"S": {"shape": shape, "start": "gen", "train": {}}},
