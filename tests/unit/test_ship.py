@@ -81,7 +81,7 @@ def test_shapes_fill_their_limits(way: str) -> None:
 
 
 def test_limits_that_admit_nothing_are_refused() -> None:
-    with pytest.raises(LearngeneError, match=r"1K: a ViT of 7 classes at 64 px has .* parameters at least"):
+    with pytest.raises(LearngeneError, match="no model of 64 px and 7 classes fits 1K params"):
         shapes_for(WAYS["scratch"], {"1K": 1e3}, 64, 7)
     with pytest.raises(LearngeneError, match="one width cannot serve both"):
         shapes_for(WAYS["chebyshev"], {"20K": 2e4, "9M": 9e6}, 64, 7)
@@ -172,7 +172,7 @@ def test_pictures_place_points_within_their_frame() -> None:
 
 # -- the whole ---------------------------------------------------------------------------------------------
 
-PICO = ("--sizes", "10K,16K", "--budget-macs", "20M")
+PICO = ("--sizes", "16K,30K", "--budget-macs", "1G")
 
 
 def shipped(cli: CLI, images: Path, out: Path, *more: str) -> Any:
@@ -192,7 +192,7 @@ def test_ship_makes_models_that_stock_timm_loads_and_goes_on(
     assert "in all" in planned.out
     told = shipped(cli, images, out)
     result = json.loads((out / "result.json").read_text())
-    assert [each["name"] for each in result["models"]] == ["10K", "16K"]
+    assert [each["name"] for each in result["models"]] == ["16K", "30K"]
     for each in result["models"]:
         net = timm.create_model(f"local-dir:{out / 'models' / each['name']}", pretrained=True)
         assert sum(value.numel() for value in net.parameters()) == each["params"] <= float(each["name"][:-1]) * 1e3
@@ -206,10 +206,10 @@ def test_ship_makes_models_that_stock_timm_loads_and_goes_on(
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
     assert "there already" in shipped(cli, images, out).out
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")} == before
-    line = refused("ship", images, "--sizes", "10K", "--budget-macs", "20M", "--out", out)
+    line = refused("ship", images, "--sizes", "16K", "--budget-macs", "1G", "--out", out)
     assert "begun with another sizes" in line
     recipe = yaml.safe_load((out / "ship.yaml").read_text())
-    recipe["models"]["10K"]["train"]["epochs"] += 1
+    recipe["models"]["16K"]["train"]["epochs"] += 1
     (out / "ship.yaml").write_text(yaml.safe_dump(recipe))
     assert cli("ship", out / "ship.yaml").code == 0
     assert len(list(out.glob("runs/*/result.json"))) == len(before) + 1
@@ -221,17 +221,20 @@ def test_ship_with_a_gene(cli: CLI, images: Path, tmp_path: Path, monkeypatch: p
     recipe = yaml.safe_load((tmp_path / "out" / "ship.yaml").read_text())
     assert recipe["genes"]["gene"]["method"] == "any-size"
     assert all(each["start"] == "gene" for each in recipe["models"].values())
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["spent"]["steps"].keys() == {"gene", "10K", "16K"}
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["spent"]["steps"].keys() == {"gene", "16K", "30K"}
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--sizes", "100"), "parameters at least; ask for more"),
+        (("--sizes", "100"), "fits 100 params; the smallest is"),
         (("--sizes", "ten"), "'ten' is not a number"),
         (("--hours", "1", "--budget-macs", "1M"), "two budgets"),
-        (("--budget-macs", "1K"), "too little for one epoch of each of 3 models; budget_macs="),
-        (("--hours", "0.0001"), "too little for one epoch of each of 3 models; hours="),
+        (
+            ("--budget-macs", "1K", "--sizes", "16K,30K,40K"),
+            "too little for one epoch of each of 3 models; budget_macs=",
+        ),
+        (("--hours", "0.0001", "--sizes", "16K,30K,40K"), "too little for one epoch of each of 3 models; hours="),
         (("--method", "magic"), "unknown method 'magic'"),
         (("--method", "lets"), "method lets: ship knows"),
     ],

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from learngene.cli.app import Overrides, amount, app, say_start
+from learngene.cli.app import Overrides, app, say_start
 from learngene.system.errors import LearngeneError
+from learngene.system.quantities import amount
 
 
 @app.command()
@@ -35,12 +36,12 @@ def ship(
     """
     start = time.perf_counter()
     given = {
-        "sizes": _numbers("--sizes", sizes),
-        "max_latency": _numbers("--max-latency", max_latency),
-        "max_size": _numbers("--max-size", max_size),
+        "sizes": _numbers(sizes, whole=True),
+        "max_latency": _numbers(max_latency),
+        "max_size": _numbers(max_size),
         "teacher": teacher,
         "hours": hours,
-        "budget_macs": amount(budget_macs),
+        "budget_macs": None if budget_macs is None else amount(budget_macs),
         "method": method,
         "out": str(out) if out else None,
     }
@@ -67,10 +68,9 @@ def ship(
     run(recipe, dry_run=dry_run, start=start)
 
 
-def _numbers(flag: str, text: str | None) -> list[float] | None:
+def _numbers(text: str | None, *, whole: bool = False) -> list[float] | None:
     """Numbers with commas between them, each with an optional K, M, G or T."""
     if text is None:
         return None
     found = [amount(part.strip()) for part in text.split(",")]
-    whole = flag == "--sizes"
-    return [int(value) if whole else value for value in found if value is not None]
+    return [int(value) for value in found] if whole else found

@@ -13,6 +13,7 @@ from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import Above0, AuxiliaryShape, DataSpec, Distinct, Positive, Section, Seed, Train
 from learngene.system.errors import RecipeError, nearest
+from learngene.system.quantities import short
 
 FRESH = "scratch"
 """What a model starts from that starts from random weights."""
@@ -104,7 +105,7 @@ class ShipRecipe(Section):
         """What is asked for: by name of the model, a kind of limit and its value."""
         out: dict[str, tuple[str, float]] = {}
         for size in self.sizes or ():
-            out[amount_text(size)] = ("params", size)
+            out[short(size)] = ("params", size)
         for megabytes in self.max_size or ():
             out[f"{megabytes:g}MB"] = ("params", megabytes * 1e6 / 4)
         for milliseconds in self.max_latency or ():
@@ -120,8 +121,3 @@ class ShipRecipe(Section):
         """What was asked for, and not chosen."""
         names = ("data", "sizes", "max_latency", "max_size", "teacher", "hours", "budget_macs", "seed")
         return self.model_dump(mode="json", include=set(names))
-
-
-def amount_text(count: float) -> str:
-    """A count as people write it: ``0.2M``, ``50K``."""
-    return f"{count / 1e6:g}M" if count >= 1e5 else f"{count / 1e3:g}K"

@@ -17,8 +17,8 @@ from learngene.data.images import ImageSet
 from learngene.recipe.ship import ShipRecipe
 from learngene.shipping.figure import Point, panel, parts
 from learngene.shipping.judge import Judged
-from learngene.shipping.plan import duration
 from learngene.shipping.ways import WAYS
+from learngene.system.quantities import time_in_words
 
 SHOWN, THUMBNAIL = 8, 96
 """Right and wrong examples each, and the side of their pictures in pixels."""
@@ -54,9 +54,9 @@ def write_ship_page(
         return [Point(each["name"], each[key], each["top1"], *each["interval"]) for each in models]
 
     folder = recipe.out / "models" / best["name"]
-    spent = [(name, seconds, duration(seconds)) for name, seconds in result["spent"]["steps"].items()]
+    spent = [(name, seconds, time_in_words(seconds)) for name, seconds in result["spent"]["steps"].items()]
     rest = sum(result["spent"]["sessions"]) - sum(seconds for _, seconds, _ in spent)
-    spent.append(("rest", max(rest, 0.0), duration(max(rest, 0.0))))
+    spent.append(("rest", max(rest, 0.0), time_in_words(max(rest, 0.0))))
     said = judged[best["name"]]
     right, wrong = examples(said, images)
     write_page(
@@ -72,8 +72,8 @@ def write_ship_page(
             panel("milliseconds per image", points("latency_ms"), majority, "most common class"),
         ],
         bar=parts(spent),
-        total=duration(sum(result["spent"]["sessions"])),
-        expected=duration(sum(step["seconds"] for step in result["plan"])),
+        total=time_in_words(round(sum(result["spent"]["sessions"]))),
+        expected=time_in_words(round(sum(step["seconds"] for step in result["plan"]))),
         classes=class_rows(said, images.class_names),
         right=right,
         wrong=wrong,

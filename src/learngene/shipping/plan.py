@@ -9,6 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from learngene.data.splits import Splits
+from learngene.genes.plan import Budget
+from learngene.genes.plan_sizes import plan_sizes
 from learngene.recipe.one_line_faults import changed
 from learngene.recipe.sections import Train, merge
 from learngene.recipe.ship import FRESH, ShippedModel, ShipRecipe
@@ -18,7 +20,7 @@ from learngene.shipping.prices import COUNTED, TRAINING, Prices, measured
 from learngene.shipping.teachers import SHARE, FoundTeacher, find_teacher
 from learngene.shipping.ways import WAYS, Way, listed, shapes_for
 from learngene.system.errors import LearngeneError
-from learngene.system.files import size_in_words
+from learngene.system.quantities import size_in_words, time_in_words
 from learngene.vits.shape import ViTShape
 
 START_SECONDS, MODEL_SECONDS = 10.0, 6.0
@@ -104,21 +106,14 @@ class Plan:
         out = [*self.look.told(), f"way: {way}: {WAYS[way].text}", f"why: {self.recipe.why}"]
         for step in self.steps:
             time = "there already" if step.name in there else _range(step.low, step.high)
-            out.append(f"{step.name:14s} {time:>16s}  {size_in_words(step.disk):>9s}  {step.what}")
+            out.append(f"{step.name:14s} {time:>22s}  {size_in_words(step.disk):>9s}  {step.what}")
         left = [step for step in self.steps if step.name not in there]
         low, high, disk = (sum(getattr(step, key) for step in left) for key in ("low", "high", "disk"))
-        return [*out, f"{'in all':14s} {_range(low, high):>16s}  {size_in_words(disk):>9s}"]
+        return [*out, f"{'in all':14s} {_range(low, high):>22s}  {size_in_words(disk):>9s}"]
 
 
 def _range(low: float, high: float) -> str:
-    return f"{duration(low)} to {duration(high)}" if duration(low) != duration(high) else duration(low)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: ``40 s``, ``12 min``, ``1.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{time_in_words(round(low))} to {time_in_words(round(high))}"
 
 
 def prepared(recipe: ShipRecipe, found: Look, teacher: FoundTeacher) -> ShipRecipe:
@@ -326,29 +321,11 @@ def limits_of(recipe: ShipRecipe, size: int, classes: int) -> dict[str, float]:
     """The most parameters of every model that is wanted; of one with a limit on latency, what was timed here."""
     out = {}
     for name, (kind, value) in recipe.wanted.items():
-        out[name] = _params_within(value, name, size, classes) if kind == "latency" else value
+        if kind == "latency":
+            (fast,) = plan_sizes([Budget(max_latency=value)], img_size=size, num_classes=classes, measure=False)
+            value = fast.params
+        out[name] = value
     return out
-
-
-def _params_within(milliseconds: float, name: str, size: int, classes: int) -> float:
-    from learngene.vits.speed import latency
-
-    low, high = 1e4, 1e9
-    largest = 0.0
-    for _ in range(12):
-        middle = (low * high) ** 0.5
-        try:
-            shape = shapes_for(WAYS["scratch"], {name: middle}, size, classes)[name]
-        except LearngeneError:
-            low = middle
-            continue
-        if latency(shape) <= milliseconds:
-            low, largest = middle, float(shape.params())
-        else:
-            high = middle
-    if not largest:
-        raise LearngeneError(f"{name}: no ViT of {size} px answers in {milliseconds:g} ms here; allow more")
-    return largest
 
 
 def _measured(

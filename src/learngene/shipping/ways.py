@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from learngene.genes.plan_sizes import plan_sizes
 from learngene.system.errors import LearngeneError
 from learngene.vits.shape import ViTShape
+from learngene.vits.shape_rule import NARROW_HEAD, WIDE_HEAD, usual_depth
 
-MIN_DEPTH, MAX_DEPTH = 2, 24
-WIDTH_PER_LAYER = 16
-"""As in DeiT-Ti (Touvron et al., 2021): 192 wide and 12 deep."""
+MIN_DEPTH, MAX_DEPTH, LEAST_USE = 2, 24, 0.6
+"""Of the models of one gene of one width; and the least share of a limit that they may use."""
 
 TeacherKind = Literal["none", "classes", "features", "trained"]
 """What a teacher is: none, one that knows the classes of the data, one that knows others or none, so that its features
@@ -71,11 +73,10 @@ WAYS: dict[str, Way] = {
 
 
 def shapes_for(way: Way, limits: Mapping[str, float], size: int, classes: int) -> dict[str, ViTShape]:
-    """The largest shape within each limit on parameters that a way makes well.
+    """The largest shape within each limit on parameters that a way makes well: by the rule of ``vits.shape_rule``.
 
-    Patches are an eighth of the image, heads 32 wide, or 16 where a model is narrow, and there is no class token: all
-    tokens are averaged. A model is about ``WIDTH_PER_LAYER`` times as wide as it is deep; where one gene has one width,
-    that is true of the model in the middle.
+    Without a class token: all tokens are averaged. Where one gene has one width, it is the one at which all models
+    together are nearest to the rule and to their limits.
 
     Args:
         way: How models are made.
@@ -86,70 +87,41 @@ def shapes_for(way: Way, limits: Mapping[str, float], size: int, classes: int) -
     Raises:
         LearngeneError: If a limit admits no model, or one width cannot serve all.
     """
-    for head in (32, 16):
-        if way.widths:
-            found = {name: _widest(limit, head, size, classes) for name, limit in limits.items()}
-        else:
-            found = dict(_of_one_width(limits, head, size, classes))
-        if all(found.values()) and len(found) == len(limits):
-            return {name: shape for name, shape in found.items() if shape is not None}
-    least = _shape(16, MIN_DEPTH, 16, size, classes).params()
-    name, limit = min(limits.items(), key=lambda item: item[1])
-    if limit < least:
-        raise LearngeneError(
-            f"{name}: a ViT of {classes} classes at {size} px has {least:,} parameters at least; ask for more"
-        )
+    planned = plan_sizes(list(limits.values()), img_size=size, num_classes=classes, measure=False)
     if way.widths:
-        raise LearngeneError(f"{name}: no ViT of {classes} classes at {size} px is close to it; ask for another size")
-    raise LearngeneError(
-        f"{min(limits, key=limits.__getitem__)} and {max(limits, key=limits.__getitem__)}: one width cannot serve both "
-        f"in {MIN_DEPTH} to {MAX_DEPTH} layers; ask for sizes that are closer, or for another method"
+        return {name: one.shape.replace(class_token=False) for name, one in zip(limits, planned, strict=True)}
+    found = [
+        shapes
+        for head in (WIDE_HEAD, NARROW_HEAD, NARROW_HEAD // 2)
+        for width in range(head, max(one.shape.embed_dim for one in planned) + 1, head)
+        if (shapes := _of_width(width, head, limits, planned[0].shape.replace(class_token=False)))
+    ]
+    if not found:
+        raise LearngeneError(
+            f"{min(limits, key=limits.__getitem__)} and {max(limits, key=limits.__getitem__)}: one width cannot serve "
+            f"both in {MIN_DEPTH} to {MAX_DEPTH} layers; ask for sizes that are closer, or for another method"
+        )
+    return min(found, key=lambda shapes: _far(shapes, limits))
+
+
+def _of_width(width: int, head: int, limits: Mapping[str, float], like: ViTShape) -> dict[str, ViTShape]:
+    """The deepest shapes of a width within all limits, which use most of them; nothing if there are none."""
+    out = {}
+    for name, limit in limits.items():
+        least = like.replace(embed_dim=width, num_heads=width // head, depth=MIN_DEPTH)
+        depth = min(MIN_DEPTH + int((limit - least.params()) // least.layer_size()), MAX_DEPTH)
+        out[name] = least.replace(depth=max(depth, MIN_DEPTH))
+        if not LEAST_USE * limit < out[name].params() <= limit:
+            return {}
+    return out if len(set(out.values())) == len(out) else {}
+
+
+def _far(shapes: Mapping[str, ViTShape], limits: Mapping[str, float]) -> float:
+    """How far shapes are from the rule and from their limits, as in ``vits.shape_rule.largest_shape``."""
+    return sum(
+        abs(math.log(shape.depth / usual_depth(shape.embed_dim))) + 2 * math.log(limits[name] / shape.params())
+        for name, shape in shapes.items()
     )
-
-
-def _shape(width: int, depth: int, head: int, size: int, classes: int) -> ViTShape:
-    return ViTShape(
-        embed_dim=width, depth=depth, num_heads=width // head, patch_size=patch_of(size), img_size=size,
-        num_classes=classes, class_token=False,
-    )  # fmt: skip
-
-
-def patch_of(size: int) -> int:
-    """A patch that gives 7 to 14 patches a side."""
-    return next(patch for patch in (4, 8, 16, 32) if size % patch == 0 and size // patch <= 14)
-
-
-def _deepest(limit: float, width: int, head: int, size: int, classes: int) -> ViTShape | None:
-    two = _shape(width, MIN_DEPTH, head, size, classes)
-    depth = int(MIN_DEPTH + (limit - two.params()) // two.layer_size())
-    return two.replace(depth=min(depth, MAX_DEPTH)) if depth >= MIN_DEPTH else None
-
-
-def _off(shape: ViTShape) -> float:
-    """How far a shape is from the usual ratio of width to depth, 1 at that."""
-    ratio = shape.embed_dim / shape.depth / WIDTH_PER_LAYER
-    return max(ratio, 1 / ratio)
-
-
-def _widest(limit: float, head: int, size: int, classes: int) -> ViTShape | None:
-    found = [_deepest(limit, width, head, size, classes) for width in range(head, 1025, head)]
-    shapes = [shape for shape in found if shape is not None]
-    near = [shape for shape in shapes if _off(shape) <= 2] or (shapes if head == 16 else [])
-    return max(near, key=lambda shape: shape.params() / _off(shape) ** 0.2, default=None)
-
-
-def _of_one_width(limits: Mapping[str, float], head: int, size: int, classes: int) -> dict[str, ViTShape | None]:
-    best: tuple[float, dict[str, ViTShape | None]] = (float("inf"), {})
-    for width in range(head, 1025, head):
-        found = {name: _deepest(limit, width, head, size, classes) for name, limit in limits.items()}
-        shapes = [shape for shape in found.values() if shape is not None]
-        if len(shapes) < len(limits):
-            break
-        used = min(shape.params() / limits[name] for name, shape in found.items() if shape is not None)
-        off = max(map(_off, shapes)) / used**2
-        if used > 0.6 and len(set(shapes)) == len(shapes) and off < best[0]:
-            best = off, found
-    return best[1]
 
 
 def listed(shapes: Sequence[ViTShape]) -> list[dict[str, int]]:

@@ -6,10 +6,10 @@ from learngene.system.errors import LearngeneError
 
 
 def amount(text: str | float) -> float:
-    """A count with an optional K, M or G, such as ``10M`` or ``2.5G``; a number stays one."""
+    """A count with an optional K, M, G or T, such as ``10M`` or ``2.5G``; a number stays one."""
     if not isinstance(text, str):
         return text
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper(), 1.0)
+    scale = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(text[-1:].upper(), 1.0)
     try:
         return float(text[:-1] if scale > 1 else text) * scale
     except ValueError:
