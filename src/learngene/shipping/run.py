@@ -40,13 +40,16 @@ class Trained:
 
 def training_steps(recipe: ShipRecipe, images: Splits, *, show: bool) -> list[Step[Trained]]:
     """The steps that train something, each after what it needs."""
-    runs, genes, teacher = recipe.out / RUNS, {}, None
-    if recipe.ancestry is not None and recipe.ancestry.train is not None:
-        teacher = _tuned(recipe, TEACHER, recipe.ancestry.train, images, show, model=recipe.ancestry.source,
-                         pretrained=recipe.ancestry.pretrained)  # fmt: skip
+    genes: dict[str, Step[Trained]] = {}
+    teacher, asked = None, recipe.ancestry
+    if asked is not None and asked.train is not None:
+        given: dict[str, Any] = {"model": asked.source, "pretrained": asked.pretrained}
+        teacher = _tuned(recipe, TEACHER, asked.train, images, show, **given)
     for name in recipe.genes:
-        plain = recipe.gene_recipe(name, Path(name), teacher and Path(teacher.path.parent.name))
-        gene = recipe.gene_recipe(name, runs / f"{name}-{short_hash(plain)}", teacher and teacher.path)
+        plain = recipe.gene_recipe(name, Path(name), Path(teacher.path.parent.name) if teacher else None)
+        gene = recipe.gene_recipe(
+            name, recipe.out / RUNS / f"{name}-{short_hash(plain)}", teacher.path if teacher else None
+        )
 
         def condensed(gene: condense.CondenseRecipe = gene) -> Trained:
             condense.run(gene, images=images, show=show)
@@ -55,9 +58,9 @@ def training_steps(recipe: ShipRecipe, images: Splits, *, show: bool) -> list[St
         genes[name] = _step(name, gene_path(gene.out), gene.out, condensed, [teacher] if teacher else [])
     steps = [*([teacher] if teacher else []), *genes.values()]
     for name, model in (recipe.models or {}).items():
-        gene = genes.get(model.start)
-        start: dict[str, Any] = {"model": str(gene.path) if gene else FRESH, "shape": model.shape.to_dict()}
-        steps.append(_tuned(recipe, name, model.train, images, show, needs=[gene] if gene else [], **start))
+        needed = [genes[model.start]] if model.start in genes else []
+        start: dict[str, Any] = {"model": str(needed[0].path) if needed else FRESH, "shape": model.shape.to_dict()}
+        steps.append(_tuned(recipe, name, model.train, images, show, needs=needed, **start))
     return steps
 
 
