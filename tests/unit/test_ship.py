@@ -84,7 +84,7 @@ def test_limits_that_admit_nothing_are_refused() -> None:
     with pytest.raises(LearngeneError, match="no model of 64 px and 7 classes fits 1K params"):
         shapes_for(WAYS["scratch"], {"1K": 1e3}, 64, 7)
     with pytest.raises(LearngeneError, match="one width cannot serve both"):
-        shapes_for(WAYS["chebyshev"], {"20K": 2e4, "9M": 9e6}, 64, 7)
+        shapes_for(WAYS["chebyshev"], {"50K": 5e4, "9M": 9e6}, 64, 7)
 
 
 def cell(method: str, mean: float, **changes: Any) -> dict[str, Any]:
@@ -231,10 +231,10 @@ def test_ship_with_a_gene(cli: CLI, images: Path, tmp_path: Path, monkeypatch: p
         (("--sizes", "ten"), "'ten' is not a number"),
         (("--hours", "1", "--budget-macs", "1M"), "two budgets"),
         (
-            ("--budget-macs", "1K", "--sizes", "16K,30K,40K"),
+            ("--budget-macs", "1K", "--sizes", "20K,30K,40K"),
             "one epoch of each of 3 models; budget_macs=",
         ),
-        (("--hours", "0.0001", "--sizes", "16K,30K,40K"), "one epoch of each of 3 models; hours="),
+        (("--hours", "0.0001", "--sizes", "20K,30K,40K"), "one epoch of each of 3 models; hours="),
         (("--method", "magic"), "unknown method 'magic'"),
         (("--method", "lets"), "method lets: ship knows"),
     ],
