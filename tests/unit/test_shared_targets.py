@@ -17,6 +17,7 @@ from learngene.making.together import run_together
 from learngene.recipe.compare import CompareRecipe
 from learngene.recipe.genes import GenesRecipe
 from learngene.recipe.loading import build_recipe
+from learngene.system import processes
 from learngene.system.errors import InterruptedRun
 from learngene.training.stored_targets import StoredTargets
 from learngene.training.student import Student
@@ -138,3 +139,9 @@ def test_genes_that_see_the_same_are_condensed_in_one_pass(
     cells = {name: results(tmp_path / name / "out") for name in outcomes}
     assert cells["together"].keys() == cells["alone"].keys()
     assert all(cell["untuned"] == cells["alone"][name]["untuned"] for name, cell in cells["together"].items())
+
+
+def test_processes_take_their_shares_of_what_one_pass_could_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.fair_share(5) == 5
+    monkeypatch.setattr(processes, "_beside", [2])
+    assert [processes.fair_share(count) for count in (1, 4, 5)] == [1, 2, 3]

@@ -16,6 +16,7 @@ from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.genes import GenesRecipe, seen_views
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.system.files import take_lock
+from learngene.system.processes import fair_share
 from learngene.training.record import diverged
 
 
@@ -28,16 +29,19 @@ def condense(job: GeneJob, comparison: Comparison, missing: Collection[Path], im
         missing: Paths of what has to be made.
         images: Of the home task.
     """
-    jobs = {job.path.stem: job}
+    jobs, held = {job.path.stem: job}, {}
+    others = [each for each in _alike(job, comparison) if each.path in missing]
     with contextlib.ExitStack() as locks:
-        for other in _alike(job, comparison):
-            lock = (
-                take_lock(lock_path(comparison.recipe.store / "locks", other.path)) if other.path in missing else None
-            )
-            if lock is not None:
-                locks.enter_context(lock)
+        for other in others[: fair_share(len(others) + 1) - 1]:
+            if (lock := take_lock(lock_path(comparison.recipe.store / "locks", other.path))) is not None:
+                held[other.path.stem] = locks.enter_context(lock)
                 jobs |= {} if other.path.exists() else {other.path.stem: other}
-        return _condensed(jobs, comparison, images)
+        recipes = _recipes(jobs, comparison, len(images.train))
+        for name in held.keys() - recipes.keys():
+            held[name].close()
+        made = _made(recipes, images)
+    own, *beside = [f"{jobs[name].name}: {_told(each)}" for name, each in made.items()]
+    return "; beside it ".join([own.removeprefix(f"{job.name}: "), *beside])
 
 
 def _alike(job: GeneJob, comparison: Comparison) -> list[GeneJob]:
@@ -58,29 +62,29 @@ def _alike(job: GeneJob, comparison: Comparison) -> list[GeneJob]:
     ]
 
 
-def _condensed(jobs: Mapping[str, GeneJob], comparison: Comparison, images: Splits) -> str:
-    """Condenses genes whose locks are held, the first of them in any case."""
-    beside = [job.path for job in jobs.values()]
-    recipes: dict[str, CondenseRecipe] = {}
-    for name, job in jobs.items():
-        shared = with_shared_targets(job, job.path, comparison, len(images.train), beside).recipe
-        assert isinstance(shared, CondenseRecipe)
-        recipes[name] = shared
-    first, *others = recipes
-    recipes = {name: each for name, each in recipes.items() if each.distill.replay == recipes[first].distill.replay}
-    made: Mapping[str, MadeGene] = {}
+def _recipes(jobs: Mapping[str, GeneJob], comparison: Comparison, images: int) -> dict[str, CondenseRecipe]:
+    """The recipes of genes that can share a pass with the first of them: all store what their teacher says, or none."""
+    paths = [job.path for job in jobs.values()]
+    shared = {name: with_shared_targets(job, job.path, comparison, images, paths) for name, job in jobs.items()}
+    recipes = {name: job.recipe for name, job in shared.items() if isinstance(job.recipe, CondenseRecipe)}
+    first = next(iter(recipes.values()))
+    return {name: recipe for name, recipe in recipes.items() if recipe.distill.replay == first.distill.replay}
+
+
+def _made(recipes: Mapping[str, CondenseRecipe], images: Splits) -> dict[str, MadeGene]:
+    """Genes whose locks are held, in one pass; the first of them in any case, or ``LearngeneError``."""
+    first, own = next(iter(recipes.items()))
+    made: dict[str, MadeGene] = {}
     try:
         if len(recipes) > 1:
-            made = run_together(GenesRecipe(genes=recipes), images=images, show=False)
+            made = run_together(GenesRecipe(genes=dict(recipes)), images=images, show=False)
     except SomeGenesFailedError as some:
         made = some.made
         if isinstance(fault := some.failed.get(first), TrainingDivergedError):
-            raise fault from None
+            raise TrainingDivergedError(str(fault).removeprefix(f"gene {first}: ")) from None
     except LearngeneError:
         pass  # one of them does not fit, or the machine gave out: alone each is told what concerns itself
-    own = made[first] if first in made else run(recipes[first], images=images, show=False)
-    told = [f"; beside it {jobs[name].name}: {_told(made[name])}" for name in others if name in made]
-    return _told(own) + "".join(told)
+    return {first: made.pop(first, None) or run(own, images=images, show=False), **made}
 
 
 def _told(made: MadeGene) -> str:

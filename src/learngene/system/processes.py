@@ -77,15 +77,25 @@ def _begin(
         work(task, number, processes)
 
 
+_beside: list[int] = []
+"""The number of processes that share the work of this one, if it is one of several."""
+
+
 def take_share(number: int, processes: int) -> None:
     """Gives a process of several its own accelerator if there are enough, else its share of the threads."""
     import torch
 
+    _beside[:] = [processes]
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if count:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % count)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+
+def fair_share(count: int) -> int:
+    """How many of so many things this process may do at once, so that the processes beside it have some, too."""
+    return -(-count // (_beside or [1])[0])
 
 
 def _end_with_parent() -> None:
