@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lint faults bench format schema requirements clean
+.PHONY: demo test test-all lint faults bench release-check format schema requirements clean
 
 demo: $(STAMP)
 	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
@@ -31,6 +31,14 @@ faults: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# Builds sdist and wheel (from the sdist), and runs the demo of the wheel in an environment and a folder with nothing else.
+release-check: $(STAMP)
+	rm -rf dist
+	$(BIN)/uv build -q
+	folder=$$(mktemp -d) && wheel=$$(ls $(CURDIR)/dist/*.whl) && uv=$(abspath $(BIN))/uv && cd $$folder && \
+	  $$uv tool run --isolated --from $$wheel learngene --version && \
+	  $$uv tool run --isolated --from $$wheel learngene demo && test -s demo-output/demo.json && rm -rf $$folder
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
