@@ -1,6 +1,6 @@
 """A step of any-size condensing at a shape over a plain timm ViT of that shape: what making its weights costs.
 
-The gene is a ViT of width 192, depth 12, 3 heads (nested slices), or two layers (TLEG), condensed at shapes in turn, so
+The gene is a ViT of width 192, depth 12, 3 heads (nested slices), tiles (any-size), or two layers (TLEG), condensed at shapes in turn, so
 that no two steps in a row are of one shape. 32 px, patch 4, batch 32, one thread, CPU time of forward and backward;
 besides, with AdamW's step, which passes over all of the gene's parameters that have a gradient.
 """
@@ -20,8 +20,9 @@ from learngene.methods import method
 from learngene.vits.shape import ViTShape
 
 SHAPE = ViTShape(embed_dim=192, depth=12, num_heads=3, patch_size=4, img_size=32, num_classes=100)
-SIZES = {"nested-slices": ((192, 12), (128, 12), (128, 6), (64, 12), (64, 3)), "tleg": ((192, 12), (192, 6), (192, 3))}
-LIMITS = {"nested-slices": 1.02, "tleg": 1.08}
+WIDE = ((192, 12), (128, 12), (128, 6), (64, 12), (64, 3))
+SIZES = {"nested-slices": WIDE, "any-size": WIDE, "tleg": ((192, 12), (192, 6), (192, 3))}
+LIMITS = {"nested-slices": 1.02, "any-size": 1.08, "tleg": 1.08}
 ROUNDS = 30
 
 

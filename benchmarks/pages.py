@@ -192,12 +192,70 @@ def which_method(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def six_shapes(verdict: Mapping[str, Any]) -> str:
+    """Top-1 of every contender at every shape, untuned and tuned briefly, means over seeds; and what each stores."""
+    rows = {(row["contender"], row["budget"], row["shape"]): row for row in verdict["table"]}
+    shapes = list(dict.fromkeys(shape for _, _, shape in rows))
+    lines = ["| | seeds | stored numbers | " + " | ".join(shapes) + " | mean |", "|---" * (4 + len(shapes)) + "|"]
+    params = {shape: next(row["params"] for (*_, name), row in rows.items() if name == shape) for shape in shapes}
+    lines.append("| parameters | | | " + " | ".join(f"{params[shape]:,}" for shape in shapes) + " | |")
+    for contender in dict.fromkeys(contender for contender, _, _ in rows):
+        for budget, text in (("untuned", "untuned"), ("short", "two epochs")):
+            mine = [rows[contender, budget, shape] for shape in shapes if (contender, budget, shape) in rows]
+            if len(mine) == len(shapes):
+                tops = [row["last_top1"][0] for row in mine]
+                alone = contender.startswith("distilled")
+                stored = sum(row["stored_params"] for row in mine) if alone else mine[0]["stored_params"]
+                figures = " | ".join(f"{top:.1f}" for top in (*tops, fmean(tops)))
+                lines.append(f"| {contender}, {text} | {mine[0]['seeds']} | {stored:,} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_any_size(every: Mapping[str, Any], verdict: Mapping[str, Any], path: Path) -> None:
+    """Accuracy over parameters: one gene at every width and depth, and students that were distilled one by one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    trained = {(size["embed_dim"], size["depth"]) for size in every["trained"]}
+    widths = sorted({one["embed_dim"] for one in every["shapes"]})
+    for number, width in enumerate(widths):
+        line = [one for one in every["shapes"] if one["embed_dim"] == width]
+        color = str(0.72 - 0.5 * number / (len(widths) - 1))
+        axis.plot([one["params"] for one in line], [one["top1"] for one in line], "-", color=color, lw=1)
+        for kind in (True, False):
+            some = [one for one in line if ((width, one["depth"]) in trained) == kind]
+            look: dict[str, Any] = {"ms": 8 if kind else 4, "mec": "#1b6ca8" if kind else color, "mfc": "#1b6ca8"}
+            axis.plot([one["params"] for one in some], [one["top1"] for one in some], "o", ls="", **look)
+        end = line[-1]
+        axis.annotate(f"width {width}", (end["params"], end["top1"]), (4, -3), textcoords="offset points", fontsize=7)
+    alone = [("distilled", "#c4622d", "as many epochs each as the gene in all"),
+             ("distilled-equal", "#6b6b6b", "for the gene's cost, all six together")]  # fmt: skip
+    for contender, color, text in alone:
+        rows = [row for row in verdict["table"] if (row["contender"], row["budget"]) == (contender, "untuned")]
+        points = sorted((row["params"], row["last_top1"][0]) for row in rows)
+        axis.plot(*zip(*points, strict=True), "s--", color=color, ms=5, lw=1, label=f"distilled one by one, {text}")
+    stored = f"one gene of {every['stored']:,} numbers, untuned (large: trained there)"
+    axis.plot([], [], "o", color="#1b6ca8", ms=6, label=stored)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M"))
+    axis.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axis.set(xlabel="parameters of the model", ylabel="top-1 on Fashion-MNIST (5,000 images), %")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
 PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results/benchmarks/peers.json": ("docs/foundation.md", five_sizes),
     "results/benchmarks/replay.json": ("docs/teacher-cost.md", teacher_cost),
     "results/laptop/tal-more-seeds": ("docs/tal.md", tal_seeds),
     "results/ship_evidence.json": ("docs/which-method.md", which_method),
     "results/any_size_ideas.json": ("docs/any-size-experiments.md", any_size_ideas),
+    "results/laptop/claims/any-size.six-shapes.json": ("docs/any-size-experiments.md", six_shapes),
 }
 """The page of a result, and what makes its table; of a comparison, its cells and those of the ledger."""
 
@@ -218,3 +276,6 @@ if __name__ == "__main__":
     for source, (page, _) in PAGES.items():
         (ROOT / page).write_text(with_table(source))
     draw(json.loads((ROOT / "results/benchmarks/peers.json").read_text()), ROOT / "docs/foundation.png")
+    names = ("any_size_map.json", "laptop/claims/any-size.six-shapes.json")
+    every, verdict = (json.loads((ROOT / "results" / name).read_text()) for name in names)
+    draw_any_size(every, verdict, ROOT / "docs/any-size.png")

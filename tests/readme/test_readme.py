@@ -219,7 +219,8 @@ def anchors(document: Path) -> set[str]:
 
 PAGES = {"benchmarks/peers.json": "foundation.md", "benchmarks/replay.json": "teacher-cost.md",
          "laptop/tal-more-seeds": "tal.md", "any_size_ideas.json": "any-size-experiments.md",
-         "ship_evidence.json": "which-method.md"}  # fmt: skip
+         "ship_evidence.json": "which-method.md",
+         "laptop/claims/any-size.six-shapes.json": "any-size-experiments.md"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "page"), PAGES.items())
@@ -240,6 +241,10 @@ def test_the_table_is_that_of_the_result(name: str, page: str) -> None:
         six = [run["top1"][size] for run in runs for size in ("32x4", "32x8", "48x6", "64x8", "96x4", "96x8")]
         row = next(line for line in text.splitlines() if line.startswith("| WAVE, scalers"))
         assert f" | {sum(six) / len(six):.1f} | " in row
+    elif "claims" in result:
+        row = next(row for row in result["table"] if (row["contender"], row["budget"]) == ("any-size", "untuned"))
+        line = next(line for line in text.splitlines() if line.startswith("| any-size, untuned | "))
+        assert line.startswith(f"| any-size, untuned | {row['seeds']} | 111,290 | {row['last_top1'][0]:.1f} | ")
     elif "scores" in result:
         peer = result["scores"]["peer"]["3"].values()
         assert f"| {sum(score['knn'] for score in peer) / len(peer):.1f}, " in text
