@@ -1,8 +1,8 @@
 """A step of any-size condensing at a shape over a plain timm ViT of that shape: what making its weights costs.
 
 The gene is a ViT of width 192, depth 12, 3 heads (nested slices), its tiles (any-size), or two layers (TLEG), at shapes
-in turn, so that no two steps in a row are of one shape. 32 px, patch 4, batch 32, one thread, CPU time of forward and backward;
-besides, with AdamW's step, which passes over all of the gene's parameters that have a gradient.
+in turn, so that no two steps in a row are of one shape. 32 px, patch 4, batch 32, one thread, CPU time of forward and
+backward; besides, with AdamW's step, which passes over all of the gene's parameters that have a gradient.
 """
 
 from __future__ import annotations
