@@ -54,12 +54,16 @@ def evaluate(
     knn: Annotated[bool, typer.Option("--knn", help="frozen features: 20 nearest training images vote")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="frozen features: a linear classifier is trained")] = False,
     teacher: Annotated[str | None, typer.Option(help="frozen features: nearest images in common with it")] = None,
+    baseline: Annotated[str | None, typer.Option(help="another model to compare with on the same images")] = None,
     text_features: Annotated[
         Path | None, typer.Option(help="texts as classes: safetensors file with a row per class; nearest by cosine")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure top-1, top-5 and loss on a split; on images with masks mean IoU, pixel accuracy and loss.
+
+    Beside top-1 stands what it is worth: its interval, chance, balanced accuracy, calibration, every class; with
+    --baseline how much better the model is than another, such as its teacher.
 
     With --knn, --linear or --teacher frozen features are judged instead; head and classes do not count. With
     --text-features an image is of the class whose text is nearest to the model's output.
@@ -69,6 +73,10 @@ def evaluate(
             raise LearngeneError(f"'{text}' is not of the form data.key=value; eval has no other settings")
     if text_features is not None and (knn or linear or teacher is not None):
         raise LearngeneError("--text-features: judges outputs, not features; leave --knn, --linear, --teacher out")
+    if baseline is not None and (knn or linear or teacher is not None or text_features is not None):
+        raise LearngeneError("--baseline: compares heads; leave --knn, --linear, --teacher and --text-features out")
+    from dataclasses import asdict
+
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
     from learngene.making.finetune import evaluate as score
@@ -99,7 +107,7 @@ def evaluate(
         _probe(model, net, section, knn=knn, linear=linear, teacher=teacher, split=split, as_json=as_json)
         return
     images = open_for(net, section, split)
-    result = score(net, section, images=images)
+    result = score(net, section, images=images, baseline=baseline)
     if not isfinite(result.loss):
         raise LearngeneError(f"{model}: its outputs are not finite numbers, so its scores mean nothing")
     if not as_json:
@@ -111,9 +119,11 @@ def evaluate(
         scores = f"mean IoU {result.miou:.2f} %, pixel accuracy {result.pixel_accuracy:.2f} %"
         classes = list(zip(mask_names(net, section), result.ious, strict=True))
     if as_json:
-        print(json.dumps(vars(result) | ({"classes": [name for name, _ in classes]} if classes else {})))
+        print(json.dumps(asdict(result) | ({"classes": [name for name, _ in classes]} if classes else {})))
         return
     print(f"{model} on {' + '.join(data)} ({split}): {scores}, loss {result.loss:.4f}, {result.images} images")
+    for line in result.report.told() if isinstance(result, Accuracy) and result.report else ():
+        print(f"    {line}")
     for name, iou in classes:
         print(f"    {name:24s} " + ("does not occur" if iou is None else f"IoU {iou:6.2f} %"))
 

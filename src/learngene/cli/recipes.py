@@ -173,10 +173,13 @@ def finetune(
         loaded = require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
     say_start(f"finetune {loaded.model}", f"run folder {loaded.out}")
     from learngene.making.finetune import run
+    from learngene.training.scores import Accuracy
 
     done = run(loaded)
     untuned, tuned = done.untuned, done.result.final
     say(f"{done.path}: {tuned.label} {untuned.main:.2f} % untuned, {tuned.main:.2f} % fine-tuned")
+    for line in tuned.report.told() if isinstance(tuned, Accuracy) and tuned.report else ():
+        say(f"    {line}")
     suggest("export", done.path, "--out", "MODEL.onnx")
 
 

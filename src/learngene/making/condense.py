@@ -240,7 +240,8 @@ def provenance(inputs: CondenseInputs, result: TrainResult) -> dict[str, Any]:
     if (replay := recipe.distill.replay) is not None:  # where outputs lie, and what changes nothing, is not told
         del said["distill"]["replay"]
         said["distill"] |= {"replay": replay.decides} if replay.decides else {}
-    scores = {key: round(value, 4) for key, value in asdict(result.final).items() if value is not None}
+    final = asdict(result.final)
+    scores = {key: round(value, 4) for key, value in final.items() if isinstance(value, (int, float))}
     return {
         "ancestry": inputs.ancestry.identity if inputs.ancestry else {},
         **({"anchors": [anchor.identity for anchor in inputs.anchors]} if inputs.anchors else {}),

@@ -5,16 +5,18 @@ The images decide the task: with a class each a classifier is trained, with mask
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learngene.data.batches import eval_loader
+from learngene.data.batches import EvalBatches, eval_loader
 from learngene.data.class_match import fits, numbered
 from learngene.data.images import ImageSet
 from learngene.data.open_split import open_split
@@ -27,13 +29,14 @@ from learngene.making.steps import Step, make
 from learngene.methods import method as find_method
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.sections import DataSpec
-from learngene.system.errors import LearngeneError
+from learngene.system.errors import LearngeneError, told_of
 from learngene.system.files import refuse_foreign, refuse_full_disk
 from learngene.system.machine_faults import machine_faults
+from learngene.training.classification import Baseline
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, task_loss
 from learngene.training.run import run_bytes, run_stage, write_once
-from learngene.training.scores import SetScore, task_score
+from learngene.training.scores import SetScore, counted, task_score
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.training.teacher import Outputs
 from learngene.vits.checkpoint import is_checkpoint, load_checkpoint
@@ -231,6 +234,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
     images = Splits(*(numbered(split, model, recipe.data) for split in images))
     resize(model, recipe.data.img_size)
     chans, size = square_size(model, recipe.data.img_size)
+    other = baseline_of(recipe.baseline, images.val, recipe.data, recipe.train.precision) if recipe.baseline else None
     data = fill_preprocessing(recipe.data, image_config(model))
     recipe = recipe.model_copy(update={"data": data})
     set_drop_path(model, recipe.train.drop_path)
@@ -240,7 +244,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
         return {"loss": loss(module(batch), targets)}
 
     made = made_of(None, getattr(model, "learngene", {}).get("gene"))
-    stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, made_of=made)
+    stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, baseline=other, made_of=made)
     result = run_stage(stage, recipe, images, keep=keep, show=show)
     set_drop_path(model, 0.0)
     crop = 1.0 if images.train.segmentation else crop_pct(data, size)
@@ -253,7 +257,7 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
         "finetuned": {
             "data": recipe.data.names,
             "train": recipe.train.model_dump(mode="json"),
-            "accuracy": asdict(result.final),
+            "accuracy": {name: value for name, value in asdict(result.final).items() if name != "report"},
         },
     }
     if keep:
@@ -268,6 +272,7 @@ def evaluate(
     images: ImageSet | None = None,
     split: str = "val",
     precision: str = "fp32",
+    baseline: TimmModel | str | Path | None = None,
 ) -> SetScore:
     """Scores a model on a split, on an accelerator if there is one.
 
@@ -278,23 +283,53 @@ def evaluate(
         images: The opened split, if it is open already.
         split: ``val`` or ``train``.
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+        baseline: Another classifier to compare it with on the same images, such as its teacher, or one from scratch.
+
+    Returns:
+        The score; of a classifier with a ``report``, whose ``baseline`` is the comparison.
 
     Classes are found by name where both sides have names: their order may differ, and the images may lack some.
 
     Raises:
-        LearngeneError: If the data does not fit the model.
+        LearngeneError: If the data does not fit the model, or the baseline.
     """
     spec, model = data_section(data), model_of("evaluate", model)
     images = images or open_for(model, spec, split)
+    other = None if baseline is None else baseline_of(baseline, images, spec, precision)
+    with _judged(model, images, spec) as (judged, loader):
+        names = loader.views.images.class_names
+        how: dict[str, Any] = {"precision": precision, "names": names, "baseline": other}
+        return task_score(judged, loader, images.ignore_index, **how)
+
+
+def baseline_of(model: TimmModel | str | Path, images: ImageSet, spec: DataSpec, precision: str) -> Baseline:
+    """What a classifier that another is compared with gets right of some images.
+
+    Raises:
+        LearngeneError: If it does not fit them, or they have masks.
+    """
+    name = str(model) if isinstance(model, (str, Path)) else "the baseline"
+    with told_of("baseline"):
+        if images.segmentation:
+            raise LearngeneError(f"models are compared by a guess for each image, but {images.where} has masks")
+        own = spec.model_copy(update={"img_size": None})  # as it was made to see images
+        with _judged(model_of("evaluate", model), images, own) as (judged, loader):
+            tally = counted(judged, loader, precision=precision)
+        if not isfinite(tally.result().loss):
+            raise LearngeneError(f"{name}: its outputs are not finite numbers, so its scores mean nothing")
+    return Baseline(name, torch.cat(tally.hits).numpy())
+
+
+@contextlib.contextmanager
+def _judged(model: TimmModel, images: ImageSet, spec: DataSpec) -> Iterator[tuple[TimmModel, EvalBatches]]:
+    """A model on the device, with images as it takes them, whose classes are numbered as its own."""
     _refuse_other_task(model, images)
     images = numbered(images, model, spec)
     model, chans, size = at_size(model, spec.img_size)
     loader = eval_loader(images, fill_preprocessing(spec, image_config(model)), img_size=size, in_chans=chans)
-    device = make_accelerator().device
     with machine_faults():
-        score = task_score(model.to(device), loader, images.ignore_index, precision=precision)
+        yield model.to(make_accelerator().device), loader
     model.to("cpu")
-    return score
 
 
 def open_for(model: TimmModel, spec: DataSpec, split: str) -> ImageSet:

@@ -17,7 +17,7 @@ _OWN_WEIGHTS = ("state", "mean", "std", "interpolation", "crop_pct")
 ADDED_LATER = {
     "AncestrySpec": _OWN_WEIGHTS,
     "ModelSpec": _OWN_WEIGHTS,
-    "FinetuneRecipe": ("architecture", "state"),
+    "FinetuneRecipe": ("architecture", "state", "baseline"),
     "DataSpec": (
         *("mask_classes", "ignore_index", "mask_values", "mask_orientation"),
         *("background", "pixel_range", "max_pixels", "match_classes", "labels"),

@@ -27,4 +27,9 @@ class FinetuneRecipe(Section):
     options: dict[str, Any] = Field({}, description="the method's choices at expansion, and layers and modules")
     data: DataSpec
     train: Train = Train()
+    baseline: str | None = Field(
+        None,
+        description="descendant folder, checkpoint or timm name of a classifier, such as the teacher: at its end the "
+        "model is compared with it on the validation images",
+    )
     out: Path = Field(Path("runs/descendant"), description="run folder; the descendant is written to OUT/descendant")

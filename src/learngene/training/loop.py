@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Replay
 from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.system.machine_faults import machine_faults
+from learngene.training.classification import Baseline
 from learngene.training.log import live
 from learngene.training.scores import Score, autocast, task_score
 from learngene.training.stage import TrainResult
@@ -117,6 +119,7 @@ class _Pass:
             self.val = eval_loader(val_images, data, **size, **place, batch_size=max(spec.batch_size, LEAST_BATCH))
         self.data, self.steps_per_epoch = train_images.fingerprint(), self.batches.steps_per_epoch
         self.ignore_index, self.precision = val_images.ignore_index, spec.precision
+        self.val_names = val_images.class_names
         self.stored = replay is not None
         self.view_epochs = min(spec.epochs, (replay.epochs if replay else None) or spec.epochs)
         notes = [line for student in students for each in student.stage.evaluated for line in each.prepare()]
@@ -233,7 +236,15 @@ class _Pass:
             return stage.feed.score(model, spec.precision, *place, reduce)
         if stage.score:
             return stage.score(model, self.val, spec.precision, reduce)
-        return task_score(model, self.val, self.ignore_index, precision=spec.precision, reduce=reduce)
+        how: dict[str, Any] = {"precision": spec.precision, "reduce": reduce}
+        if student.progress.epoch == spec.epochs:
+            how |= {"names": self.val_names, "baseline": stage.baseline and self._share(stage.baseline)}
+        return task_score(model, self.val, self.ignore_index, **how)
+
+    def _share(self, baseline: Baseline) -> Baseline:
+        """What a baseline scored on this process's validation images."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return replace(baseline, hits=baseline.hits[rank::processes])
 
     def _stopped(self, received: list[int]) -> int:
         """The signal that any process received, agreed on by all, or 0."""

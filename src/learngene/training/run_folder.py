@@ -27,6 +27,7 @@ MARKER = "recipe.yaml"
 LOCK = ".lock"
 FREE_TO_CHANGE = {
     "out",
+    "baseline",
     "data.workers",
     "data.root",
     "train.micro_batch",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor, nn
+
+from learngene.training.classification import BINS, Baseline, ClassCounts, ClassificationReport, paired
 
 Key = TypeVar("Key")
 
@@ -24,12 +26,14 @@ class Accuracy:
         top5: Percent whose class is among the five best guesses (all of them if there are fewer classes).
         loss: Mean cross-entropy in nats.
         images: How many images were judged.
+        report: What top-1 is worth, where a model was judged for good, and not in between.
     """
 
     top1: float
     top5: float
     loss: float
     images: int
+    report: ClassificationReport | None = None
 
     @property
     def main(self) -> float:
@@ -178,16 +182,25 @@ def score_from(values: Mapping[str, Any]) -> Score:
         return SegmentationScore(**values)
     if "neighbours" in values:
         return FeatureScore(**values)
-    return MeanTaskScore(**values) if "tasks" in values else Accuracy(**values)
+    if "tasks" in values:
+        return MeanTaskScore(**values)
+    report = values.get("report")
+    return Accuracy(**{**values, "report": report and ClassificationReport.from_values(report)})
 
 
 class TopKCounter:
-    """What a classifier gets right among its first and its five best guesses."""
+    """What a classifier gets right among its first and its five best guesses, class by class.
+
+    Attributes:
+        hits: Of every batch of this process, which first guesses are right.
+    """
 
     def __init__(self) -> None:
         """Starts at nothing."""
         self._sums = torch.zeros(4, dtype=torch.float64)
+        self._classes = self._bins = torch.zeros(0)
         self._device = self._sums.device
+        self.hits: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Counts a batch.
@@ -196,20 +209,53 @@ class TopKCounter:
             logits: (batch, classes).
             labels: (batch,).
         """
-        self._device = logits.device
-        guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self._device, classes = logits.device, logits.shape[1]
+        guesses = logits.topk(min(5, classes), dim=1).indices
+        found = guesses == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         count = torch.tensor(len(labels), device=logits.device)
-        parts = [guesses[:, 0].sum(), guesses.any(1).sum(), loss, count]
+        parts = [found[:, 0].sum(), found.any(1).sum(), loss, count]
         self._sums += torch.stack([part.double() for part in parts]).cpu()
+        hits, first, labels = found[:, 0].cpu(), guesses[:, 0].cpu(), labels.cpu()
+        confidence = logits.softmax(1).amax(1).double().nan_to_num().cpu()
+        bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+        if not self.hits:
+            self._classes, self._bins = torch.zeros(3, classes, dtype=torch.long), torch.zeros(3, BINS).double()
+        self._classes += torch.stack([torch.bincount(of, minlength=classes) for of in (labels, first, labels[hits])])
+        weights = (torch.ones_like(confidence), confidence, hits.double())
+        self._bins += torch.stack([torch.bincount(bins, each, minlength=BINS) for each in weights])
+        self.hits.append(hits)
 
-    def result(self, reduce: Any = None) -> Accuracy:
-        """Percentages and mean loss over all images of all processes."""
+    def result(
+        self, reduce: Any = None, names: Sequence[str] | None = None, baseline: Baseline | None = None
+    ) -> Accuracy:
+        """Percentages and mean loss over all images of all processes.
+
+        Args:
+            reduce: Sums a tensor over processes; None with one process.
+            names: Of the classes, for a report; None makes none.
+            baseline: A model that the report compares with, on this process's images.
+        """
         total = self._sums
         if reduce is not None:
             total = reduce(total.float().to(self._device), reduction="sum").double().cpu()
         right, right5, loss, images = total.tolist()
-        return Accuracy(100 * right / images, 100 * right5 / images, loss / images, int(images))
+        score = Accuracy(100 * right / images, 100 * right5 / images, loss / images, int(images))
+        return score if names is None else replace(score, report=self._report(names, baseline, reduce))
+
+    def _report(self, names: Sequence[str], baseline: Baseline | None, reduce: Any) -> ClassificationReport:
+        classes, bins, pairs = self._classes, self._bins, torch.zeros(3, dtype=torch.long)
+        if baseline is not None:
+            ours, theirs = torch.cat(self.hits), torch.from_numpy(baseline.hits)
+            pairs = torch.stack([(ours & ~theirs).sum(), (theirs & ~ours).sum(), theirs.sum()])
+        if reduce is not None:
+            classes, pairs = (reduce(each.to(self._device), reduction="sum").cpu() for each in (classes, pairs))
+            bins = reduce(bins.float().to(self._device), reduction="sum").double().cpu()
+        report = ClassCounts(classes[0].numpy(), classes[1].numpy(), classes[2].numpy(), bins.numpy()).report(names)
+        if baseline is None:
+            return report
+        alone, there, right = pairs.tolist()
+        return replace(report, baseline=paired(baseline, alone, there, right, int(classes[0].sum())))
 
 
 class ConfusionMatrix:
@@ -273,7 +319,14 @@ def accuracy(
     model: nn.Module, batches: Iterable[tuple[Tensor, Any]], *, precision: str = "fp32", reduce: Any = None
 ) -> Accuracy:
     """Scores a classifier; see ``accuracies``."""
-    return accuracies({"": model}, batches, precision=precision, reduce=reduce)[""]
+    return counted(model, batches, precision=precision).result(reduce)
+
+
+def counted(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], *, precision: str = "fp32") -> TopKCounter:
+    """What a classifier gets right of this process's images; see ``accuracies``."""
+    tally = TopKCounter()
+    _count({"": model}, {"": tally}, batches, precision)
+    return tally
 
 
 def accuracies(
@@ -306,6 +359,8 @@ def task_score(
     *,
     precision: str = "fp32",
     reduce: Any = None,
+    names: Sequence[str] | None = None,
+    baseline: Baseline | None = None,
 ) -> SetScore:
     """Scores a classifier or a segmenter.
 
@@ -315,12 +370,14 @@ def task_score(
         ignore_index: The value of mask pixels that are not judged; None for labels.
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
         reduce: Sums a tensor over processes, for example ``Accelerator.reduce``; None with one process.
+        names: Of the classes, for the report of a classifier; None makes none.
+        baseline: A model that the report compares with, on this process's images.
 
     Returns:
         ``Accuracy`` or ``SegmentationScore``, over all images of all processes.
     """
     if ignore_index is None:
-        return accuracy(model, batches, precision=precision, reduce=reduce)
+        return counted(model, batches, precision=precision).result(reduce, names, baseline)
     tally = ConfusionMatrix(ignore_index)
     _count({"": model}, {"": tally}, batches, precision)
     return tally.result(reduce)

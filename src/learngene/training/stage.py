@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from learngene.data.batches import Batches
 from learngene.system.errors import LearngeneError
+from learngene.training.classification import Baseline
 from learngene.training.evaluation_targets import Evaluated
 from learngene.training.losses import Parts
 from learngene.training.scores import Score
@@ -54,6 +55,7 @@ class Stage:
         feed: Where batches and scores come from, if not from one data set.
         score: (module, validation batches, precision, sum over processes) to its score, if that is not the accuracy.
         evaluated: How the score knows what teachers say, which is made ready before the run.
+        baseline: A model that the last score of a classifier is compared with, on the validation images.
         made_of: What a saved run must have had, too, to be continued: the SHA-256 of the gene, of the ancestry,
             and how the gene's tensors are read.
     """
@@ -70,6 +72,7 @@ class Stage:
     feed: Feed | None = None
     score: Scoring | None = None
     evaluated: Evaluated = ()
+    baseline: Baseline | None = None
     made_of: Mapping[str, str] = field(default_factory=dict)
 
 
