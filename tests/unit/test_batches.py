@@ -22,7 +22,7 @@ from learngene.data.splits import accumulation
 from learngene.data.views import seeded
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError
-from pico import FAST, MIXED
+from pico import FAST, MIXED, make_images
 
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
@@ -65,6 +65,22 @@ def test_the_order_is_a_pure_function(count: int, seed: int, epoch: int, size: i
 
 def test_without_repeats_an_epoch_is_every_image_once() -> None:
     assert sorted(epoch_order(60, seed=3, epoch=2, batch_size=10)) == list(range(60))
+
+
+@pytest.mark.parametrize(("repeats", "seen"), [(1, [4, 4, 4]), (2, [2, 2, 2])])
+def test_a_balanced_order_sees_all_classes_equally_often(repeats: int, seen: list[int]) -> None:
+    """Of nine images of a, two of b and one of c; class for class, and round by round."""
+    labels = [0] * 9 + [1] * 2 + [2]
+    orders = [epoch_order(12, 3, epoch, 4, repeats, labels).tolist() for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    for order in orders:
+        drawn = order[::repeats]
+        of = [labels[index] for index in drawn]
+        assert [of.count(label) for label in range(3)] == seen
+        assert all(set(of[start : start + 3]) == {0, 1, 2} for start in range(0, len(of), 3))
+        a, b = ([index for index in drawn if labels[index] == label] for label in (0, 1))
+        assert len(set(a)) == len(a)
+        assert set(b[:2]) == set(b[2:] or b) == {9, 10}
 
 
 def test_three_repeats_are_a_third_of_the_images_three_times() -> None:
@@ -235,6 +251,24 @@ def test_mixing_and_smoothing_give_targets_that_sum_to_one(images: Path) -> None
     unmixed, targets = plain.mix(*part, 0, 0)
     assert torch.equal(unmixed, part[0])
     assert torch.equal(targets, torch.nn.functional.one_hot(part[1], 3).float())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_classes_weigh_and_are_drawn_as_the_recipe_says(processes: int, tmp_path: Path) -> None:
+    """Of 12 images 8 are green, 2 red and 2 blue: they weigh 12 / (3 x 8) = 0.5 and 12 / (3 x 2) = 2."""
+    root = make_images(tmp_path / "few", train=2, val=1)
+    make_images(root, train=8, val=1, classes=("green",))
+    changes = {"class_weight": "balanced", "sampling": "balanced", "batch_size": 6}
+    labels: list[int] = []
+    for rank in range(processes):
+        made = batches(root, {**FAST, **changes}, rank=rank, processes=processes)
+        for step, parts in enumerate(made.epoch(0)):
+            for part in parts:
+                weighed = made.mix(*part, 0, step)[1]
+                assert torch.equal(weighed.argmax(1), part[1])
+                assert weighed.sum(1).tolist() == [0.5 if label == 1 else 2.0 for label in part[1].tolist()]
+                labels += part[1].tolist()
+    assert sorted(labels) == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_every_step_is_mixed_in_its_own_way(images: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from learngene import LearngeneError, evaluate, finetune, save_descendant, scratch, segment
+from learngene.data.splits import open_splits
+from learngene.recipe.sections import DataSpec
 from learngene.training.classification import Baseline, ClassCounts, ClassificationReport, paired
 from learngene.training.record import read_result
 from learngene.training.scores import TopKCounter, score_from
-from pico import CLI, FAST, finetune_fields, pico_shape
+from pico import CLI, FAST, finetune_fields, make_images, pico_shape
 
 NAMES = ["a", "b", "c"]
 
@@ -118,6 +120,20 @@ def test_what_cannot_be_a_baseline(images: Path, tmp_path: Path, cli: CLI) -> No
     assert "--baseline: compares heads" in cli("eval", "x", "--data", images, "--baseline", "y", "--knn").err
     with pytest.raises(LearngeneError, match="the model has a segmentation head"):
         evaluate(scratch(pico_shape(depth=1)), str(images), baseline=segment(scratch(pico_shape(depth=1)), 3))
+
+
+def test_what_speaks_against_trusting_scores(tmp_path: Path) -> None:
+    """Of 12 images 1.96 x 50 / sqrt(12) = 28.3 points; 5 points take (98 / 5)^2 = 384.2 images."""
+    root = make_images(tmp_path / "few", train=2, val=4)
+    splits = open_splits(DataSpec(source=str(root)))
+    (rough,) = splits.cautions()
+    assert "12 validation images tell a score to ± 28.3 points (95 %)" in rough
+    assert rough.endswith("judge on 385 or more")
+    many = splits._replace(val=splits.val.picked(list(range(12)) * 33))
+    assert many.cautions() == []
+    make_images(root, train=10, classes=("red",))
+    (unbalanced,) = open_splits(DataSpec(source=str(root)))._replace(val=many.val).cautions()
+    assert "10 training images of 'red' and 2 of 'blue'" in unbalanced
 
 
 def test_only_a_judgement_for_good_makes_a_report(images: Path) -> None:

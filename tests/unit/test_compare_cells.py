@@ -1,15 +1,19 @@
 """What a comparison consists of: keys that depend on all that decides a result and on nothing else, and costs."""
 
+import shutil
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comparisons import IMAGES, cell, compare_fields, laid_out, recipe_of
-from learngene.comparing.cost import Cost, ancestry_macs, cost_of, gene_macs
+from learngene.comparing.cost import Cost, ancestry_macs, cost_of, gene_macs, paid_macs
 from learngene.comparing.run import OpenTasks, steps
 from learngene.recipe.compare import CompareRecipe
 from learngene.system.errors import LearngeneError, RecipeError
+from learngene.training.record import RunRecord
+from pico import pico_shape
 
 TWO = {"tasks": {"two": {"source": "other"}}}
 
@@ -270,6 +274,33 @@ def test_a_loaded_ancestry_costs_nothing_but_its_looks() -> None:
     assert ancestry_macs(comparison.ancestries["vit"], EPOCH) == 0
     (gene,) = comparison.genes
     assert gene_macs(gene, {"home": EPOCH}) > EPOCH * 3 * D4
+
+
+@pytest.mark.parametrize(("policy", "ancestry", "shared_by"), [("all", ONCE * D4, 1), ("given", 0, 2)])
+def test_how_teachers_count(policy: str, ancestry: int, shared_by: int) -> None:
+    comparison = laid_out(compare_fields(teacher_cost=policy))
+    expected = Cost(ONCE * D2, (ONCE + TEACH) * D4, ancestry, 2, shared_by)
+    assert cost_of(cell(comparison, "tleg"), comparison, IMAGES) == expected
+
+
+def test_a_loaded_teacher_costs_what_its_run_says(ancestry_folder: Path, tmp_path: Path) -> None:
+    """It saw 240 images; without a record nobody knows, unless the recipe does."""
+    source = tmp_path / "run" / "descendant"
+    shutil.copytree(ancestry_folder, source)
+
+    def paid(**changes: Any) -> int | None:
+        loaded = {"vit": {"source": str(source), "shape": None, **changes}}
+        return paid_macs(laid_out(compare_fields(ancestries=loaded)).ancestries["vit"], EPOCH)
+
+    assert paid() is None
+    score = {"top1": 50.0, "top5": 100.0, "loss": 1.0, "images": 12}
+    metrics = {"final": score, "best_top1": 50.0, "history": []}
+    cost = {"seconds": 1.0, "updates": 30, "images": 240}
+    run: dict[str, Any] = {"recipe": {}, "seed": 0, "commit": None, "environment": {}, "data": {}, "error": None}
+    RunRecord(**run, cost=cost, metrics=metrics).write(tmp_path / "run" / "result.json")
+    assert paid() == 240 * 3 * pico_shape(depth=2, num_heads=4).macs()
+    assert paid(trained_macs=7) == 7
+    assert laid_out(compare_fields()).genes[0].path == laid_out(compare_fields(teacher_cost="given")).genes[0].path
 
 
 # -- equal costs -------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def compare(
     from learngene.recipe.compare import CompareRecipe
 
     loaded = read_recipe(CompareRecipe, recipe, overrides, data)
+    from learngene.comparing.equal_cost import conclusions
     from learngene.comparing.plots import save_plots
     from learngene.comparing.run import compare as run_all
     from learngene.comparing.run import read_results
@@ -50,7 +51,9 @@ def compare(
         print(f"learngene: {line}", file=sys.stderr)
     if found.rows:
         print(as_markdown(found.rows))
-        written = [*save_tables(found, loaded.out), *save_plots(found.rows, loaded.out / "plots")]
+        remarks = conclusions(found)
+        print("\n".join(remarks))
+        written = [*save_tables(found, loaded.out, remarks), *save_plots(found.rows, loaded.out / "plots")]
         for stale in set(loaded.out.glob("plots/*.png")) - set(written):
             stale.unlink()  # of other cells than the tables now show
         print(f"{len(found.rows)} cells; written: {', '.join(map(str, written))}")

@@ -2,7 +2,7 @@
 
 Costs are multiply-adds: a training step is three forward passes (forward, and twice as much backward), a teacher's
 look at a batch is one. Gene and ancestry are paid once and shared by the descendants of a contender, so that the
-cost of one falls with the number of sizes and tasks.
+cost of one falls with the number of sizes and tasks; the recipe's ``teacher_cost`` has other ways to count an ancestry.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from learngene.recipe.hyper import Hyper
 from learngene.recipe.sections import AncestrySpec, DataSpec, Train
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
+from learngene.training.record import read_result
+from learngene.vits.descendant_folder import PROVENANCE
 from learngene.vits.shape import ViTShape
 
 TRAINING = 3
@@ -36,9 +38,9 @@ class Cost:
 
     tune: int  # its own tuning
     gene: int  # making the gene, all of it
-    ancestry: int  # training the ancestry, all of it; 0 if it was there, or nothing came from it
+    ancestry: int  # training the ancestry, all of it that counts
     gene_shared_by: int  # descendants that use this gene
-    ancestry_shared_by: int  # descendants of the contender
+    ancestry_shared_by: int  # descendants of the contender, or 1 if each bears all of it
 
     @property
     def total(self) -> Fraction:
@@ -59,14 +61,15 @@ def images_seen(train: Train, count: int) -> int:
 def cost_of(cell: Cell, comparison: Comparison, train_images: Mapping[str, int]) -> Cost:
     """The cost of a cell's descendant within a comparison, among whose cells gene and ancestry are shared."""
     gene, mine = cell.gene, [other for other in comparison.cells if other.contender == cell.contender]
+    policy = comparison.recipe.teacher_cost
     origins = gene.origins if gene else []
     users = [other for other in mine if gene and other.gene and other.gene.path == gene.path]
     return Cost(
         tune=images_seen(cell.train, train_images[cell.task]) * TRAINING * cell.macs if cell.train else 0,
         gene=gene_macs(gene, train_images) if gene else 0,
-        ancestry=sum(ancestry_macs(each, train_images[SOURCE]) for each in origins),
+        ancestry=0 if policy == "given" else sum(paid_macs(each, train_images[SOURCE]) or 0 for each in origins),
         gene_shared_by=_descendants(users) if gene else 1,
-        ancestry_shared_by=_descendants(mine),
+        ancestry_shared_by=1 if policy == "all" else _descendants(mine),
     )
 
 
@@ -135,8 +138,23 @@ def _predicted_macs(gene: GeneJob, hyper: Hyper) -> int:
     return hyper.meta_batch * sum(shape.macs() for shape in shapes) // len(shapes)
 
 
+def paid_macs(ancestry: AncestryJob, home_images: int) -> int | None:
+    """Multiply-adds of training an ancestry, wherever that was; None for one whose cost nobody recorded.
+
+    Of one that is loaded the recipe says it, or the record in the run folder that its descendant folder lies in, which
+    knows of no training before that run.
+    """
+    if ancestry.spec.source is None:
+        return ancestry_macs(ancestry, home_images)
+    if ancestry.spec.trained_macs is not None:
+        return ancestry.spec.trained_macs
+    folder = Path(ancestry.spec.source)
+    record = read_result(folder.parent) if (folder / PROVENANCE).is_file() else None
+    return record and record.images * TRAINING * ancestry_forward_macs(ancestry)
+
+
 def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:
-    """Multiply-adds of training an ancestry here; 0 for one that was loaded, whose cost nobody recorded."""
+    """Multiply-adds of training an ancestry here; 0 for one that is loaded."""
     if ancestry.spec.source is not None:
         return 0
     return images_seen(ancestry.train, home_images) * TRAINING * ancestry_forward_macs(ancestry)

@@ -64,6 +64,7 @@ def _identity(spec: ModelSpec) -> dict[str, Any]:
     """What an entry says about its model; its training is hashed as a whole."""
     values = hashed_content(spec)
     values.pop("per_seed")  # the seed is part of how it is trained
+    values.pop("trained_macs", None)
     values["train"] = {name: value for name, value in spec.train.items() if name not in FREE_TO_CHANGE}
     if spec.source and ":" not in spec.source:  # a path; timm has names with a colon, and then with a slash
         values["source"] = Path(spec.source).name

@@ -165,7 +165,7 @@ def total_costs(rows: Sequence[ResultRow], task: str, budget: str) -> dict[str, 
     share a gene follows from ``shared_by``, which counts pairs of size and task: it is ``shared_by`` over the number
     of tasks in the rows, so 1 for a gene per shape (``each``), and the number of sizes for one gene for all. Genes
     are paid in full although other tasks may use them too: this is the bill of someone who has only this task. An
-    ancestry that was loaded, whose cost nobody recorded, counts 0.
+    ancestry counts as the recipe's ``teacher_cost`` says, but once.
 
     Args:
         rows: Of the comparison, all tasks included.

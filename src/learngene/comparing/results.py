@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from learngene.comparing.cost import cost_of
+from learngene.comparing.cost import cost_of, paid_macs
 from learngene.comparing.jobs import Cell, Comparison
 from learngene.data.preprocessing import crop_pct
+from learngene.recipe.compare import SOURCE
 from learngene.system.records import Record, RecordError
 
 
@@ -115,6 +116,7 @@ class ResultRow:
     choices: tuple[int, ...] = ()  # of a searched gene, per task and layer whether the base block was taken
     masks: bool = False  # whether the task's images have masks
     judge: str = "head"  # knn or linear: top-1 is that of frozen features, without loss
+    val_images: int = 0  # it was judged on
 
     @property
     def metric(self) -> str:
@@ -135,6 +137,8 @@ class Results:
     missing: list[Cell]  # cells without a result
     failed: dict[str, str]  # cells whose training failed, with the reason
     foreign: list[str]  # files that stand where a result belongs, with what is wrong with each
+    teacher_cost: str = "shared"  # how the training of teachers is counted, see the recipe
+    unknown_teachers: list[str] = field(default_factory=list)  # those of which nobody recorded what they cost
 
     @property
     def faults(self) -> list[str]:
@@ -144,7 +148,10 @@ class Results:
 
 def collect(comparison: Comparison, train_images: Mapping[str, int]) -> Results:
     """Reads the results of all cells of a comparison."""
-    out = Results([], [], {}, [])
+    policy = comparison.recipe.teacher_cost
+    jobs = {} if policy == "given" else comparison.ancestries
+    unknown = [name for name, job in jobs.items() if paid_macs(job, train_images[SOURCE]) is None]
+    out = Results([], [], {}, [], policy, unknown)
     for cell in comparison.cells:
         try:
             content = read_cell(cell)
@@ -211,4 +218,5 @@ def _row(cell: Cell, content: CellResult, comparison: Comparison, train_images: 
         choices=tuple(int(share >= 0.5) for task in searched for share in task["share"]),
         masks=cell.masked,
         judge=cell.judge,
+        val_images=last.get("images", 0),
     )

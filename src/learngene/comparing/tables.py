@@ -28,11 +28,12 @@ def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
     return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else math.nan
 
 
-def save_tables(results: Results, folder: Path) -> list[Path]:
-    """Writes ``results.csv`` (one line per cell) and ``results.md`` (means over seeds)."""
+def save_tables(results: Results, folder: Path, remarks: Sequence[str] = ()) -> list[Path]:
+    """Writes ``results.csv`` (one line per cell) and ``results.md`` (means over seeds, and remarks below them)."""
     table, markdown = folder / "results.csv", folder / "results.md"
     write_file(table, lambda temporary: temporary.write_text(as_csv(results.rows)))
-    write_file(markdown, lambda temporary: temporary.write_text(as_markdown(results.rows)))
+    text = as_markdown(results.rows) + "".join(f"\n{flat(remark)}\n" for remark in remarks)
+    write_file(markdown, lambda temporary: temporary.write_text(text))
     return [table, markdown]
 
 

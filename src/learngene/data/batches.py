@@ -32,7 +32,9 @@ from learngene.recipe.sections import Augment, DataSpec, Train
 CPU = torch.device("cpu")
 
 
-def epoch_order(count: int, seed: int, epoch: int, batch_size: int, repeats: int = 1) -> np.ndarray:
+def epoch_order(
+    count: int, seed: int, epoch: int, batch_size: int, repeats: int = 1, balance: Sequence[int] | None = None
+) -> np.ndarray:
     """The images of one epoch in order, cut to whole batches.
 
     Args:
@@ -42,11 +44,22 @@ def epoch_order(count: int, seed: int, epoch: int, batch_size: int, repeats: int
         batch_size: Images per optimizer step.
         repeats: Repeated augmentation: every drawn image follows itself this many times, so that an epoch has about
             ``count / repeats`` distinct images, as in DeiT.
+        balance: The class of every image, if all classes are to be drawn equally often: round by round an image of
+            each. One of a small class comes again when all of that class have been drawn, of a large one some wait.
 
     Returns:
         Indices, ``count // batch_size * batch_size`` of them.
     """
-    order = np.random.default_rng([ORDER, seed, epoch]).permutation(count)
+    generator = np.random.default_rng([ORDER, seed, epoch])
+    if balance is None:
+        order = generator.permutation(count)
+    else:
+        labels, drawn = np.asarray(balance), -(-count // repeats)
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        rounds = -(-drawn // len(members))
+        passes = [[generator.permutation(own) for _ in range(-(-rounds // len(own)))] for own in members]
+        table = np.stack([np.concatenate(own)[:rounds] for own in passes])
+        order = generator.permuted(table, axis=0).T.reshape(-1)[:drawn]
     return np.repeat(order, repeats)[: count // batch_size * batch_size]
 
 
@@ -123,6 +136,8 @@ class TrainBatches:
         self.parts = accumulation(train, processes)
         self.steps_per_epoch = self.count // train.batch_size
         self.masked = images.segmentation
+        self.balance = images.labels if train.sampling else None
+        self.weights = _class_weights(images) if train.class_weight else None
         transform = (
             MaskTransform(spec, img_size, train.augment)
             if self.masked
@@ -149,7 +164,8 @@ class TrainBatches:
 
     def addresses(self, epoch: int) -> Callable[[int], list[Part]]:
         """This process's parts of each step of an epoch."""
-        order = epoch_order(self.count, self.train.seed, epoch, self.train.batch_size, self.train.augment.repeats)
+        spec = self.train
+        order = epoch_order(self.count, spec.seed, epoch, spec.batch_size, spec.augment.repeats, self.balance)
         return lambda step: [
             [(epoch, int(position), int(order[position])) for position in self.positions(step, part, self.rank)]
             for part in range(self.parts)
@@ -171,15 +187,16 @@ class TrainBatches:
         """Mixup or cutmix, the same for every part of a step, and label smoothing. Masks stay as they are.
 
         Returns:
-            The mixed images and soft targets that sum to 1; or images and masks.
+            The mixed images and soft targets that sum to 1, or with weights of classes to those; or images and masks.
         """
         if self.masked:
             return images, labels
         if self.mixup is None:
-            return images, mixup_target(labels, self.classes, smoothing=self.train.augment.smoothing)
-        with seeded(MIX, self.train.seed, epoch, step):
-            mixed, targets = self.mixup(images, labels)
-        return mixed, targets
+            targets = mixup_target(labels, self.classes, smoothing=self.train.augment.smoothing)
+        else:
+            with seeded(MIX, self.train.seed, epoch, step):
+                images, targets = self.mixup(images, labels)
+        return images, targets if self.weights is None else targets * self.weights.to(targets)
 
 
 @dataclass(frozen=True)
@@ -293,6 +310,16 @@ def _end_with_parent() -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+def _class_weights(images: ImageSet) -> Tensor:
+    """What every class weighs in the loss: n / (classes x n of the class), so that an image weighs 1 on average.
+
+    Cross-entropy is linear in its targets, so that weights on those are weights of the loss.
+    """
+    counts = np.bincount(np.asarray(images.labels), minlength=len(images.class_names))
+    share = np.where(counts > 0, counts, np.inf) * np.count_nonzero(counts)
+    return torch.from_numpy(len(images) / share).float()
 
 
 def _is_random(augment: Augment) -> bool:

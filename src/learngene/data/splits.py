@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from learngene.data.class_match import of_split
 from learngene.data.images import ImageSet
@@ -20,6 +23,13 @@ NEEDS_LABELS = ("mixup", "cutmix", "erasing", "rand_augment", "smoothing")
 """Augmentations of timm's that know nothing of masks."""
 
 
+ROUGH = 5.0
+"""Points on either side of a score: where its 95 % interval is wider, sizes of a model can hardly be told apart."""
+
+UNBALANCED = 5
+"""Images of the largest class for each of the smallest, from which on classes are said to be unbalanced."""
+
+
 class Splits(NamedTuple):
     """The images of a data set."""
 
@@ -30,6 +40,27 @@ class Splits(NamedTuple):
         """What was counted in both splits, and what was left out and why: a line each."""
         where = self.train.where
         return f"{where}: training {self.train.counted()}\n{where}: validation {self.val.counted()}"
+
+    def cautions(self) -> list[str]:
+        """What speaks against trusting a classifier's scores on these images: a line each."""
+        if self.train.segmentation or len(self.train.class_names) < 2:
+            return []
+        where, out = self.train.where, []
+        half = 1.96 * 50 / math.sqrt(len(self.val))  # of a share of one half, which is the widest
+        if half > ROUGH:
+            out.append(
+                f"{where}: {len(self.val)} validation images tell a score to ± {half:.1f} points (95 %), so that sizes "
+                f"of a model can hardly be told apart; judge on {math.ceil((1.96 * 50 / ROUGH) ** 2)} or more"
+            )
+        counts = np.bincount(np.asarray(self.train.labels), minlength=len(self.train.class_names))
+        few, many = (int(pick(counts)) for pick in (np.argmin, np.argmax))
+        if counts[many] >= UNBALANCED * max(1, counts[few]):
+            names = self.train.class_names
+            out.append(
+                f"{where}: classes are unbalanced, {counts[many]} training images of '{names[many]}' and {counts[few]} "
+                f"of '{names[few]}'; look at balanced accuracy, and try train.class_weight or train.sampling=balanced"
+            )
+        return out
 
 
 def open_splits(
@@ -91,6 +122,9 @@ def refuse_unfit(images: ImageSet, train: Train | None = None, labels_for: str |
         )
     if train is None:
         return
+    for name in ("class_weight", "sampling"):
+        if getattr(train, name) and (images.segmentation or len(images.class_names) < 2):
+            raise DataError(f"{images.where}: train.{name}={getattr(train, name)} needs images with a class each")
     if len(images) < train.batch_size:
         raise DataError(
             f"{images.where}: {len(images)} training images are fewer than train.batch_size {train.batch_size}; "

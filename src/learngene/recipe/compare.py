@@ -43,6 +43,11 @@ class ModelSpec(OwnWeights):
     model_args: dict[str, Any] = Field({}, description="arguments for timm.create_model")
     shape: ShapeChanges | None = Field(None, description="a plain ViT to train here: what differs from `shape`")
     train: dict[str, Any] = Field({}, description="how it is trained here: what differs from `condense`")
+    trained_macs: Positive | None = Field(
+        None,
+        description="multiply-adds that training the source cost, for total costs; by default what the record in its "
+        "run folder says",
+    )
     per_seed: bool = Field(False, description="train one for every seed of the comparison, instead of one for all")
 
     @model_validator(mode="after")
@@ -51,6 +56,8 @@ class ModelSpec(OwnWeights):
             raise RecipeError("ancestry: give source (a trained model), or architecture or shape (trained here)")
         if self.source is None and self.own_weights:
             raise RecipeError(f"ancestry: {next(iter(self.own_weights))} is for a source; leave it out")
+        if self.source is None and self.trained_macs is not None:
+            raise RecipeError("ancestry: trained_macs is for a source; what is trained here is counted")
         return self
 
     def loaded(self) -> AncestrySpec:
@@ -216,6 +223,11 @@ class CompareRecipe(Section):
     tune: dict[str, Any] = Field({}, description="train section of descendants; the budget says how long")
     budgets: dict[str, BudgetSpec]
     run: Run = Run()
+    teacher_cost: Literal["all", "shared", "given"] = Field(
+        "shared",
+        description="how the training of teachers counts in total costs: all (each model bears all of it), shared (by "
+        "the models of a contender, as with somebody who trains one for them), given (not at all: it was there anyway)",
+    )
     sizes: dict[str, TaskSize] | None = Field(None, description="of every task, to know costs without the data")
     keep_runs: bool = Field(False, description="save the state of every cell each epoch; worth it if cells take hours")
 

@@ -16,7 +16,7 @@ _OWN_WEIGHTS = ("state", "mean", "std", "interpolation", "crop_pct")
 
 ADDED_LATER = {
     "AncestrySpec": _OWN_WEIGHTS,
-    "ModelSpec": _OWN_WEIGHTS,
+    "ModelSpec": (*_OWN_WEIGHTS, "trained_macs"),
     "FinetuneRecipe": ("architecture", "state", "baseline"),
     "DataSpec": (
         *("mask_classes", "ignore_index", "mask_values", "mask_orientation"),
@@ -26,6 +26,7 @@ ADDED_LATER = {
     "Distill": ("target", "replay"),
     "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
+    "Train": ("class_weight", "sampling"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),
 }

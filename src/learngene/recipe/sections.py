@@ -382,6 +382,14 @@ class Train(Section):
     clip_grad: Above0 | None = Field(None, description="largest gradient norm; the papers do not clip")
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
+    class_weight: Literal["balanced"] | None = Field(
+        None,
+        description="balanced: labels of a class weigh images / (classes x images of the class), scikit-learn's rule; "
+        "null: all weigh 1",
+    )
+    sampling: Literal["balanced"] | None = Field(
+        None, description="balanced: an epoch sees all classes equally often; null: all images"
+    )
     drop_path: Fraction = Field(0.0, description="of the last layer; TLEG's auxiliary 0, SWS's and all descendants 0.1")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = Field(False, description="torch.compile; on GPUs it pays after about a minute")

@@ -135,7 +135,9 @@ class _Pass:
         show = show and accelerator.is_main_process
         for student in students:
             student.begin(self, show)
-        students[0].log.note("\n".join([Splits(train_images, val_images).counted(), *dict.fromkeys(notes)]))
+        splits = Splits(train_images, val_images)
+        cautions = [] if stage.feed or stage.score else splits.cautions()
+        students[0].log.note("\n".join([splits.counted(), *cautions, *dict.fromkeys(notes)]))
 
     # -- the run -------------------------------------------------------------------------------------
 

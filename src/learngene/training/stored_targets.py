@@ -76,6 +76,7 @@ class Views:
             | seen,
             "augment": augment,
             "batch_size": train.batch_size,
+            **({"sampling": train.sampling} if train.sampling else {}),
             "seed": train.seed,
             "precision": train.precision,
             "versions": {name: metadata.version(name).partition("+")[0] for name in LIBRARIES},
