@@ -7,6 +7,7 @@ cost of one falls with the number of sizes and tasks; the recipe's ``teacher_cos
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from learngene.recipe.hyper import Hyper
 from learngene.recipe.sections import AncestrySpec, DataSpec, Train
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
+from learngene.system.records import RecordError
 from learngene.training.record import read_result
 from learngene.vits.descendant_folder import PROVENANCE
 from learngene.vits.shape import ViTShape
@@ -148,9 +150,11 @@ def paid_macs(ancestry: AncestryJob, home_images: int) -> int | None:
         return ancestry_macs(ancestry, home_images)
     if ancestry.spec.trained_macs is not None:
         return ancestry.spec.trained_macs
-    folder = Path(ancestry.spec.source)
-    record = read_result(folder.parent) if (folder / PROVENANCE).is_file() else None
-    return record and record.images * TRAINING * ancestry_forward_macs(ancestry)
+    folder, run = Path(ancestry.spec.source), None
+    if (folder / PROVENANCE).is_file():
+        with contextlib.suppress(RecordError):  # somebody else's file of that name
+            run = read_result(folder.parent)
+    return run.images * TRAINING * ancestry_forward_macs(ancestry) if run else None
 
 
 def ancestry_macs(ancestry: AncestryJob, home_images: int) -> int:
@@ -233,5 +237,6 @@ def equal_epochs(comparison: Comparison, train_images: Mapping[str, int]) -> dic
             faults[f"{cell.contender} at {cell.shape_name} costs more than {budget.cost_of} before any tuning"] = None
         out[cell.coordinates] = int(other.train.epochs if cell is other and other.train else left // per_epoch)
     if faults:
-        raise LearngeneError("budgets: no equal cost is possible: " + "; ".join(faults))
+        remedy = "give it more epochs, more shapes to share the cost, or leave teachers out with teacher_cost=given"
+        raise LearngeneError(f"budgets: no equal cost is possible: {'; '.join(faults)}; {remedy}")
     return out
