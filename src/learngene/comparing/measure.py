@@ -63,7 +63,9 @@ def measure(cell: Cell, recipe: CompareRecipe, images: Splits) -> str:
     if cell.masked:
         model = fresh_head(model, images.train, cell.seed)
     untuned = _judged(model, cell) if cell.judge != "head" else evaluate(model, cell.data, images=images.val)
-    content |= {"untuned": asdict(untuned), "epochs": [], "last": asdict(untuned), "steps": 0, "error": None}
+    first = asdict(untuned)
+    content |= {"untuned": {name: value for name, value in first.items() if name != "report"}, "epochs": []}
+    content |= {"last": first, "steps": 0, "error": None}
     if cell.train is not None:
         folder = recipe.store / "cells" / cell.key
         tuning = FinetuneRecipe(model=cell.contender, data=cell.data, train=cell.train, out=folder)
