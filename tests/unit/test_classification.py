@@ -56,7 +56,7 @@ def test_intervals_are_those_of_drawing_images_again() -> None:
     # Half of each class, whose recalls spread by sqrt(0.25 / 60) and sqrt(0.25 / 40): the mean by 5.1 points.
     assert report.balanced_interval == (pytest.approx(40, abs=1), pytest.approx(60, abs=1))
     assert report == counts.report(["a", "b"])
-    assert report.interval != counts.report(["a", "b"], seed=3).interval or report != counts.report(["a", "b"], seed=3)
+    assert report != counts.report(["a", "b"], seed=3)
 
 
 def test_many_classes_are_not_all_listed() -> None:

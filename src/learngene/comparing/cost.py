@@ -26,7 +26,6 @@ from learngene.recipe.sections import AncestrySpec, DataSpec, Train
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
 from learngene.system.records import RecordError
-from learngene.training.record import read_result
 from learngene.vits.descendant_folder import PROVENANCE
 from learngene.vits.shape import ViTShape
 
@@ -152,6 +151,8 @@ def paid_macs(ancestry: AncestryJob, home_images: int) -> int | None:
         return ancestry.spec.trained_macs
     folder, run = Path(ancestry.spec.source), None
     if (folder / PROVENANCE).is_file():
+        from learngene.training.record import read_result
+
         with contextlib.suppress(RecordError):  # somebody else's file of that name
             run = read_result(folder.parent)
     return run.images * TRAINING * ancestry_forward_macs(ancestry) if run else None
