@@ -332,7 +332,8 @@ def test_an_epoch_less_of_tuning_pays_for_the_gene() -> None:
     ("equal_to", "contenders", "line"),
     [
         ("scratch", ["scratch", "tleg"], "budgets: no equal cost is possible: tleg at d2 costs more than scratch "
-         "before any tuning; tleg at d3 costs more than scratch before any tuning"),
+         "before any tuning; tleg at d3 costs more than scratch before any tuning; give it more epochs, more shapes to "
+         "share the cost, or leave teachers out with teacher_cost=given"),
         ("tleg", ["scratch"], "budgets.one.cost_of: contender 'tleg' is not run; add it to run.contenders"),
     ],
 )  # fmt: skip

@@ -43,7 +43,13 @@ def as_csv(rows: Iterable[ResultRow]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     preparation = ["img_size", "crop_pct", "interpolation"]
     rows = list(rows)
-    absent = (*preparation, "curve", "choices", *(() if any(row.judge != "head" for row in rows) else ("judge",)))
+    absent = (
+        *preparation,
+        "curve",
+        "choices",
+        "val_images",
+        *(() if any(row.judge != "head" for row in rows) else ("judge",)),
+    )
     own = [name for name in ResultRow.__dataclass_fields__ if name not in absent]
     writer.writerow(["model", "top1", "top1_err", "top5", "top5_err", "param_count", *preparation, *own, "curve"])
     for row in rows:
