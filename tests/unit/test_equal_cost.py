@@ -45,9 +45,9 @@ def told(*rows: ResultRow, **results: Any) -> list[str]:
             "two is ahead, +10.00 points over one, over 1 size and 1 seed, but at 2.5 times its cost",
         ),
         ([row("one"), row("one", 6), row("two")], None),
-        ([row("one", epochs=0), row("two", epochs=0)], None),
+        ([row("one", epochs=0, total_macs=0), row("two", epochs=0)], None),
     ],
-    ids=["seeds", "images", "other costs", "sizes missing", "untuned"],
+    ids=["seeds", "images", "other costs", "sizes missing", "without any cost"],
 )
 def test_who_wins(rows: list[ResultRow], expected: str | None) -> None:
     assert told(*rows)[1:] == ([f"home, short: {expected}"] if expected else [])

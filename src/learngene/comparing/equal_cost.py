@@ -28,8 +28,9 @@ def conclusions(results: Results) -> list[str]:
     out = [f"teacher_cost {results.teacher_cost}: {POLICIES[results.teacher_cost]}{known}"]
     for (task, budget), rows in group(results.rows, "task", "budget").items():
         lines = _whole(rows)
-        if max(row.epochs for row in rows) and len(lines) > 1:
+        if len(lines) > 1 and all(row.total_macs for row in rows):
             out.append(f"{task}, {budget}: {_lead(lines)}")
+        if len(lines) > 1 and any(row.epochs for row in rows):
             out += [f"{task}, {budget}: {line}" for line in _paying(lines, results.rows)]
     return out
 
