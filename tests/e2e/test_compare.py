@@ -110,7 +110,8 @@ def test_every_cell_leaves_all_that_its_numbers_need(finished: tuple[Path, Outco
         tuned = "-e1-" in name
         assert (content["train"] is not None, len(content["epochs"])) == (tuned, int(tuned))
         assert content["steps"] == (content["data"]["train_images"] // 8 if tuned else 0)
-        assert tuned or content["last"] == content["untuned"]
+        assert tuned or content["last"] == {**content["untuned"], "report": content["last"]["report"]}
+        assert len(content["last"]["report"]["classes"]) == content["shape"]["num_classes"]
         assert content["untuned"].keys() == {"top1", "top5", "loss", "images"}
         assert content["data"].keys() == {"source", "train_images", "val_images", "fingerprint"}
         assert content["environment"]["versions"]["torch"]
@@ -141,8 +142,10 @@ def test_the_tables_begin_as_timms_do(finished: tuple[Path, Outcome]) -> None:
         )
         assert len(row["curve"].split()) == 1 + int(row["epochs"])
     markdown = (finished[0] / "out" / "results.md").read_text().splitlines()
-    assert len(markdown) == 2 + SIZE
-    assert {line.split(" | ")[3] for line in markdown[2:]} == set(NAMES)
+    table = [line for line in markdown if line.startswith("|")]
+    assert len(table) == 2 + SIZE
+    assert {line.split(" | ")[3] for line in table[2:]} == set(NAMES)
+    assert "teacher_cost shared: the training of teachers is shared by a contender's models" in markdown
 
 
 def test_the_plots_are_there(finished: tuple[Path, Outcome]) -> None:

@@ -92,7 +92,8 @@ def _check_compare(recipe: CompareRecipe) -> Iterator[str]:
     for folder in (recipe.out, recipe.store):
         refuse_read_only(folder)
     yield f"out: {recipe.out} has {len(found.rows) + len(found.failed)} of {len(comparison.cells)} cells"
-    yield from ("\n".join([splits.counted(), *splits.cautions()]) for splits in opened.sets.values())
+    yield from (line for splits in opened.sets.values() for line in splits.cautions())
+    yield from (splits.counted() for splits in opened.sets.values())
 
 
 def _check_search(recipe: SearchRecipe) -> Iterator[str]:
@@ -157,7 +158,7 @@ def _check_condense(recipe: CondenseRecipe) -> Iterator[str]:
         yield f"targets: {missing_targets(stored_targets(prepared)).told}"
     for stage in _stages(prepared.recipe):
         yield _check_folder(stage)
-    yield "\n".join([splits.counted(), *splits.cautions()])
+    yield from [*splits.cautions(), splits.counted()]
 
 
 def _check_genes(recipe: GenesRecipe) -> Iterator[str]:
@@ -179,7 +180,7 @@ def _check_finetune(recipe: FinetuneRecipe) -> Iterator[str]:
     refuse_full_disk(recipe.out, run_bytes(model))
     set_drop_path(model, recipe.train.drop_path)
     yield _check_folder(recipe.model_copy(update={"data": fill_preprocessing(recipe.data, image_config(model))}))
-    yield "\n".join([splits.counted(), *splits.cautions()])
+    yield from [*splits.cautions(), splits.counted()]
 
 
 def _check_ship(recipe: ShipRecipe) -> Iterator[str]:
