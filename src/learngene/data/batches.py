@@ -33,7 +33,12 @@ CPU = torch.device("cpu")
 
 
 def epoch_order(
-    count: int, seed: int, epoch: int, batch_size: int, repeats: int = 1, balance: Sequence[int] | None = None
+    count: int,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    repeats: int = 1,
+    balance: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
     """The images of one epoch in order, cut to whole batches.
 
