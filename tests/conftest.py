@@ -134,7 +134,9 @@ def refused(cli: CLI) -> Callable[..., str]:
         (line,) = (
             line
             for line in result.err.splitlines()
-            if not re.search(r": (training|validation) \d+ images|: run folder |^(eval|export|ship): reading ", line)
+            if not re.search(
+                r": (training|validation) \d+ images|: run folder |^(eval|export|ship): reading |^\d+ px, ", line
+            )
         )
         assert line.startswith("learngene: ")
         assert "Traceback" not in line

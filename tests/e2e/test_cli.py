@@ -31,6 +31,7 @@ def test_from_an_ancestry_to_an_exported_descendant(cli: CLI, images: Path, tmp_
     assert result.code == 0, result.err
     gene = tmp_path / "gene.safetensors"
     assert f"next: learngene plan {gene}" in result.out
+    assert "8 px, 12 epochs of " in result.err
     meta = learngene.load(gene).metadata
     assert meta["accuracy"]["top1"] > 90
     assert meta["classes"] == ["blue", "green", "red"]
@@ -47,11 +48,11 @@ def test_from_an_ancestry_to_an_exported_descendant(cli: CLI, images: Path, tmp_
     limit = pico_shape(depth=6).params()
     result = cli("plan", gene, "--max-params", limit, "--explain")
     assert result.code == 0
-    assert result.out.startswith("depth   6")
+    assert result.out.startswith("depth   4")
     assert "    layer  2: B + 1/6 A" in result.out
     rows = json.loads(cli("plan", gene, "--max-params", limit, "--json").out)
-    assert [row["shape"]["depth"] for row in rows] == [6, 5, 4, 3, 2, 1]
-    assert rows[0]["params"] == limit
+    assert [row["shape"]["depth"] for row in rows] == [4, 3, 2, 1, 6, 5]
+    assert rows[-2]["params"] == limit
 
     des = tmp_path / "des-6"
     result = cli("expand", gene, "--depth", 6, "--out", des)

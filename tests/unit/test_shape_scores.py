@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,29 @@ def test_a_damaged_record_is_refused(shapes: Any, tmp_path: Path) -> None:
         gene.save(tmp_path / "g.safetensors")
 
 
-def test_what_was_trained_at_one_width_is_made_narrower_with_a_caution() -> None:
-    gene = pico_gene("nested-slices", embed_dim=32, num_heads=4)
-    gene.expand(narrow := gene.shape.replace(embed_dim=8, num_heads=1))
+@pytest.mark.parametrize(
+    ("method", "size", "told"),
+    [
+        ("nested-slices", {"embed_dim": 8, "num_heads": 1}, "a model of 4 layers x 8 is narrower than the auxiliary"),
+        ("nested-slices", {"depth": 2}, "a model of 2 layers x 32 is shallower than the auxiliary model, the only one"),
+        ("wave", {"depth": 5}, "deeper than the auxiliary model, the only one that was trained; fine-tune it, or"),
+        ("wave", {"depth": 2, "embed_dim": 40, "num_heads": 5}, "a model of 2 layers x 40 is wider and shallower than"),
+        *(("tleg", {"depth": depth}, "") for depth in (2, 9)),
+        ("lets", {"embed_dim": 24, "num_heads": 3}, ""),
+    ],
+)
+def test_what_was_trained_at_one_size_serves_others_by_method_or_is_made_with_a_caution(
+    method: str, size: dict[str, int], told: str
+) -> None:
+    own = {"sources": 2, "rank": 2} if method == "lets" else {}
+    gene = pico_gene(method, own, embed_dim=32, num_heads=4, depth=4)
+    gene.expand(other := gene.shape.replace(**size))
     gene.metadata = {"training": {"epochs": 1}}
-    gene.expand(gene.shape.replace(depth=2))
-    with pytest.warns(UserWarning, match="embed_dim 8 is narrower than 32, the only width of its training; fine-tune"):
-        gene.expand(narrow)
+    gene.expand(gene.shape)
+    with pytest.warns(UserWarning, match=told) if told else contextlib.nullcontext():
+        gene.expand(other)
+    first = plan(gene)[0].shape
+    assert (first.depth, first.embed_dim) == (4, 32)
 
 
 def test_a_picture_shows_scores_over_width_and_depth(cli: CLI, tmp_path: Path) -> None:

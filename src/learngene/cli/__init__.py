@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from learngene import __version__
-from learngene.cli import experiments, genes, models, recipes, ship  # noqa: F401 - they register their commands
+from learngene.cli import experiments, genes, models, recipes, runs, ship  # noqa: F401 - they register their commands
 from learngene.cli.app import app
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.machine_faults import machine_fault

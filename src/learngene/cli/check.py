@@ -21,8 +21,7 @@ from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_read_only
 from learngene.training.optimizer import refuse_optimizer
-from learngene.training.run import run_bytes
-from learngene.training.run_folder import MARKER, RunFolder
+from learngene.training.run_folder import MARKER, RunFolder, run_bytes
 from learngene.training.stage import set_drop_path
 
 

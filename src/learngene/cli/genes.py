@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
@@ -300,6 +301,7 @@ def info(
     """Show what a gene file is and where it comes from."""
     from learngene.genes.gene_file import read_header
     from learngene.genes.gene_file import verify as verify_content
+    from learngene.genes.plan import plan as make_plan
 
     header = read_header(gene)
     if verify:
@@ -333,7 +335,9 @@ def info(
     for key, value in rows.items():
         if value is not None:
             print(f"{key:16s} {value}")
-    suggest("plan", gene, "--max-params", "10M")
+    most = next(iter(make_plan(header)), None)
+    size = ["--max-params", f"{math.ceil(most.params / 1e4) / 100:g}M"] if most else []
+    suggest("plan", gene, *size)
 
 
 def _shapes(entries: list[dict[str, Any]]) -> str | None:

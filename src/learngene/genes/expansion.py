@@ -6,37 +6,21 @@ It is the same whether the tensors are torch's or numpy's, so nothing here impor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from learngene.genes.shape_scores import outside
-from learngene.methods import Method, default_settings
+from learngene.genes.shape_scores import ReadGene, outside
+from learngene.methods import default_settings
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import ShapeError, nearest
 from learngene.vits.class_names import carry_head, some
 from learngene.vits.descendant_folder import vit_cfg
-from learngene.vits.shape import MODULE_PARAMS, ViTShape
+from learngene.vits.shape import MODULE_PARAMS
 from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class ReadGene(Protocol):
-    """A gene, in whatever its tensors are."""
-
-    @property
-    def method(self) -> Method:
-        """The method with its settings."""
-
-    @property
-    def shape(self) -> ViTShape:
-        """The auxiliary shape."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """What the gene file says about its origin."""
 
 
 @dataclass
@@ -94,17 +78,11 @@ def expansion(
     if about and shape.num_classes not in (0, len(about.classes)):
         text = f"task {about.name} has {len(about.classes)} classes, but {shape.num_classes} are predicted"
         warnings.warn(f"{method.name}: {text}", stacklevel=3)
-    cautions, trained = method.cautions(gene.shape, shape, task=task, **options), gene.metadata.get("training", {})
-    if where := outside(gene.metadata, shape):
-        cautions = [*cautions, f"a model of {shape.depth} layers x {shape.embed_dim} is {where}"]
-    elif (
-        shape.embed_dim < (width := gene.shape.embed_dim)
-        and method.making == "stage"
-        and "epochs" in trained
-        and not gene.metadata.get("shapes")
-    ):
-        alone = f"embed_dim {shape.embed_dim} is narrower than {width}, the only width of its training"
-        cautions = [*cautions, f"{alone}; fine-tune it, or condense the gene with shapes"]
+    cautions = method.cautions(gene.shape, shape, task=task, **options)
+    if not cautions and (where := outside(gene, shape)):
+        cautions = [f"a model of {shape.depth} layers x {shape.embed_dim} is {where}"]
+        if not gene.metadata.get("shapes"):
+            cautions[0] += "; fine-tune it, or condense the gene with shapes"
     for caution in cautions:
         warnings.warn(f"{method.name}: {caution}", stacklevel=3)
     if class_names and len(class_names) != shape.num_classes:

@@ -80,8 +80,8 @@ class Candidate:
             for any task.
         known: Of a gene that was trained at several shapes: whether this one was measured, or lies between measured
             ones, so that its score is interpolated; see ``genes.shape_scores``.
-        outside: Of such a gene: on which sides the shape lies outside of all that were trained, and what the nearest of
-            them scored, in words.
+        outside: Of a gene that was trained: on which sides the shape lies outside of all that its training served, and
+            what the nearest of several shapes scored, in words.
     """
 
     shape: Shape
@@ -107,8 +107,9 @@ def plan(
 ) -> list[Candidate]:
     """Lists the shapes of a gene that fit a budget, best first.
 
-    Best is largest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1). The paths of a pool
-    were measured when it was made; for the same task and image size best is what scored highest. So were the shapes at
+    Best is largest: at one width the papers' accuracy grows with depth (TLEG Table 1, SWS Table 1). What lies beyond
+    the sizes that the gene's training served comes last. The paths of a pool were measured when it was made; for the
+    same task and image size best is what scored highest. So were the shapes at
     which a gene was trained, if there were several; best is then what scored highest there or between them, and what
     lies beyond them comes last, by size.
 
@@ -160,10 +161,12 @@ def plan(
             if measured and found:
                 scored = {measured.name: found[0], "known": found[1]}
             beyond = found is None and source.method.beyond(source.shape, shape)
-            scored = {**scored, "outside": outside(source.metadata, shape)}
+            scored = {**scored, "outside": outside(source, shape)}
             candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, **scored))
     if measured:
         candidates.sort(key=lambda one: -1.0 if one.known is None else getattr(one, measured.name), reverse=True)
+    elif "epochs" in source.metadata.get("training", {}):
+        candidates.sort(key=lambda one: bool(one.outside) or one.beyond_auxiliary)
     for name in ("top1", "neighbours"):
         if all(getattr(candidate, name) is not None for candidate in candidates):
             candidates.sort(key=lambda candidate: getattr(candidate, name) or 0.0, reverse=True)
@@ -171,7 +174,7 @@ def plan(
 
 
 def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: Any) -> str:
-    """Why no shape fits a budget: the limits that none meets, with the smallest value that there is of each.
+    """Why no shape fits a budget: the limits that none meets, with the smallest value of each, and the largest shape.
 
     Args:
         gene: As for ``plan``, which found nothing.
@@ -203,7 +206,10 @@ def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: An
             f"the fastest{within} is {label(fastest)} with {fastest.latency:.4g} ms, more than "
             f"{budget.max_latency:.4g} of max_latency"
         )
-    return " and ".join(reasons) or "every limit can be met, but not all by one shape"
+    reasons = reasons or ["every limit can be met, but not all by one shape"]
+    most = max(every, key=lambda one: one.params)
+    size = f"{most.params / 1e6:.4g} M params and {most.macs / 1e9:.4g} G macs"
+    return f"{' and '.join(reasons)}; the largest is {label(most)} with {size}"
 
 
 def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, dict[str, float]]:

@@ -6,12 +6,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import log2
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
+if TYPE_CHECKING:
+    from learngene.methods import Method
+
 Known = Literal["measured", "between measured shapes"]
+SIDES = {"embed_dim": ("narrower", "wider"), "depth": ("shallower", "deeper")}
+
+
+class ReadGene(Protocol):
+    """A gene, in whatever its tensors are, or its header."""
+
+    @property
+    def method(self) -> Method:
+        """The method with its settings."""
+
+    @property
+    def shape(self) -> ViTShape:
+        """The auxiliary shape."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the gene file says about its origin."""
 
 
 def size_of(entry: Mapping[str, Any]) -> str:
@@ -110,19 +130,24 @@ def shape_scores(metadata: Mapping[str, Any], auxiliary: ViTShape, base: ViTShap
     return ShapeScores(entries, name, base) if counts else None
 
 
-def outside(metadata: Mapping[str, Any], shape: Shape) -> str:
+def outside(gene: ReadGene, shape: Shape) -> str:
     """On which sides a shape lies outside of all that a gene was trained at, and how near it was; empty within them.
 
-    The nearest trained shape is that of the fewest doublings and halvings of width and depth.
+    The nearest trained shape is that of the fewest doublings and halvings of width and depth. A gene that was trained
+    at its auxiliary shape alone serves the sizes that its method says.
     """
-    entries: Sequence[Mapping[str, Any]] = metadata.get("shapes", [])
-    sides = []
-    for key, less, more in (("embed_dim", "narrower", "wider"), ("depth", "shallower", "deeper")):
-        value, trained = getattr(shape, key), [entry[key] for entry in entries]
-        if trained and not min(trained) <= value <= max(trained):
-            sides.append(less if value < min(trained) else more)
+    entries: Sequence[Mapping[str, Any]] = gene.metadata.get("shapes", [])
+    trained = {key: [entry[key] for entry in entries] for key in SIDES} if entries else trained_sizes(gene)
+    sides = [
+        name
+        for key, values in trained.items()
+        for name in SIDES[key]
+        if (getattr(shape, key) < min(values) if name == SIDES[key][0] else getattr(shape, key) > max(values))
+    ]
     if not sides:
         return ""
+    if not entries:
+        return f"{' and '.join(sides)} than the auxiliary model, the only one that was trained"
     name, called = score_of(entries)
 
     def distance(entry: Mapping[str, Any]) -> float:
@@ -135,3 +160,9 @@ def outside(metadata: Mapping[str, Any], shape: Shape) -> str:
         f"{' and '.join(sides)} than all that this gene was trained at; the nearest, {size_of(near)}, has {called} "
         f"{near[name]:.2f} %{rest}"
     )
+
+
+def trained_sizes(gene: ReadGene) -> dict[str, tuple[int, int]]:
+    """Least and most width and depth of a gene that one stage trained at its auxiliary shape; empty for any other."""
+    trained = gene.method.making == "stage" and "epochs" in gene.metadata.get("training", {})
+    return gene.method.trained_sizes(gene.shape) if trained else {}

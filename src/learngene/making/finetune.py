@@ -35,7 +35,8 @@ from learngene.system.machine_faults import machine_faults
 from learngene.training.classification import Baseline
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, task_loss
-from learngene.training.run import run_bytes, run_stage, write_once
+from learngene.training.run import run_stage, write_once
+from learngene.training.run_folder import run_bytes
 from learngene.training.scores import SetScore, counted, task_score
 from learngene.training.stage import Stage, TrainResult, set_drop_path
 from learngene.training.teacher import Outputs

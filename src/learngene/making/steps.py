@@ -24,7 +24,9 @@ from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.files import clear_unfinished, refuse_full_disk, take_lock
 from learngene.system.machine_faults import machine_fault
 from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
-from learngene.training.run import run_bytes, write_once
+from learngene.training.kept_runs import gene_path
+from learngene.training.run import write_once
+from learngene.training.run_folder import run_bytes
 from learngene.training.stage import TrainResult
 
 Recipe = TypeVar("Recipe")
@@ -200,11 +202,6 @@ class MadeGene:
     gene: Learngene
     path: Path | None
     result: TrainResult
-
-
-def gene_path(out: Path) -> Path:
-    """Where the gene of a run is written: beside its run folder."""
-    return out.with_name(f"{out.name}.safetensors")
 
 
 def refuse_gene_path(path: Path, gene: Learngene) -> None:

@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from learngene.system.errors import ShapeError, nearest, refuse_unknown
-from learngene.vits.shape import ViTShape
+from learngene.vits.shape import MAX_DEPTH, ViTShape
 from learngene.vits.stitched_shape import Shape
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Method(ABC):
         distillation: The preset of ``recipe.sections.Distill`` that condensing takes by default.
         kept_fields: What every shape that is made shares with the auxiliary shape.
         makes_paths: Whether it makes stitched shapes, too.
+        any_depth: Whether training at one depth is meant to serve others.
         takes_arrays: Whether ``weights`` takes numpy arrays, too, and gives the same bits, so that expanding needs no
             torch.
         options: Choices that may differ at every expansion, each with a line of explanation.
@@ -67,6 +68,7 @@ class Method(ABC):
     distillation: ClassVar[str] = "none"
     kept_fields: ClassVar[tuple[str, ...]] = ("embed_dim", "num_heads", *ANY_WIDTH)
     makes_paths: ClassVar[bool] = False
+    any_depth: ClassVar[bool] = True
     takes_arrays: ClassVar[bool] = False
     options: ClassVar[Mapping[str, str]] = {}
     changes: ClassVar[tuple[str, ...]] = ()
@@ -140,6 +142,13 @@ class Method(ABC):
     def beyond(self, auxiliary: ViTShape, shape: Shape) -> bool:
         """Whether ``plan`` shall say that a shape is deeper than what the gene was condensed at."""
         return len(shape.segments) == 1 and shape.depth > auxiliary.depth
+
+    def trained_sizes(self, auxiliary: ViTShape) -> dict[str, tuple[int, int]]:
+        """Least and most width and depth that training at the auxiliary shape alone is meant for."""
+        return {
+            "embed_dim": (auxiliary.embed_dim, auxiliary.embed_dim),
+            "depth": (1, MAX_DEPTH) if self.any_depth else (auxiliary.depth, auxiliary.depth),
+        }
 
     def label(self, auxiliary: ViTShape, shape: Shape) -> str:
         """What ``plan`` calls a shape, in columns."""

@@ -138,6 +138,13 @@ class LeTs(Method):
         ]
         return [(count * auxiliary.head_dim, count) for count in heads]
 
+    def trained_sizes(self, auxiliary: ViTShape) -> dict[str, tuple[int, int]]:
+        """The widths from the narrow ViT to the auxiliary model, both of which are trained."""
+        return {
+            **super().trained_sizes(auxiliary),
+            "embed_dim": (self.narrow(auxiliary).embed_dim, auxiliary.embed_dim),
+        }
+
     def cautions(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """What neither the paper nor its code does."""
         narrow = self.narrow(auxiliary).embed_dim

@@ -37,6 +37,7 @@ class NestedSlices(Cutting):
     paper: ClassVar[str] = "after HydraViT, Haberer et al., NeurIPS 2024"
     origins: ClassVar[tuple[Origin, ...]] = ("condense",)
     distillation: ClassVar[str] = "tleg-official"
+    any_depth: ClassVar[bool] = False
     takes_arrays: ClassVar[bool] = True
     narrowed: ClassVar[str] = "first {} of {} channels"
     larger: ClassVar[str] = "gene"

@@ -48,6 +48,7 @@ class SWEET(Method):
     title: ClassVar[str] = "SWEET: one Tucker core"
     paper: ClassVar[str] = "arXiv 2601.19694, 2026"
     distillation: ClassVar[str] = "wave"
+    any_depth: ClassVar[bool] = False
     kept_fields: ClassVar[tuple[str, ...]] = ANY_WIDTH
 
     def __post_init__(self) -> None:

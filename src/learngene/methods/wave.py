@@ -65,6 +65,7 @@ class WAVE(Method):
     title: ClassVar[str] = "WAVE: weight templates"
     paper: ClassVar[str] = "Feng et al., CVPR 2025"
     distillation: ClassVar[str] = "wave"
+    any_depth: ClassVar[bool] = False
     kept_fields: ClassVar[tuple[str, ...]] = ("patch_size", "in_chans", "class_token", "arch", "arch_args")
 
     def __post_init__(self) -> None:

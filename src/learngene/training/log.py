@@ -1,4 +1,4 @@
-"""What a long run shows and records: a live line, one line per epoch, ``metrics.jsonl`` and TensorBoard events."""
+"""What a long run shows and records: where it stands and how long it takes, a line per epoch, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -13,43 +13,82 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from learngene.system.quantities import time_in_words
+from learngene.training.kept_runs import SCORES
+
+MEASURED, BETWEEN = 3.0, 30.0
+"""Seconds after which a run says how long it takes, and between its lines where there is no terminal."""
+
 
 class TrainLog:
     """Shows progress on a terminal and writes events; silent where ``show`` is off."""
 
-    def __init__(self, title: str, steps: int, folder: Path | None, show: bool) -> None:
+    def __init__(self, title: str, epochs: int, steps: int, folder: Path | None, show: bool) -> None:
         """Prepares the log.
 
         Args:
             title: What is being trained.
-            steps: Optimizer steps of the whole run.
+            epochs: Of the whole run.
+            steps: Optimizer steps of an epoch.
             folder: Where TensorBoard events go, if tensorboard is installed.
             show: Whether to print.
         """
         self.title, self.show = title, show
         self.console = Console(stderr=True)
-        self._steps = steps
+        self._epochs, self._steps = epochs, steps
+        self._numbers = ""
+        self._since: tuple[float, int] | None = None
+        self._next, self._foretold = 0.0, False
         self._live: Progress | None = None
         self._events = _events(folder) if folder else None
 
     def watch(self, progress: Progress, done: int) -> None:
         """Has a live line from now on, behind so many steps."""
         self._live, self.console = progress, progress.console
-        self._task = progress.add_task(self.title, total=self._steps, completed=done, numbers="")
+        total = self._epochs * self._steps
+        self._task = progress.add_task(self.title, total=total, completed=done, numbers="", place=self._place(done))
 
     def step(self, updates: int, loss: float, parts: Mapping[str, float], images_per_second: float) -> None:
         """Updates the live line."""
+        if self.show:
+            self._numbers = f"{_loss(loss, parts)}  {images_per_second:.0f} images/s"
         if self._live:
-            numbers = f"{_loss(loss, parts)}  {images_per_second:.0f} images/s"
-            self._live.update(self._task, completed=updates, numbers=numbers)
+            self._live.update(self._task, completed=updates, numbers=self._numbers, place=self._place(updates))
+
+    def pace(self, updates: int) -> None:
+        """Behind a step: says once how long the run takes, then, where no live line does, now and then where it is.
+
+        The first step here does not count, since it waits for loaders and compilers.
+        """
+        if not self.show:
+            return
+        now = time.perf_counter()
+        if self._since is None:
+            self._since, self._next = (now, updates), now + MEASURED
+        if now < self._next:
+            return
+        self._next = now + BETWEEN
+        each = (now - self._since[0]) / (updates - self._since[1])
+        left = time_in_words(each * (self._epochs * self._steps - updates))
+        if not self._foretold:
+            self._foretold = True
+            self.note(
+                f"{self.title}  about {time_in_words(each * self._steps)} an epoch, {left} to go, evaluation on top"
+            )
+        elif not self._live:
+            self.note(f"{self.title}  {self._place(updates)}  {self._numbers}  about {left} to go")
+
+    def _place(self, updates: int) -> str:
+        """The epoch, and the step within it."""
+        epoch, step = divmod(max(updates - 1, 0), self._steps)
+        return f"epoch {epoch + 1}/{self._epochs} step {min(step + 1, updates)}/{self._steps}"
 
     def epoch(self, entry: Mapping[str, Any], parts: Mapping[str, float]) -> None:
         """Prints one line for a finished epoch, the parts of the loss in brackets, and writes its events."""
         if self._events:
             self._events.write(entry["epoch"], {key: value for key, value in entry.items() if isinstance(value, float)})
         if self.show:
-            names = {"top1": "top-1", "miou": "mean IoU", "knn": "kNN", "neighbours": "neighbours in common"}
-            score = "".join(f"  {name} {entry[key]:.2f} %" for key, name in names.items() if key in entry)
+            score = "".join(f"  {name} {entry[key]:.2f} %" for key, name in SCORES.items() if key in entry)
             self.console.print(
                 f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  {_loss(entry['loss'], parts)}{score}  "
                 f"{entry['images_per_second']:.0f} images/s",
@@ -73,7 +112,7 @@ def live(logs: Sequence[tuple[TrainLog, int]]) -> Iterator[None]:
     columns = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[place]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}"),
     ]

@@ -28,8 +28,10 @@ from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Replay
 from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.system.machine_faults import machine_faults
+from learngene.system.quantities import size_in_words
 from learngene.training.classification import Baseline
 from learngene.training.log import live
+from learngene.training.run_folder import run_bytes
 from learngene.training.scores import Score, autocast, task_score
 from learngene.training.stage import TrainResult
 from learngene.training.stored_targets import StoredTargets, Views
@@ -137,7 +139,18 @@ class _Pass:
             student.begin(self, show)
         splits = Splits(train_images, val_images)
         cautions = [] if stage.feed or stage.score else splits.cautions()
-        students[0].log.note("\n".join([splits.counted(), *cautions, *dict.fromkeys(notes)]))
+        students[0].log.note("\n".join([splits.counted(), self._ahead(), *cautions, *dict.fromkeys(notes)]))
+
+    def _ahead(self) -> str:
+        """What is about to be trained: pixels, steps, where it goes on, disk."""
+        first, steps = self.students[0], self.steps_per_epoch
+        spec, done = first.spec, first.progress.updates
+        size = sum(run_bytes(student.stage.module) for student in self.students if student.folder)
+        return (
+            f"{first.stage.img_size} px, {spec.epochs} epochs of {steps} steps of {spec.batch_size} images"
+            + (f", goes on after step {done} of {spec.epochs * steps}" if done else "")
+            + (f", up to {size_in_words(size)} on disk" if size else "")
+        )
 
     # -- the run -------------------------------------------------------------------------------------
 
@@ -183,6 +196,7 @@ class _Pass:
             here = self._present(epoch)
             if not here:
                 return
+            here[0].log.pace(here[0].progress.updates)
             if stopped:
                 self._save(here, elapsed / len(here))
                 raise InterruptedRun(stopped, f"epoch {epoch + 1}, step {step + 1}")

@@ -11,11 +11,10 @@ from learngene.recipe.loading import TrainingRecipe
 from learngene.system.environment import commit, environment
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.system.records import Record
+from learngene.training.kept_runs import RESULT as NAME
 from learngene.training.run_folder import mark
 from learngene.training.scores import Accuracy, FeatureScore, Score, score_from
 from learngene.training.stage import TrainResult
-
-NAME = "result.json"
 
 
 class RunRecord(Record):

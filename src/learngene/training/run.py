@@ -113,8 +113,3 @@ def owned(recipe: CondenseRecipe | SearchRecipe, *, keep: bool) -> Iterator[None
         if keep and make_accelerator().is_main_process:
             with contextlib.suppress(LearngeneError):  # a full disk, of which the stages have told
                 mark(recipe.out, recipe)
-
-
-def run_bytes(module: nn.Module) -> int:
-    """Disk space a run needs: weights and two moments in the last, the best and a new state, and the model itself."""
-    return 4 * (3 * 3 + 2) * sum(parameter.numel() for parameter in module.parameters())

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from learngene.recipe.content_hash import later_defaults
 from learngene.recipe.loading import dump_recipe
 from learngene.recipe.sections import Section
 from learngene.system.errors import LearngeneError
 from learngene.system.files import clear_unfinished, refuse_foreign, take_lock, write_file
+from learngene.training.kept_runs import LAST, LOCK, MARKER, METRICS
 
-MARKER = "recipe.yaml"
-LOCK = ".lock"
 FREE_TO_CHANGE = {
     "out",
     "baseline",
@@ -99,7 +99,7 @@ class RunFolder:
         refuse_foreign(path, MARKER)
         refuse_other_kind(path, recipe)
         self._recipe = dump_recipe(recipe)
-        if (path / "last.pt").exists():
+        if (path / LAST).exists():
             refuse_other_recipe(path, recipe)
 
     def begin(self, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -120,7 +120,7 @@ class RunFolder:
     def _describe(self, entries: Sequence[Mapping[str, Any]]) -> None:
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         write_file(self.path / MARKER, lambda temporary: temporary.write_text(self._recipe))
-        write_file(self.path / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+        write_file(self.path / METRICS, lambda temporary: temporary.write_text(lines))
 
     def release(self) -> None:
         """Lets another run use the folder."""
@@ -130,14 +130,14 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def save(self, tensors: Mapping[str, Any], progress: Progress, name: str = "last.pt") -> None:
+    def save(self, tensors: Mapping[str, Any], progress: Progress, name: str = LAST) -> None:
         """Writes a state under a temporary name, flushed, then renamed over the old one."""
         if not (self.path / MARKER).exists():  # somebody removed the folder; the run goes on, and so must its folder
             self._describe(progress.history)
         content = {**tensors, "progress": json.dumps(asdict(progress))}
         write_file(self.path / name, lambda temporary: torch.save(content, temporary))
 
-    def load(self, name: str = "last.pt") -> tuple[dict[str, Any], Progress] | None:
+    def load(self, name: str = LAST) -> tuple[dict[str, Any], Progress] | None:
         """The saved state with its progress, or None if there is none. Read with weights-only loading."""
         path = self.path / name
         if not path.exists():
@@ -158,8 +158,13 @@ class RunFolder:
         if not (self.path / MARKER).exists():
             self._describe(entries)
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(entries[-1]) + "\n")
+
+
+def run_bytes(module: nn.Module) -> int:
+    """Disk space a run needs: weights and two moments in the last, the best and a new state, and the model itself."""
+    return 4 * (3 * 3 + 2) * sum(parameter.numel() for parameter in module.parameters())
 
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:

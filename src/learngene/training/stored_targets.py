@@ -30,12 +30,12 @@ from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import clear_unfinished, refuse_full_disk, write_file
 from learngene.system.quantities import size_in_words
+from learngene.training.kept_runs import TARGETS_KEY as KEY
 from learngene.training.scores import autocast
 from learngene.training.target_keys import difference, flat, read_key
 from learngene.training.target_shards import Collected, DamagedTargetsError, Form, Like, Shard, pixel_prints
 from learngene.training.teacher import Outputs, Teacher
 
-KEY = "key.json"
 CHECKED = "checked"
 HOUR = 3600.0
 CLOSE = 0.02

@@ -93,7 +93,7 @@ class Student:
             stage.module.compile()
         self.model = self.accelerator.prepare_model(stage.module)
         events = folder.path if folder and self.accelerator.is_main_process else None
-        self.log = TrainLog(stage.name, spec.epochs * shared.steps_per_epoch, events, show)
+        self.log = TrainLog(stage.name, spec.epochs, shared.steps_per_epoch, events, show)
 
     # -- the run -------------------------------------------------------------------------------------
 
