@@ -14,17 +14,19 @@ import timm
 import yaml
 from PIL import Image
 
+from learngene import save_descendant, scratch
 from learngene.data.splits import open_splits
-from learngene.recipe.loading import build_recipe
+from learngene.recipe.loading import build_recipe, load_recipe
 from learngene.recipe.sections import DataSpec
+from learngene.recipe.ship import ShipRecipe
 from learngene.shipping.evidence import Job, advise
 from learngene.shipping.figure import Point, panel, parts
-from learngene.shipping.judge import Judged
+from learngene.shipping.judge import Judged, behind
 from learngene.shipping.look import look
 from learngene.shipping.page import class_rows, verdict
 from learngene.shipping.ways import WAYS, shapes_for
 from learngene.system.errors import LearngeneError
-from pico import CLI
+from pico import CLI, pico_shape
 
 
 def looked(folder: Path) -> Any:
@@ -124,19 +126,19 @@ def test_scratch_is_chosen_where_nothing_is_known_to_be_better(table: list[dict[
 # -- what is told ------------------------------------------------------------------------------------------
 
 
-def model(name: str, params: int, top1: float, low: float, high: float) -> dict[str, Any]:
-    return {"name": name, "params": params, "top1": top1, "interval": [low, high]}
+def model(name: str, params: int, top1: float, low: float, high: float, least: float = 0.0) -> dict[str, Any]:
+    return {"name": name, "params": params, "top1": top1, "interval": [low, high], "behind": [0.0, least, 9.0]}
 
 
 @pytest.mark.parametrize(
     ("models", "said"),
     [
         (
-            [model("S", 1, 50, 45, 55), model("L", 2, 54, 49, 59)],
+            [model("S", 1, 50, 45, 55, -1.0), model("L", 2, 54, 49, 59)],
             "(49.0 to 59.0); S is as good",
         ),
         (
-            [model("S", 1, 30, 25, 35), model("L", 2, 54, 49, 59)],
+            [model("S", 1, 30, 25, 35, 20.0), model("L", 2, 54, 49, 59)],
             "2 models, the best L with 54.0 %",
         ),
         ([model("S", 1, 22, 17, 27)], "Not usable: the best of 1 models has 22.0 %"),
@@ -158,6 +160,15 @@ def test_class_rows_count_by_hand() -> None:
         ("b", 1, 100.0, 50.0, ""),
         ("c", 0, None, None, ""),
     ]
+
+
+def test_models_are_compared_on_the_same_images() -> None:
+    # Of 100 images the one gets the first 60 right, the other the first 40: 20 points, never fewer than none.
+    one, other = (Judged(np.eye(2)[(np.arange(100) >= right).astype(int)], np.zeros(100, int)) for right in (60, 40))
+    found = behind({"other": other, "one": one})
+    assert found["one"] == [0.0, 0.0, 0.0]
+    assert found["other"][0] == 20.0
+    assert 0 < found["other"][1] < 20 < found["other"][2]
 
 
 def test_pictures_place_points_within_their_frame() -> None:
@@ -215,13 +226,45 @@ def test_ship_makes_models_that_stock_timm_loads_and_goes_on(
     assert len(list(out.glob("runs/*/result.json"))) == len(before) + 1
 
 
-def test_ship_with_a_gene(cli: CLI, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("teacher", "method", "genes", "target"),
+    [
+        (None, "any-size", ["gene"], "logits"),
+        ("same classes", "distilled", ["gene-16K", "gene-30K"], "logits"),
+        ("no classes", "any-size", ["gene"], "features"),
+    ],
+)
+def test_ship_with_genes_and_teachers(
+    cli: CLI,
+    images: Path,
+    ancestry_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teacher: str | None,
+    method: str,
+    genes: list[str],
+    target: str,
+) -> None:
     monkeypatch.setattr("learngene.shipping.ship.exported", lambda path: None)
-    shipped(cli, images, tmp_path / "out", "--method", "any-size")
-    recipe = yaml.safe_load((tmp_path / "out" / "ship.yaml").read_text())
-    assert recipe["genes"]["gene"]["method"] == "any-size"
-    assert all(each["start"] == "gene" for each in recipe["models"].values())
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["spent"]["steps"].keys() == {"gene", "16K", "30K"}
+    source = ancestry_folder
+    if teacher == "no classes":
+        source = tmp_path / "teacher"
+        save_descendant(scratch(pico_shape(num_classes=0)), source)
+    flags = ("--teacher", str(source)) if teacher else ()
+    shipped(cli, images, tmp_path / "out", "--method", method, *flags)
+    recipe = load_recipe(tmp_path / "out" / "ship.yaml")
+    assert isinstance(recipe, ShipRecipe)
+    assert list(recipe.genes) == genes
+    assert [model.start for model in (recipe.models or {}).values()] == (genes if len(genes) > 1 else genes * 2)
+    assert all(recipe.gene_recipe(name, tmp_path).distill.target == target for name in genes)
+    assert (recipe.ancestry is None) is (teacher is None)
+    spent = json.loads((tmp_path / "out" / "result.json").read_text())["spent"]["steps"]
+    assert spent.keys() == {*genes, "16K", "30K"}
+
+
+def test_a_teacher_that_nothing_is_known_of_is_not_asked(cli: CLI, images: Path, ancestry_folder: Path) -> None:
+    told = cli("ship", images, *PICO, "--dry-run", "--teacher", ancestry_folder, "data.img_size=8", "data.workers=0")
+    assert "no comparison with such a teacher was made yet, so it is not asked" in told.out
 
 
 @pytest.mark.parametrize(
@@ -237,6 +280,8 @@ def test_ship_with_a_gene(cli: CLI, images: Path, tmp_path: Path, monkeypatch: p
         (("--hours", "0.0001", "--sizes", "20K,30K,40K"), "one epoch of each of 3 models; hours="),
         (("--method", "magic"), "unknown method 'magic'"),
         (("--method", "lets"), "method lets: ship knows"),
+        (("--method", "distilled"), "method distilled: needs a teacher"),
+        (("--teacher", "no-such-model"), "no-such-model"),
     ],
 )
 def test_wishes_that_cannot_be_met_are_refused(

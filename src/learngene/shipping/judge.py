@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ import numpy as np
 
 from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec
-
-DRAWS = 2000
-"""Of the bootstrap over images."""
+from learngene.training.classification import Baseline, paired
+from learngene.training.scores import Accuracy
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Judged:
     Attributes:
         probabilities: (images, classes).
         labels: (images,).
+        score: Accuracy with its report; None where that does not matter.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
+    score: Accuracy | None = None
 
     @property
     def right(self) -> np.ndarray:
@@ -34,16 +36,14 @@ class Judged:
 
     def entry(self) -> dict[str, Any]:
         """The scores that a record has."""
-        right = self.right
-        rng = np.random.default_rng(0)
-        drawn = rng.binomial(len(right), right.mean(), DRAWS) / len(right)
-        present = np.unique(self.labels)
-        per_class = [float(right[self.labels == label].mean()) for label in present]
-        low, high = np.percentile(drawn, [2.5, 97.5])
+        assert self.score is not None
+        assert self.score.report is not None
+        report = self.score.report
         return {
-            "top1": round(100 * float(right.mean()), 2),
-            "interval": [round(100 * float(low), 2), round(100 * float(high), 2)],
-            "balanced": round(100 * float(np.mean(per_class)), 2),
+            "top1": round(self.score.top1, 2),
+            "interval": [round(end, 2) for end in report.interval],
+            "balanced": round(report.balanced_accuracy, 2),
+            "calibration_error": round(report.calibration_error, 2),
         }
 
 
@@ -61,6 +61,7 @@ def judged(path: Path, spec: DataSpec, images: ImageSet) -> Judged:
     from learngene.data.class_match import numbered
     from learngene.data.preprocessing import fill_preprocessing
     from learngene.training.loop import make_accelerator
+    from learngene.training.scores import TopKCounter
     from learngene.vits.descendant_folder import load_descendant
     from learngene.vits.input_size import at_size, image_config
 
@@ -69,6 +70,23 @@ def judged(path: Path, spec: DataSpec, images: ImageSet) -> Judged:
     device = make_accelerator().device
     model = model.to(device).eval()
     loader = eval_loader(images, fill_preprocessing(spec, image_config(model)), img_size=size, in_chans=chans)
+    tally, said = TopKCounter(), []
     with torch.inference_mode():
-        said = [model(batch.to(device)).float().softmax(1).cpu().numpy() for batch, _ in loader]
-    return Judged(np.concatenate(said), np.asarray(images.labels, int))
+        for batch, labels in loader:
+            logits = model(batch.to(device)).float().cpu()
+            tally.add(logits, torch.as_tensor(labels))
+            said.append(logits.softmax(1).numpy())
+    score = tally.result(names=images.class_names)
+    return Judged(np.concatenate(said), np.asarray(images.labels, int), score)
+
+
+def behind(said: Mapping[str, Judged]) -> dict[str, list[float]]:
+    """How many points every model is behind the best on the same images, and between which two: 95 % intervals."""
+    best = max(said, key=lambda name: said[name].right.mean())
+    out = {}
+    for name, each in said.items():
+        ours, theirs = said[best].right, each.right
+        alone, there = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        found = paired(Baseline(name, theirs), alone, there, int(theirs.sum()), len(theirs))
+        out[name] = [round(value, 2) for value in (found.difference, *found.interval)]
+    return out

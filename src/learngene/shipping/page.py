@@ -18,7 +18,7 @@ from learngene.recipe.ship import ShipRecipe
 from learngene.shipping.figure import Point, panel, parts
 from learngene.shipping.judge import Judged
 from learngene.shipping.ways import WAYS
-from learngene.system.quantities import time_in_words
+from learngene.system.quantities import short, time_in_words
 
 SHOWN, THUMBNAIL = 8, 96
 """Right and wrong examples each, and the side of their pictures in pixels."""
@@ -79,8 +79,29 @@ def write_ship_page(
         wrong=wrong,
         rerun=shlex.join(["learngene", "ship", str(recipe.out / "ship.yaml")]),
         check=shlex.join(["learngene", "eval", str(folder), "--data", *recipe.data.sources]),
+        alone=shlex.join(
+            [
+                "learngene",
+                "ship",
+                *recipe.data.sources,
+                *_flags(recipe),
+                "--method",
+                "scratch",
+                "--out",
+                f"{recipe.out}-scratch",
+            ]
+        ),
         folder=folder,
     )
+
+
+def _alone(recipe: ShipRecipe) -> list[str]:
+    """What was asked for, as the command takes it, with every model trained by itself."""
+    asked = {"--sizes": recipe.sizes, "--max-latency": recipe.max_latency, "--max-size": recipe.max_size}
+    out = [part for flag, values in asked.items() if values for part in (flag, ",".join(map(short, values)))]
+    budget = {"--hours": recipe.hours, "--budget-macs": recipe.budget_macs}
+    out += [part for flag, value in budget.items() if value for part in (flag, f"{value:g}")]
+    return [*out, "--method", "scratch", "--out", f"{recipe.out}-scratch"]
 
 
 def verdict(result: Mapping[str, Any]) -> str:
@@ -94,7 +115,7 @@ def verdict(result: Mapping[str, Any]) -> str:
             f"the most common class ({level:.1f} %)"
         )
     small = min(
-        (each for each in models if each["interval"][1] >= best["top1"] and each["interval"][0] > level),
+        (each for each in models if each["behind"][1] <= 0 and each["interval"][0] > level),
         key=lambda each: each["params"],
     )
     text = f"{len(models)} model{'s' * (len(models) != 1)}, the best {best['name']} with {best['top1']:.1f} % top-1"

@@ -14,7 +14,7 @@ from learngene.data.splits import Splits, open_splits
 from learngene.making.arguments import Data, data_fields, recipe_of
 from learngene.recipe.loading import build_recipe, read_fields
 from learngene.recipe.ship import ShipRecipe
-from learngene.shipping.judge import judged
+from learngene.shipping.judge import behind, judged
 from learngene.shipping.look import look
 from learngene.shipping.page import verdict, write_ship_page
 from learngene.shipping.plan import Plan, make_plan
@@ -166,9 +166,11 @@ def run(
                         **said[name].entry(),
                     }
                 )
+            distances = behind(said)
             shapes = [model.shape for model in (recipe.models or {}).values()]
             for each, milliseconds in zip(models, _latencies(shapes), strict=True):
                 each["latency_ms"] = milliseconds
+                each["behind"] = distances[each["name"]]
     finally:
         sessions.append(round(clock() - start, 1))
         _write_json(recipe.out / TIMES, sessions)
