@@ -79,18 +79,7 @@ def write_ship_page(
         wrong=wrong,
         rerun=shlex.join(["learngene", "ship", str(recipe.out / "ship.yaml")]),
         check=shlex.join(["learngene", "eval", str(folder), "--data", *recipe.data.sources]),
-        alone=shlex.join(
-            [
-                "learngene",
-                "ship",
-                *recipe.data.sources,
-                *_flags(recipe),
-                "--method",
-                "scratch",
-                "--out",
-                f"{recipe.out}-scratch",
-            ]
-        ),
+        alone=shlex.join(["learngene", "ship", *recipe.data.sources, *_alone(recipe)]),
         folder=folder,
     )
 
