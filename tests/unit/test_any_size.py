@@ -90,6 +90,8 @@ def test_templates_stay_and_scalers_are_trained(name: str, scalers: str, images:
         ({"settings": {"vectors": 3}}, "start.gene: {gene} has other settings than this recipe; leave settings out"),
         ({"shape": pico_shape(patch_size=2)}, "start.gene: templates of pos_embed are (4, 1, 4, 8), and shape "
                                               "needs (4, 1, 16, 8); give shape the gene's heads, patches, image siz"),
+        ({"shapes": [{"depth": 2}]}, "recipe: start: trains scalers for shape alone; leave out shapes and depths"),
+        ({"out": "{gene}"}, "recipe: out: {gene} is the gene that is started from and would be lost; choose another"),
         ({"start": {"gene": "none.safetensors"}}, "start.gene: none.safetensors: "),
         ({"start": {"gene": "x", "scalers": "old"}}, "recipe: start.scalers: Input should be 'made' or 'fresh'"),
     ],
@@ -98,6 +100,8 @@ def test_a_gene_that_does_not_fit_is_refused(changes: dict[str, Any], line: str,
     gene = tmp_path / "wave.safetensors"
     Learngene(method("wave"), pico_shape()).save(gene)
     fields: dict[str, Any] = {"method": "wave", "shape": pico_shape(), "start": {"gene": gene}, "distill": {"alpha": 0}}
+    if "out" in changes:
+        changes = {"out": gene.with_suffix("")}
     with pytest.raises(LearngeneError, match="^" + re.escape(line.format(gene=gene))):
         lg.condense(**fields | changes, data={"source": str(images), "workers": 0}, show=False, **FAST)
 

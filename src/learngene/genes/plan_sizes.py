@@ -104,7 +104,7 @@ def _shape(budget: Budget, base: ViTShape, head_dim: int, timer: Callable[..., f
 def _planned(
     budget: Budget, shape: ViTShape, batch_size: int, measure: bool, timer: Callable[..., float]
 ) -> PlannedSize:
-    if _room(budget, shape) > 2:  # which happens beyond the largest alone
+    if budget.max_latency is None and _room(budget, shape) > 2:  # which happens beyond the largest alone
         _refuse(budget, shape, timer)
     speed: float | None = None
     if measure:

@@ -131,6 +131,11 @@ class CondenseRecipe(Section):
             raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
         if self.start is not None and not any(map(kind.shared, kind.gene_tensors(self.shape))):
             raise RecipeError(f"start: a gene of {self.method} has no templates; leave it out")
+        if self.start is not None and self.trained_shapes is not None:
+            raise RecipeError("start: trains scalers for shape alone; leave out shapes and depths (shapes: null)")
+        written = self.out.with_name(f"{self.out.name}.safetensors")
+        if self.start is not None and self.start.gene.resolve() == written.resolve():
+            raise RecipeError(f"out: {written} is the gene that is started from and would be lost; choose another out")
         self._refuse_shapes(kind)
         self._refuse_features(kind)
         self._refuse_replay()
