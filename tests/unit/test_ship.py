@@ -47,7 +47,7 @@ def test_a_look_counts_images_and_says_what_misleads(images: Path, tmp_path: Pat
     assert any("without validation images" in line and "red" in line for line in found.remarks)
     assert any("1 of 9 validation images are training images" in line for line in found.remarks)
     assert found.neighbours == 100  # three colours: the nearest other image is of the same one
-    assert any("9 validation images tell two models apart only" in line for line in found.remarks)
+    assert any("9 validation images tell a score to" in line for line in found.remarks)
 
 
 def test_images_that_are_all_the_same_are_refused(tmp_path: Path) -> None:

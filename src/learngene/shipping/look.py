@@ -53,11 +53,6 @@ class Look:
     by_chance: float
     remarks: list[str] = field(default_factory=list)
 
-    @property
-    def half_width(self) -> float:
-        """Points to both sides that an accuracy of one half is uncertain by: 1.96 standard errors."""
-        return 196 * math.sqrt(0.25 / self.val_images)
-
     def entry(self) -> dict[str, Any]:
         """Plain values for a record."""
         return {**vars(self), "remarks": list(self.remarks)}
@@ -147,16 +142,7 @@ def _remarks(found: Look, splits: Splits, counts: np.ndarray) -> Iterator[str]:
             f"{found.duplicates} of {found.val_images} validation images are training images, too, pixel by pixel: "
             "scores will be too high; take them out of one split"
         )
-    if found.largest > 5 * max(1, found.smallest):
-        yield (
-            f"unbalanced: the most common class has {found.largest / max(1, found.smallest):.0f} times the images of "
-            f"the rarest; always guessing it scores {found.majority:.1f} %"
-        )
-    if found.half_width > 3:
-        yield (
-            f"{found.val_images} validation images tell two models apart only if they differ by more than about "
-            f"{1.4 * found.half_width:.0f} points"
-        )
+    yield from (line.removeprefix(f"{train.where}: ") for line in splits.cautions())
     spread = 100 * math.sqrt(found.by_chance / 100 * (1 - found.by_chance / 100) / min(found.train_images, COMPARED))
     if found.train_images >= 100 and found.neighbours < found.by_chance + 2 * spread:
         yield (
