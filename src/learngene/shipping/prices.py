@@ -14,6 +14,8 @@ from learngene.vits.shape import ViTShape
 TRAINING = 3
 """Forward passes that a training step costs."""
 
+MOST_SPREAD = 0.5
+"""Beyond which single steps say more about other programs than about a run of minutes."""
 STEPS, WARM_UP, ENOUGH = 10, 1, 4.0
 """Steps that are timed, after those that are not; no more than two behind so many seconds."""
 
@@ -26,7 +28,7 @@ class Prices:
         unit: ``s`` for seconds, ``macs`` for multiply-adds.
         fixed: Of reading, augmentation and what a step takes for any model.
         per_mac: Of a multiply-add of a forward pass, all passes of a step included.
-        spread: How far single steps lay from the middle one, as a share of it.
+        spread: How far the middle half of the steps lay from the middle one, as a share of it.
     """
 
     unit: str
@@ -100,4 +102,6 @@ def measured(
     per_mac = max(per_mac, 0.0)
     fixed = max(small - per_mac * ends[0].macs(), 0.0) + reading / len(views)
     times = sorted(rounds[-1][kept])
-    return Prices("s", fixed, per_mac, (times[-1] - times[0]) / 2 / times[len(times) // 2])
+    quarter = len(times) // 4
+    spread = (times[-1 - quarter] - times[quarter]) / 2 / times[len(times) // 2]
+    return Prices("s", fixed, per_mac, min(spread, MOST_SPREAD))
