@@ -18,7 +18,8 @@ from torch import Tensor
 from learngene.data.batches import TrainBatches, epoch_order, eval_loader, micro_batch
 from learngene.data.open_split import open_split
 from learngene.data.preprocessing import crop_pct
-from learngene.data.splits import accumulation
+from learngene.data.splits import accumulation, refuse_unfit
+from learngene.data.unlabelled import without_labels
 from learngene.data.views import seeded
 from learngene.recipe.sections import DataSpec, Train
 from learngene.system.errors import DataError
@@ -254,11 +255,16 @@ def test_mixing_and_smoothing_give_targets_that_sum_to_one(images: Path) -> None
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_classes_weigh_and_are_drawn_as_the_recipe_says(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "weights", "seen"), [("class_weight", [2.0, 0.5], [2, 8, 2]), ("sampling", [1.0, 1.0], [4, 4, 4])]
+)
+def test_classes_weigh_or_are_drawn_as_the_recipe_says(
+    processes: int, option: str, weights: list[float], seen: list[int], tmp_path: Path
+) -> None:
     """Of 12 images 8 are green, 2 red and 2 blue: they weigh 12 / (3 x 8) = 0.5 and 12 / (3 x 2) = 2."""
     root = make_images(tmp_path / "few", train=2, val=1)
     make_images(root, train=8, val=1, classes=("green",))
-    changes = {"class_weight": "balanced", "sampling": "balanced", "batch_size": 6}
+    changes = {option: "balanced", "batch_size": 6}
     labels: list[int] = []
     for rank in range(processes):
         made = batches(root, {**FAST, **changes}, rank=rank, processes=processes)
@@ -266,9 +272,17 @@ def test_classes_weigh_and_are_drawn_as_the_recipe_says(processes: int, tmp_path
             for part in parts:
                 weighed = made.mix(*part, 0, step)[1]
                 assert torch.equal(weighed.argmax(1), part[1])
-                assert weighed.sum(1).tolist() == [0.5 if label == 1 else 2.0 for label in part[1].tolist()]
+                assert weighed.sum(1).tolist() == [weights[label == 1] for label in part[1].tolist()]
                 labels += part[1].tolist()
-    assert sorted(labels) == [0] * 4 + [1] * 4 + [2] * 4
+    assert [labels.count(label) for label in range(3)] == seen
+
+
+def test_classes_are_evened_out_once(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="would even classes out twice"):
+        Train(class_weight="balanced", sampling="balanced")
+    flat = open_split(DataSpec(source=str(images)), "train")
+    with pytest.raises(DataError, match="sampling=balanced needs images with a class each"):
+        refuse_unfit(without_labels(flat), Train(batch_size=8, sampling="balanced"))
 
 
 def test_every_step_is_mixed_in_its_own_way(images: Path) -> None:
