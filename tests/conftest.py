@@ -120,6 +120,13 @@ def cli() -> CLI:
     return run
 
 
+BEGUN = (
+    r": (training|validation) \d+ images|: \d+ validation images tell a score|: run folder |"
+    r"^(eval|export|ship): reading |^\d+ px, |an epoch, .* to go"
+)
+"""Lines of a command that has begun: what it reads and how long it takes."""
+
+
 @pytest.fixture
 def refused(cli: CLI) -> Callable[..., str]:
     """Runs a command that must fail as bad input does: exit code 2, one line, no traceback. Returns the line.
@@ -131,13 +138,7 @@ def refused(cli: CLI) -> Callable[..., str]:
         result = cli(*arguments)
         assert result.code == 2, result
         assert result.out == ""
-        (line,) = (
-            line
-            for line in result.err.splitlines()
-            if not re.search(
-                r": (training|validation) \d+ images|: run folder |^(eval|export|ship): reading |^\d+ px, ", line
-            )
-        )
+        (line,) = (line for line in result.err.splitlines() if not re.search(BEGUN, line))
         assert line.startswith("learngene: ")
         assert "Traceback" not in line
         return line

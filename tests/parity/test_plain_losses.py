@@ -135,8 +135,8 @@ def test_the_presets_say_what_the_papers_and_the_code_do(preset: str | None, exp
 
 def test_every_method_names_a_preset() -> None:
     taught = {"tleg": "tleg-official", "sws": "sws-official", "distilled": "tleg-official", "pool": "pool"}
-    taught |= {"nested-slices": "tleg-official", "fine": "tleg-official", "wave": "wave", "chebyshev": "wave"}
-    taught |= {"sweet": "wave", "lets": "lets-official"}
+    taught |= {"nested-slices": "tleg-official", "fine": "tleg-official", "wave": "wave", "any-size": "wave"}
+    taught |= {"chebyshev": "wave", "sweet": "wave", "lets": "lets-official"}
     assert {name: method(name).distillation for name in METHODS} == {**dict.fromkeys(METHODS, "none"), **taught}
     assert {method(name).distillation for name in METHODS} <= set(Distill.presets)
 

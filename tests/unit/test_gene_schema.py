@@ -31,7 +31,7 @@ VALIDATOR = Draft202012Validator(SCHEMA)
 HYPER = ("tal", "logah", "ghn3")
 OF_FEATURES = {"agreement", "teachers", "bridge"}
 """Entries of genes that learnt features."""
-ELSEWHERE = OF_FEATURES | {"layout", "shapes"}
+ELSEWHERE = OF_FEATURES | {"layout", "shapes", "start"}
 """Entries that genes of plain ViTs condensed on logits at one shape have not."""
 
 
