@@ -1,6 +1,7 @@
 """Any-size genes: one set of templates by hand, scalers of a few layers, and scalers trained for one size alone."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from learngene.methods import method
 from learngene.methods.tiles import MATRICES
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError
-from pico import FAST, batch, pico_gene, pico_shape
+from pico import FAST, batch, make_images, pico_gene, pico_shape
 
 
 def test_every_kind_of_matrix_is_made_of_the_same_templates() -> None:
@@ -86,7 +87,7 @@ def test_templates_stay_and_scalers_are_trained(name: str, scalers: str, images:
     ("changes", "line"),
     [
         ({"method": "tleg"}, "recipe: start: a gene of tleg has no templates; leave it out"),
-        ({"method": "any-size"}, "start.gene: {gene} is of wave, and this recipe of any-size"),
+        ({"method": "any-size"}, "start.gene: {gene} is of wave, not of any-size; set method=wave"),
         ({"settings": {"vectors": 3}}, "start.gene: {gene} has other settings than this recipe; leave settings out"),
         ({"shape": pico_shape(patch_size=2)}, "start.gene: templates of pos_embed are (4, 1, 4, 8), and shape "
                                               "needs (4, 1, 16, 8); give shape the gene's heads, patches, image siz"),
@@ -106,6 +107,30 @@ def test_a_gene_that_does_not_fit_is_refused(changes: dict[str, Any], line: str,
         lg.condense(**fields | changes, data={"source": str(images), "workers": 0}, show=False, **FAST)
 
 
+@pytest.mark.parametrize("change", ["gene", "classes"])
+def test_a_run_is_of_the_gene_and_of_the_classes_that_it_was_begun_with(
+    change: str, images: Path, tmp_path: Path
+) -> None:
+    gene, other = tmp_path / "gene.safetensors", make_images(tmp_path / "other", classes=("red", "blue"))
+    for number, path in enumerate((gene, tmp_path / "second.safetensors")):
+        made = Learngene(method("wave"), pico_shape(), seed=number, metadata={"classes": ["blue", "green", "red"]})
+        made.save(path)
+    fields: dict[str, Any] = {"method": "wave", "shape": pico_shape(), "start": {"gene": gene}, "distill": {"alpha": 0}}
+    fields |= {"data": {"source": str(images), "workers": 0}, "out": tmp_path / "run", "show": False}
+    if change == "gene":
+        lg.condense(**fields, **FAST)
+        (tmp_path / "second.safetensors").replace(gene)
+    else:
+        (other / "train" / "pink").mkdir()
+        for split in ("train", "val"):
+            shutil.copytree(other / split / "red", other / split / "pink", dirs_exist_ok=True)
+        fields["data"] = {"source": str(other), "workers": 0}
+    with pytest.raises(LearngeneError, match="of another gene" if change == "gene" else "start.gene: was condensed on"):
+        lg.condense(**fields, **FAST)
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(LearngeneError, match=r"^any-size: templates are of all matrices together, so give one number$"):
+    with pytest.raises(
+        LearngeneError, match=r"^any-size: templates are of all matrices together, so give a list of one number$"
+    ):
         method("any-size", {"templates": (1, 2, 3, 4)})

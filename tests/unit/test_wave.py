@@ -168,7 +168,7 @@ def test_frozen_templates_get_no_gradient(frozen: bool) -> None:
     ("settings", "changes", "line"),
     [
         ({"layout": "tiles"}, {}, "wave: unknown layout 'tiles'; did you mean 'tile'?"),
-        ({"templates": [1, 2]}, {}, "wave: templates must be one number, or four for qkv, proj, fc1 and fc2"),
+        ({"templates": [1, 2]}, {}, "wave: templates must be a list of one number or of four, for qkv, proj, fc1"),
         ({"tile": 6}, {}, "wave: tiles of 6 and heads of 8 do not fit into each other; set settings.tile to"),
         ({"tile": 32}, {}, "wave: embed_dim 16 is no multiple of 32, the width of this gene's tiles; use 32"),
         ({}, {"embed_dim": 20}, "wave: embed_dim 20 is no multiple of 8, the width of this gene's tiles; use 16"),

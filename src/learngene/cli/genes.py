@@ -313,7 +313,7 @@ def info(
     searched, tuned = meta.get("search", {}).get("tasks", []), meta.get("tasks", [])
     ancestry, accuracy, training = (meta.get(key, {}) for key in ("ancestry", "accuracy", "training"))
     names = [ancestry.get("name"), ancestry.get("tag"), f"sha256 {ancestry.get('sha256', '?')[:12]}"]
-    bridge = meta.get("bridge")
+    bridge, start = meta.get("bridge"), meta.get("start")
     rows = {
         "method": f"{header.method.title} ({header.method.paper})",
         "settings": ", ".join(f"{key}={value}" for key, value in meta["settings"].items()),
@@ -324,6 +324,7 @@ def info(
         "classes": str(header.shape.num_classes),
         "paths": f"{len(meta['paths'])}, see `learngene plan`" if meta.get("paths") else None,
         "shapes": _shapes(meta.get("shapes", [])),
+        "start": f"templates of gene {start['digest']}, scalers {start['scalers']}" if start else None,
         "search": f"{len(searched)} data sets, see `learngene picture`" if searched else None,
         "tasks": ", ".join(f"{each['task']} {each['top1']:.1f} %" for each in tuned) if tuned else None,
         "bridge": f"to the output of {bridge['teacher']['name']}, {bridge['width']} numbers" if bridge else None,

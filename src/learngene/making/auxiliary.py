@@ -13,6 +13,7 @@ from learngene.genes.ancestry import made_of
 from learngene.making.drawn_shapes import DrawnShapes, refuse_lacking, shape_accuracies
 from learngene.making.features import stage as features
 from learngene.making.inputs import CondenseInputs, Planned, Taught
+from learngene.making.start import started_from
 from learngene.training.losses import Parts, distillation_loss, mean_parts
 from learngene.training.stage import Stage
 from learngene.training.teacher import Outputs, teacher_of_logits
@@ -62,6 +63,6 @@ def planned(inputs: CondenseInputs, *, keep: bool) -> Planned:
         part.teachers,
         before_step=drawn.draw,
         uses_all=not drawn.several,
-        made_of=made_of(ancestry),
+        made_of=made_of(ancestry, started_from(gene)),
     )
     return stage, lambda: shape_accuracies(gene, recipe, inputs.images)

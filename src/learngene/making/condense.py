@@ -23,7 +23,7 @@ from learngene.making.feature_teacher import for_student
 from learngene.making.hyper import stage1
 from learngene.making.inputs import CondenseInputs, Planned, Taught
 from learngene.making.pool import make as pool_rows
-from learngene.making.start import started_gene
+from learngene.making.start import refuse_other_classes, started_gene
 from learngene.making.steps import MadeGene, gene_path, train_gene, training_record
 from learngene.methods import method as find_method
 from learngene.methods.base import Making
@@ -158,6 +158,7 @@ def prepare(
         teachers = tuple(_ancestry(recipe, spec) for spec in recipe.teachers or ())
     inputs = CondenseInputs(recipe, teacher, gene, images, anchors, teachers)
     MAKERS[kind.making].refuse(inputs)
+    refuse_other_classes(gene, inputs.images.train)
     inputs.recipe = recipe.model_copy(update={"data": fill_preprocessing(recipe.data, given)})
     return inputs
 

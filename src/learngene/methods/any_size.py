@@ -44,9 +44,9 @@ class AnySize(WAVE):
     paper: ClassVar[str] = "this library"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if len(self.templates) != 1:
-            raise ShapeError(f"{self.name}: templates are of all matrices together, so give one number")
+            raise ShapeError(f"{self.name}: templates are of all matrices together, so give a list of one number")
+        super().__post_init__()
 
     def held(self, auxiliary: ViTShape) -> ViTShape:
         """The auxiliary shape, as deep as scalers are held."""

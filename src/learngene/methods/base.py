@@ -219,8 +219,8 @@ class Method(ABC):
         return False
 
     def at_shape(self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
-        """Those tensors of a gene that are not ``shared``, made for another auxiliary shape without data."""
-        raise NotImplementedError
+        """Tensors of a gene for another auxiliary shape, made without data: what is not ``shared``."""
+        return {}
 
     def cautions(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """What to say before a shape is made that can be made, but not as well as others."""

@@ -72,7 +72,7 @@ class WAVE(Method):
         super().__post_init__()
         require_choice(self.name, "layout", self.layout, ("tile", "outer"))
         if len(self.templates) not in (1, len(MATRICES)):
-            raise ShapeError(f"{self.name}: templates must be one number, or four for qkv, proj, fc1 and fc2")
+            raise ShapeError(f"{self.name}: templates must be a list of one number or of four, for qkv, proj, fc1, fc2")
 
     # -- shapes ------------------------------------------------------------------------------------------------------
 

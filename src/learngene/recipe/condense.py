@@ -129,17 +129,21 @@ class CondenseRecipe(Section):
             self.hyper.refuse(ancestry=ancestry)
         elif not ancestry and self.distill.alpha > 0:
             raise RecipeError(f"ancestry is missing: distill.alpha {self.distill.alpha:g} needs a teacher")
-        if self.start is not None and not any(map(kind.shared, kind.gene_tensors(self.shape))):
-            raise RecipeError(f"start: a gene of {self.method} has no templates; leave it out")
-        if self.start is not None and self.trained_shapes is not None:
-            raise RecipeError("start: trains scalers for shape alone; leave out shapes and depths (shapes: null)")
-        written = self.out.with_name(f"{self.out.name}.safetensors")
-        if self.start is not None and self.start.gene.resolve() == written.resolve():
-            raise RecipeError(f"out: {written} is the gene that is started from and would be lost; choose another out")
         self._refuse_shapes(kind)
+        if self.start is not None:
+            self._refuse_start(kind, self.start.gene)
         self._refuse_features(kind)
         self._refuse_replay()
         return self
+
+    def _refuse_start(self, kind: Method, gene: Path) -> None:
+        """Raises ``RecipeError`` if nothing can be started from that gene, or it would be overwritten."""
+        if not any(map(kind.shared, kind.gene_tensors(self.shape))):
+            raise RecipeError(f"start: a gene of {self.method} has no templates; leave it out")
+        if self.trained_shapes is not None:
+            raise RecipeError("start: trains scalers for shape alone; leave out shapes and depths (shapes: null)")
+        if gene.resolve() == (written := self.out.with_name(f"{self.out.name}.safetensors")).resolve():
+            raise RecipeError(f"out: {written} is the gene that is started from and would be lost; choose another out")
 
     def _refuse_replay(self) -> None:
         """Raises ``RecipeError`` if outputs of a teacher are to be stored that there are none of, or that are large."""

@@ -25,6 +25,7 @@ from learngene.making.feature_teacher import Features, FeatureTeacher, for_stude
 from learngene.making.features import kept_bridge
 from learngene.making.features.student import FeatureStudent, Match, current_matches, needs_scales
 from learngene.making.inputs import CondenseInputs, Planned
+from learngene.making.start import started_from
 from learngene.recipe.condense import CondenseRecipe
 from learngene.system.errors import LearngeneError, told_of
 from learngene.training.evaluation_targets import AskedAgain, Evaluated, EvaluationTargets
@@ -211,7 +212,7 @@ def matching_stage(
         matched = {None: lambda images: model(images, True)}
         return feature_scores(model, matched, judges, batches, precision, reduce, probe)[None]
 
-    made = made_of(inputs.ancestry)
+    made = made_of(inputs.ancestry, started_from(inputs.gene))
     made |= {f"teacher {number}": other.identity["sha256"] for number, other in enumerate(inputs.teachers, start=2)}
     return Stage(
         name,
