@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 import yaml
 from PIL import Image
 
@@ -26,6 +27,7 @@ from learngene.shipping.look import look
 from learngene.shipping.page import class_rows, verdict
 from learngene.shipping.ways import WAYS, shapes_for
 from learngene.system.errors import LearngeneError
+from learngene.training.scores import TopKCounter
 from pico import CLI, pico_shape
 
 
@@ -151,10 +153,16 @@ def test_the_verdict_says_what_to_take(models: list[dict[str, Any]], said: str) 
     assert ("as good" in text) == ("as good" in said)
 
 
+def judged_of(guesses: list[int], labels: list[int], names: list[str]) -> Judged:
+    """What a model says that is sure of its guesses."""
+    probabilities, tally = np.eye(len(names))[guesses], TopKCounter()
+    tally.add(torch.from_numpy(probabilities), torch.tensor(labels))
+    return Judged(probabilities, np.array(labels), tally.result(names=names))
+
+
 def test_class_rows_count_by_hand() -> None:
     # Truth a a a b, guesses a a b b: of a 2 of 3 are found and 2 of 2 guesses right; of b 1 of 1, and 1 of 2.
-    guesses = np.eye(3)[[0, 0, 1, 1]]
-    rows = class_rows(Judged(guesses, np.array([0, 0, 0, 1])), ["a", "b", "c"])
+    rows = class_rows(judged_of([0, 0, 1, 1], [0, 0, 0, 1], ["a", "b", "c"]))
     assert [(row["name"], row["images"], row["recall"], row["precision"], row["taken_for"]) for row in rows] == [
         ("a", 3, pytest.approx(200 / 3), 100.0, "b (1)"),
         ("b", 1, 100.0, 50.0, ""),
@@ -164,7 +172,7 @@ def test_class_rows_count_by_hand() -> None:
 
 def test_models_are_compared_on_the_same_images() -> None:
     # Of 100 images the one gets the first 60 right, the other the first 40: 20 points, never fewer than none.
-    one, other = (Judged(np.eye(2)[(np.arange(100) >= right).astype(int)], np.zeros(100, int)) for right in (60, 40))
+    one, other = (judged_of([0] * right + [1] * (100 - right), [0] * 100, ["a", "b"]) for right in (60, 40))
     found = behind({"other": other, "one": one})
     assert found["one"] == [0.0, 0.0, 0.0]
     assert found["other"][0] == 20.0

@@ -20,7 +20,7 @@ def ship(
     sizes: Annotated[str | None, typer.Option(help="most parameters of each model: 0.2M,0.6M,1.5M by default")] = None,
     max_latency: Annotated[str | None, typer.Option(help="most milliseconds per image here, of each: 2,5")] = None,
     max_size: Annotated[str | None, typer.Option(help="most megabytes of weights, of each: 1,4")] = None,
-    teacher: Annotated[str | None, typer.Option(help="timm name or folder, auto (the default), or none")] = None,
+    teacher: Annotated[str | None, typer.Option(help="timm name or folder; none by default")] = None,
     hours: Annotated[float | None, typer.Option(help="for everything, up to the exported files; 1 by default")] = None,
     budget_macs: Annotated[str | None, typer.Option(help="instead: multiply-adds of all training, such as 2T")] = None,
     method: Annotated[str | None, typer.Option(help="how models are made; what comparisons advise by default")] = None,

@@ -28,7 +28,7 @@ from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import merge
 from learngene.system.environment import environment
 from learngene.system.errors import InterruptedRun, LearngeneError, nearest
-from learngene.system.files import refuse_foreign, write_file, write_folder
+from learngene.system.files import in_package, refuse_foreign, write_file, write_folder
 from learngene.system.processes import announce, spread, stopping
 from learngene.vits.descendant_folder import PROVENANCE
 
@@ -93,8 +93,7 @@ def run_demo(
 
 def _recipe(name: str, out: Path | None, seed: int, overrides: Sequence[str]) -> CompareRecipe:
     """A demo's recipe: of the installed package, or of a checkout."""
-    folders = (Path(__file__).with_name("recipes"), Path(__file__).parents[3] / "recipes" / "demo")
-    path = next(folder for folder in folders if folder.is_dir()) / f"{name}.yaml"
+    path = in_package(Path(__file__).with_name("recipes"), "recipes/demo") / f"{name}.yaml"
     fields = merge(read_fields(path, overrides), {"run": {"seeds": [seed]}})
     if out is not None:
         fields |= {"out": str(out), "store": str(out / "runs")}

@@ -45,9 +45,8 @@ class ShipRecipe(Section):
     max_latency: Distinct[Above0] | None = Field(None, description="models by their most milliseconds per image here")
     max_size: Distinct[Above0] | None = Field(None, description="models by their most megabytes on disk")
     teacher: str = Field(
-        "auto",
-        description="none; a folder with a model, which teaches as it is; a timm name, trained on the task first; "
-        "auto: as measured comparisons advise",
+        "none",
+        description="none; a folder with a model, which teaches as it is; or a timm name, trained on the task first",
     )
     hours: Above0 | None = Field(None, description="for everything, from the command to the exported files")
     budget_macs: Above0 | None = Field(None, description="instead: multiply-adds of all training")

@@ -12,8 +12,10 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from learngene.system.files import in_package
 
 FILE = "ship_evidence.json"
 MARGIN = 1.0
@@ -63,7 +65,6 @@ class Advice:
     Attributes:
         method: The way to go.
         ahead: Points that every way is expected to be ahead of scratch, on average over the sizes.
-        spread: Standard deviation of the chosen way's lead over the comparisons that count; None of a single one.
         comparisons: How many count.
         sets: Whose.
         why: A line.
@@ -71,7 +72,6 @@ class Advice:
 
     method: str
     ahead: dict[str, float]
-    spread: float | None
     comparisons: int
     sets: list[str]
     why: str
@@ -80,9 +80,9 @@ class Advice:
 @functools.cache
 def evidence() -> list[dict[str, Any]]:
     """The cells of the table: of the installed package, or of a checkout."""
-    places = (Path(__file__).with_name(FILE), Path(__file__).parents[3] / "results" / FILE)
-    path = next((place for place in places if place.is_file()), None)
-    return json.loads(path.read_text())["cells"] if path else []
+    path = in_package(Path(__file__).with_name(FILE), f"results/{FILE}")
+    cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"]
+    return cells
 
 
 def job_of(cell: dict[str, Any]) -> Job:
@@ -120,13 +120,12 @@ def advise(job: Job, ways: Collection[str], cells: Iterable[dict[str, Any]] | No
     chosen = best if ahead.get(best, 0.0) >= MARGIN else "scratch"
     counted = leads.get(best, [])
     sets = sorted({key[0] for key in near})
-    spread = stdev([lead for _, lead in counted]) if len(counted) > 1 else None
-    return Advice(chosen, ahead, spread, len(counted), sets, _why(job, chosen, best, ahead, sets, len(counted)))
+    return Advice(chosen, ahead, len(counted), sets, _why(job, chosen, best, ahead, sets, len(counted)))
 
 
 def _why(job: Job, chosen: str, best: str, ahead: dict[str, float], sets: list[str], count: int) -> str:
     if not ahead:
-        return "no comparison like this job was made yet, so every model is trained by itself, which is never far off"
+        return "no comparison like this job was made yet, so every model is trained by itself, which is simplest"
     where = f"in {count} comparison{'s' * (count != 1)} most like this job ({', '.join(sets)})"
     lead = ahead[best]
     if chosen == "scratch":

@@ -11,7 +11,7 @@ import numpy as np
 
 from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec
-from learngene.training.classification import Baseline, paired
+from learngene.training.classification import Baseline, ClassificationReport, paired
 from learngene.training.scores import Accuracy
 
 
@@ -22,23 +22,27 @@ class Judged:
     Attributes:
         probabilities: (images, classes).
         labels: (images,).
-        score: Accuracy with its report; None where that does not matter.
+        score: Accuracy with its report.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
-    score: Accuracy | None = None
+    score: Accuracy
 
     @property
     def right(self) -> np.ndarray:
         """Whether the first guess is right, per image."""
         return np.asarray(self.probabilities.argmax(1) == self.labels)
 
+    @property
+    def report(self) -> ClassificationReport:
+        """What its accuracy is worth."""
+        assert self.score.report is not None
+        return self.score.report
+
     def entry(self) -> dict[str, Any]:
         """The scores that a record has."""
-        assert self.score is not None
-        assert self.score.report is not None
-        report = self.score.report
+        report = self.report
         return {
             "top1": round(self.score.top1, 2),
             "interval": [round(end, 2) for end in report.interval],

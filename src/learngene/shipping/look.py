@@ -20,7 +20,7 @@ COMPARED, THUMBNAIL = 2000, 16
 """Images whose nearest others are sought, by pictures of so many pixels a side."""
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
-"""Sides that models are made for; 8 or more patches of 4 to 16 pixels fit each."""
+"""Sides that models are made for; each has patches of 4 to 16 pixels, about 8 along a side or more."""
 
 
 @dataclass(frozen=True)

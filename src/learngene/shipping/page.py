@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def write_ship_page(
         bar=parts(spent),
         total=time_in_words(round(sum(result["spent"]["sessions"]))),
         expected=time_in_words(round(sum(step["seconds"] for step in result["plan"]))),
-        classes=class_rows(said, images.class_names),
+        classes=class_rows(said),
         right=right,
         wrong=wrong,
         rerun=shlex.join(["learngene", "ship", str(recipe.out / "ship.yaml")]),
@@ -114,50 +114,30 @@ def verdict(result: Mapping[str, Any]) -> str:
     return text
 
 
-def class_rows(said: Judged, names: Sequence[str]) -> list[dict[str, Any]]:
+def class_rows(said: Judged) -> list[dict[str, Any]]:
     """Every class, worst first: how many images are found, how many guesses are right, what it is taken for."""
-    guesses, out = said.probabilities.argmax(1), []
-    for number, name in enumerate(names):
-        mine, guessed = said.labels == number, guesses == number
-        wrong = np.bincount(guesses[mine & (guesses != number)], minlength=len(names))
-        out.append(
-            {
-                "name": name,
-                "images": int(mine.sum()),
-                "recall": 100 * float((mine & guessed).sum()) / mine.sum() if mine.any() else None,
-                "precision": 100 * float((mine & guessed).sum()) / guessed.sum() if guessed.any() else None,
-                "taken_for": f"{names[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else "",
-            }
-        )
+    guesses, classes, out = said.probabilities.argmax(1), said.report.classes, []
+    for number, each in enumerate(classes):
+        wrong = np.bincount(guesses[(said.labels == number) & (guesses != number)], minlength=len(classes))
+        taken_for = f"{classes[int(wrong.argmax())].name} ({wrong.max()})" if wrong.any() else ""
+        out.append({**vars(each), "taken_for": taken_for})
     return sorted(out, key=lambda row: (row["recall"] is None, row["recall"]))
 
 
 def examples(said: Judged, images: ImageSet) -> tuple[list[Example], list[Example]]:
     """Images that the model is surest of, right and wrong, of as many classes as there are."""
-    sure = said.probabilities.max(1)
-    out = []
-    for wanted in (said.right, ~said.right):
-        picked: list[int] = []
-        seen: set[int] = set()
-        for index in np.argsort(-np.where(wanted, sure, -1))[: int(wanted.sum())]:
-            if int(said.labels[index]) not in seen:
-                seen.add(int(said.labels[index]))
-                picked.append(int(index))
-        rest = [int(i) for i in np.argsort(-np.where(wanted, sure, -1))[: int(wanted.sum())] if int(i) not in picked]
-        chosen = [*picked, *rest][:SHOWN]
-        guesses = said.probabilities.argmax(1)
-        out.append(
-            [
-                Example(
-                    _jpeg(images, index),
-                    images.class_names[said.labels[index]],
-                    images.class_names[guesses[index]],
-                    100 * float(sure[index]),
-                )
-                for index in chosen
-            ]
-        )
-    return out[0], out[1]
+    sure, guesses, names = said.probabilities.max(1), said.probabilities.argmax(1), images.class_names
+
+    def some(wanted: np.ndarray) -> list[Example]:
+        surest = [int(index) for index in np.argsort(-sure) if wanted[index]]
+        firsts = {said.labels[index]: index for index in reversed(surest)}  # the surest of each class
+        order = sorted(surest, key=lambda index: firsts[said.labels[index]] != index)
+        return [
+            Example(_jpeg(images, index), names[said.labels[index]], names[guesses[index]], 100 * float(sure[index]))
+            for index in order[:SHOWN]
+        ]
+
+    return some(said.right), some(~said.right)
 
 
 def _jpeg(images: ImageSet, index: int) -> str:

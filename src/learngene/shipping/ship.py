@@ -52,7 +52,7 @@ def ship(
         sizes: Most parameters of each model; 0.2, 0.6 and 1.5 million by default.
         max_latency: Most milliseconds per image on this machine, for a model each.
         max_size: Most megabytes of weights, for a model each.
-        teacher: Name or folder of a timm model; ``auto``, the default, or ``none``.
+        teacher: Name or folder of a timm model; none by default.
         hours: For everything; 1 by default.
         budget_macs: Instead, multiply-adds of all training.
         method: How the models are made; what measured comparisons advise by default.

@@ -74,7 +74,7 @@ def find_teacher(recipe: ShipRecipe, images: ImageSet) -> FoundTeacher:
     from learngene.genes.ancestry import Ancestry
 
     source = recipe.teacher
-    if source in ("none", "auto"):
+    if source == "none":
         return FoundTeacher()
     if Path(source).exists():
         model = Ancestry(source).model

@@ -158,6 +158,11 @@ def refuse_read_only(folder: Path) -> None:
         raise LearngeneError(f"cannot write {folder}: {there} is read-only; choose another folder")
 
 
+def in_package(packaged: Path, checkout: str) -> Path:
+    """A file or folder that an installed package has at ``packaged``, and a checkout at a path below its root."""
+    return packaged if packaged.exists() else Path(__file__).parents[3] / checkout
+
+
 def find_folder(name: str) -> Path:
     """A folder of the project, such as ``claims``: in the working folder, or beside the sources of a checkout.
 

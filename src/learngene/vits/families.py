@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from learngene.system.files import in_package
+
 COLUMNS = ("teacher", "source", "descendant")
 
 
@@ -35,7 +37,6 @@ def _reasons(families: list[dict[str, Any]]) -> dict[str, str]:
 
 def _record() -> dict[str, Any]:
     """The record of the installed package, or of a checkout."""
-    here = Path(__file__)
-    files = (here.with_name("families.json"), here.parents[3] / "results" / "benchmarks" / "families.json")
-    record: dict[str, Any] = json.loads(next(path for path in files if path.is_file()).read_text())
+    path = in_package(Path(__file__).with_name("families.json"), "results/benchmarks/families.json")
+    record: dict[str, Any] = json.loads(path.read_text())
     return record

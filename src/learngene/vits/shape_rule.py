@@ -2,8 +2,7 @@
 
 Width and depth: the models from ViT-Ti and DeiT-Ti to ViT-G (Touvron et al., ICML 2021, Table 1; Dosovitskiy et al.,
 ICLR 2021, Table 1; Zhai et al., CVPR 2022, Table 2), with depth interpolated over the width between them. Below DeiT-Ti
-its ratio is kept: 16 entries of width for each layer. The power laws of SoViT (Alabdulmohsin et al., NeurIPS 2023) were
-fitted from 100 M parameters on; carried down to one million they would leave a single layer.
+its ratio is kept, which is ours: 16 entries of width for each layer.
 
 Heads are 64 wide as in those families, or 32 where a narrow model would have fewer than three of 64. An image has
 about 8 patches along a side, as the 32-pixel images of ViT-Lite with patches of 4 (Hassani et al., 2021), until patches
