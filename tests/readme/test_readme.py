@@ -246,7 +246,10 @@ def test_the_table_is_that_of_the_result(name: str, page: str) -> None:
         line = next(line for line in text.splitlines() if line.startswith("| any-size, untuned | "))
         assert line.startswith(f"| any-size, untuned | {row['seeds']} | 111,290 | {row['last_top1'][0]:.1f} | ")
     elif "cells" in result:
-        assert all(f"| {cell['data']} | {cell['images']:,} | " in text for cell in result["cells"])
+        for cell in result["cells"]:
+            assert any(
+                f"{cell['mean']:.1f}" in line for line in text.splitlines() if line.startswith(f"| {cell['data']} |")
+            )
     elif "scores" in result:
         peer = result["scores"]["peer"]["3"].values()
         assert f"| {sum(score['knn'] for score in peer) / len(peer):.1f}, " in text

@@ -151,7 +151,8 @@ def outside(gene: ReadGene, shape: Shape) -> str:
     name, called = score_of(entries)
 
     def distance(entry: Mapping[str, Any]) -> float:
-        return sum(abs(log2(entry[key] / getattr(shape, key))) for key in ("embed_dim", "depth"))
+        # Rounded, so that of two that are as near the first is always named.
+        return round(sum(abs(log2(entry[key] / getattr(shape, key))) for key in ("embed_dim", "depth")), 9)
 
     near = min(entries, key=distance)
     behind = max(float(entry[name]) for entry in entries) - near[name]

@@ -28,6 +28,7 @@ def sizes_picture(header: GeneHeader, out: Path) -> None:
         header: Of the file of a gene that was trained at several shapes.
         out: PNG file to write.
     """
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
@@ -41,10 +42,11 @@ def sizes_picture(header: GeneHeader, out: Path) -> None:
     figure = Figure(figsize=SIZE, layout="constrained")
     grid, curves = figure.subplots(1, 2)
     low, high = min(score for _, score, _ in known), max(score for _, score, _ in known)
+    norm = Normalize(low, high if high > low else low + 1)  # of equal scores, which matplotlib would spread by itself
     for how, area, edge in (("between measured shapes", BETWEEN, "none"), ("measured", POINT, "black")):
         some = [(shape, score) for shape, score, kind in known if kind == how]
         if some:
-            look: dict[str, Any] = {"s": area, "edgecolors": edge, "cmap": "viridis", "vmin": low, "vmax": high}
+            look: dict[str, Any] = {"s": area, "edgecolors": edge, "cmap": "viridis", "norm": norm}
             points = grid.scatter(
                 [shape.embed_dim for shape, _ in some],
                 [shape.depth for shape, _ in some],
@@ -75,7 +77,7 @@ def sizes_picture(header: GeneHeader, out: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     stored = f"{header.stored_params / 1e3:.0f} k numbers"
-    figure.suptitle(f"{header.method.title}: every size from one gene of {stored}, untuned", fontsize=10)
+    figure.suptitle(f"{header.method.title}: one gene of {stored}, untuned, over its sizes", fontsize=10)
     note = "framed and large: measured; small and lines: interpolated between measured shapes"
     figure.supxlabel(note, fontsize=7, color=GREY)
     save_png(figure, out)
