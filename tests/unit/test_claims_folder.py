@@ -256,7 +256,7 @@ def test_a_group_or_scale_that_is_not_there_is_refused(refused: Callable[..., st
     assert line == "learngene: unknown scale 'labtop'; did you mean 'laptop'?"
     assert "say where that folder is with --data FOLDER" in refused("reproduce", "tleg.table2")
     line = refused("reproduce", "lets.fig4")
-    assert line == "learngene: lets.fig4: is tested at paper scale, not at laptop scale; give that with --scale"
+    assert line == "learngene: lets.fig4: is tested at gpu and paper scale, not at laptop scale; give that with --scale"
 
 
 @pytest.mark.parametrize(("line", "holds"), [(0.19, True), (0.17, False)])
