@@ -58,11 +58,10 @@ def graph(shape: ViTShape, channels: tuple[int, ...], *, attention_node: bool = 
         attention_node: A node for the softmax between query and output projection.
     """
     names, types, sizes = _nodes(shape, attention_node)
-    rows = torch.tensor([_rows(size, channels) for size in sizes])
     distances = torch.from_numpy(_distances(shape.depth, attention_node))
     nodes = tuple(node for node, mine in enumerate(names) if mine)
     places = {name: place for place, node in enumerate(nodes) for name in names[node]}
-    return Graph(torch.tensor(types), rows, distances, names, nodes, places)
+    return Graph(torch.tensor(types), _rows(sizes, channels), distances, names, nodes, places)
 
 
 def _nodes(
@@ -102,19 +101,21 @@ def _nodes(
     return tuple(n[0] for n in nodes), [n[1] for n in nodes], [n[2] for n in nodes]
 
 
-def _rows(size: tuple[int, int, int, int], channels: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Rows of a size in the tables of channels and sides; the last row of each stands for none."""
-    if size == NONE:
-        return len(channels), len(channels), len(SPATIAL), len(SPATIAL)
+def _rows(sizes: list[tuple[int, int, int, int]], channels: tuple[int, ...]) -> Integer[Tensor, "nodes 4"]:
+    """Rows of all sizes in the tables of channels and sides; the last row of each stands for none."""
+    rows = np.array(sizes)
+    none = rows[:, 0] < 0
     # Ties go to the smaller row, but 4 to 7 channels go to 8, and a side of 2 goes to 3.
-    out, wide_in = (_nearest(8 if 3 < count < 8 else count, channels) for count in size[:2])
-    height, width = (_nearest(3 if side == 2 else side, SPATIAL) for side in size[2:])
-    return out, wide_in, height, width
+    rows[:, :2] = _nearest(np.where((rows[:, :2] > 3) & (rows[:, :2] < 8), 8, rows[:, :2]), channels)
+    rows[:, 2:] = _nearest(np.where(rows[:, 2:] == 2, 3, rows[:, 2:]), SPATIAL)
+    rows[none] = (len(channels), len(channels), len(SPATIAL), len(SPATIAL))
+    return torch.from_numpy(rows)
 
 
-@functools.cache
-def _nearest(value: int, known: tuple[int, ...]) -> int:
-    return min(range(len(known)), key=lambda row: abs(known[row] - value))
+def _nearest(values: np.ndarray, known: tuple[int, ...]) -> np.ndarray:
+    """Rows of the nearest known values; a graph has few that differ."""
+    few, places = np.unique(values, return_inverse=True)
+    return np.abs(few[:, None] - np.array(known)).argmin(1)[places].reshape(values.shape)
 
 
 @functools.lru_cache(maxsize=64)
