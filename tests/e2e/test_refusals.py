@@ -261,8 +261,8 @@ def test_the_real_command_exits_with_two_and_one_line(place: Path) -> None:
     done = command("plan", gene, "--max-params", 10)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
-        f"learngene: {gene}: no shape fits this budget; the smallest is depth 3 with 0.007603 M params, "
-        "more than 1e-05 of max_params; the largest is depth 48 with "
+        f"learngene: {gene}: no shape fits this budget; the smallest is depth 3 with 7.603K params, "
+        "more than 10 of max_params; the largest is depth 48 with "
     )
 
 

@@ -22,6 +22,7 @@ from learngene.methods.base import is_count
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.system.files import write_file
+from learngene.system.quantities import short
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
@@ -189,16 +190,11 @@ def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: An
     def label(one: Candidate) -> str:
         return " ".join(source.method.label(source.shape, one.shape).split())
 
-    for limit, name, scale, unit in (
-        (budget.max_params, "params", 1e6, "M params"),
-        (budget.max_macs, "macs", 1e9, "G macs"),
-    ):
+    for limit, name in ((budget.max_params, "params"), (budget.max_macs, "macs")):
         least = min(every, key=lambda one: getattr(one, name))
         if limit is not None and getattr(least, name) > limit:
-            reasons.append(
-                f"the smallest is {label(least)} with {getattr(least, name) / scale:.4g} {unit}, more than "
-                f"{limit / scale:.4g} of max_{name}"
-            )
+            has, most = short(getattr(least, name)), short(limit)
+            reasons.append(f"the smallest is {label(least)} with {has} {name}, more than {most} of max_{name}")
     if budget.max_latency is not None and (timed := plan(source, replace(budget, max_latency=math.inf), **task)):
         fastest = min(timed, key=lambda one: one.latency or 0.0)
         within = "" if len(timed) == len(every) else " within the other limits"
@@ -207,9 +203,9 @@ def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: An
             f"{budget.max_latency:.4g} of max_latency"
         )
     reasons = reasons or ["every limit can be met, but not all by one shape"]
-    most = max(every, key=lambda one: one.params)
-    size = f"{most.params / 1e6:.4g} M params and {most.macs / 1e9:.4g} G macs"
-    return f"{' and '.join(reasons)}; the largest is {label(most)} with {size}"
+    largest = max(every, key=lambda one: one.params)
+    size = f"{short(largest.params)} params and {short(largest.macs)} macs"
+    return f"{' and '.join(reasons)}; the largest is {label(largest)} with {size}"
 
 
 def _scores(source: Learngene | GeneHeader, base: ViTShape) -> dict[str, dict[str, float]]:
