@@ -61,6 +61,7 @@ _HOMES = {
     "condense_together": "making.together",
     "embed_task": "making.hyper.embedding",
     "evaluate": "making.finetune",
+    "export": "devices.export",
     "export_onnx": "vits.onnx_export",
     "extract": "making.extract",
     "finetune": "making.finetune",

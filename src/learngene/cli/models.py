@@ -180,14 +180,45 @@ def _tops(found: Any, classes: int) -> str:
 @app.command()
 def export(
     descendant: Annotated[Path, typer.Argument(help="descendant folder")],
-    out: Annotated[Path, typer.Option(help="ONNX file to write")],
+    out: Annotated[Path, typer.Option(help="file to write: .onnx, .xml (openvino), .pte (executorch), .pt2 (torch)")],
+    to: Annotated[str, typer.Option(help="runtime: onnx, openvino, executorch or torch")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8")] = "fp32",
+    batch: Annotated[int, typer.Option(help="largest batch to check; executorch's files take no larger")] = 8,
+    data: Annotated[
+        list[str] | None, typer.Option(help="images: the val split judges the file, the train split calibrates int8")
+    ] = None,
+    calibrate: Annotated[int | None, typer.Option(help="int8: images to calibrate on; 128 or all by default")] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(help="points of accuracy that may be lost (0.5), or without --data percent of other guesses (2)"),
+    ] = None,
+    keep_worse: Annotated[bool, typer.Option("--keep-worse", help="warn where a file loses more")] = False,
 ) -> None:
-    """Write an ONNX file, run it again at batch 1 and 3 and compare the logits."""
+    """Write a model for a runtime, run it there again at batch 1 and another, and compare on real images."""
+    from learngene.devices.export import export as write_file
     from learngene.vits.descendant_folder import load_descendant
-    from learngene.vits.onnx_export import export_onnx
 
-    difference = export_onnx(load_descendant(descendant), out)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, logits agree at batch 1 and 3 within {difference:.1g}")
+    record = write_file(
+        load_descendant(descendant),
+        out,
+        to=to,
+        precision=precision,
+        batch=batch,
+        data={"source": data} if data else None,
+        calibrate=calibrate,
+        bound=bound,
+        keep_worse=keep_worse,
+    )
+    found = record.agreement
+    size = sum(record.files.values()) / 1e6
+    print(
+        f"{out}: {size:.1f} MB, computed in {record.computed_in}; logits agree at batch 1 and {batch} within "
+        f"{found['largest_difference']:.1g}, the guess on {found['top1_agreement']:.1f} % of {found['images']} images"
+    )
+    if found["score"] is not None:
+        print(f"accuracy {found['score']:.2f} %, of the model {found['model_score']:.2f} %")
+    for note in record.notes:
+        print(f"note: {note}")
 
 
 @app.command()

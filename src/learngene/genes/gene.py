@@ -101,6 +101,8 @@ class Learngene(nn.Module):
             if name in shapes:
                 self._register(name, tensors[name])
         self.bridge = {name: tensors[name] for name in bridge}
+        if not self._absent():
+            self.skeleton()  # here and not in the first ``forward``: inside a trace no module can be built
 
     def _register(self, name: str, value: Tensor) -> None:
         """Registers a parameter under a dotted name by nesting plain modules."""
@@ -211,7 +213,7 @@ class Learngene(nn.Module):
         Raises:
             LearngeneError: If the gene holds only a part of a model, as Vanilla-LG's does.
         """
-        if absent := {"stem", "norm", "head"} - set(self.method.parts):
+        if absent := self._absent():
             raise LearngeneError(
                 f"gene: {self.method.name} holds no {' and no '.join(sorted(absent))}, "
                 "so it computes nothing by itself; expand it"
@@ -225,6 +227,10 @@ class Learngene(nn.Module):
         if self.shape.arch:  # may compute with more than parameters: indices, frequencies
             weights |= {name: value.to(images.device) for name, value in skeleton.named_buffers()}
         return functional_call(skeleton, weights, (images,), strict=True)
+
+    def _absent(self) -> set[str]:
+        """What the gene does not hold of a model that computes."""
+        return {"stem", "norm", "head"} - set(self.method.parts)
 
     def skeleton(self, shape: Shape | None = None) -> VisionTransformer:
         """The structure that ``forward`` computes with: one meta-device timm model per shape, kept between steps."""

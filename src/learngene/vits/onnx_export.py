@@ -20,6 +20,8 @@ from learngene.vits.input_size import input_size
 TOLERANCE = 1e-3
 """Largest accepted difference of a logit, relative to the largest logit; float32 kernels differ by about 1e-6."""
 
+OPSET = 23
+
 
 def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, ...] = (1, 3)) -> float:
     """Writes an ONNX file with a free batch size and checks it with ONNX Runtime.
@@ -54,7 +56,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, .
     differences: list[float] = []
 
     def write(temporary: Path) -> None:
-        _export(model, torch.randn(2, *size), temporary)
+        write_onnx(model, torch.randn(2, *size), temporary)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(temporary), options, providers=["CPUExecutionProvider"])
@@ -87,7 +89,16 @@ def _refuse_foreign(path: Path) -> None:
         raise LearngeneError(f"{path} exists and is no ONNX file; choose another output path")
 
 
-def _export(model: nn.Module, example: torch.Tensor, path: Path) -> None:
+def write_onnx(model: nn.Module, example: torch.Tensor, path: Path) -> None:
+    """Writes an ONNX file with a free batch size, unchecked.
+
+    Of opset 23, which has attention as one node: the graph is a third smaller, and quantisers leave its inside alone.
+
+    Raises:
+        LearngeneError: If torch cannot turn the model into ONNX.
+    """
+    import onnx
+
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Fused attention with a mask lays its result out otherwise than what torch rewrites it into, which ends in a view
@@ -105,10 +116,18 @@ def _export(model: nn.Module, example: torch.Tensor, path: Path) -> None:
                 dynamo=True,
                 external_data=False,
                 verbose=False,
+                opset_version=OPSET,
             )
         except Exception as error:
             kind = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
             raise LearngeneError(f"export: torch cannot turn {kind} into ONNX ({_reason(error)})") from error
+    written = onnx.load(str(path))
+    weights = {tensor.name for tensor in written.graph.initializer}
+    # The exporter lists the shapes of weights too, and quantisers, which transpose weights, then see two for one.
+    others = [value for value in written.graph.value_info if value.name not in weights]
+    del written.graph.value_info[:]
+    written.graph.value_info.extend(others)
+    onnx.save(written, str(path))
 
 
 def _reason(error: BaseException) -> str:
