@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+import typer
+import yaml
 
 import learngene
 from comparisons import contents, counted_at_the_end, written
 from learngene import load_descendant
+from learngene.cli import app
 from pico import CLI, FAST, condense_fields, finetune_fields, make_images, pico_gene, pico_shape
 
 
@@ -191,6 +194,15 @@ def test_what_the_program_says_of_itself(cli: CLI, argument: str, texts: list[st
     assert all(text in result.out for text in texts)
 
 
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
+def test_help_ends_with_two_examples_that_can_be_called(cli: CLI, name: str) -> None:
+    shown = cli(name, "--help").out.partition("Examples:\n")[2].splitlines()
+    assert [line.split()[:2] for line in shown] == [["learngene", name]] * 2
+    for line in shown:
+        command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        command.make_context(name, shlex.split(line)[2:])  # raises what a wrong call would
+
+
 def test_the_program_is_also_a_module(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["learngene", "--version"])
     with pytest.raises(SystemExit) as end:
@@ -301,6 +313,22 @@ def test_check_of_a_descendant_names_its_model(cli: CLI, images: Path, tmp_path:
     result = cli("check", written(tmp_path / "r.yaml", fields))
     assert result.code == 0, result.err
     assert f"model: sws, {pico_shape(depth=3).params() / 1e6:.3f} M parameters" in result.out
+
+
+def test_check_takes_flags_of_finetune(cli: CLI, images: Path, tmp_path: Path) -> None:
+    pico_gene("sws", {"stages": (2, 2)}).save(tmp_path / "g.safetensors")
+    flags = ["--model", tmp_path / "g.safetensors", "--data", images, "--depth", 3, "--epochs", 2, "--batch-size", 6]
+    flags += ["--lr", "1e-2", "--warmup-epochs", 0, "--seed", 5, "--out", tmp_path / "run"]
+    result = cli("check", *flags)
+    assert result.code == 0, result.err
+    assert "training: 2 epochs, 8 steps of 6 images" in result.out  # of 24 images
+    assert f"model: sws, {pico_shape(depth=3).params() / 1e6:.3f} M parameters" in result.out
+    told = result.out.splitlines()[-1].removeprefix("next: learngene ")
+    assert shlex.split(told) == ["finetune", *map(str, flags)]
+    assert cli(*shlex.split(told)).code == 0
+    train = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train"]
+    assert [train[key] for key in ("lr", "batch_size", "seed")] == [1e-2, 6, 5]
+    assert train["schedule"]["warmup_epochs"] == 0
 
 
 @pytest.mark.parametrize("kind", ["condense", "finetune"])

@@ -12,8 +12,12 @@ import typer
 from learngene import __version__
 from learngene.cli import experiments, genes, models, recipes, runs, ship  # noqa: F401 - they register their commands
 from learngene.cli.app import app
+from learngene.cli.examples import add_examples
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.machine_faults import machine_fault
+
+for _command in app.registered_commands:
+    add_examples(_command)
 
 
 @app.callback(invoke_without_command=True)

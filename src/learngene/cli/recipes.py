@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
+from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -30,7 +33,11 @@ from learngene.system.errors import RecipeError
 
 if TYPE_CHECKING:
     from learngene.making.steps import MadeGene
+    from learngene.recipe.finetune import FinetuneRecipe
     from learngene.recipe.genes import GenesRecipe
+    from learngene.recipe.loading import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
 @app.command()
@@ -129,8 +136,7 @@ def tune(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = Non
     suggest("plan", done.path)
 
 
-@app.command()
-def finetune(
+def finetune_recipe(
     recipe: Annotated[Path | None, typer.Argument(help="recipe (.yaml); or use --model and --data")] = None,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="gene, folder, checkpoint, timm name, or scratch")] = None,
@@ -138,13 +144,19 @@ def finetune(
     architecture: Architecture = None,
     model_args: ModelArgs = None,
     state: State = None,
+    embed_dim: Annotated[int | None, typer.Option(help="width to expand from a gene that can change it")] = None,
     depth: Depth = None,
     path: PoolPath = None,
-    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
     preset: Annotated[str | None, typer.Option(help="training preset: deit, official or laptop")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the data")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images per step")] = None,
+    lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="of weights, not of biases and norms")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="epochs in which the rate rises")] = None,
+    seed: Annotated[int | None, typer.Option(help="of everything random")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
-) -> None:
-    """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
+) -> FinetuneRecipe:
+    """The recipe that a file, ``key.sub=value`` and flags give together; what two of them say is refused."""
     from learngene.recipe.finetune import FinetuneRecipe
     from learngene.recipe.loading import apply_overrides, build_recipe
 
@@ -156,21 +168,52 @@ def finetune(
         "architecture": architecture,
         "model_args": mapping("--model-args", model_args) or None,
         "state": state,
+        "shape.embed_dim": embed_dim,
         "shape.depth": depth,
         "shape.path": path,
-        "train.epochs": epochs,
         "train.preset": preset,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "train.weight_decay": weight_decay,
+        "train.schedule.warmup_epochs": warmup_epochs,
+        "train.seed": seed,
         "data.source": data or None,
         "out": str(out) if out else None,
     }
+    said = {assignment.partition("=")[0] for assignment in given}
+    for key, value in flags.items():
+        if value is not None and key in said:
+            flag = "--data" if key == "data.source" else f"--{key.rpartition('.')[2].replace('_', '-')}"
+            raise RecipeError(f"{flag} and {key}= say the same; leave one out")
     given += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     if recipe is not None:
-        loaded = read_recipe(FinetuneRecipe, recipe, given, None)
-    elif model is None or not data:
+        return read_recipe(FinetuneRecipe, recipe, given, None)
+    fields = apply_overrides({"kind": "finetune"}, given)
+    if not {"model", "data"} <= fields.keys():
         raise RecipeError("finetune: give a recipe, or --model and --data")
-    else:
-        fields = apply_overrides({"kind": "finetune"}, given)
-        loaded = require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
+    return require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
+
+
+def _takes_what(other: Callable[..., Any]) -> Callable[[Command], Command]:
+    """Gives a command the arguments of a function, which it gets by name."""
+
+    def give(command: Command) -> Command:
+        command.__annotations__ = get_type_hints(other, localns={"FinetuneRecipe": Any}, include_extras=True)
+        parameters = signature(other).parameters.values()
+        kinds = command.__annotations__
+        shown = Signature([one.replace(annotation=kinds[one.name]) for one in parameters])
+        command.__signature__ = shown  # type: ignore[attr-defined]
+        return command
+
+    return give
+
+
+@app.command()
+@_takes_what(finetune_recipe)
+def finetune(**flags: Any) -> None:
+    """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
+    loaded = finetune_recipe(**flags)
     say_start(f"finetune {loaded.model}", f"run folder {loaded.out}")
     from learngene.making.finetune import run
     from learngene.training.scores import Accuracy
@@ -203,13 +246,22 @@ def index(
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
-    """Check everything about a recipe that can be known before the first step."""
+@_takes_what(finetune_recipe)
+def check(**flags: Any) -> None:
+    """Check everything about a recipe that can be known before the first step, or about finetune's flags.
+
+    With a recipe --data is the folder that it calls $DATA.
+    """
     from learngene.recipe.loading import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [], data)
+    path, overrides, folder = flags["recipe"], flags["overrides"] or [], flags["data"] or []
+    of_file = not any(value for key, value in flags.items() if key not in ("recipe", "overrides", "data"))
+    if of_file and path is not None and len(folder) < 2 and ("=" not in str(path) or path.exists()):
+        loaded: Recipe = load_recipe(path, overrides, Path(folder[0]) if folder else None)
+    else:
+        loaded = finetune_recipe(**flags)
     from learngene.cli.check import check_recipe
 
     for line in check_recipe(loaded):
         print(line)
-    suggest(loaded.kind, recipe, *(overrides or []), *(["--data", data] if data else []))
+    suggest(loaded.kind, *sys.argv[sys.argv.index("check") + 1 :])
