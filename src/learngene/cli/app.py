@@ -52,7 +52,10 @@ Preprocessing = Annotated[
     str | None,
     typer.Option(help="what the weights were trained with, such as '{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}'"),
 ]
-Processes = Annotated[int, typer.Option(help="processes to start; more may be started elsewhere", min=1, max=256)]
+Processes = Annotated[int, typer.Option(help="workers at a time; more may be started elsewhere", min=1, max=256)]
+Executor = Annotated[
+    str, typer.Option(help="whose workers: local, dask[:ADDRESS], slurm[:KEY=VALUE,...] or ray[:ADDRESS]")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from learngene.cli.app import DataFolder, Overrides, Processes, RecipeFile, app, read_recipe, suggest
+from learngene.cli.app import DataFolder, Executor, Overrides, Processes, RecipeFile, app, read_recipe, suggest
 from learngene.system.errors import LearngeneError
 
 
@@ -34,6 +34,7 @@ def compare(
     overrides: Overrides = None,
     data: DataFolder = None,
     processes: Processes = 1,
+    executor: Executor = "local",
     collect: Annotated[bool, typer.Option("--collect", help="run nothing; only read what is there")] = False,
 ) -> None:
     """Compare methods at equal terms: run what is missing, then write tables and plots."""
@@ -46,7 +47,7 @@ def compare(
     from learngene.comparing.run import read_results
     from learngene.comparing.tables import as_markdown, save_tables
 
-    found = read_results(loaded) if collect else run_all(loaded, processes=processes)
+    found = read_results(loaded) if collect else run_all(loaded, processes=processes, executor=executor)
     for line in [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]:
         print(f"learngene: {line}", file=sys.stderr)
     if found.rows:
@@ -74,6 +75,7 @@ def reproduce(
     scale: Annotated[str, typer.Option(help="laptop, gpu or paper")] = "laptop",
     data: DataFolder = None,
     processes: Processes = 1,
+    executor: Executor = "local",
     cost: Annotated[bool, typer.Option("--cost", help="run nothing; say what it would take")] = False,
 ) -> None:
     """Test a group of published claims and write its verdicts. The same command continues a stopped run."""
@@ -93,7 +95,7 @@ def reproduce(
         return
     from learngene.comparing.claims.reproduce import reproduce as run_group
 
-    path, faults = run_group(group, recipe, scale, processes=processes)
+    path, faults = run_group(group, recipe, scale, processes=processes, executor=executor)
     for claim in json.loads(path.read_text())["claims"]:
         print(f"{claim['outcome']:14s} {claim['text']}")
     print(path)

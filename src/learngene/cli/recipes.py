@@ -15,6 +15,7 @@ from learngene.cli.app import (
     Architecture,
     DataFolder,
     Depth,
+    Executor,
     ModelArgs,
     Overrides,
     PoolPath,
@@ -86,6 +87,7 @@ def targets(
     overrides: Overrides = None,
     data: DataFolder = None,
     processes: Processes = 1,
+    executor: Executor = "local",
     again: Annotated[bool, typer.Option("--again", help="read all that is stored, make damaged files again")] = False,
 ) -> None:
     """Store what the teachers of a condense recipe say, ahead of training: distill.replay says where."""
@@ -99,14 +101,20 @@ def targets(
     from learngene.making.targets import write_targets
     from learngene.system.quantities import size_in_words
 
-    for one in write_targets(loaded, processes=processes, again=again):
+    for one in write_targets(loaded, processes=processes, executor=executor, again=again):
         stored = f"{', '.join(one.forms)} of {one.views} views, {size_in_words(one.size)}"
         print(f"{one.folder}: {stored}, {one.size / one.views:.0f} bytes a view; {size_in_words(one.added)} are new")
     suggest("condense", recipe, *(overrides or []), *(["--data", data] if data else []))
 
 
 @app.command()
-def search(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None, processes: Processes = 1) -> None:
+def search(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    processes: Processes = 1,
+    executor: Executor = "local",
+) -> None:
     """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
     from learngene.recipe.search import SearchRecipe
 
@@ -114,7 +122,7 @@ def search(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = N
     from learngene.making.search.make import run
     from learngene.making.steps import gene_path
 
-    record, path = run(loaded, processes=processes).metadata["search"], gene_path(loaded.out)
+    record, path = run(loaded, processes=processes, executor=executor).metadata["search"], gene_path(loaded.out)
     used = " ".join(f"{layer}:{count}" for layer, count in enumerate(record["usage"], start=1))
     say(f"base blocks of layers, by how many of {len(record['tasks'])} data sets they are used: {used}")
     say(f"{path}: blocks {', '.join(map(str, record['layers']))}; map in {loaded.out}/usage.png")

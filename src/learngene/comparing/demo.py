@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from learngene.comparing.cost import own_macs
 from learngene.comparing.demo_page import show
 from learngene.comparing.demo_tables import DEMOS, Demo, Table
 from learngene.comparing.jobs import Cell, Comparison
-from learngene.comparing.results import ResultRow, collect
+from learngene.comparing.results import ResultRow
 from learngene.comparing.run import compare, prepare
 from learngene.genes.gene_file import read_header
 from learngene.genes.plan import Budget, plan
@@ -27,9 +25,9 @@ from learngene.recipe.loading import build_recipe, read_fields
 from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import merge
 from learngene.system.environment import environment
-from learngene.system.errors import InterruptedRun, LearngeneError, nearest
+from learngene.system.errors import LearngeneError, nearest
 from learngene.system.files import in_package, refuse_foreign, write_file, write_folder
-from learngene.system.processes import announce, spread, stopping
+from learngene.system.processes import announce
 from learngene.vits.descendant_folder import PROVENANCE
 
 MARKER = "demo.json"
@@ -45,7 +43,7 @@ def run_demo(
         out: Folder to write, by default the recipe's; what an earlier run left there is used again.
         seed: Of everything that is random, but for the images.
         overrides: Of its recipe.
-        processes: Started beside this one; by default two, or one on a machine with one core.
+        processes: By default two, or this one on a machine with one core.
 
     Returns:
         What was written to ``demo.json``.
@@ -61,12 +59,10 @@ def run_demo(
     if not (recipe.out / MARKER).exists():
         write_file(recipe.out / MARKER, lambda temporary: temporary.write_text("{}\n"))
     console.print(f"[bold]{demo.about}[/]")
-    with stopping(lambda: "the last finished model"):
-        spread(_work, recipe.model_dump_json(), min(2, os.cpu_count() or 1) if processes is None else processes)
-    comparison, sizes, opened = prepare(recipe)
-    found = collect(comparison, sizes)
-    if found.missing:  # nothing, unless a process failed: trying it here says why
-        found = compare(recipe, say=_tell)
+    # On small models processes of one thread are faster than threads, and every machine adds alike.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    found = compare(recipe, processes=min(2, os.cpu_count() or 1) if processes is None else processes, say=_tell)
+    comparison, _, opened = prepare(recipe)
     if found.faults:
         raise LearngeneError("\n".join(found.faults))
     genes = _keep_models(comparison, recipe.out, seed)
@@ -100,13 +96,6 @@ def _recipe(name: str, out: Path | None, seed: int, overrides: Sequence[str]) ->
     recipe = build_recipe(fields, where=str(path))
     assert isinstance(recipe, CompareRecipe)
     return recipe
-
-
-def _work(recipe: str, _number: int, _processes: int) -> None:
-    """One process, of one thread: on small models they are faster than threads, and every machine adds alike."""
-    torch.set_num_threads(1)
-    with contextlib.suppress(InterruptedRun, LearngeneError):  # which the process that started this one reports
-        compare(CompareRecipe.model_validate_json(recipe), say=_tell)
 
 
 def _tell(text: str) -> None:

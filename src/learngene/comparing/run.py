@@ -28,7 +28,8 @@ from learngene.making.search.make import described, keep_selected
 from learngene.making.search.paths import NAME as PATH_FILE
 from learngene.making.search.task_search import SearchInputs, search_task
 from learngene.making.search.task_search import prepare as prepare_search
-from learngene.making.steps import Step, missing, run_shared
+from learngene.making.steps import Step, missing
+from learngene.making.workers import run_shared
 from learngene.methods import default_settings
 from learngene.recipe.compare import SOURCE, CompareRecipe
 from learngene.recipe.condense import CondenseRecipe
@@ -147,13 +148,20 @@ def _refuse_other_size(task: str, images: ImageSet, recipe: CompareRecipe) -> No
         )
 
 
-def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], None] = announce) -> Results:
+def compare(
+    recipe: CompareRecipe,
+    *,
+    processes: int = 1,
+    executor: str = "local",
+    say: Callable[[str], None] = announce,
+) -> Results:
     """Runs what is missing of a comparison and reads all its results.
 
     Args:
         recipe: The comparison. Any number of processes, on one or several machines with a common folder, may run it
             at the same time.
-        processes: Started here. With several on a CPU, each gets one thread.
+        processes: Workers at a time, of this machine or as many as a scheduler is asked for.
+        executor: Whose they are: ``local``, ``dask``, ``slurm`` or ``ray``, see ``system.executors``.
         say: Told of every finished step.
 
     Raises:
@@ -167,6 +175,7 @@ def compare(recipe: CompareRecipe, *, processes: int = 1, say: Callable[[str], N
         _missing_of,
         missing_steps(comparison, opened),
         processes=processes,
+        executor=executor,
         locks=recipe.store / "locks",
         say=say,
         reached=lambda: "the last finished cell",

@@ -7,6 +7,7 @@ or be spread over more processes, and see the very same images.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -247,6 +248,8 @@ def loaded_parts(
 def _loaded(
     views: Addressed, keys: Iterable[Any], workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    if multiprocessing.current_process().daemon:  # as workers of Dask are, which may start no process
+        workers = 0
     loader: DataLoader[Any] = DataLoader(
         views,  # type: ignore[arg-type]
         batch_sampler=keys,

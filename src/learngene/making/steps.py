@@ -1,8 +1,9 @@
 """The life cycle of everything that is made: a recipe becomes steps, and one runner makes what is missing of them.
 
-A step knows where its outcome stands, what it needs, and how it is made. The runner takes a lock for each step, so that
-any number of processes, on one or several machines with a common folder, may run the same steps at the same time; it
-waits for what others are making, goes on where a step was stopped, and lets one step fail without taking others down.
+A step knows where its outcome stands, what it needs, and how it is made. The runner makes it, here or by handing it to
+a crew, goes on where a step was stopped, and lets one fail without taking others down. Whoever makes a
+step holds its lock: so that runs that know nothing of each other may share a folder, on one machine or several, and a
+worker that was given up but lives makes nothing twice. The runner waits for what others are making.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ import glob
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import refuse_foreign_gene
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.environment import environment
-from learngene.system.errors import InterruptedRun, LearngeneError
+from learngene.system.errors import LearngeneError
 from learngene.system.files import clear_unfinished, refuse_full_disk, take_lock
 from learngene.system.machine_faults import machine_fault
-from learngene.system.processes import POLL_SECONDS, announce, spread, stopping, take_share
+from learngene.system.processes import POLL_SECONDS
 from learngene.training.kept_runs import gene_path
 from learngene.training.run import write_once
 from learngene.training.run_folder import run_bytes
 from learngene.training.stage import TrainResult
 
-Recipe = TypeVar("Recipe")
 Outcome = TypeVar("Outcome")
 Say = Callable[[str], None]
 
@@ -55,6 +56,22 @@ class Step(Generic[Outcome]):
     describe: Callable[[Outcome], str] = str
 
 
+class Crew(Protocol):
+    """Whoever makes steps instead of the process that runs them.
+
+    Attributes:
+        running: What is being made, by path.
+    """
+
+    running: dict[Path, Any]
+
+    def __call__(self, step: Step[Any], *, failed: dict[str, str] | None, say: Say | None) -> Any:
+        """The outcome of a step; None if it failed, ``LATER`` as long as it is neither."""
+
+    def wait(self, left: int) -> None:
+        """Waits for any news, with so many steps left."""
+
+
 def missing(steps: Iterable[Step[Any]], wanted: Callable[[Step[Any]], bool]) -> list[Step[Any]]:
     """What has to be made: the wanted steps that are not there, and whatever those need that is not there.
 
@@ -77,6 +94,7 @@ def run_steps(
     locks: Path | None = None,
     failed: dict[str, str] | None = None,
     say: Say | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[tuple[Step[Any], Any]]:
     """Makes every step that nobody else has made or is making, and waits for those.
 
@@ -86,27 +104,25 @@ def run_steps(
         failed: Filled with the reasons of the steps that failed, by name. Steps that need one of them are left out.
             None lets the first failure end the run.
         say: Told of every step that was made or failed.
+        crew: Makes the steps instead of this process.
 
     Yields:
         Every step with its outcome, whether it was found or made here.
     """
     pending = list(steps)
     lost: set[Path] = set()
+    make_it = crew or partial(make_here, locks=locks)
     while pending:
         waiting = True
         for step in list(pending):
             if any(other.path in lost for other in step.needs):
                 outcome = None
-            elif (outcome := step.found()) is None:
+            elif (crew and step.path in crew.running) or (outcome := step.found()) is None:
                 if any(other in pending for other in step.needs):
                     continue
-                free = contextlib.ExitStack()
-                lock = take_lock(lock_path(locks, step.path)) if locks else free
-                if lock is None:
+                outcome = make_it(step, failed=failed, say=say)
+                if outcome is LATER:
                     continue
-                with lock:
-                    if (outcome := step.found()) is None:
-                        outcome = _made(step, failed, say)
             pending.remove(step)
             waiting = False
             if outcome is None:
@@ -114,7 +130,20 @@ def run_steps(
             else:
                 yield step, outcome
         if waiting:
-            time.sleep(POLL_SECONDS)
+            crew.wait(len(pending)) if crew else time.sleep(POLL_SECONDS)
+
+
+LATER = object()
+"""What stands for the outcome of a step that somebody else is making."""
+
+
+def make_here(step: Step[Any], *, locks: Path | None, failed: dict[str, str] | None, say: Say | None) -> Any:
+    """The outcome of a step, made under its lock; None if it failed, ``LATER`` if another process has the lock."""
+    lock = take_lock(lock_path(locks, step.path)) if locks else contextlib.nullcontext()
+    if lock is None:
+        return LATER
+    with lock:
+        return outcome if (outcome := step.found()) is not None else _made(step, failed, say)
 
 
 def lock_path(locks: Path, path: Path) -> Path:
@@ -146,50 +175,6 @@ def make(step: Step[Outcome]) -> Outcome:
     ((_, outcome),) = run_steps([step])
     made: Outcome = outcome
     return made
-
-
-def run_shared(
-    recipe: Recipe,
-    steps: Callable[[Recipe], Sequence[Step[Any]]],
-    own: Sequence[Step[Any]],
-    *,
-    processes: int,
-    locks: Path | None,
-    say: Say | None,
-    reached: Callable[[], str],
-) -> tuple[dict[Path, Any], dict[str, str]]:
-    """Runs steps here and in further processes, until all are made or have failed.
-
-    Args:
-        recipe: What further processes are told.
-        steps: Lays out the steps in a further process; importable by name.
-        own: The steps of this process.
-        processes: Started beside this one if more than 1, each with its share of the machine.
-        locks: As ``say``, see ``run_steps``.
-        say: Whom to tell.
-        reached: Says what is kept when the run is stopped, which raises ``InterruptedRun``.
-
-    Returns:
-        The outcomes by path, and the reasons of the steps that failed, by name.
-    """
-    failed: dict[str, str] = {}
-    with stopping(reached):
-        if processes > 1 and own:
-            spread(_worker, (recipe, steps, locks), processes)
-        # After several processes only what failed in all of them is left; trying it here says why.
-        outcomes = {step.path: outcome for step, outcome in run_steps(own, locks=locks, failed=failed, say=say)}
-    return outcomes, failed
-
-
-def _worker(task: tuple[Any, Callable[[Any], Sequence[Step[Any]]], Path | None], number: int, processes: int) -> None:
-    """One process of several."""
-    recipe, steps, locks = task
-    take_share(number, processes)
-    try:
-        for _ in run_steps(steps(recipe), locks=locks, failed={}, say=announce):
-            pass
-    except (InterruptedRun, KeyboardInterrupt):
-        return  # the parent says that it stopped
 
 
 # -- genes -------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from pathlib import Path
 from learngene.data.batches import TrainBatches
 from learngene.making.condense import MAKERS, prepare, remember_teacher
 from learngene.making.inputs import CondenseInputs
-from learngene.making.steps import Step, run_shared
+from learngene.making.steps import Step
 from learngene.making.together import prepare_together
+from learngene.making.workers import run_shared
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.genes import GenesRecipe
 from learngene.recipe.sections import Replay
@@ -43,12 +44,15 @@ class Written:
     added: int
 
 
-def write_targets(recipe: CondenseRecipe | GenesRecipe, *, processes: int = 1, again: bool = False) -> list[Written]:
+def write_targets(
+    recipe: CondenseRecipe | GenesRecipe, *, processes: int = 1, executor: str = "local", again: bool = False
+) -> list[Written]:
     """Stores all outputs of all teachers that a recipe trains with.
 
     Args:
         recipe: Of one gene or of several, with ``distill.replay``.
-        processes: Started on this machine; more may run elsewhere, on the same folder.
+        processes: Workers at a time; more may run elsewhere, on the same folder.
+        executor: Whose they are, see ``system.executors``.
         again: Look at every byte that is stored, and make again what is damaged.
 
     Raises:
@@ -66,7 +70,14 @@ def write_targets(recipe: CondenseRecipe | GenesRecipe, *, processes: int = 1, a
     own, locks = list(_steps(stores)), replay.folder / "locks"
     reached = lambda: f"files that are whole stay in {replay.folder}"  # noqa: E731
     _, failed = run_shared(
-        recipe, steps, own if missing.of else [], processes=processes, locks=locks, say=announce, reached=reached
+        recipe,
+        steps,
+        own if missing.of else [],
+        processes=processes,
+        executor=executor,
+        locks=locks,
+        say=announce,
+        reached=reached,
     )
     if failed:
         raise RecipeError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))

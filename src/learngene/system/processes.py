@@ -8,12 +8,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from typing import Any
 
 from learngene.system.errors import InterruptedRun
-
-Task = TypeVar("Task")
 
 POLL_SECONDS = 0.5
 """How long a process waits when others are doing all that can be done."""
@@ -25,31 +23,62 @@ def announce(text: str) -> None:
     print(f"{text}\n", end="", flush=True)
 
 
-def spread(work: Callable[[Task, int, int], None], task: Task, processes: int) -> None:
-    """Runs ``work(task, number, processes)`` in so many new processes and waits for all of them.
+class LocalExecutor:
+    """Processes of this machine, each a pool of its own, so that one that dies takes no work of others with it.
 
-    Where the system can fork, they are forked from one that has imported the module of ``work`` and computed nothing:
+    Where the system can fork, they are forked from one that has imported the module of the work and computed nothing:
     it costs the seconds of that import once, and nothing of this process, such as an open accelerator, is inherited.
     """
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-    told = dict(os.environ), work, task
-    workers: list[BaseProcess] = []
-    try:
-        if context.get_start_method() == "forkserver":
-            _start_server(work.__module__)
-        for number in range(processes):
-            workers.append(context.Process(target=_begin, args=(*told, number, processes)))
-            workers[-1].start()
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
-        begun = [worker for worker in workers if worker.pid]  # one that was just being started ends with this process
-        for worker in begun:
-            worker.terminate()
-        for worker in begun:
-            worker.join()
-        raise
+
+    died: tuple[type[BaseException], ...] = (BrokenExecutor,)
+    tries = 3
+
+    def __init__(self, processes: int, module: str) -> None:
+        """Starts nothing yet.
+
+        Args:
+            processes: How many.
+            module: What the work needs imported.
+        """
+        self._pools: list[ProcessPoolExecutor | None] = [None] * processes
+        self._work: list[Future[Any] | None] = [None] * processes
+        self._module = module
+
+    def workers(self) -> int:
+        """How many pieces of work are done at a time."""
+        return len(self._pools)
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Hands work to a process that has none; there must be one."""
+        number = next(number for number, last in enumerate(self._work) if last is None or last.done())
+        try:
+            future = self._pool(number).submit(work, *arguments)
+        except BrokenExecutor:  # it died
+            self._pools[number] = None
+            future = self._pool(number).submit(work, *arguments)
+        self._work[number] = future
+        return future
+
+    def cancel(self) -> None:
+        """Has what runs save itself and end."""
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    def close(self) -> None:
+        """Waits for all processes to end."""
+        for pool in self._pools:
+            if pool:
+                pool.shutdown(cancel_futures=True)
+
+    def _pool(self, number: int) -> ProcessPoolExecutor:
+        if (pool := self._pools[number]) is None:
+            forks = "forkserver" in multiprocessing.get_all_start_methods()
+            context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+            if context.get_start_method() == "forkserver":
+                _start_server(self._module)
+            told = dict(os.environ), number, len(self._pools)
+            pool = self._pools[number] = ProcessPoolExecutor(1, context, initializer=_begin, initargs=told)
+        return pool
 
 
 def _start_server(module: str) -> None:
@@ -65,32 +94,37 @@ def _start_server(module: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
-def _begin(
-    environment: dict[str, str], work: Callable[[Task, int, int], None], task: Task, number: int, processes: int
-) -> None:
-    """What a worker does: it hears Ctrl-C again, and ends with the process that started it."""
+def _begin(environment: dict[str, str], number: int, processes: int) -> None:
+    """What a worker does first: it ends with the process that started it, which also hears Ctrl-C for it."""
     _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ |= environment  # which may have changed since the server was started
-    with contextlib.suppress(KeyboardInterrupt):  # the process that started this one says that it stopped
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        work(task, number, processes)
+    take_share(number, processes)
 
 
 _beside: list[int] = []
 """The number of processes that share the work of this one, if it is one of several."""
+
+wishes: list[int] = []
+"""Signals that work beside the main thread shall take as received, since none reach it: of a worker of Dask's."""
 
 
 def take_share(number: int, processes: int) -> None:
     """Gives a process of several its own accelerator if there are enough, else its share of the threads."""
     import torch
 
-    _beside[:] = [processes]
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if count:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % count)
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        torch.set_num_threads(max(1, threads // processes))
+
+
+def work_beside(processes: int) -> None:
+    """Tells this process how many do the work that it has a part of."""
+    _beside[:] = [processes]
 
 
 def fair_share(count: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from learngene.system.notes import note
 from learngene.system.quantities import time_in_words
 from learngene.training.kept_runs import SCORES
 
@@ -60,6 +61,7 @@ class TrainLog:
 
         The first step here does not count, since it waits for loaders and compilers.
         """
+        note(f"{self.title} {self._place(updates)}")
         if not self.show:
             return
         now = time.perf_counter()

@@ -28,6 +28,7 @@ from learngene.data.splits import Splits
 from learngene.recipe.sections import DataSpec, Replay
 from learngene.system.errors import InterruptedRun, LearngeneError, TrainingDivergedError
 from learngene.system.machine_faults import machine_faults
+from learngene.system.processes import wishes
 from learngene.system.quantities import size_in_words
 from learngene.training.classification import Baseline
 from learngene.training.log import live
@@ -275,7 +276,7 @@ def _signals() -> Iterator[list[int]]:
     """Collects Ctrl-C and SIGTERM inside the block; a second Ctrl-C, or a second SIGTERM, acts at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield wishes
         return
 
     def remember(number: int, _frame: object) -> None:

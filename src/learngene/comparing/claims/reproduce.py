@@ -22,6 +22,7 @@ def reproduce(
     scale: str,
     *,
     processes: int = 1,
+    executor: str = "local",
     say: Callable[[str], None] = partial(print, flush=True),  # noqa: B008
 ) -> tuple[Path, list[str]]:
     """Runs what is missing of a group's comparison, judges its claims and writes the verdict file.
@@ -30,7 +31,8 @@ def reproduce(
         claims: The group.
         recipe: Its comparison at the scale; not used if all its claims are exact tests.
         scale: ``laptop``, ``gpu`` or ``paper``.
-        processes: Started for the comparison.
+        processes: Of the comparison.
+        executor: Whose workers do it, see ``compare``.
         say: Told of every finished job.
 
     Returns:
@@ -48,7 +50,7 @@ def reproduce(
         from learngene.comparing.plots import save_plots
         from learngene.comparing.run import compare
 
-        found = compare(recipe, processes=processes, say=say)
+        found = compare(recipe, processes=processes, executor=executor, say=say)
         faults, rows = found.faults, found.rows
         plots = [f"{claims.id}/{plot.name}" for plot in save_plots(rows, path.with_name(claims.id))]
     verdict = {

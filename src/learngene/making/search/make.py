@@ -24,7 +24,8 @@ from learngene.making.search.task_search import (
     search_task,
 )
 from learngene.making.search.usage_map import usage_picture
-from learngene.making.steps import Say, Step, gene_path, run_shared
+from learngene.making.steps import Say, Step, gene_path
+from learngene.making.workers import run_shared
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.search import SearchRecipe
 from learngene.system.errors import LearngeneError
@@ -101,6 +102,7 @@ def run(
     ancestry: Ancestry | None = None,
     images: Mapping[str, Splits] | None = None,
     processes: int = 1,
+    executor: str = "local",
     keep: bool = True,
     show: bool = True,
     say: Say | None = announce,
@@ -108,8 +110,8 @@ def run(
     """Runs a search, or continues it: data sets that have their path are not searched again.
 
     Any number of processes, on one or several machines with a common folder, may run the same recipe at the same time;
-    ``processes`` are started here. Ancestry and images are given if they are loaded already. Without ``keep`` nothing
-    is written. ``say`` is told of every finished data set.
+    ``processes`` of the ``executor`` work for it. Ancestry and images are given if they are loaded already. Without
+    ``keep`` nothing is written. ``say`` is told of every finished data set.
 
     Raises:
         LearngeneError: If anything does not fit, if data sets could not be searched (the others' paths are kept), or if
@@ -131,7 +133,8 @@ def run(
             recipe,
             _steps_elsewhere,
             steps,
-            processes=processes if any(step.found() is None for step in steps) else 1,
+            processes=processes,
+            executor=executor,
             locks=(recipe.kept or recipe.out) / "locks" if keep and alone else None,
             say=say,
             reached=lambda: _reached(inputs),
