@@ -76,6 +76,11 @@ class LocalExecutor:
             context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
             if context.get_start_method() == "forkserver":
                 _start_server(self._module)
+                # Answers when the imports are done. A pool's own process, if Ctrl-C comes before, would look in vain for
+                # the pool's semaphores, and say so.
+                first = context.Process(target=int)
+                first.start()
+                first.join()
             told = dict(os.environ), number, len(self._pools)
             pool = self._pools[number] = ProcessPoolExecutor(1, context, initializer=_begin, initargs=told)
         return pool
