@@ -76,7 +76,7 @@ class LocalExecutor:
             context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
             if context.get_start_method() == "forkserver":
                 _start_server(self._module)
-                # Answers when the imports are done. A pool's own process, if Ctrl-C comes before, would look in vain for
+                # Answers when the imports are done. A process of a pool, if Ctrl-C came before, would look in vain for
                 # the pool's semaphores, and say so.
                 first = context.Process(target=int)
                 first.start()
