@@ -115,12 +115,10 @@ def _card(record: Mapping[str, Any], repo: str, licence: str | None, loading: st
 
     accuracy, data = measured.get("accuracy") or {}, measured.get("data") or []
     sources = data.get("source", []) if isinstance(data, Mapping) else data
-    shape, training = record.get("shape"), measured.get("train") or record.get("training") or {}
+    shape, training = record.get("shape") or {}, measured.get("train") or record.get("training") or {}
     kind = "gene" if "version" in record else "descendant"
     size = (
-        f"{shape['depth']} layers of width {shape['embed_dim']}, {shape['img_size']} px"
-        if "depth" in (shape or {})
-        else None
+        f"{shape['depth']} layers of width {shape['embed_dim']}, {shape['img_size']} px" if "depth" in shape else None
     )
     rows = {
         "what": f"a {kind} of learngene" + (f", method {record['method']}" if "method" in record else ""),
