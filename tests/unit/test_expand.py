@@ -1,6 +1,7 @@
 """Expanding: what every method promises of the models it makes."""
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from learngene import ViTShape, save_descendant
+from learngene.data.splits import open_splits
 from learngene.genes.gene import Learngene
+from learngene.making.finetune import starting_model
 from learngene.methods import METHODS as KINDS
 from learngene.methods import method
 from learngene.methods.cutting import Cutting
 from learngene.methods.lets import LeTs
 from learngene.methods.sweet import SWEET
 from learngene.methods.wave import WAVE
+from learngene.recipe.finetune import FinetuneRecipe
 from learngene.system.errors import LearngeneError, ShapeError
 from learngene.vits.shape import MODULE_PARAMS
 from learngene.vits.stitched_shape import Shape, shape_from
@@ -395,3 +399,28 @@ def test_training_mode_reaches_the_auxiliary_model() -> None:
     assert not torch.equal(gene(images), gene(images))
     gene.eval()
     assert torch.equal(gene(images), gene.expand()(images))
+
+
+def test_fields_that_differ_say_a_shape_and_a_width_alone_keeps_the_width_of_heads() -> None:
+    gene = pico_gene("nested-slices", embed_dim=24, num_heads=3)  # heads are 8 wide
+    record = gene.expand({"embed_dim": 16, "depth": 2}).learngene["shape"]
+    assert [record[name] for name in ("embed_dim", "depth", "num_heads")] == [16, 2, 2]
+    with pytest.raises(
+        ShapeError, match=r"^embed_dim 20: this gene's heads are 8 wide, .* give 16 or 24, or say how many"
+    ):
+        gene.expand({"embed_dim": 20})
+    with pytest.raises(ShapeError, match=r"^expand: shape must be a ViTShape, .*, not 3\.5$"):
+        inspect.unwrap(Learngene.expand)(gene, 3.5)  # which the tests' type checker would refuse before
+
+
+def test_fine_tuning_and_evaluation_take_the_width_of_a_gene_that_can_change_it(cli: Any, tmp_path: Path) -> None:
+    pico_gene("nested-slices", img_size=8, patch_size=4, num_classes=10).save(tmp_path / "g.safetensors")
+    judged = cli("eval", tmp_path / "g.safetensors", "--data", "digits", "--embed-dim", 8, "--depth", 2, "--json")
+    assert judged.code == 0
+    both = cli("eval", tmp_path / "g.safetensors", "--data", "digits", "--embed-dim", 8, "--path", "4+2")
+    assert (both.code, "--path says depth, width and heads" in both.err) == (2, True)
+    recipe = FinetuneRecipe.model_validate(
+        {"model": str(tmp_path / "g.safetensors"), "data": {"source": "digits"}, "shape": {"embed_dim": 8}}
+    )
+    model = starting_model(recipe, open_splits(recipe.data).train)
+    assert (model.embed_dim, model.blocks[0].attn.num_heads) == (8, 1)

@@ -68,6 +68,12 @@ def test_a_limit_is_met_exactly(limit: str, slack: int, deepest: int) -> None:
     assert depths(Budget(**{limit: size + slack})) == list(range(deepest, 2, -1))
 
 
+def test_a_limit_on_stored_size_counts_four_bytes_a_parameter() -> None:
+    megabytes = 4 * at(6).params() / 1e6
+    assert depths(Budget(max_size=megabytes)) == [6, 5, 4, 3]
+    assert depths(Budget(max_size=0.999 * megabytes)) == [5, 4, 3]
+
+
 def milliseconds(shape: ViTShape, batch_size: int, device: str) -> float:
     """A machine that needs a millisecond a layer and image."""
     assert device == "cpu"
@@ -271,6 +277,7 @@ def test_a_gene_says_what_it_is_in_one_line() -> None:
             {"max_latency": 2},
             "^the fastest is depth 1 with 3 ms, more than 2 of max_latency; the largest is depth 48",
         ),
+        ({"max_size": 0.001}, r"^the smallest is depth 1 with 0\.\d+ MB, more than 0\.001 of max_size; the largest is"),
         ({"max_params": 1, "max_latency": 2}, "of max_params; the largest is depth 48"),
     ],
 )

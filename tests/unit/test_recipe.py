@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
+from learngene.making.condense import condense
 from learngene.recipe.condense import CondenseRecipe
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.loading import apply_overrides, build_recipe, dump_recipe, load_recipe, load_yaml
-from learngene.system.errors import RecipeError
+from learngene.system.errors import LearngeneError, RecipeError
+from pico import pico_gene, pico_shape
 
 CONDENSE: dict[str, Any] = {
     "kind": "condense",
@@ -400,3 +402,10 @@ def test_a_circle_of_recipes_is_refused(tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read: No such file or directory"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_what_is_no_plain_value_is_refused_with_its_kind() -> None:
+    with pytest.raises(
+        LearngeneError, match=r"^recipe: start: Input should be a mapping of keys to values, not Learngene$"
+    ):
+        condense(method="any-size", shape=pico_shape(), data="digits", start=pico_gene("any-size"))  # type: ignore[arg-type]

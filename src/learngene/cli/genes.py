@@ -75,6 +75,7 @@ def plan(
     max_params: Annotated[str | None, typer.Option(help="parameters, for example 10M")] = None,
     max_macs: Annotated[str | None, typer.Option(help="multiply-adds of one image, for example 2G")] = None,
     max_latency: Annotated[float | None, typer.Option(help="milliseconds per forward pass on this machine")] = None,
+    max_size: Annotated[float | None, typer.Option(help="megabytes of weights as stored, in float32")] = None,
     batch_size: Annotated[int, typer.Option(help="images per pass for the latency")] = 1,
     device: Annotated[str, typer.Option(help="where the latency is measured: cpu or cuda")] = "cpu",
     num_classes: Annotated[int | None, typer.Option("--num-classes", "--classes", help="classes of the task")] = None,
@@ -95,7 +96,7 @@ def plan(
     from learngene.system.quantities import amount
 
     params, macs = (None if text is None else amount(text) for text in (max_params, max_macs))
-    budget = Budget(params, macs, max_latency, batch_size, device)
+    budget = Budget(params, macs, max_latency, batch_size, device, max_size=max_size)
     if gene is None or sizes is not None:
         _plan_sizes(gene, sizes, budget, img_size, num_classes, images=images, measure=measure, as_json=as_json)
         return
@@ -140,7 +141,7 @@ def _plan_sizes(
 ) -> None:
     """Says what models of some sizes would be like, before there is a gene."""
     from learngene.genes.plan_sizes import plan_sizes
-    from learngene.system.quantities import amount, short, size_in_words, time_in_words
+    from learngene.system.quantities import amount, size_in_words, time_in_words
 
     if gene is not None:
         raise LearngeneError(f"--sizes: plans without a gene; leave {gene} out, or give --max-params for each size")
@@ -156,13 +157,11 @@ def _plan_sizes(
         return
     print(f"{img_size} px, patches of {found[0].shape.patch_size}, {num_classes} classes; at most:")
     for one in found:
-        limits = {"params": one.budget.max_params, "macs": one.budget.max_macs, "ms": one.budget.max_latency}
-        limit_text = " ".join(f"{short(limit)} {unit}" for unit, limit in limits.items() if limit is not None)
         size = f"{one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs  {size_in_words(one.stored_bytes):>9s}"
         time = f"  {one.latency:8.2f} ms" if one.latency is not None else ""
         seconds = one.epoch_seconds(images)
         time += f"  {time_in_words(seconds)} an epoch" if seconds else ""
-        print(f"{limit_text:>14s}  {one.shape.size:32s}{size}{time}")
+        print(f"{' '.join(one.budget.told):>14s}  {one.shape.size:32s}{size}{time}")
     if measure:
         print(f"an epoch is of {images} images, here and now; reading them and evaluation come on top")
 
@@ -196,6 +195,7 @@ def expand(
     """Make a timm model of any depth, or of a pool's path, from a gene and write it as a descendant folder."""
     import time
 
+    from learngene.genes.expansion import with_heads
     from learngene.genes.gene_file import read_header
 
     if segment and num_classes is None:
@@ -230,18 +230,10 @@ def expand(
         num_classes = len(chosen["task"].classes) if num_classes is None else num_classes
     elif ancestry is not None:
         raise LearngeneError("--ancestry: only needed for the images of --task; leave it out")
-    if embed_dim is not None and num_heads is None:
-        num_heads = max(1, embed_dim // (width := loaded.shape.head_dim))
-        if embed_dim != num_heads * width and "embed_dim" not in loaded.method.kept_fields:
-            fitting = f"{num_heads * width} or {(num_heads + 1) * width}" if embed_dim > width else str(width)
-            raise LearngeneError(
-                f"--embed-dim {embed_dim}: this gene's heads are {width} wide, and {embed_dim} is no multiple of that; "
-                f"give --embed-dim {fitting}, or say how many heads with --num-heads"
-            )
     shape = loaded.shape if path is None else loaded.method.named_shape(loaded.shape, path)
     changes: dict[str, Any] = {"depth": depth, "embed_dim": embed_dim, "num_heads": num_heads}
     changes |= {"num_classes": num_classes, "img_size": img_size, "ending": ending}
-    shape = shape.replace(**{key: value for key, value in changes.items() if value is not None})
+    shape = shape.replace(**with_heads(loaded, {key: value for key, value in changes.items() if value is not None}))
     filled: dict[str, Any] = {
         "layers": layer_list(layers) if layers else None,
         "modules": modules.split(",") if modules else None,

@@ -35,6 +35,7 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Argument(help="data.key=value, such as data.max_pixels=1000")] = None,
     split: Annotated[str, typer.Option(help="val or train")] = "val",
     depth: Depth = None,
+    embed_dim: Annotated[int | None, typer.Option(help="width to expand from a gene that can change it")] = None,
     path: PoolPath = None,
     options: Options = None,
     architecture: Architecture = None,
@@ -91,12 +92,15 @@ def evaluate(
     if mask_classes is not None:
         fields["mask_classes"] = int(mask_classes) if mask_classes.isdecimal() else mask_classes.split(",")
     section = data_section(apply_overrides({"data": fields}, overrides or [])["data"])
+    sizes = {key: value for key, value in {"depth": depth, "embed_dim": embed_dim}.items() if value is not None}
     if not is_checkpoint(model, architecture) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
+        if path is not None and sizes:
+            raise LearngeneError("--path says depth, width and heads; leave --depth and --embed-dim out")
         net: Any = Learngene.load(model).expand(
-            path if path is not None else depth, bridge=text_features is not None, **choices(options)
+            path if path is not None else sizes, bridge=text_features is not None, **choices(options)
         )
-    elif depth is not None or path is not None:
-        given = f"--depth {depth}" if path is None else f"--path {path}"
+    elif sizes or path is not None:
+        given = [*(f"--{key.replace('_', '-')} {value}" for key, value in sizes.items()), f"--path {path}"][0]
         raise LearngeneError(f"{given}: only a gene file can be expanded, and {model} is not one")
     else:
         net = ancestry_of(model, architecture, model_args, state, preprocessing).model

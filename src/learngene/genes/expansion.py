@@ -6,12 +6,13 @@ It is the same whether the tensors are torch's or numpy's, so nothing here impor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from learngene.genes.shape_scores import ReadGene, outside
 from learngene.methods import default_settings
+from learngene.methods.base import is_count
 from learngene.methods.tal.task_embedding import TaskEmbedding
 from learngene.system.errors import ShapeError, nearest
 from learngene.vits.class_names import carry_head, some
@@ -113,6 +114,25 @@ def expansion(
             **({"bridge": gene.metadata["bridge"]} if bridge else {}),
         },
     )
+
+
+def with_heads(gene: ReadGene, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a shape that differ from a gene's: a width alone brings as many heads as keep theirs.
+
+    Raises:
+        ShapeError: If the gene can change its width, but not to one that its heads do not divide.
+    """
+    wide, head = changes.get("embed_dim"), gene.shape.head_dim
+    if wide is None or not is_count(wide) or "num_heads" in changes:
+        return dict(changes)
+    heads = max(1, wide // head)
+    if wide != heads * head and "embed_dim" not in gene.method.kept_fields:
+        fitting = f"{heads * head} or {(heads + 1) * head}" if wide > head else str(head)
+        raise ShapeError(
+            f"embed_dim {wide}: this gene's heads are {head} wide, and {wide} is no multiple of that; give {fitting}, "
+            "or say how many heads there are (num_heads)"
+        )
+    return {**changes, "num_heads": heads}
 
 
 def _class_names(gene: ReadGene, shape: Shape, about: TaskEmbedding | None) -> list[str] | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learngene.genes.bridge import bridge_classes, bridge_head, bridge_tensors
-from learngene.genes.expansion import expansion
+from learngene.genes.expansion import expansion, with_heads
 from learngene.genes.gene_file import (
     METADATA_KEY,
     PLACEHOLDER,
@@ -39,7 +39,7 @@ from learngene.vits.fresh_weights import fresh_parameters
 from learngene.vits.layout import Layout
 from learngene.vits.resampling import resampled
 from learngene.vits.shape import ViTShape
-from learngene.vits.stitched_shape import Shape
+from learngene.vits.stitched_shape import Shape, StitchedShape
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -243,7 +243,7 @@ class Learngene(nn.Module):
     @torch.no_grad()
     def expand(
         self,
-        shape: Shape | SupportsIndex | str | None = None,
+        shape: Shape | Mapping[str, Any] | SupportsIndex | str | None = None,
         *,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
@@ -257,8 +257,9 @@ class Learngene(nn.Module):
         """Makes an ordinary timm model, ready to train.
 
         Args:
-            shape: The shape to make, just its depth, or the name of a pool's path, such as ``4+2``; the auxiliary shape
-                by default.
+            shape: The shape to make, just its depth, the fields that differ from the auxiliary shape's, such as
+                ``{"depth": 6, "embed_dim": 96}``, or the name of a pool's path, such as ``4+2``; the auxiliary shape by
+                default.
             num_classes: Classes of the new task, if they differ; the head is then fresh.
             class_names: Names of the classes, which travel with the descendant. The gene's own by default. A head that
                 the gene holds is carried in their order, and starts fresh if they are others than the gene's.
@@ -314,12 +315,20 @@ class Learngene(nn.Module):
         model.learngene = made.record
         return model.eval()
 
-    def _target(self, shape: Shape | SupportsIndex | str | None, num_classes: int | None) -> Shape:
+    def _target(self, shape: object, num_classes: int | None) -> Shape:
         if isinstance(shape, str):
             shape = self.method.named_shape(self.shape, shape)
         elif isinstance(shape, SupportsIndex):
             shape = self.shape.replace(depth=index(shape))
-        shape = shape or self.shape
+        elif isinstance(shape, Mapping):
+            shape = self.shape.replace(**with_heads(self, shape))
+        elif shape is None:
+            shape = self.shape
+        if not isinstance(shape, ViTShape | StitchedShape):
+            raise ShapeError(
+                "expand: shape must be a ViTShape, a depth, fields that differ such as {'depth': 6}, or the name of a "
+                f"path, not {shape!r}"
+            )
         return shape if num_classes is None else shape.replace(num_classes=num_classes)
 
     # -- the gene file -------------------------------------------------------------------------------

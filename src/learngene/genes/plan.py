@@ -40,6 +40,7 @@ class Budget:
         max_latency: Milliseconds of one forward pass on this machine.
         batch_size: Images per forward pass when timing.
         device: Where to time: ``cpu`` or ``cuda``.
+        max_size: Megabytes (a million bytes) of its weights as a descendant folder stores them, in float32.
     """
 
     max_params: float | None = None
@@ -47,9 +48,10 @@ class Budget:
     max_latency: float | None = None
     batch_size: int = 1
     device: str = "cpu"
+    max_size: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_params", "max_macs", "max_latency"):
+        for name in ("max_params", "max_macs", "max_latency", "max_size"):
             value = getattr(self, name)
             if not isinstance(value, Real | None):
                 raise LearngeneError(f"budget: {name} must be a number, not {value!r}; 200_000 for 200K")
@@ -59,9 +61,33 @@ class Budget:
             raise LearngeneError(f"budget: batch_size must be 1 or more, not {self.batch_size!r}")
 
     def admits(self, shape: Shape) -> bool:
-        """Whether a shape is within the limits on parameters and multiply-adds; latency has to be measured."""
-        within = self.max_params is None or shape.params() <= self.max_params
-        return within and (self.max_macs is None or shape.macs() <= self.max_macs)
+        """Whether a shape is within the limits but for latency, which has to be measured."""
+        return self.room(shape) >= 1
+
+    def room(self, shape: Shape) -> float:
+        """How many times a shape fits the tightest of the limits but for latency; 1 without any."""
+        return min((limit / NEEDS[name](shape) for name, (limit, _) in self.limits.items()), default=1.0)
+
+    @property
+    def limits(self) -> dict[str, tuple[float, str]]:
+        """The limits that bind but for latency, by name, each with its unit."""
+        units = {"max_params": "params", "max_macs": "macs", "max_size": "MB"}
+        given = {name: (getattr(self, name), unit) for name, unit in units.items()}
+        return {name: (limit, unit) for name, (limit, unit) in given.items() if limit is not None}
+
+    @property
+    def told(self) -> list[str]:
+        """Every limit that binds, in words."""
+        time = [f"{short(self.max_latency)} ms"] if self.max_latency is not None else []
+        return [f"{short(limit)} {unit}" for limit, unit in self.limits.values()] + time
+
+
+NEEDS: dict[str, Callable[[Shape], float]] = {
+    "max_params": lambda shape: shape.params(),
+    "max_macs": lambda shape: shape.macs(),
+    "max_size": lambda shape: shape.params() * 4 / 1e6,
+}
+"""What a shape needs of each limit."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +216,11 @@ def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: An
     def label(one: Candidate) -> str:
         return " ".join(source.method.label(source.shape, one.shape).split())
 
-    for limit, name in ((budget.max_params, "params"), (budget.max_macs, "macs")):
-        least = min(every, key=lambda one: getattr(one, name))
-        if limit is not None and getattr(least, name) > limit:
-            has, most = short(getattr(least, name)), short(limit)
-            reasons.append(f"the smallest is {label(least)} with {has} {name}, more than {most} of max_{name}")
+    for name, (limit, unit) in budget.limits.items():
+        least = min(every, key=lambda one: NEEDS[name](one.shape))
+        if (needed := NEEDS[name](least.shape)) > limit:
+            has, most = short(needed), short(limit)
+            reasons.append(f"the smallest is {label(least)} with {has} {unit}, more than {most} of {name}")
     if budget.max_latency is not None and (timed := plan(source, replace(budget, max_latency=math.inf), **task)):
         fastest = min(timed, key=lambda one: one.latency or 0.0)
         within = "" if len(timed) == len(every) else " within the other limits"

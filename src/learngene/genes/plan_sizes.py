@@ -85,17 +85,11 @@ def plan_sizes(
     ]
 
 
-def _room(budget: Budget, shape: ViTShape) -> float:
-    """How many times a shape fits the tighter of the limits on parameters and multiply-adds."""
-    limits = ((budget.max_params, shape.params()), (budget.max_macs, shape.macs()))
-    return min((limit / used for limit, used in limits if limit is not None), default=1.0)
-
-
 def _shape(budget: Budget, base: ViTShape, head_dim: int, timer: Callable[..., float]) -> ViTShape | None:
     """The shape for a budget; None if there is none."""
     if budget.max_latency is None:
-        return largest_shape(base, head_dim, lambda shape: _room(budget, shape))
-    within = (shape for shape in rule_shapes(base, head_dim) if _room(budget, shape) >= 1)
+        return largest_shape(base, head_dim, budget.room)
+    within = (shape for shape in rule_shapes(base, head_dim) if budget.admits(shape))
     limit, batch_size, device = budget.max_latency, budget.batch_size, budget.device
     fast = list(itertools.takewhile(lambda shape: timer(shape, batch_size, device) <= limit, within))
     return fast[-1] if fast else None
@@ -104,7 +98,7 @@ def _shape(budget: Budget, base: ViTShape, head_dim: int, timer: Callable[..., f
 def _planned(
     budget: Budget, shape: ViTShape, batch_size: int, measure: bool, timer: Callable[..., float]
 ) -> PlannedSize:
-    if budget.max_latency is None and _room(budget, shape) > 2:  # which happens beyond the largest alone
+    if budget.max_latency is None and budget.room(shape) > 2:  # which happens beyond the largest alone
         _refuse(budget, shape, timer)
     speed: float | None = None
     if measure:
@@ -124,11 +118,7 @@ def _refuse(budget: Budget, base: ViTShape, timer: Callable[..., float]) -> NoRe
     )
     if budget.max_latency is not None:
         small += f", {timer(least, budget.batch_size, budget.device):.4g} ms"
-    asked = ", ".join(
-        f"{short(limit)} {unit}"
-        for unit, limit in (("params", budget.max_params), ("macs", budget.max_macs), ("ms", budget.max_latency))
-        if limit is not None
-    )
+    asked = ", ".join(budget.told)
     raise LearngeneError(
         f"no model of {base.img_size} px and {base.num_classes} classes fits {asked}; the smallest is {small}, the "
         f"largest {large}"

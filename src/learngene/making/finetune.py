@@ -23,6 +23,7 @@ from learngene.data.open_split import open_split
 from learngene.data.preprocessing import crop_pct, fill_preprocessing
 from learngene.data.splits import Splits, open_splits
 from learngene.genes.ancestry import made_of
+from learngene.genes.expansion import with_heads
 from learngene.genes.gene import Learngene
 from learngene.making.arguments import Data, data_fields, data_section, model_of, recipe_of, refuse_other
 from learngene.making.steps import Step, make
@@ -197,7 +198,7 @@ def _source_model(recipe: FinetuneRecipe, images: ImageSet) -> TimmModel:
     if path is not None and (double := [name for name in ("depth", "embed_dim", "num_heads") if name in changes]):
         raise LearngeneError(f"shape.path says depth, width and heads already; leave shape.{double[0]} out")
     own = gene.shape if path is None else gene.method.named_shape(gene.shape, str(path))
-    shape = own.replace(**changes)
+    shape = own.replace(**with_heads(gene, changes))
     known = names if images.named and recipe.data.match_classes == "name" else None
     return gene.expand(shape, class_names=known, seed=recipe.train.seed, **recipe.options)
 

@@ -47,6 +47,8 @@ def _told(error: ValidationError, given: Mapping[str, Any]) -> str:
     message = " or ".join(dict.fromkeys([first_text, *(text.removeprefix("Input should be ") for text in others)]))
     if isinstance(fault["input"], (str, int, float, bool)):
         message += f" (given: {fault['input']!r}){_key_that_was_meant(fault)}"
+    elif not isinstance(fault["input"], (type(None), Mapping, list)):  # in Python, where anything can be given
+        message += f", not {type(fault['input']).__name__}"
     return ": ".join([".".join(place), message] if place else [message])
 
 
