@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from learngene.vits.speed import latency
     from learngene.vits.stitched_shape import StitchedShape
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Ancestry": "genes.ancestry",
