@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lint faults bench release-check format schema requirements clean
+.PHONY: demo test test-all lint faults bench site release-check format schema requirements clean
 
 demo: $(STAMP)
 	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
@@ -31,6 +31,11 @@ faults: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# Builds the pages of docs/ and the reference of the library into site/; a link that leads nowhere is an error.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/uv run -q --no-project --isolated --with-requirements requirements-docs.txt \
+	  mkdocs build -q --strict
 
 # Builds sdist and wheel (from the sdist), and runs the demo of the wheel in an environment and a folder with nothing else.
 release-check: $(STAMP)
@@ -60,8 +65,10 @@ schema: $(STAMP)
 requirements: $(STAMP)
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --no-emit-package learngene -o requirements.txt
+	$(BIN)/uv pip compile -q --group pyproject.toml:docs --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate -o requirements-docs.txt
 	echo uv | $(BIN)/uv pip compile -q - --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate -o requirements-uv.txt
 
 clean:
-	rm -rf $(VENV) runs demo-output demo-output-pool demo-output-lsamd demo-output-tal demo-output-foundation
+	rm -rf $(VENV) site runs demo-output demo-output-pool demo-output-lsamd demo-output-tal demo-output-foundation
