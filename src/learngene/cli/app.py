@@ -125,7 +125,7 @@ def ancestry_of(
     )
 
 
-def layer_list(text: str) -> list[int]:
+def layer_list(text: str, flag: str = "--layers") -> list[int]:
     """Layers from a text such as 1-3 or 1,4."""
     out: list[int] = []
     try:
@@ -133,10 +133,10 @@ def layer_list(text: str) -> list[int]:
             first, _, last = part.partition("-")
             numbers = range(int(first), int(last or first) + 1)
             if len(numbers) > MAX_DEPTH:
-                raise LearngeneError(f"--layers '{text}' names more than {MAX_DEPTH} layers")
+                raise LearngeneError(f"{flag} '{text}' names more than {MAX_DEPTH} layers")
             out += numbers
     except ValueError:
-        raise LearngeneError(f"--layers '{text}' is not a list such as 1-3 or 1,4") from None
+        raise LearngeneError(f"{flag} '{text}' is not a list such as 1-3 or 1,4") from None
     return out
 
 

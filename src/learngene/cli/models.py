@@ -24,6 +24,7 @@ from learngene.cli.app import (
     ancestry_of,
     app,
     choices,
+    layer_list,
 )
 from learngene.system.errors import LearngeneError, told_of
 
@@ -183,7 +184,7 @@ def _tops(found: Any, classes: int) -> str:
 
 @app.command()
 def export(
-    descendant: Annotated[Path, typer.Argument(help="descendant folder")],
+    descendant: Annotated[Path, typer.Argument(help="descendant folder; with --grow a gene file")],
     out: Annotated[Path, typer.Option(help="file to write: .onnx, .xml (openvino), .pte (executorch), .pt2 (torch)")],
     to: Annotated[str, typer.Option(help="runtime: onnx, openvino, executorch or torch")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8")] = "fp32",
@@ -197,8 +198,21 @@ def export(
         typer.Option(help="points of accuracy that may be lost (0.5), or without --data percent of other guesses (2)"),
     ] = None,
     keep_worse: Annotated[bool, typer.Option("--keep-worse", help="warn where a file loses more")] = False,
+    depths: Annotated[
+        str | None, typer.Option("--grow", help="of a gene: a folder with it and a small ONNX graph for each of 3,6,9")
+    ] = None,
 ) -> None:
     """Write a model for a runtime, run it there again at batch 1 and another, and compare on real images."""
+    if depths is not None:
+        if to != "onnx" or precision != "fp32":
+            raise LearngeneError("--grow: makes ONNX graphs that compute in fp32; leave --to and --precision out")
+        from learngene.devices.grow import grow
+
+        grown = grow(descendant, out, layer_list(depths, "--grow"))
+        print(f"{out}: gene.safetensors {grown.gene / 1e6:.2f} MB; with all graphs {grown.ratio:.3f} of it")
+        for name, length in grown.graphs.items():
+            print(f"    {name}: {length / 1e3:.0f} kB, logits as expanded within {grown.differences[name]:.1g}")
+        return
     from learngene.devices.export import export as write_file
     from learngene.vits.descendant_folder import load_descendant
 
