@@ -99,8 +99,8 @@ def write_onnx(model: nn.Module, example: torch.Tensor, path: Path, *, fold: boo
         model: What to write.
         example: Two images.
         path: The file.
-        fold: Whether to compute ahead what depends on weights alone, as torch does: transposed matrices, which are
-            then stored transposed and, where they are used as they are as well, twice.
+        fold: Whether to compute ahead what depends on weights alone: transposed matrices and small sums, which are then
+            stored under names of their own.
 
     Raises:
         LearngeneError: If torch cannot turn the model into ONNX.
