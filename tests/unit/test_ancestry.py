@@ -209,7 +209,8 @@ def broken_config(path: Path) -> Path:
 
 REFUSED: dict[str, tuple[Callable[[Path], Path | str], dict[str, Any], str]] = {
     "unknown name": (lambda _: "levit_348", {}, "no timm model; did you mean 'levit_384'?"),
-    "no network": (lambda _: "resnet10t.c3_in1k", {}, "the network or timm's cache must hold its weights"),
+    "no network": (lambda _: "resnet10t.c3_in1k", {}, "the network or timm's cache must hold its weights (the hub does "
+                   "not answer); pretrained=false makes it with random ones"),
     "wrong argument": (lambda _: "levit_128s", {"pretrained": False, "model_args": {"img_sise": 3}},
                        "model_args: timm's levit_128s takes no argument 'img_sise'; did you mean 'img_size'?"),
     "no architecture": (a_checkpoint, {}, "say which model it is with architecture (--architecture), for example deit"),

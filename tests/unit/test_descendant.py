@@ -261,3 +261,14 @@ def test_a_folder_with_a_changed_byte_is_refused(name: str, tmp_path: Path) -> N
     file.write_bytes(content)
     with pytest.raises(LearngeneError, match=r"a file was changed after it was written; make the model again, or del"):
         load_descendant(tmp_path / "des")
+
+
+def test_info_tells_of_a_descendant_folder(cli: Any, tmp_path: Path) -> None:
+    save_descendant(pico_gene().expand(3), tmp_path / "des")
+    shown = cli("info", tmp_path / "des").out
+    params = pico_shape(depth=3).params() / 1e6
+    assert ("descendant of    tleg gene" in shown, f"{params:.3f} M parameters" in shown) == (True, True)
+    assert json.loads(cli("info", tmp_path / "des", "--json").out)["shape"]["depth"] == 3
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    refused = cli("info", tmp_path / "images")
+    assert (refused.code, "a folder of images (train/ or val/), not a model" in refused.err) == (2, True)

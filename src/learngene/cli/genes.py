@@ -286,15 +286,18 @@ def _explain(layers: list[str]) -> None:
 
 @app.command()
 def info(
-    gene: GeneFile,
+    gene: Annotated[Path, typer.Argument(help="gene file (.safetensors) or descendant folder")],
     verify: Annotated[bool, typer.Option("--verify", help="check every byte")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a gene file is and where it comes from."""
+    """Show what a gene file, or a descendant folder, is and where it comes from."""
     from learngene.genes.gene_file import read_header
     from learngene.genes.gene_file import verify as verify_content
     from learngene.genes.plan import plan as make_plan
 
+    if (gene / "learngene.json").is_file():
+        _descendant_info(gene, as_json=as_json)
+        return
     header = read_header(gene)
     if verify:
         verify_content(header)
@@ -331,6 +334,35 @@ def info(
     most = next(iter(make_plan(header)), None)
     size = ["--max-params", f"{math.ceil(most.params / 1e4) / 100:g}M"] if most else []
     suggest("plan", gene, *size)
+
+
+def _descendant_info(folder: Path, *, as_json: bool) -> None:
+    """Shows what a descendant folder says of itself, whose record is compared with its digest always."""
+    from learngene.system.quantities import size_in_words
+    from learngene.vits.descendant_folder import read_record, weight_file
+    from learngene.vits.stitched_shape import shape_from
+
+    record, weights = read_record(folder) or {}, weight_file(folder)
+    if as_json:
+        print(json.dumps(record, indent=2))
+        return
+    shape = shape_from(record["shape"]) if "shape" in record else None
+    tuned, names = record.get("finetuned", {}), record.get("class_names") or []
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    top1 = tuned.get("accuracy", {}).get("top1")
+    rows = {
+        "descendant of": f"{record['method']} gene {record.get('gene') or ''}".rstrip() if "method" in record else None,
+        "shape": str(shape) if shape else None,
+        "size": f"{shape.params() / 1e6:.3f} M parameters, {shape.macs() / 1e9:.4f} G macs" if shape else None,
+        "stored": size_in_words(weights.stat().st_size) if weights else "no weights",
+        "classes": f"{len(names)} ({shown})" if names else None,
+        "fine-tuned": f"on {', '.join(tuned['data'])}, {tuned['train']['epochs']} epochs" if tuned else "no",
+        "accuracy": f"top-1 {top1:.2f} %" if top1 is not None else None,
+    }
+    for key, value in rows.items():
+        if value is not None:
+            print(f"{key:16s} {value}")
+    suggest("eval", folder, "--data", "DATA")
 
 
 def _shapes(entries: list[dict[str, Any]]) -> str | None:

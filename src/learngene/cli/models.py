@@ -98,7 +98,7 @@ def evaluate(
         if path is not None and sizes:
             raise LearngeneError("--path says depth, width and heads; leave --depth and --embed-dim out")
         net: Any = Learngene.load(model).expand(
-            path if path is not None else sizes, bridge=text_features is not None, **choices(options)
+            path if path is not None else sizes or None, bridge=text_features is not None, **choices(options)
         )
     elif sizes or path is not None:
         given = [*(f"--{key.replace('_', '-')} {value}" for key, value in sizes.items()), f"--path {path}"][0]

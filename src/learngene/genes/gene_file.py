@@ -22,6 +22,7 @@ from learngene.genes.bridge import bridge_tensors
 from learngene.methods import METHODS, Method, method
 from learngene.system.errors import GeneFileError, LearngeneError
 from learngene.vits.descendant_folder import WEIGHT_FILES, what_it_is
+from learngene.vits.file_content import file_content
 from learngene.vits.layout import Layout
 from learngene.vits.shape import ViTShape
 
@@ -96,7 +97,8 @@ def read_header(path: str | Path) -> GeneHeader:
     text = embedded.get(METADATA_KEY) if isinstance(embedded, dict) else None
     if text is None:
         inside = what_it_is(path) if path.name in WEIGHT_FILES else None
-        inside = inside or f"its metadata has no '{METADATA_KEY}' entry"
+        some = f"{len(tensors)} tensors, the first is {next(iter(tensors))}" if tensors else "no tensors"
+        inside = inside or f"its metadata has no '{METADATA_KEY}' entry; {some}"
         raise GeneFileError(f"{path}: a safetensors file, but not a gene ({inside})")
     try:
         metadata = json.loads(text)
@@ -219,9 +221,11 @@ def _read_table(path: Path) -> tuple[Any, dict[str, TensorEntry], int]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                # Read as a length, the first bytes of a pickle or a zip are far beyond any header.
-                if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
-                    raise GeneFileError(f"{path}: a pickle, not a gene file; learngene never unpickles a gene")
+                # Read as a length, the first bytes of other files are far beyond any header.
+                if content := file_content(path):
+                    hint = "; give the folder that it was exported from" if content.startswith("an exported") else ""
+                    hint = "; learngene never unpickles a gene" if content.endswith("a pickle") else hint
+                    raise GeneFileError(f"{path}: {content}, not a gene file{hint}")
                 raise GeneFileError(f"{path}: not a gene file, or truncated ({size} bytes)")
             header = json.loads(file.read(length))
         embedded = header.pop("__metadata__", None)

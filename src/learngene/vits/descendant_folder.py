@@ -126,7 +126,7 @@ def load_descendant(path: str | Path, **changes: Any) -> TimmModel:
     if weights is None:
         raise LearngeneError(f"{path}: not a descendant folder (no {' or '.join(WEIGHT_FILES[:2])})")
     try:
-        record = _record(path)
+        record = read_record(path)
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("config.json is no JSON object")
@@ -161,12 +161,14 @@ def what_it_is(path: Path) -> str | None:
         return f"a folder without a model; beside it lies {gene}"
     if path.name in WEIGHT_FILES and (path.parent / TIMM_FILES[0]).is_file():
         return f"the weights of a model; give its folder, {path.parent}"
+    if path.is_dir() and any((path / split).is_dir() for split in ("train", "val")):
+        return "a folder of images (train/ or val/), not a model; images are given with --data"
     if path.is_file() and path.suffix == ".safetensors":
         return "a file, not a descendant folder; a gene is expanded first (learngene expand), and that gives the folder"
     return None
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """What ``learngene.json`` says, once its digest has been compared; None for a folder of timm's own."""
     if not (path / PROVENANCE).is_file():
         return None

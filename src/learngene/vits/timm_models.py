@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from learngene.system.errors import LearngeneError
@@ -38,6 +39,7 @@ def timm_model(name: str, pretrained: bool, arguments: Mapping[str, Any], *, see
     """
     import timm
     import torch
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # without a network it prints a line per retry; one line from us is enough
@@ -55,9 +57,14 @@ def timm_model(name: str, pretrained: bool, arguments: Mapping[str, Any], *, see
             return timm.create_model(name, pretrained=pretrained, **arguments)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         refuse_argument(architecture, error)
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        hint = "; the network or timm's cache must hold its weights" if pretrained else ""
-        raise LearngeneError(f"timm model {name}: cannot be loaded{hint} ({reason})") from None
+        reason = shorten((str(error).splitlines() or [type(error).__name__])[0], 160, placeholder=" ...")
+        if not pretrained:
+            raise LearngeneError(f"timm model {name}: cannot be loaded ({reason})") from None
+        reason = "the hub does not answer" if isinstance(error, LocalEntryNotFoundError) else reason
+        raise LearngeneError(
+            f"timm model {name}: the network or timm's cache must hold its weights ({reason}); pretrained=false makes "
+            "it with random ones"
+        ) from None
 
 
 @contextlib.contextmanager
