@@ -15,7 +15,7 @@ from learngene.system.errors import LearngeneError
 
 @app.command()
 def demo(
-    method: Annotated[str, typer.Option(help="genes (TLEG and SWS), pool, lsamd or tal")] = "genes",
+    method: Annotated[str, typer.Option(help="genes (TLEG and SWS), pool, lsamd, tal or foundation")] = "genes",
     out: Annotated[
         Path | None,
         typer.Option(help="where page, plot and results go; demo-output, or demo-output-METHOD, by default"),
