@@ -1,8 +1,10 @@
 """Whole comparisons of pico models through the command line, in one process and in several."""
 
 import csv
+import html
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -152,6 +154,19 @@ def test_the_plots_are_there(finished: tuple[Path, Outcome]) -> None:
     plots = {path.name for path in (finished[0] / "out" / "plots").iterdir()}
     assert {f"accuracy-params-{name}.png" for name in ("home-one", "two-untuned")} <= plots
     assert all((finished[0] / "out" / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in plots)
+
+
+def test_the_page_needs_no_other_file_and_says_first_who_wins(finished: tuple[Path, Outcome]) -> None:
+    folder, outcome = finished
+    page = (folder / "out" / "index.html").read_text()
+    assert str(folder / "out" / "index.html") in outcome.out
+    first = next(line for line in outcome.out.splitlines() if line.startswith(("home, ", "two, ")))
+    assert f"<h1>{html.escape(first, quote=True)}</h1>" in page
+    assert page.count("<tr><td>") == SIZE  # one seed: a line of the table is a cell
+    assert {source.partition(":")[0] for source in re.findall(r'(?:src|href)="([^"]*)"', page)} == {"data"}
+    plots = [path.stem for path in (folder / "out" / "plots").iterdir()]
+    assert sorted(re.findall(r'alt="([^"]*)"', page)) == sorted(plots)
+    assert "<pre>learngene compare " in page
 
 
 # -- again -------------------------------------------------------------------------------------------------

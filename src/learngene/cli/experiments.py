@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,7 @@ def compare(
     from learngene.recipe.compare import CompareRecipe
 
     loaded = read_recipe(CompareRecipe, recipe, overrides, data)
+    from learngene.comparing.compare_page import write_compare_page
     from learngene.comparing.equal_cost import conclusions
     from learngene.comparing.plots import save_plots
     from learngene.comparing.run import compare as run_all
@@ -54,7 +56,12 @@ def compare(
         print(as_markdown(found.rows))
         remarks = conclusions(found)
         print("\n".join(remarks))
-        written = [*save_tables(found, loaded.out, remarks), *save_plots(found.rows, loaded.out / "plots")]
+        plots = save_plots(found.rows, loaded.out / "plots")
+        again = shlex.join(
+            map(str, ["learngene", "compare", recipe, *(overrides or []), *(["--data", data] if data else [])])
+        )
+        page = write_compare_page(loaded.out / "index.html", found, remarks, plots, again)
+        written = [page, *save_tables(found, loaded.out, remarks), *plots]
         for stale in set(loaded.out.glob("plots/*.png")) - set(written):
             stale.unlink()  # of other cells than the tables now show
         print(f"{len(found.rows)} cells; written: {', '.join(map(str, written))}")

@@ -70,7 +70,12 @@ def as_csv(rows: Iterable[ResultRow]) -> str:
 
 
 def as_markdown(rows: Iterable[ResultRow]) -> str:
-    """A table of means over seeds, with the standard deviation where there is more than one."""
+    """The table of ``means``."""
+    return "\n".join(markdown_table(*means(rows))) + "\n"
+
+
+def means(rows: Iterable[ResultRow]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of means over seeds, with the standard deviation where there is more than one."""
     headings = [
         "task", "budget", "shape", "contender", "params (M)", "stored (M)", "untuned top-1", "after 1 epoch",
         "last top-1", "last top-5", "last loss", "epochs", "total cost (T multiply-adds)", "seconds", "seeds",
@@ -97,7 +102,7 @@ def as_markdown(rows: Iterable[ResultRow]) -> str:
                 str(len(some)),
             ]
         )
-    return "\n".join(markdown_table(headings, lines)) + "\n"
+    return headings, lines
 
 
 def _mean(values: Iterable[float], digits: int = 2) -> str:
