@@ -61,7 +61,7 @@ def compare(
             map(str, ["learngene", "compare", recipe, *(overrides or []), *(["--data", data] if data else [])])
         )
         page = write_compare_page(loaded.out / "index.html", found, remarks, plots, again)
-        written = [page, *save_tables(found, loaded.out, remarks), *plots]
+        written = [*save_tables(found, loaded.out, remarks), page, *plots]
         for stale in set(loaded.out.glob("plots/*.png")) - set(written):
             stale.unlink()  # of other cells than the tables now show
         print(f"{len(found.rows)} cells; written: {', '.join(map(str, written))}")
