@@ -280,6 +280,7 @@ EXACT = {
         "the same body and the same first 100 rows of the head",
     ),
     "lets_size": (True, "37.7 M, 15.0 M"),
+    "any_size_storage": (True, "111,290 for the gene, 2,316,924 for six models, 20.8 times"),
     "lets_storage": (True, "37.7 M for the gene, 758 M as printed, 20.1 times"),
     # Three widths at three depths; DeiT-B's own width has three of them. Tiles of 128 fit into every other width.
     "wave_sizes": (True, "of 9 sizes wave makes 9, tleg makes 3, sws makes 3, vanilla-lg makes 3"),

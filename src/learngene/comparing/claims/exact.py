@@ -200,6 +200,17 @@ def sweet_core() -> tuple[bool, str]:
     return len(cores) == 1 < len(sets) and sweet == 12 > tiled, figures
 
 
+def any_size_storage() -> tuple[bool, str]:
+    """An any-size gene stores at most a tenth of the numbers of six models that it makes."""
+    largest = ViTShape(embed_dim=96, depth=8, num_heads=6, img_size=32, patch_size=8, num_classes=10)
+    sizes = ((32, 4), (48, 6), (64, 5), (64, 8), (80, 6), (96, 8))
+    singly = sum(
+        largest.replace(embed_dim=width, depth=depth, num_heads=width // 16).params() for width, depth in sizes
+    )
+    gene = _stored("any-size", largest)
+    return 10 * gene <= singly, f"{gene:,} for the gene, {singly:,} for six models, {singly / gene:.1f} times"
+
+
 def _makes(name: str, settings: Mapping[str, Any], shape: ViTShape) -> bool:
     """Whether a gene of DeiT-B makes a shape."""
     try:
@@ -214,7 +225,8 @@ EXACT_TESTS: dict[str, Callable[[], tuple[bool, str]]] = {
     for test in (
         order_identity, sws_storage, tleg_storage, tleg_fixed_set, tleg_costs, sws_costs, sws_costs_over_tleg,
         pool_storage, pool_smallest, pool_costs, lsamd_storage, lsamd_costs, tal_sizes, tal_all_sizes, tal_equal_counts,
-        lets_size, lets_storage, wave_sizes, sweet_core, real_first_component, real_matrices, real_norms,
+        lets_size, lets_storage, wave_sizes, sweet_core, any_size_storage,
+        real_first_component, real_matrices, real_norms,
     )
 }  # fmt: skip
 """By name; each says whether its claim is true, and the figures that say so."""
