@@ -189,8 +189,23 @@ def test_what_no_export_has_written_is_not_replaced(trained: Any, tmp_path: Path
     export(trained, out, to="torch")
     export(trained, out, to="torch")
     (tmp_path / "m.pt2.json").write_text(json.dumps({"kind": "other"}))
-    with pytest.raises(LearngeneError, match=r"exists and has no m\.pt2\.json of an export beside it"):
+    with pytest.raises(LearngeneError, match=r"exists and no m\.pt2\.json of an export is beside it"):
         export(trained, out, to="torch")
+
+
+def test_a_record_of_ones_own_is_not_replaced(trained: Any, tmp_path: Path) -> None:
+    (tmp_path / "m.pt2.json").write_text("{}")
+    with pytest.raises(LearngeneError, match=r"m\.pt2\.json exists and no m\.pt2\.json of an export"):
+        export(trained, tmp_path / "m.pt2", to="torch")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt2.json"]
+
+
+def test_outputs_that_are_no_numbers_never_agree() -> None:
+    model = pico_gene().expand(2).eval()
+    images = CheckImages("three", [(batch(pico_shape()), torch.zeros(len(batch(pico_shape()))))], judged=False)
+    broken = Session(lambda part: model(part) * float("nan"), "fp32", {})
+    with pytest.raises(LearngeneError, match="gives what is no number"):
+        compare(model, broken, images, 2)
 
 
 def test_a_fresh_gene_is_exported() -> None:

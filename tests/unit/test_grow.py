@@ -55,7 +55,7 @@ def test_another_gene_in_the_folder_changes_the_models(tmp_path: Path) -> None:
     [
         ("--grow 0", "depth"),
         ("--grow three", "--grow 'three' is not a list such as 1-3 or 1,4"),
-        ("--grow 2 --precision int8", "leave --to and --precision out"),
+        ("--grow 2 --precision int8", "leave all other flags but --out out"),
     ],
 )
 def test_a_wrong_size_is_one_line_and_writes_nothing(flags: str, message: str, cli: CLI, tmp_path: Path) -> None:

@@ -54,6 +54,26 @@ def test_a_gene_comes_back_as_it_was(hub: Path, cli: CLI, tmp_path: Path) -> Non
     assert (tmp_path / "back/g.safetensors").read_bytes() == (tmp_path / "g.safetensors").read_bytes()
 
 
+def test_a_folder_of_ones_own_is_never_replaced(hub: Path, cli: CLI, descendant: Path, tmp_path: Path) -> None:
+    pico_gene().save(tmp_path / "g.safetensors")
+    assert cli("push", tmp_path / "g.safetensors", "me/project").code == 0
+    Path("project").mkdir()
+    Path("project/README.md").write_text("mine")
+    for call in (["pull", "me/project", "--out", "project"], ["push", descendant, "me/project", "--dry-run"]):
+        done = cli(*call)
+        assert (done.code, len(done.err.splitlines())) == (2, 1)
+        assert "project exists and was not written by learngene" in done.err
+    assert [path.name for path in Path("project").iterdir()] == ["README.md"]
+
+
+def test_two_genes_in_one_repository_are_not_chosen_between(hub: Path, cli: CLI, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        pico_gene().save(hub / "me/both" / f"{name}.safetensors")
+    line = cli("pull", "me/both", "--out", tmp_path / "back").err
+    assert "me/both: holds 2 files with tensors and no learngene.json" in line
+    assert not (tmp_path / "back").exists()
+
+
 def test_a_card_claims_only_what_was_measured(hub: Path, cli: CLI, descendant: Path) -> None:
     done = cli("push", descendant, "me/small", "--dry-run", "--license", "mit")
     assert (done.code, done.out, hub.exists()) == (0, "small\n", False)
@@ -64,7 +84,7 @@ def test_a_card_claims_only_what_was_measured(hub: Path, cli: CLI, descendant: P
     assert "| data | none is recorded |" in card
     assert 'timm.create_model("hf-hub:me/small", pretrained=True)' in card
     assert {path.name for path in Path("small").iterdir()} == {
-        "README.md", "config.json", "learngene.json", "model.safetensors"
+        ".learngene-hub", "README.md", "config.json", "learngene.json", "model.safetensors"
     }  # fmt: skip
 
 
@@ -92,6 +112,6 @@ def test_no_permission_is_one_line(hub: Path, cli: CLI, descendant: Path, monkey
 
     monkeypatch.setattr(Hub, "create_repo", refuse)
     done = cli("push", descendant, "them/small")
-    line = "them/small: no permission; see `hf auth whoami`, nothing was changed here"
+    line = "them/small: no permission; see `hf auth whoami`, nothing was written here"
     assert (done.code, done.err) == (2, f"learngene: {line}\n")
     assert cli("push", descendant, "small").err == "learngene: small: no name of a repository; give OWNER/NAME\n"

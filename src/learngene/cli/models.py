@@ -204,8 +204,8 @@ def export(
 ) -> None:
     """Write a model for a runtime, run it there again at batch 1 and another, and compare on real images."""
     if depths is not None:
-        if to != "onnx" or precision != "fp32":
-            raise LearngeneError("--grow: makes ONNX graphs that compute in fp32; leave --to and --precision out")
+        if to != "onnx" or precision != "fp32" or batch != 8 or data or calibrate or bound is not None or keep_worse:
+            raise LearngeneError("--grow: makes ONNX graphs that compute in fp32; leave all other flags but --out out")
         from learngene.devices.grow import grow
 
         grown = grow(descendant, out, layer_list(depths, "--grow"))

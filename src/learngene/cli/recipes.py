@@ -263,9 +263,11 @@ def check(**flags: Any) -> None:
     from learngene.recipe.loading import load_recipe
 
     path, overrides, folder = flags["recipe"], flags["overrides"] or [], flags["data"] or []
-    of_file = not any(value for key, value in flags.items() if key not in ("recipe", "overrides", "data"))
+    of_file = all(value in (None, []) for key, value in flags.items() if key not in ("recipe", "overrides", "data"))
     if of_file and path is not None and len(folder) < 2 and ("=" not in str(path) or path.exists()):
         loaded: Recipe = load_recipe(path, overrides, Path(folder[0]) if folder else None)
+        if folder and loaded.kind == "finetune":  # whose --data names images
+            loaded = finetune_recipe(**flags)
     else:
         loaded = finetune_recipe(**flags)
     from learngene.cli.check import check_recipe

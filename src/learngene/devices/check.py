@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -65,19 +66,25 @@ class Agreement:
     model_score: float | None = None
 
 
-def check_images(model: Any, data: Data | None) -> CheckImages:
-    """The val split of data; without data some digits, or noise for a model that takes no such images."""
+def check_images(model: Any, data: Data | None, batch: int) -> CheckImages:
+    """The val split of data; without data some digits, or noise for a model that takes no such images.
+
+    What is read at once has one image more than the largest batch that is checked.
+    """
     chans, height, width = input_size(model)
     if data is None and (chans not in (1, 3) or height != width):
-        noise = torch.randn(8, chans, height, width, generator=torch.Generator().manual_seed(0))
-        return CheckImages("noise", [(noise, torch.zeros(8))], judged=False)
+        noise = torch.randn(batch + 1, chans, height, width, generator=torch.Generator().manual_seed(0))
+        return CheckImages("noise", [(noise, torch.zeros(batch + 1))], judged=False)
     spec = data_section(data or {"source": "digits", "workers": 0})
     _refuse_size(model, spec.img_size)
     if data is None or not model.num_classes:
         images = open_split(spec, "val") if data is None else open_split(spec, "val", None)
-        return CheckImages(images.where, _batches(model, spec, images, DIGITS if data is None else None), judged=False)
+        few = max(DIGITS, batch + 1) if data is None else None
+        return CheckImages(images.where, _batches(model, spec, images, few, batch), judged=False)
     images = numbered(open_for(model, spec, "val"), model, spec)
-    return CheckImages(images.where, _batches(model, spec, images), judged=True, ignore_index=images.ignore_index)
+    return CheckImages(
+        images.where, _batches(model, spec, images, None, batch), judged=True, ignore_index=images.ignore_index
+    )
 
 
 def calibration_images(model: Any, data: Data, count: int | None) -> Tensor:
@@ -107,7 +114,10 @@ def compare(model: Any, session: Session, on: CheckImages, batch: int) -> Agreem
             if found.shape != expected.shape:
                 raise LearngeneError(f"export: the file gives outputs of shape {tuple(found.shape)}")
             images += len(inputs)
-            difference = max(difference, float((found - expected).abs().max()))
+            apart = float((found - expected).abs().max())
+            difference = apart if math.isnan(apart) else max(difference, apart)
+            if math.isnan(difference):
+                raise LearngeneError("export: the file gives what is no number; give another precision")
             largest = max(largest, float(expected.abs().max()))
             if model.num_classes:
                 agreed = (found.argmax(1) == expected.argmax(1)).float()
@@ -122,11 +132,13 @@ def compare(model: Any, session: Session, on: CheckImages, batch: int) -> Agreem
     return Agreement(on.source, images, difference, relative, 100 * same / of, *scores)
 
 
-def _batches(model: Any, spec: Any, images: Any, count: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+def _batches(
+    model: Any, spec: Any, images: Any, count: int | None = None, batch: int = 0
+) -> Iterable[tuple[Tensor, Tensor]]:
     """All images, or about so many that are spread over them, as the model takes them."""
     spec, (chans, side, _) = fill_preprocessing(spec, image_config(model)), input_size(model)
     every = max(1, len(images) // count) if count else 1
-    return eval_loader(images, spec, img_size=side, in_chans=chans, batch_size=64, processes=every)
+    return eval_loader(images, spec, img_size=side, in_chans=chans, batch_size=max(64, batch + 1), processes=every)
 
 
 def _refuse_size(model: Any, img_size: int | None) -> None:

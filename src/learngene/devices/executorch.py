@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from learngene.devices.target import Job, Session, Target
-from learngene.system.errors import LearngeneError
 
 
 class ExecuTorch(Target):
@@ -39,12 +38,8 @@ class ExecuTorch(Target):
         with _quiet():
             if job.precision == "int8":
                 model, said = self._quantised(job, example, shapes), ["static, per channel, by torchao and XNNPACK"]
-            try:
-                program = torch.export.export(model, (example,), dynamic_shapes=shapes)
-                lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-            except Exception as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise LearngeneError(f"export: ExecuTorch cannot lower this model ({first[:200]})") from error
+            program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
         with path.open("wb") as file:
             lowered.write_to_file(file)
         return said

@@ -21,6 +21,7 @@ from learngene.making.arguments import Data, refuse_other
 from learngene.system.digest import content_digest
 from learngene.system.errors import LearngeneError, nearest
 from learngene.system.files import refuse_read_only
+from learngene.system.machine_faults import machine_fault
 from learngene.system.records import Record, RecordError
 from learngene.vits.class_names import class_names
 from learngene.vits.input_size import image_config, input_size
@@ -103,14 +104,16 @@ def export(
             something else stands at the path.
     """
     model, path = refuse_other("export", model).eval().cpu(), Path(path)
-    _refuse_foreign(path)
     target = _target(to, precision, path)
+    _refuse_foreign(path, *([path.with_suffix(".bin")] if to == "openvino" else []))
     if batch < 1:
         raise LearngeneError(f"export: --batch must be 1 or more, not {batch}")
+    if calibrate is not None and (precision != "int8" or calibrate < 1):
+        raise LearngeneError(f"export: --calibrate {calibrate}: give 1 or more, and only with --precision int8")
     if precision == "int8" and data is None:
         raise LearngeneError("export: int8 needs images to calibrate on; give --data")
     refuse_read_only(path.parent)
-    on = check_images(model, data)
+    on = check_images(model, data, batch)
     calibration = None
     if precision == "int8" and data is not None:
         calibration = calibration_images(model, data, calibrate)
@@ -118,8 +121,16 @@ def export(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         file = Path(folder) / path.name
         job = Job(model, _example(model), precision, batch, calibration, _holds(model, calibration, batch))
-        notes = target.write(job, file)
-        session = target.open(file, precision)
+        try:
+            notes = target.write(job, file)
+            session = target.open(file, precision)
+        except LearngeneError:
+            raise
+        except Exception as error:
+            if machine_fault(error):
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise LearngeneError(f"export: {to} cannot take this model ({first[:200]})") from error
         found = compare(model, session, on, batch)
         notes += _judged(found, precision, bound, keep_worse)
         written = sorted(Path(folder).iterdir(), key=lambda each: each == file)
@@ -137,9 +148,9 @@ def export(
             agreement=asdict(found),
             notes=notes,
         )
-        for each in written:  # the file of the path itself comes last
+        record.write(record_path(file))
+        for each in [*written[:-1], record_path(file), file]:  # the file of the path itself comes last
             shutil.move(each, path.with_name(each.name))
-    record.write(record_path(path))
     return record
 
 
@@ -166,15 +177,16 @@ def _target(to: str, precision: str, path: Path) -> Target:
     return target
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign(path: Path, *others: Path) -> None:
     """Refuses to replace what no export has written: it has no record beside it."""
-    if not path.exists():
+    there = [each for each in (path, *others, record_path(path)) if each.exists()]
+    if not there:
         return
     try:
         DeviceFile.read(record_path(path))
     except RecordError:
         raise LearngeneError(
-            f"{path} exists and has no {record_path(path).name} of an export beside it; choose another output path"
+            f"{there[0]} exists and no {record_path(path).name} of an export is beside it; choose another output path"
         ) from None
 
 
@@ -191,7 +203,8 @@ def _holds(model: Any, calibration: Tensor | None, batch: int) -> Any:
 
     def holds(session: Session) -> bool:
         assert calibration is not None
-        on = CheckImages("calibration", [(calibration, torch.zeros(len(calibration)))], judged=False)
+        parts = [(part, torch.zeros(len(part))) for part in calibration.split(64)]
+        on = CheckImages("calibration", parts, judged=False)
         return compare(model, session, on, batch).top1_agreement >= CANDIDATE
 
     return holds

@@ -17,6 +17,9 @@ from learngene.vits.descendant_folder import PROVENANCE, TIMM_FILES, load_descen
 
 CARD = "README.md"
 
+MARKER = ".learngene-hub"
+"""Says that a folder is a card's or was pulled, and may be replaced."""
+
 
 def push(path: Path, repo: str, *, licence: str | None = None, private: bool = False, dry_run: bool = False) -> str:
     """Uploads a gene file or a descendant folder with its card.
@@ -38,7 +41,7 @@ def push(path: Path, repo: str, *, licence: str | None = None, private: bool = F
     if not owner or not name or "/" in name:
         raise LearngeneError(f"{repo}: no name of a repository; give OWNER/NAME")
     if dry_run:
-        write_folder(Path(name), CARD, lambda folder: _fill(folder, path, repo, licence))
+        write_folder(Path(name), MARKER, lambda folder: _marked(folder, path, repo, licence))
         return name
     with tempfile.TemporaryDirectory() as temporary, _answers(repo):
         from huggingface_hub import HfApi
@@ -46,7 +49,9 @@ def push(path: Path, repo: str, *, licence: str | None = None, private: bool = F
         _fill(Path(temporary), path, repo, licence)
         api = HfApi(library_name="learngene")
         address = str(api.create_repo(repo, private=private, exist_ok=True))
-        api.upload_folder(repo_id=repo, folder_path=temporary, commit_message=f"learngene push {path.name}")
+        stale = ["*.safetensors", "*.json"]  # of an earlier push; what is uploaded stays
+        said = f"learngene push {path.name}"
+        api.upload_folder(repo_id=repo, folder_path=temporary, commit_message=said, delete_patterns=stale)
     return address
 
 
@@ -65,6 +70,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> Path:
         LearngeneError: If there is no such repository, or neither of the two in it, or it is damaged.
     """
     gene: list[str] = []
+    out = out.absolute()
 
     def write(folder: Path) -> None:
         from huggingface_hub import HfApi
@@ -77,14 +83,24 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> Path:
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         if (folder / PROVENANCE).exists():
             load_descendant(folder)
-        elif files := sorted(folder.glob("*.safetensors")):
+        elif len(files := sorted(folder.glob("*.safetensors"))) == 1:
             verify(read_header(files[0]))
             gene.append(files[0].name)
+        elif files:
+            raise LearngeneError(
+                f"{repo}: holds {len(files)} files with tensors and no {PROVENANCE}; push one gene to it"
+            )
         else:
             raise LearngeneError(f"{repo}: holds neither a gene nor a descendant")
+        (folder / MARKER).touch()
 
-    write_folder(out, CARD, write)
+    write_folder(out, MARKER, write)
     return out / gene[0] if gene else out
+
+
+def _marked(folder: Path, path: Path, repo: str, licence: str | None) -> None:
+    _fill(folder, path, repo, licence)
+    (folder / MARKER).touch()
 
 
 def _fill(folder: Path, path: Path, repo: str, licence: str | None) -> None:
@@ -125,7 +141,7 @@ def _card(record: Mapping[str, Any], repo: str, licence: str | None, loading: st
         "size": f"at the auxiliary shape: {size}" if size and kind == "gene" else size,
         "stored parameters": record.get("params"),
         "made from": _ancestry(record.get("ancestry")),
-        "gene": (record.get("gene") or {}).get("digest") if isinstance(record.get("gene"), Mapping) else None,
+        "gene": record.get("gene"),
         "data": ", ".join(sources) or "none is recorded",
         "training": ", ".join(
             f"{k} {training[k]}" for k in ("epochs", "updates", "images", "seconds", "seed") if k in training
@@ -138,17 +154,22 @@ def _card(record: Mapping[str, Any], repo: str, licence: str | None, loading: st
         else "not measured",
         "agreement": ", ".join(f"{k} {v:g}" for k, v in (record.get("agreement") or {}).items()) or None,
         "classes": len(record.get("classes") or record.get("class_names") or []) or None,
-        "digest": record["digest"],
+        "digest": record.get("digest"),
     }
     head = ModelCardData(
         license=licence,
         library_name="timm" if kind == "descendant" else "learngene",
         tags=["learngene", *filter(None, [record.get("method")])],
-        pipeline_tag="image-classification" if kind == "descendant" else None,
+        pipeline_tag="image-classification" if kind == "descendant" and _classifies(record) else None,
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     title = repo.partition("/")[2]
     return f"---\n{head.to_yaml()}\n---\n\n# {title}\n\n| | |\n|---|---|\n{table}\n\n{loading}"
+
+
+def _classifies(record: Mapping[str, Any]) -> bool:
+    """Whether a descendant gives an image one class: it has a head, and not one for every pixel."""
+    return bool((record.get("shape") or {}).get("num_classes", 1)) and not record.get("mask_values")
 
 
 def _ancestry(pinned: Mapping[str, Any] | None) -> str:
@@ -187,12 +208,12 @@ def _fenced(language: str, lines: list[str]) -> str:
 @contextlib.contextmanager
 def _answers(repo: str) -> Iterator[None]:
     """Says in one line what the hub, or the way to it, refuses."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, ConnectionError) as error:
+    except (HTTPError, HFValidationError, LocalTokenNotFoundError, ConnectionError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reasons = {401: "no permission", 403: "no permission", 404: "no such repository, or no permission to see it"}
         reason = reasons.get(status or 0) or " ".join(str(error).split())[:200]
-        raise LearngeneError(f"{repo}: {reason}; see `hf auth whoami`, nothing was changed here") from None
+        raise LearngeneError(f"{repo}: {reason}; see `hf auth whoami`, nothing was written here") from None

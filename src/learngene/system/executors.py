@@ -176,6 +176,7 @@ class SlurmExecutor:
         import submitit
 
         self.died: tuple[type[BaseException], ...] = (submitit.core.utils.UncompletedJobError,)
+        self._failed = submitit.core.utils.FailedJobError  # one of those, but of work that raised, or is not taken
         parts = [part.partition("=") for part in where.split(",") if part]
         settings: dict[str, Any] = {key: int(value) if value.isdecimal() else value for key, _, value in parts}
         cluster = settings.pop("cluster", "slurm")
@@ -197,9 +198,20 @@ class SlurmExecutor:
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Hands out work."""
-        job = self._executor.submit(work, *arguments)
+        try:
+            job = self._executor.submit(work, *arguments)
+        except self._failed as error:
+            reason = (str(error).strip().splitlines() or ["it does not say why"])[0]
+            raise LearngeneError(f"--executor slurm: the job is refused ({reason[:200]})") from None
         self._jobs = [*(other for other in self._jobs if not other.done()), job]
-        return self._waiting.submit(job.result)
+
+        def result() -> Any:
+            try:
+                return job.result()
+            except self._failed as error:
+                raise RuntimeError(str(error)) from error
+
+        return self._waiting.submit(result)
 
     def cancel(self) -> None:
         """Has what runs save itself and end."""

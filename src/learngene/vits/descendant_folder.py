@@ -172,9 +172,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """What ``learngene.json`` says, once its digest has been compared; None for a folder of timm's own."""
     if not (path / PROVENANCE).is_file():
         return None
-    record: dict[str, Any] = json.loads((path / PROVENANCE).read_text())
+    try:
+        record: dict[str, Any] = json.loads((path / PROVENANCE).read_text())
+    except ValueError:
+        record = []  # type: ignore[assignment]
     if not isinstance(record, dict):
-        raise ValueError(f"{PROVENANCE} is no JSON object")
+        raise LearngeneError(f"{path}: {PROVENANCE} is no JSON object, so it is damaged; make the model again")
     digest = record.pop(DIGEST, None)  # older folders have none
     if digest not in (None, content_digest(record, *(path / name for name in TIMM_FILES))):
         raise LearngeneError(
