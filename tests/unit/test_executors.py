@@ -122,10 +122,14 @@ def test_a_worker_that_is_killed_is_replaced(executor: str, images: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", DASK])
 def test_ctrl_c_stops_workers_and_keeps_what_is_done(executor: str, images: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores Ctrl-C
     killing(tmp_path / "store" / "locks", signal.SIGINT, os.getpid())
-    long = {"condense": {"epochs": 5000, "eval_every": 5000, "save_every": 5000}}
-    with pytest.raises(InterruptedRun):
-        compared(tmp_path, images, executor, [], **long)
+    long = {"condense": {"epochs": 1000, "eval_every": 1000, "save_every": 1000}}
+    try:
+        with pytest.raises(InterruptedRun):
+            compared(tmp_path, images, executor, [], **long)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list((tmp_path / "store").glob("*/last.pt")), "the state of what was trained"
     assert not list((tmp_path / "store").rglob("*.note"))
 
