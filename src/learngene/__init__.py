@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from learngene.vits.timm_registration import register_with_timm
 
 if TYPE_CHECKING:
+    from learngene.devices.export import export, export_onnx
     from learngene.genes.ancestry import Ancestry
     from learngene.genes.elastic import ElasticViT
     from learngene.genes.gene import Learngene
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from learngene.system.errors import LearngeneError
     from learngene.training import losses
     from learngene.vits.descendant_folder import load_descendant, save_descendant
-    from learngene.vits.onnx_export import export_onnx
     from learngene.vits.segmenter import segment
     from learngene.vits.shape import ViTShape
     from learngene.vits.speed import latency
@@ -62,7 +62,7 @@ _HOMES = {
     "embed_task": "making.hyper.embedding",
     "evaluate": "making.finetune",
     "export": "devices.export",
-    "export_onnx": "vits.onnx_export",
+    "export_onnx": "devices.export",
     "extract": "making.extract",
     "finetune": "making.finetune",
     "PlannedSize": "genes.plan_sizes",

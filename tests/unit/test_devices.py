@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from learngene import export, finetune, scratch, segment
-from learngene.devices.check import CheckImages, compare
+from learngene.devices.check import CheckImages, agreement
 from learngene.devices.export import DeviceFile
 from learngene.devices.target import Session
 from learngene.system.errors import LearngeneError
@@ -128,7 +128,7 @@ def test_agreement_is_counted_by_hand() -> None:
         return part + torch.tensor([0.0, 1.5])  # the first image is now guessed otherwise
 
     on = CheckImages("numbers", [(inputs, torch.tensor([0, 1, 1, 1]))], judged=True)
-    found = compare(model, Session(run, "fp32", {}), on, 2)
+    found = agreement(model, Session(run, "fp32", {}), on, 2)
     assert asked == [1, 2, 1]  # alone, then as many as it takes
     assert (found.images, found.largest_difference, found.relative_difference) == (4, 1.5, 1.5 / 4)
     assert (found.top1_agreement, found.score, found.model_score) == (75, 50, 75)
@@ -205,7 +205,7 @@ def test_outputs_that_are_no_numbers_never_agree() -> None:
     images = CheckImages("three", [(batch(pico_shape()), torch.zeros(len(batch(pico_shape()))))], judged=False)
     broken = Session(lambda part: model(part) * float("nan"), "fp32", {})
     with pytest.raises(LearngeneError, match="gives what is no number"):
-        compare(model, broken, images, 2)
+        agreement(model, broken, images, 2)
 
 
 def test_a_fresh_gene_is_exported() -> None:

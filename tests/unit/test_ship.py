@@ -204,7 +204,7 @@ def test_ship_makes_models_that_stock_timm_loads_and_goes_on(
     cli: CLI, images: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Torch's exporter takes seconds, and has tests of its own.
-    monkeypatch.setattr("learngene.vits.onnx_export.export_onnx", lambda model, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr("learngene.devices.export.export", lambda model, path: path.write_bytes(b"onnx"))
     out = tmp_path / "out"
     planned = shipped(cli, images, out, "--dry-run")
     assert not out.exists()

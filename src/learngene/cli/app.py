@@ -85,6 +85,11 @@ def say_start(what: str, where: str) -> None:
         print(f"{what}: {where}", file=sys.stderr, flush=True)
 
 
+def call_of(command: str, recipe: Path, overrides: list[str] | None, data: Path | None) -> list[object]:
+    """A command as it was called with a recipe."""
+    return [command, recipe, *(overrides or []), *(["--data", data] if data else [])]
+
+
 def suggest(*words: object) -> None:
     """Says which command usually comes next."""
     say(f"next: learngene {shlex.join(map(str, words))}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from learngene.cli.app import DataFolder, Executor, Overrides, Processes, RecipeFile, app, read_recipe, suggest
+from learngene.cli.app import DataFolder, Executor, Overrides, Processes, RecipeFile, app, call_of, read_recipe, suggest
 from learngene.system.errors import LearngeneError
 
 
@@ -57,9 +57,7 @@ def compare(
         remarks = conclusions(found)
         print("\n".join(remarks))
         plots = save_plots(found.rows, loaded.out / "plots")
-        again = shlex.join(
-            map(str, ["learngene", "compare", recipe, *(overrides or []), *(["--data", data] if data else [])])
-        )
+        again = shlex.join(map(str, ["learngene", *call_of("compare", recipe, overrides, data)]))
         page = write_compare_page(loaded.out / "index.html", found, remarks, plots, again)
         written = [*save_tables(found, loaded.out, remarks), page, *plots]
         for stale in set(loaded.out.glob("plots/*.png")) - set(written):

@@ -23,6 +23,7 @@ from learngene.cli.app import (
     RecipeFile,
     State,
     app,
+    call_of,
     mapping,
     read_recipe,
     require_kind,
@@ -104,7 +105,7 @@ def targets(
     for one in write_targets(loaded, processes=processes, executor=executor, again=again):
         stored = f"{', '.join(one.forms)} of {one.views} views, {size_in_words(one.size)}"
         print(f"{one.folder}: {stored}, {one.size / one.views:.0f} bytes a view; {size_in_words(one.added)} are new")
-    suggest("condense", recipe, *(overrides or []), *(["--data", data] if data else []))
+    suggest(*call_of("condense", recipe, overrides, data))
 
 
 @app.command()

@@ -102,7 +102,7 @@ def calibration_images(model: Any, data: Data, count: int | None) -> Tensor:
     return torch.cat([part for part, _ in _batches(model, spec, images, count)])[:count]
 
 
-def compare(model: Any, session: Session, on: CheckImages, batch: int) -> Agreement:
+def agreement(model: Any, session: Session, on: CheckImages, batch: int) -> Agreement:
     """Runs a file on images, alone and in batches of the largest size that it takes, and the model beside it."""
     judges = [TopKCounter() if on.ignore_index is None else ConfusionMatrix(on.ignore_index) for _ in range(2)]
     same, of, images, difference, largest = 0.0, 0, 0, 0.0, 0.0

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from learngene.devices.check import Agreement, CheckImages, calibration_images, check_images, compare
+from learngene.devices.check import Agreement, CheckImages, agreement, calibration_images, check_images
 from learngene.devices.executorch import ExecuTorch
 from learngene.devices.onnxruntime import OnnxRuntime
 from learngene.devices.openvino import OpenVino
@@ -131,7 +131,7 @@ def export(
                 raise
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LearngeneError(f"export: {to} cannot take this model ({first[:200]})") from error
-        found = compare(model, session, on, batch)
+        found = agreement(model, session, on, batch)
         notes += _judged(found, precision, bound, keep_worse)
         written = sorted(Path(folder).iterdir(), key=lambda each: each == file)
         record = DeviceFile(
@@ -152,6 +152,11 @@ def export(
         for each in [*written[:-1], record_path(file), file]:  # the file of the path itself comes last
             shutil.move(each, path.with_name(each.name))
     return record
+
+
+def export_onnx(model: Any, path: str | Path) -> float:
+    """``export`` to ONNX in float32; the largest difference of a logit from the model's."""
+    return float(export(model, path).agreement["largest_difference"])
 
 
 def record_path(path: Path) -> Path:
@@ -205,7 +210,7 @@ def _holds(model: Any, calibration: Tensor | None, batch: int) -> Any:
         assert calibration is not None
         parts = [(part, torch.zeros(len(part))) for part in calibration.split(64)]
         on = CheckImages("calibration", parts, judged=False)
-        return compare(model, session, on, batch).top1_agreement >= CANDIDATE
+        return agreement(model, session, on, batch).top1_agreement >= CANDIDATE
 
     return holds
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from learngene.devices.check import check_images, compare
+from learngene.devices.check import agreement, check_images
 from learngene.devices.onnxruntime import OnnxRuntime
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import GeneHeader, read_header
@@ -102,7 +102,7 @@ def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
             images = torch.randn(2, shape.in_chans, shape.img_size, shape.img_size)
             write_onnx(_At(unlike, shape), images, file, fold=False)
             _share(file, header)
-            found = compare(model, target.open(file, "fp32"), check_images(model, None, 8), 8)
+            found = agreement(model, target.open(file, "fp32"), check_images(model, None, 8), 8)
             if not found.relative_difference <= BOUND:
                 raise LearngeneError(
                     f"export: the graph of depth {depth} gives logits that differ by {found.largest_difference:.2g} "

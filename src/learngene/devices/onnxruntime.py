@@ -157,10 +157,11 @@ def _reader(images: Tensor | None, batch: int = 16) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the advice that ONNX Runtime's tools log."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

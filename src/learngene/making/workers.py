@@ -85,7 +85,12 @@ class Workers:
         self._run = uuid.uuid4().hex, pickle.dumps(told), Path.cwd(), locks
         self._names: dict[Path, tuple[str, float]] = {}
         self._deaths: dict[Path, int] = {}
-        self._room, self._done, self._failed = executor.workers(), 0, 0
+        self._done, self._failed = 0, 0
+        try:
+            self._room = executor.workers()
+        except BaseException:  # such as workers that cannot be used: what was opened is closed
+            executor.close()
+            raise
         self._live: Live | None = None
 
     def __enter__(self) -> Workers:
@@ -133,7 +138,10 @@ class Workers:
             wait(self.running.values(), POLL_SECONDS, FIRST_COMPLETED)
         else:
             time.sleep(POLL_SECONDS)
-        self._room = self._executor.workers()
+        try:
+            self._room = self._executor.workers()
+        except OSError:
+            raise LearngeneError("the scheduler is gone; the same command continues") from None
 
     def _taken_back(self, step: Step[Any], future: Future[Any]) -> tuple[list[str], str | None]:
         """What a worker says of a step, and why it failed, if it did."""

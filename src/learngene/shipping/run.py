@@ -121,13 +121,13 @@ def exported(path: Path) -> Path | None:
     """Writes the ONNX file of a model folder beside it; None where the extra is not installed."""
     from importlib.util import find_spec
 
+    from learngene.devices.export import export
     from learngene.vits.descendant_folder import load_descendant
-    from learngene.vits.onnx_export import export_onnx
 
     if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
         return None
     onnx = path.with_name(f"{path.name}.onnx")
     newest = (path / "model.safetensors").stat().st_mtime
     if not (onnx.exists() and onnx.stat().st_mtime >= newest):
-        export_onnx(load_descendant(path), onnx)
+        export(load_descendant(path), onnx)
     return onnx

@@ -123,7 +123,7 @@ def take_share(number: int, processes: int) -> None:
     if count:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % count)
     else:
-        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or os.cpu_count() or 1)
         torch.set_num_threads(max(1, threads // processes))
 
 

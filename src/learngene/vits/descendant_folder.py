@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,10 +173,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """What ``learngene.json`` says, once its digest has been compared; None for a folder of timm's own."""
     if not (path / PROVENANCE).is_file():
         return None
-    try:
-        record: dict[str, Any] = json.loads((path / PROVENANCE).read_text())
-    except ValueError:
-        record = []  # type: ignore[assignment]
+    record: dict[str, Any] | None = None
+    with contextlib.suppress(ValueError):
+        record = json.loads((path / PROVENANCE).read_text())
     if not isinstance(record, dict):
         raise LearngeneError(f"{path}: {PROVENANCE} is no JSON object, so it is damaged; make the model again")
     digest = record.pop(DIGEST, None)  # older folders have none

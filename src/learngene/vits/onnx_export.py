@@ -15,79 +15,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learngene.system.errors import LearngeneError
-from learngene.system.files import refuse_read_only, write_file
-from learngene.vits.input_size import input_size
 
 TOLERANCE = 1e-3
 """Largest accepted difference of a logit, relative to the largest logit; float32 kernels differ by about 1e-6."""
 
 OPSET = 23
-
-
-def export_onnx(model: nn.Module, path: str | Path, *, batch_sizes: tuple[int, ...] = (1, 3)) -> float:
-    """Writes an ONNX file with a free batch size and checks it with ONNX Runtime.
-
-    Exporters have specialised silently on the example's batch size and have written wrong files, so the file is run at
-    every given batch size and its logits are compared with the model's before it gets its name.
-
-    Args:
-        model: A timm classifier.
-        path: The file to write.
-        batch_sizes: Sizes at which the file is run again.
-
-    Returns:
-        The largest difference between a logit of the file and of the model.
-
-    Raises:
-        LearngeneError: If the ``export`` extra is missing, the export fails or the logits differ.
-    """
-    try:
-        import onnx  # noqa: F401 - torch's exporter needs these two and says so only deep inside
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise LearngeneError(f"export: package '{error.name}' is missing; pip install 'learngene[export]'") from None
-    path = Path(path)
-    refuse_read_only(path.parent)  # seconds before the exporter would find out
-    _refuse_foreign(path)
-    if path.suffix != ".onnx":
-        raise LearngeneError(f"{path}: ONNX files have the suffix .onnx; end the name so")
-    size = input_size(model)
-    model = model.eval().cpu()
-    differences: list[float] = []
-
-    def write(temporary: Path) -> None:
-        write_onnx(model, torch.randn(2, *size), temporary)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(temporary), options, providers=["CPUExecutionProvider"])
-        for batch in batch_sizes:
-            images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch))
-            with torch.inference_mode():
-                expected = model(images)
-            found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-            if found.shape != expected.shape:
-                raise LearngeneError(f"export: at batch {batch} the file gives logits of shape {tuple(found.shape)}")
-            differences.append(float((found - expected).abs().max()))
-            if differences[-1] > TOLERANCE * max(1.0, float(expected.abs().max())):
-                raise LearngeneError(f"export: at batch {batch} the file's logits differ by {differences[-1]:.2g}")
-
-    write_file(path, write)
-    return max(differences)
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raises ``LearngeneError`` if something that is no ONNX file stands where one shall be written."""
-    import onnx
-
-    if not path.exists():
-        return
-    try:
-        known = bool(onnx.load(str(path), load_external_data=False).graph.node)
-    except Exception:
-        known = False
-    if not known:
-        raise LearngeneError(f"{path} exists and is no ONNX file; choose another output path")
 
 
 def write_onnx(model: nn.Module, example: torch.Tensor, path: Path, *, fold: bool = True) -> None:
