@@ -6,8 +6,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
-# Dask and submitit set up logging and processes of their own, which other tests beside them have stumbled over.
-OWN    := tests/unit/test_executors.py
 
 .PHONY: demo test test-all lint faults bench site release-check format schema requirements clean
 
@@ -15,12 +13,10 @@ demo: $(STAMP)
 	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --ignore $(OWN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(OWN)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore $(OWN)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OWN)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,6 +16,9 @@ from learngene.comparing.run import compare
 from learngene.system.errors import InterruptedRun
 from pico import CLI
 
+if importlib.util.find_spec("submitit"):  # before any test: its import closes the stream of absl's handler, pytest's
+    importlib.import_module("submitit")
+
 CLOCK = {"seconds", "epochs", "commit", "digest", "environment"}
 
 

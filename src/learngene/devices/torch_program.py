@@ -22,7 +22,7 @@ class TorchProgram(Target):
     suffix = ".pt2"
     extra = None
     modules: ClassVar = {"torch": "torch"}
-    precisions = ("fp32", "fp16", "bf16")  # an int8 program of torchao is larger than float16 and slower than float32
+    precisions = ("fp32", "fp16", "bf16")
 
     def write(self, job: Job, path: Path) -> list[str]:
         """Writes a program that takes images of the model's own type."""
