@@ -182,8 +182,8 @@ OUTPUTS: list[tuple[str, str]] = [
     ("expand gene.safetensors --out foreign", "exists and was not written by learngene"),
     ("expand gene.safetensors --out notes.txt", "exists and is a file, not a folder"),
     ("expand gene.safetensors --out notes.txt/des", "cannot write"),
-    ("export des --out foreign", "of an export beside it; choose another output path"),
-    ("export des --out notes.txt", "of an export beside it; choose another output path"),
+    ("export des --out foreign", "of an export is beside it; choose another output path"),
+    ("export des --out notes.txt", "of an export is beside it; choose another output path"),
     ("demo --out foreign", "exists and was not written by learngene"),
 ]
 

@@ -104,8 +104,8 @@ def export(
             something else stands at the path.
     """
     model, path = refuse_other("export", model).eval().cpu(), Path(path)
-    target = _target(to, precision, path)
     _refuse_foreign(path, *([path.with_suffix(".bin")] if to == "openvino" else []))
+    target = _target(to, precision, path)
     if batch < 1:
         raise LearngeneError(f"export: --batch must be 1 or more, not {batch}")
     if calibrate is not None and (precision != "int8" or calibrate < 1):
