@@ -10,6 +10,7 @@ from learngene.vits.timm_registration import register_with_timm
 
 if TYPE_CHECKING:
     from learngene.devices.export import export, export_onnx
+    from learngene.devices.measure import OnDevice, measure_on_device
     from learngene.genes.ancestry import Ancestry
     from learngene.genes.elastic import ElasticViT
     from learngene.genes.gene import Learngene
@@ -53,6 +54,7 @@ _HOMES = {
     "Guidance": "recipe.hyper",
     "Learngene": "genes.gene",
     "LearngeneError": "system.errors",
+    "OnDevice": "devices.measure",
     "Probes": "making.probe",
     "StitchedShape": "vits.stitched_shape",
     "TaskEmbedding": "methods.tal.task_embedding",
@@ -69,6 +71,7 @@ _HOMES = {
     "latency": "vits.speed",
     "load_descendant": "vits.descendant_folder",
     "load_recipe": "recipe",
+    "measure_on_device": "devices.measure",
     "method": "methods",
     "plan": "genes.plan",
     "plan_sizes": "genes.plan_sizes",

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from learngene import __version__
-from learngene.cli import experiments, genes, hub, models, recipes, runs, ship  # noqa: F401 - they register their commands
+from learngene.cli import (  # noqa: F401 - they register their commands
+    experiments,
+    genes,
+    hub,
+    models,
+    plan,
+    recipes,
+    runs,
+    ship,
+)
 from learngene.cli.app import app
 from learngene.cli.examples import add_examples
 from learngene.system.errors import InterruptedRun, LearngeneError

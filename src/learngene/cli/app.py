@@ -145,6 +145,12 @@ def layer_list(text: str, flag: str = "--layers") -> list[int]:
     return out
 
 
+def explain_layers(layers: list[str]) -> None:
+    """Prints what feeds each layer, one a line."""
+    for number, line in enumerate(layers, start=1):
+        print(f"    layer {number:2d}: {line}")
+
+
 def choices(options: list[str] | None) -> dict[str, Any]:
     """The method's choices from ``key=value`` flags; values are JSON where they can be."""
     out: dict[str, Any] = {}

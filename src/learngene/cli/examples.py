@@ -29,9 +29,16 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "index": ("imagenet-wds --processes 8", "shards --skip-corrupt"),
     "info": ("gene.safetensors", "gene.safetensors --verify --json"),
+    "measure-on-device": (
+        "gene.safetensors --out to-phone",
+        "gene.safetensors --runtime openvino --precision int8 --threads 2 --out to-kiosk",
+    ),
     "methods": ("", "--families"),
     "picture": ("gene.safetensors --out sizes.png", "vit_tiny_patch16_224 --out layers.png"),
-    "plan": ("gene.safetensors --max-params 2M --max-latency 5", "--sizes 0.2M,0.6M,1.5M --img-size 64 --classes 7"),
+    "plan": (
+        "gene.safetensors --runtime onnxruntime --threads 1 --max-latency 5",
+        "--sizes 0.2M,0.6M,1.5M --img-size 64 --classes 7",
+    ),
     "pull": ("me/pets-6", "me/gene --out gene --revision v1"),
     "push": ("runs/d6/descendant me/pets-6 --dry-run", "gene.safetensors me/gene --license apache-2.0 --private"),
     "report": ("", "--results results --out report/index.html"),

@@ -1,13 +1,12 @@
-"""Commands that extract genes, look at them, plan with them and expand them."""
+"""Commands that extract genes, look at them and expand them."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,13 +23,11 @@ from learngene.cli.app import (
     ancestry_of,
     app,
     choices,
+    explain_layers,
     layer_list,
     suggest,
 )
 from learngene.system.errors import LearngeneError
-
-if TYPE_CHECKING:
-    from learngene.genes.plan import Budget
 
 
 @app.command()
@@ -64,106 +61,6 @@ def extract(
     stored = sum(parameter.numel() for parameter in gene.parameters())
     print(f"{out}: {method}, {stored / 1e6:.3f} M parameters, {out.stat().st_size / 1e6:.2f} MB")
     suggest("plan", out)
-
-
-@app.command()
-def plan(
-    gene: Annotated[Path | None, typer.Argument(help="gene file (.safetensors); none with --sizes")] = None,
-    sizes: Annotated[
-        str | None, typer.Option(help="without a gene: a shape for each of so many parameters, such as 0.2M,0.6M")
-    ] = None,
-    max_params: Annotated[str | None, typer.Option(help="parameters, for example 10M")] = None,
-    max_macs: Annotated[str | None, typer.Option(help="multiply-adds of one image, for example 2G")] = None,
-    max_latency: Annotated[float | None, typer.Option(help="milliseconds per forward pass on this machine")] = None,
-    max_size: Annotated[float | None, typer.Option(help="megabytes of weights as stored, in float32")] = None,
-    batch_size: Annotated[int, typer.Option(help="images per pass for the latency")] = 1,
-    device: Annotated[str, typer.Option(help="where the latency is measured: cpu or cuda")] = "cpu",
-    num_classes: Annotated[int | None, typer.Option("--num-classes", "--classes", help="classes of the task")] = None,
-    img_size: Annotated[int | None, typer.Option(help="image side of the task in pixels")] = None,
-    images: Annotated[int, typer.Option(help="--sizes: training images of the epoch that is foretold", min=1)] = 10_000,
-    measure: Annotated[bool, typer.Option(help="--sizes: train each shape for a second to see how fast it is")] = True,
-    explain: Explain = False,
-    options: Options = None,
-    as_json: Json = False,
-) -> None:
-    """List the shapes of a gene that fit a budget, best first, or without a gene one shape for every size.
-
-    Limits combine. With --sizes width, depth, heads and patch follow the published families of ViTs.
-    """
-    from learngene.genes.gene_file import read_header
-    from learngene.genes.plan import Budget, misfit
-    from learngene.genes.plan import plan as make_plan
-    from learngene.system.quantities import amount
-
-    params, macs = (None if text is None else amount(text) for text in (max_params, max_macs))
-    budget = Budget(params, macs, max_latency, batch_size, device, max_size=max_size)
-    if gene is None or sizes is not None:
-        _plan_sizes(gene, sizes, budget, img_size, num_classes, images=images, measure=measure, as_json=as_json)
-        return
-    found = make_plan(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
-    if as_json:
-        print(json.dumps([{**vars(one), "shape": one.shape.to_dict()} for one in found], indent=2))
-        return
-    if not found:
-        why = misfit(gene, budget, num_classes=num_classes, img_size=img_size, **choices(options))
-        raise LearngeneError(f"{gene}: no shape fits this budget; {why}")
-    header = read_header(gene)
-    for one in found:
-        time = f"  {one.latency:8.2f} ms" if one.latency is not None else ""
-        beyond = "  deeper than the auxiliary model" if one.beyond_auxiliary else ""
-        beyond = f"  {one.outside}" if one.outside else beyond
-        size = f"{one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs"
-        top1 = f"  top-1 {one.top1:6.2f} %" if one.top1 is not None else ""
-        top1 += f"  neighbours in common {one.neighbours:6.2f} %" if one.neighbours is not None else ""
-        known = f"  {one.known}" if one.known else ""
-        print(f"{header.method.label(header.shape, one.shape)}  {size}{time}{top1}{known}{beyond}")
-        if explain:
-            _explain(one.layers)
-    given = {"--num-classes": num_classes, "--img-size": img_size}
-    flags = [str(part) for flag, value in given.items() if value is not None for part in (flag, value)]
-    flags += [part for option in options or [] for part in ("--set", option)]
-    tasks = [each["task"] for each in header.metadata.get("tasks", []) if "embedding" in each]
-    if tasks and "task" not in choices(options):
-        flags += ["--task", tasks[0]]
-    suggest("expand", gene, *header.method.flags(header.shape, found[0].shape).split(), *flags, "--out", "DIR")
-
-
-def _plan_sizes(
-    gene: Path | None,
-    sizes: str | None,
-    budget: Budget,
-    img_size: int | None,
-    num_classes: int | None,
-    *,
-    images: int,
-    measure: bool,
-    as_json: bool,
-) -> None:
-    """Says what models of some sizes would be like, before there is a gene."""
-    from learngene.genes.plan_sizes import plan_sizes
-    from learngene.system.quantities import amount, size_in_words, time_in_words
-
-    if gene is not None:
-        raise LearngeneError(f"--sizes: plans without a gene; leave {gene} out, or give --max-params for each size")
-    if img_size is None or num_classes is None or (sizes is None and budget == type(budget)()):
-        raise LearngeneError(
-            "plan: give a gene file, or without one --sizes, --img-size and --num-classes, such as "
-            "`learngene plan --sizes 0.2M,0.6M --img-size 64 --num-classes 7`"
-        )
-    asked = [budget] if sizes is None else [replace(budget, max_params=amount(size)) for size in sizes.split(",")]
-    found = plan_sizes(asked, img_size=img_size, num_classes=num_classes, measure=measure)
-    if as_json:
-        print(json.dumps([{**asdict(one), "shape": one.shape.to_dict()} for one in found], indent=2))
-        return
-    print(f"{img_size} px, patches of {found[0].shape.patch_size}, {num_classes} classes; at most:")
-    for one in found:
-        size = f"{one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs  {size_in_words(one.stored_bytes):>9s}"
-        time = f"  {one.latency:8.2f} ms" if one.latency is not None else ""
-        seconds = one.epoch_seconds(images)
-        time += f"  {time_in_words(seconds)} an epoch" if seconds else ""
-        print(f"{' '.join(one.budget.told):>14s}  {one.shape.size:32s}{size}{time}")
-    if measure:
-        print(f"an epoch is of {images} images, here and now; reading them and evaluation come on top")
 
 
 @app.command()
@@ -265,7 +162,7 @@ def expand(
         tensors = [{name for name in names if name.startswith(f"blocks.{layer}.")} for layer in range(shape.depth)]
         # Nothing feeds a layer that --layers or --modules left out.
         texts = zip(model.learngene["layers"], tensors, strict=True)
-        _explain(["fresh" if names <= set(fresh) else text for text, names in texts])
+        explain_layers(["fresh" if names <= set(fresh) else text for text, names in texts])
     if segment:
         print("the head for pixels starts fresh")
     if fresh:
@@ -277,11 +174,6 @@ def expand(
     features = "" if shape.num_classes else " --knn"  # without a head there is nothing else to judge
     also = f"(or: learngene eval {made} --data DATA{features})"
     print(f"next: learngene finetune --model {made} --data DATA --out RUN   {also}")
-
-
-def _explain(layers: list[str]) -> None:
-    for number, line in enumerate(layers, start=1):
-        print(f"    layer {number:2d}: {line}")
 
 
 @app.command()

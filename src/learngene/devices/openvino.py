@@ -27,15 +27,16 @@ class OpenVino(Target):
     modules: ClassVar = {**OnnxRuntime.modules, "openvino": "openvino"}
     precisions = ("fp32", "fp16", "bf16", "int8")
 
-    def refuse(self, precision: str) -> None:
+    def refuse(self, precision: str, command: str = "export") -> None:
         """Refuses bfloat16 where the CPU has none: OpenVINO takes float32 instead, without a word."""
-        super().refuse(precision)
+        super().refuse(precision, command)
         if precision == "bf16":
             import openvino
 
             if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 raise LearngeneError(
-                    "export: OpenVINO has no bf16 on this CPU and would compute in fp32; give --precision fp32 or fp16"
+                    f"{command}: OpenVINO has no bf16 on this CPU and would compute in fp32; give --precision fp32 or "
+                    "fp16"
                 )
 
     def write(self, job: Job, path: Path) -> list[str]:

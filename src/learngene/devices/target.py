@@ -82,17 +82,17 @@ class Target(ABC):
     def open(self, path: Path, precision: str, threads: int | None = None) -> Session:
         """Loads a file that ``write`` has written; threads are the runtime's own choice by default."""
 
-    def refuse(self, precision: str) -> None:
-        """Raises ``LearngeneError`` if packages are missing, or the precision cannot be had."""
+    def refuse(self, precision: str, command: str = "export") -> None:
+        """Raises ``LearngeneError`` on behalf of a command if packages are missing, or the precision cannot be had."""
         for module in self.modules:
             try:
                 import_module(module)
             except ImportError as error:
                 hint = f"pip install 'learngene[{self.extra}]'"
-                raise LearngeneError(f"export: package '{error.name or module}' is missing; {hint}") from None
+                raise LearngeneError(f"{command}: package '{error.name or module}' is missing; {hint}") from None
         if precision not in self.precisions:
             known = ", ".join(self.precisions)
-            raise LearngeneError(f"export: {self.name} has no files in {precision} here; give --precision {known}")
+            raise LearngeneError(f"{command}: {self.name} has no files in {precision} here; give --precision {known}")
 
     def versions(self) -> dict[str, str]:
         """Of the packages that write and run its files."""

@@ -10,11 +10,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from learngene.genes.gene_file import GeneHeader, read_header
 from learngene.genes.shape_scores import Known, outside, shape_scores
@@ -40,7 +40,9 @@ class Budget:
         max_latency: Milliseconds of one forward pass on this machine.
         batch_size: Images per forward pass when timing.
         device: Where to time: ``cpu`` or ``cuda``.
-        max_size: Megabytes (a million bytes) of its weights as a descendant folder stores them, in float32.
+        max_size: Megabytes (a million bytes) of its weights as a descendant folder stores them, in float32; with a
+            device those of its files there.
+        max_memory: Megabytes that loading and running it adds at its peak, on a device.
     """
 
     max_params: float | None = None
@@ -49,9 +51,10 @@ class Budget:
     batch_size: int = 1
     device: str = "cpu"
     max_size: float | None = None
+    max_memory: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_params", "max_macs", "max_latency", "max_size"):
+        for name in ("max_params", "max_macs", "max_latency", "max_size", "max_memory"):
             value = getattr(self, name)
             if not isinstance(value, Real | None):
                 raise LearngeneError(f"budget: {name} must be a number, not {value!r}; 200_000 for 200K")
@@ -61,17 +64,19 @@ class Budget:
             raise LearngeneError(f"budget: batch_size must be 1 or more, not {self.batch_size!r}")
 
     def admits(self, shape: Shape) -> bool:
-        """Whether a shape is within the limits but for latency, which has to be measured."""
+        """Whether a shape is within the limits but for latency and memory, which have to be measured."""
         return self.room(shape) >= 1
 
-    def room(self, shape: Shape) -> float:
-        """How many times a shape fits the tightest of the limits but for latency; 1 without any."""
-        return min((limit / NEEDS[name](shape) for name, (limit, _) in self.limits.items()), default=1.0)
+    def room(self, shape: Shape, needs: Mapping[str, Callable[[Shape], float]] | None = None) -> float:
+        """How many times a shape fits the tightest of the limits of ``NEEDS``, or of other needs; 1 without any."""
+        needs = NEEDS if needs is None else needs
+        limits = {name: limit for name, (limit, _) in self.limits.items() if name in needs}
+        return min((limit / needs[name](shape) for name, limit in limits.items()), default=1.0)
 
     @property
     def limits(self) -> dict[str, tuple[float, str]]:
         """The limits that bind but for latency, by name, each with its unit."""
-        units = {"max_params": "params", "max_macs": "macs", "max_size": "MB"}
+        units = {"max_params": "params", "max_macs": "macs", "max_size": "MB", "max_memory": "MB"}
         given = {name: (getattr(self, name), unit) for name, unit in units.items()}
         return {name: (limit, unit) for name, (limit, unit) in given.items() if limit is not None}
 
@@ -87,7 +92,23 @@ NEEDS: dict[str, Callable[[Shape], float]] = {
     "max_macs": lambda shape: shape.macs(),
     "max_size": lambda shape: shape.params() * 4 / 1e6,
 }
-"""What a shape needs of each limit."""
+"""What a shape needs of each limit, as far as it follows from the shape alone."""
+
+
+class Device(Protocol):
+    """A runtime in which shapes are measured: ``devices.measure.OnDevice``."""
+
+    def prepare(self, shapes: Sequence[Shape], *, memory: bool = False) -> None:
+        """Measures what is needed to tell of these shapes."""
+
+    def latency(self, shape: Shape) -> float:
+        """Milliseconds of a forward pass."""
+
+    def size(self, shape: Shape) -> float:
+        """Megabytes of the shape's files."""
+
+    def memory(self, shape: Shape) -> float:
+        """Megabytes that it adds at its peak."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +119,7 @@ class Candidate:
         shape: What to expand.
         params: Its parameters.
         macs: Multiply-adds of one image.
-        latency: Milliseconds per forward pass on this machine, or None if the budget did not ask.
+        latency: Milliseconds per forward pass on this machine or the device, or None if nobody asked.
         layers: Which of the gene's tensors feed each layer.
         beyond_auxiliary: Deeper than the auxiliary model: untuned accuracy falls there, fine-tuning brings it back.
         top1: Accuracy in percent that was measured when the gene was made, for the same task: of a pool's path, or of a
@@ -109,6 +130,8 @@ class Candidate:
             ones, so that its score is interpolated; see ``genes.shape_scores``.
         outside: Of a gene that was trained: on which sides the shape lies outside of all that its training served, and
             what the nearest of several shapes scored, in words.
+        size: Megabytes of its files on the device, if there is one.
+        memory: Megabytes that it adds there at its peak, if the budget asks.
     """
 
     shape: Shape
@@ -121,6 +144,8 @@ class Candidate:
     neighbours: float | None = None
     known: Known | None = None
     outside: str = ""
+    size: float | None = None
+    memory: float | None = None
 
 
 def plan(
@@ -130,6 +155,7 @@ def plan(
     num_classes: int | None = None,
     img_size: int | None = None,
     timer: Callable[[Shape, int, str], float] | None = None,
+    on: Device | None = None,
     **options: Any,
 ) -> list[Candidate]:
     """Lists the shapes of a gene that fit a budget, best first.
@@ -145,7 +171,8 @@ def plan(
         budget: Limits that all have to hold; without one, every depth up to ``methods.base.DEEPEST`` is listed.
         num_classes: Of the task; by default those of option ``task``, if a gene was tuned on it, or the gene's own.
         img_size: Of the task in pixels; the gene's own by default.
-        timer: Times a shape at a batch size on a device; measures and remembers by default.
+        timer: Times a shape at a batch size on a device; measures eager timm and remembers by default.
+        on: A runtime whose latency, sizes and memory count instead, such as ``OnDevice("onnxruntime", threads=1)``.
         **options: The method's choices at expansion, for example ``order``.
 
     Returns:
@@ -157,6 +184,8 @@ def plan(
     budget = budget or Budget()
     if not isinstance(budget, Budget):
         raise LearngeneError(f"plan: budget must be a Budget, such as Budget(max_params=200_000), not {budget!r}")
+    if on is None and budget.max_memory is not None:
+        raise LearngeneError("budget: max_memory is measured in a runtime; say which with --runtime, or leave it out")
     source = read_header(gene) if isinstance(gene, (str, Path)) else gene
     tuned = {entry["task"]: entry["classes"] for entry in source.metadata.get("tasks", [])}
     task = options.get("task")
@@ -173,15 +202,21 @@ def plan(
             source.method.refuse(source.shape, shape, **options)
         except ShapeError:
             continue
-        if budget.admits(shape):
+        if budget.room(shape, _known_needs(on)) >= 1:
             fitting.append(shape)
+    if on is not None:
+        on.prepare(fitting, memory=budget.max_memory is not None)
+        fitting = [shape for shape in fitting if budget.room(shape, needs_of(on)) >= 1]
     scores: Mapping[str, Mapping[str, Any]] = _scores(source, base)
     measured = shape_scores(source.metadata, source.shape, base)
     time_shape = timer or measured_latency
     candidates = []
     for shape in sorted(fitting, key=lambda shape: shape.params(), reverse=True):
-        latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
-        if latency is None or latency <= (budget.max_latency or 0):
+        if on is not None:
+            latency: float | None = on.latency(shape)
+        else:
+            latency = time_shape(shape, budget.batch_size, budget.device) if budget.max_latency else None
+        if latency is None or latency <= (budget.max_latency or math.inf):
             layers = source.method.describe(source.shape, shape, **options)
             scored = scores.get(shape.path, {})
             found = measured.at(shape) if measured else None
@@ -189,6 +224,9 @@ def plan(
                 scored = {measured.name: found[0], "known": found[1]}
             beyond = found is None and source.method.beyond(source.shape, shape)
             scored = {**scored, "outside": outside(source, shape)}
+            if on is not None:
+                scored["size"] = on.size(shape)
+                scored["memory"] = on.memory(shape) if budget.max_memory is not None else None
             candidates.append(Candidate(shape, shape.params(), shape.macs(), latency, layers, beyond, **scored))
     if measured:
         candidates.sort(key=lambda one: -1.0 if one.known is None else getattr(one, measured.name), reverse=True)
@@ -200,6 +238,16 @@ def plan(
     return candidates
 
 
+def needs_of(on: Device | None) -> dict[str, Callable[[Shape], float]]:
+    """What a shape needs of each limit, on a device as it was measured there."""
+    return NEEDS if on is None else {**NEEDS, "max_size": on.size, "max_memory": on.memory}
+
+
+def _known_needs(on: Device | None) -> dict[str, Callable[[Shape], float]]:
+    """Those that are known before anything is measured."""
+    return {name: need for name, need in NEEDS.items() if on is None or name != "max_size"}
+
+
 def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: Any) -> str:
     """Why no shape fits a budget: the limits that none meets, with the smallest value of each, and the largest shape.
 
@@ -209,7 +257,9 @@ def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: An
         **task: Further arguments of ``plan``.
     """
     source = read_header(gene) if isinstance(gene, (str, Path)) else gene
-    every, reasons = plan(source, **task), []
+    wide = Budget(max_memory=math.inf) if budget.max_memory is not None else Budget()
+    every, reasons = plan(source, wide, **task), []
+    needs = needs_of(task.get("on"))
     if not every:
         return "for this task the method makes no shape at all"
 
@@ -217,8 +267,8 @@ def misfit(gene: Learngene | GeneHeader | str | Path, budget: Budget, **task: An
         return " ".join(source.method.label(source.shape, one.shape).split())
 
     for name, (limit, unit) in budget.limits.items():
-        least = min(every, key=lambda one: NEEDS[name](one.shape))
-        if (needed := NEEDS[name](least.shape)) > limit:
+        least = min(every, key=lambda one: needs[name](one.shape))
+        if (needed := needs[name](least.shape)) > limit:
             has, most = short(needed), short(limit)
             reasons.append(f"the smallest is {label(least)} with {has} {unit}, more than {most} of {name}")
     if budget.max_latency is not None and (timed := plan(source, replace(budget, max_latency=math.inf), **task)):
