@@ -14,6 +14,7 @@ import learngene
 from learngene.comparing.demo import run_demo
 from learngene.comparing.demo_tables import DEMOS
 from learngene.data import digits
+from learngene.shipping.demo import ship_demo
 from pico import CLI
 
 SMALL = ["condense.epochs=1", "condense.batch_size=50", "condense.schedule.warmup_epochs=0", "tune.batch_size=32"]
@@ -147,6 +148,21 @@ CHECKS = {
     "lsamd": check_lsamd,
     "tal": check_tal,
 }
+
+
+def test_the_demo_of_genes_ships_models_of_digits(
+    cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("learngene.shipping.ship.exported", lambda path: None)
+    result = ship_demo(tmp_path, 1, budget_macs=1e10)
+    assert [each["name"] for each in result["models"]] == ["20K", "40K", "80K"]
+    assert (tmp_path / "ship-1" / "index.html").exists()
+    assert "learngene ship digits --sizes 20K,40K,80K --budget-macs 10G --out " in capsys.readouterr().out
+    done: list[tuple[object, ...]] = []
+    monkeypatch.setattr("learngene.comparing.demo.run_demo", lambda *given: None)
+    monkeypatch.setattr("learngene.shipping.demo.ship_demo", lambda *given: done.append(given))
+    assert cli("demo", "--out", tmp_path, "--seed", "2").code == cli("demo", "--method", "pool").code == 0
+    assert done == [(tmp_path, 2)]
 
 
 def test_a_demo_that_there_is_not_is_refused(cli: CLI) -> None:

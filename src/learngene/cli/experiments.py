@@ -23,10 +23,17 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same table", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Make two genes, a pool, a searched gene or a hypernetwork of digits and compare their ViTs, in two minutes."""
+    """Make two genes, a pool, a searched gene or a hypernetwork of digits and compare their ViTs, in some minutes.
+
+    After the genes it ships models of digits, as `learngene ship` does, on a small budget.
+    """
     from learngene.comparing.demo import run_demo
 
     run_demo(method, out, seed)
+    if method == "genes":
+        from learngene.shipping.demo import ship_demo
+
+        ship_demo(out or Path("demo-output"), seed)
 
 
 @app.command()

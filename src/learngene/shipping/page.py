@@ -88,8 +88,7 @@ def _alone(recipe: ShipRecipe) -> list[str]:
     """What was asked for, as the command takes it, with every model trained by itself."""
     asked = {"--sizes": recipe.sizes, "--max-latency": recipe.max_latency, "--max-size": recipe.max_size}
     out = [part for flag, values in asked.items() if values for part in (flag, ",".join(map(short, values)))]
-    budget = {"--hours": recipe.hours, "--budget-macs": recipe.budget_macs}
-    out += [part for flag, value in budget.items() if value for part in (flag, f"{value:g}")]
+    out += ["--hours", f"{recipe.hours:g}"] if recipe.hours else ["--budget-macs", short(recipe.budget_macs or 0)]
     return [*out, "--method", "scratch", "--out", f"{recipe.out}-scratch"]
 
 
@@ -99,18 +98,27 @@ def verdict(result: Mapping[str, Any]) -> str:
     best = max(models, key=lambda model: model["top1"])
     level = max(found["majority"], 100 / found["classes"])
     if best["interval"][0] <= level:
+        count = f"{len(models)} model{'s' * (len(models) != 1)}"
         return (
-            f"Not usable: the best of {len(models)} models has {best['top1']:.1f} %, no better than always guessing "
-            f"the most common class ({level:.1f} %)"
+            f"Not usable: the best of {count} has {best['top1']:.1f} %, no better than always guessing the most common "
+            f"class ({level:.1f} %)"
         )
-    small = min(
+    pick = min(
         (each for each in models if each["behind"][1] <= 0 and each["interval"][0] > level),
         key=lambda each: each["params"],
     )
-    text = f"{len(models)} model{'s' * (len(models) != 1)}, the best {best['name']} with {best['top1']:.1f} % top-1"
-    text += f" ({best['interval'][0]:.1f} to {best['interval'][1]:.1f})"
-    if small is not best:
-        text += f"; {small['name']} is as good as far as {found['val_images']} images can tell"
+    low, high = pick["interval"]
+    text = f"{'Take ' * (len(models) > 1)}{pick['name']}: {pick['top1']:.1f} % top-1 ({low:.1f} to {high:.1f})"
+    if pick is not best:
+        count = found["val_images"]
+        text += f", as good as {best['name']} with {best['top1']:.1f} % as far as {count} images can tell"
+    if smaller := [each for each in models if each["params"] < pick["params"]]:
+        loss = sorted(pick["top1"] - each["top1"] for each in smaller)
+        text += f"; smaller costs {' to '.join(f'{value:.1f}' for value in dict.fromkeys((loss[0], loss[-1])))} points"
+    if worse := [each["name"] for each in models if each["params"] > pick["params"] and each["behind"][1] > 0]:
+        text += (
+            f"; {' and '.join(worse)} {'is' if len(worse) == 1 else 'are'} larger and worse, a sign of too little time"
+        )
     return text
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NoReturn
 
 from learngene.data.splits import Splits
 from learngene.genes.plan import Budget
@@ -160,6 +160,7 @@ class _Planner:
     prices: Prices
     teacher: FoundTeacher
     asking: float  # what it costs to ask the teacher about an image; 0 without one
+    used: float  # of the budget, by now
 
     def train(self, epochs: int, more: Mapping[str, Any]) -> Train:
         return training(self.recipe, self.look, self.names, epochs, more)
@@ -213,11 +214,20 @@ class _Planner:
             out[name] = ShippedModel(shape=shape, start=start, train=self.train(epochs, way.tune))
         return out
 
-    def refuse(self, shapes: Mapping[str, ViTShape], way: Way) -> None:
-        longest = max(self.epoch(shape.macs()) for shape in shapes.values())
-        least = (len(shapes) * longest) / (1 - way.gene_share) + self.rest(len(shapes))
+    def least(self, way: Way, shapes: Mapping[str, ViTShape]) -> float:
+        """What training takes if every gene and every model has one epoch."""
+        epochs = [self.epoch(shape.macs()) for shape in shapes.values()]
+        models = len(shapes) * max(epochs) / (1 - way.gene_share)
+        if not way.gene_share:
+            return models
+        asking = self.look.train_images * self.asking
+        gene = len(shapes) * max(epochs) if way.one_by_one else fmean(epochs)
+        return max(models, (gene + asking * (len(shapes) if way.one_by_one else 1)) / way.gene_share)
+
+    def refuse(self, shapes: Mapping[str, ViTShape], way: Way) -> NoReturn:
+        least = 1.05 * (1.1 * self.least(way, shapes) + self.rest(len(shapes)) + self.used)  # two digits may round down
         given = f"hours {self.recipe.hours:g}" if self.recipe.hours else f"budget_macs {self.recipe.budget_macs:g}"
-        need = f"hours={1.1 * least / 3600:.2g}" if self.prices.unit == "s" else f"budget_macs={1.1 * least:.2g}"
+        need = f"hours={least / 3600:.2g}" if self.prices.unit == "s" else f"budget_macs={least:.2g}"
         raise LearngeneError(
             f"{given}: too little for one epoch of each of {len(shapes)} models; {need} would do, or ask for fewer or "
             "smaller models"
@@ -280,9 +290,14 @@ def make_plan(
     every = [shape for shapes in ways.values() for shape in shapes.values()]
     prices = prices or _measured(recipe, splits, found, every, clock)
     budget = recipe.budget_macs if recipe.budget_macs else 3600 * (recipe.hours or 0) - used
-    planner = _Planner(recipe, names, found, COUNTED if recipe.budget_macs else prices, FoundTeacher(), 0.0)
+    unit, used = (COUNTED, 0.0) if recipe.budget_macs else (prices, used)
+    planner = _Planner(recipe, names, found, unit, FoundTeacher(), 0.0, used)
     left = max(budget - planner.rest(len(limits)), 0.0)
     alone = ways.get(FRESH) or next(iter(ways.values()))
+    if recipe.method is None:
+        ways = {name: shapes for name, shapes in ways.items() if planner.least(WAYS[name], shapes) <= left}
+        if not ways:
+            planner.refuse(alone, WAYS[FRESH])
     epochs = left / sum(planner.epoch(shape.macs()) for shape in alone.values())
     advice = None
     if recipe.method is None:
