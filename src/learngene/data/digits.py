@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from learngene.data.image_files import ImageFile, PlacedImage
+from learngene.data.image_files import ImageFile
 from learngene.system.errors import DataError, nearest
 
 NAME, PREFIX = "digits", "digits/"
@@ -87,22 +87,22 @@ def variant_of(source: str | Path) -> str | None:
 
 
 @functools.cache
-def variant_files(name: str) -> list[PlacedImage]:
+def variant_files(name: str) -> list[ImageFile]:
     """The images of a variant as if they lay in a folder: ``SPLIT/CLASS``, or ``images/SPLIT`` and ``masks/SPLIT``."""
     return [found for number, split in enumerate(IMAGES) for found in _drawn(name, split, number)]
 
 
-def _drawn(name: str, split: str, number: int) -> Iterator[PlacedImage]:
+def _drawn(name: str, split: str, number: int) -> Iterator[ImageFile]:
     pixels, labels, _ = read_digits(split)
     variant = VARIANTS.get(name)
     rng = np.random.default_rng([variant.seed if variant else CANVAS_SEED, number])
     for file, index in enumerate(rng.permutation(len(labels))[: IMAGES[split]]):
         if variant:
             label = variant.call(labels[index])
-            yield split, label, _png(variant.show(_resized(pixels[index], SIDE), rng), f"{split}/{label}/{file}.png")
+            yield _png(variant.show(_resized(pixels[index], SIDE), rng), f"{split}/{label}/{file}.png")
         else:
             for folder, values in zip(("images", "masks"), _canvas(pixels, labels, rng), strict=True):
-                yield folder, split, _png(values, f"{folder}/{split}/{file}.png")
+                yield _png(values, f"{folder}/{split}/{file}.png")
 
 
 def _canvas(pixels: np.ndarray, labels: list[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

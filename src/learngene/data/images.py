@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,9 @@ from learngene.data.masks import NOT_JUDGED, Masks
 from learngene.data.pixels import FULL_16, Decoding, Seen, opening, why_broken
 from learngene.recipe.mask_values import MASK_VALUES
 from learngene.system.errors import CorruptError, DataError
+
+AT_ONCE = 10_000
+"""Lines that are hashed together."""
 
 SHOWN_CLASSES = 12
 """Most classes whose images are told one by one."""
@@ -222,8 +226,10 @@ class ImageSet:
     def fingerprint(self) -> str:
         """A short hash of the names and labels: two sets with the same hash list the same images."""
         digest = hashlib.sha256()
-        for name, label in zip(self.names, self.labels, strict=True):
-            digest.update(f"{name}\t{label}\n".encode())
+        labels = self.labels.tolist() if isinstance(self.labels, np.ndarray) else self.labels
+        lines = (f"{name}\t{label}\n" for name, label in zip(self.names, labels, strict=True))
+        while some := "".join(islice(lines, AT_ONCE)):
+            digest.update(some.encode())
         return digest.hexdigest()[:16]
 
 

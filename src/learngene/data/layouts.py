@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from learngene.data.digits import variant_files, variant_of
-from learngene.data.file_kinds import Left, left_behind, says_image
-from learngene.data.image_files import Contents, ImageFile, PlacedImage, contents_of
+from learngene.data.file_kinds import NO_CLASS, Left, left_behind, says_image
+from learngene.data.image_files import ImageFile
+from learngene.data.image_folders import ImageFolder
+from learngene.data.listing import Contents, contents_of, in_folders
 from learngene.system.errors import DataError, NoSplitError
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -26,23 +28,26 @@ class Source:
     Attributes:
         path: Where it is.
         kind: What it holds, for error messages.
-        found: The images with the folders they lie in; empty for VOC, whose lists name them.
+        folders: Those in which images lie; empty for VOC, whose lists name them.
         voc: The folder with VOC's folders, if it is one.
         left: What else lies there, and why it does not count.
-        images: All its images, wherever they lie; empty for VOC.
     """
 
     path: Path
     kind: str
-    found: list[PlacedImage]
+    folders: list[ImageFolder]
     voc: Path | None = None
     left: list[Left] = field(default_factory=list)
-    images: list[ImageFile] = field(default_factory=list)
 
     @property
     def masked(self) -> bool:
         """Whether its images have masks."""
         return self.kind != "class folders"
+
+    @property
+    def placed(self) -> list[ImageFolder]:
+        """The folders in those of a split and a class, or of images or masks and a split."""
+        return [folder for folder in self.folders if len(folder.parts) > 1]
 
     def pairs(self, split: str) -> list[tuple[ImageFile, ImageFile]]:
         """Every image of a split with its mask, by name.
@@ -50,12 +55,15 @@ class Source:
         Raises:
             DataError: If there is no such split, or an image without a mask, or a mask without an image.
         """
-        return _voc_pairs(self.voc, split) if self.voc else _folder_pairs(self.path, self.found, split)
+        return _voc_pairs(self.voc, split) if self.voc else _folder_pairs(self, split)
 
     def left_of(self, folder: str) -> list[Left]:
         """What was left out of the folder of a split."""
         depth = 1 if self.masked else 0
-        return [left for left in self.left if len(left.parts) > depth + 1 and left.parts[depth] == folder]
+        outside = [each.images for each in self.folders if each.parts == (folder,) and not self.masked]
+        return [left for left in self.left if len(left.parts) > depth + 1 and left.parts[depth] == folder] + [
+            Left(tuple(place.name.split("/")), NO_CLASS) for images in outside for place in images
+        ]
 
 
 def open_source(path: Path) -> Source:
@@ -68,16 +76,10 @@ def open_source(path: Path) -> Source:
         if all((path / place / name).is_dir() for name in ("JPEGImages", "SegmentationClass")):
             return Source(path, "VOC folders", [], path / place)
     variant = variant_of(path)
-    contents = Contents(variant_files(variant)) if variant else contents_of(path)
-    masked = {IMAGES, MASKS} <= {top for top, _, _ in contents.found}
-    return Source(
-        path,
-        "image and mask folders" if masked else "class folders",
-        contents.found,
-        None,
-        contents.left,
-        contents.images,
-    )
+    contents = Contents(in_folders(variant_files(variant))) if variant else contents_of(path)
+    masked = {IMAGES, MASKS} <= {folder.parts[0] for folder in contents.folders if len(folder.parts) > 1}
+    kind = "image and mask folders" if masked else "class folders"
+    return Source(path, kind, contents.folders, left=contents.left)
 
 
 def split_folder(split: str, found: Collection[str], where: str | Path) -> str:
@@ -95,15 +97,17 @@ def split_folder(split: str, found: Collection[str], where: str | Path) -> str:
     )
 
 
-def _folder_pairs(path: Path, found: Sequence[PlacedImage], split: str) -> list[tuple[ImageFile, ImageFile]]:
-    folder = split_folder(split, {part for top, part, _ in found if top == IMAGES}, path)
+def _folder_pairs(source: Source, split: str) -> list[tuple[ImageFile, ImageFile]]:
+    path, placed = source.path, source.placed
+    folder = split_folder(split, {each.parts[1] for each in placed if each.parts[0] == IMAGES}, path)
     sides: dict[str, dict[str, ImageFile]] = {IMAGES: {}, MASKS: {}}
-    for top, part, place in found:
-        if top in sides and part == folder:
+    for each in placed:
+        side = sides.get(each.parts[0])
+        for place in each.images if side is not None and each.parts[1] == folder else ():
             name = place.name.partition("/")[2].rpartition(".")[0]
-            if name in sides[top]:
-                raise DataError(f"data {path}: {sides[top][name].name} and {place.name} have the same name")
-            sides[top][name] = place
+            if name in side:
+                raise DataError(f"data {path}: {side[name].name} and {place.name} have the same name")
+            side[name] = place
     images, masks = sides[IMAGES], sides[MASKS]
     for name in sorted(images.keys() ^ masks.keys()):
         if name in images:

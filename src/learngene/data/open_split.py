@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from learngene.data import decathlon, digits
 from learngene.data.image_files import ImageFile
+from learngene.data.image_folders import ImageFolder, in_order, names_of
 from learngene.data.images import ImageSet
 from learngene.data.layouts import Source, open_source, split_folder
 from learngene.data.masks import NOT_JUDGED, OBJECT, Masks, MaskTable
@@ -118,7 +120,7 @@ def _digits(split: str) -> ImageSet:
 class Files:
     """Reads image files by index."""
 
-    places: list[ImageFile]
+    places: Sequence[ImageFile]
 
     def __call__(self, index: int) -> Image.Image:  # noqa: D102
         return self.places[index].open()
@@ -136,28 +138,29 @@ def _files(spec: DataSpec, split: str, classes: list[str] | int | None, sources:
             )
     if sources[0].masked:
         return _masked(spec, sources, split, where, classes)
-    found = [place for source in sources for place in source.found]
-    splits = sorted({part for part, _, _ in found})
+    found = [folder for source in sources for folder in source.placed]
     if not found:
         raise NoClassesError(
             f"data {where}: no images in SPLIT/CLASS/ folders; expected train/<class>/ and val/<class>/, or "
             "images/<split>/ and masks/<split>/"
         )
-    folder = split_folder(split, splits, where)
-    written = list({name for _, name, _ in found})
+    wanted = split_folder(split, sorted({folder.parts[0] for folder in found}), where)
+    written = list({folder.parts[1] for folder in found})
     spelled = dict(zip(written, composed(written), strict=True))
-    chosen = sorted(
-        ((spelled[name], place) for part, name, place in found if part == folder), key=lambda p: (p[0], p[1].name)
-    )
-    names = sorted({name for name, _ in chosen})
-    index = {name: i for i, name in enumerate(names)}
+    classes_of: dict[str, list[ImageFolder]] = defaultdict(list)
+    for folder in found:
+        if folder.parts[0] == wanted:
+            classes_of[spelled[folder.parts[1]]].append(folder)
+    names = sorted(classes_of)
+    sizes = [sum(len(folder.images) for folder in classes_of[name]) for name in names]
+    places = in_order(classes_of[name] for name in names)
     return ImageSet(
         f"data {where}",
-        Files([place for _, place in chosen]),
-        [place.name for _, place in chosen],
-        [index[name] for name, _ in chosen],
+        Files(places),
+        names_of(places),
+        np.repeat(np.arange(len(names), dtype=np.int32), sizes),
         names,
-        left=[left for source in sources for left in source.left_of(folder)],
+        left=[left for source in sources for left in source.left_of(wanted)],
     )
 
 
@@ -205,7 +208,7 @@ def _number(classes: list[str] | int) -> int:
 
 def _folder_of(source: Source, split: str) -> str:
     """What a source of masks calls a split; VOC's has no folder for it."""
-    parts = {part for _, part, _ in source.found}
+    parts = {folder.parts[1] for folder in source.placed}
     return split_folder(split, parts, source.path) if parts else ""
 
 

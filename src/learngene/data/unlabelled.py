@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from learngene.data.digits import variant_of
-from learngene.data.file_kinds import NO_CLASS, Left
+from learngene.data.file_kinds import Left
 from learngene.data.image_files import ImageFile
+from learngene.data.image_folders import ImageFolder, in_order, names_of, some_of
 from learngene.data.images import ImageSet
 from learngene.data.layouts import IMAGES, SPLIT_NAMES, Source, open_source
 from learngene.data.open_split import SCAN_LIMIT, Files, decoding_of
@@ -30,7 +31,8 @@ NO_SPLIT = "images outside the folders of both splits"
 
 def without_labels(images: ImageSet) -> ImageSet:
     """The images without their classes or masks."""
-    return dataclasses.replace(images, labels=[0] * len(images), class_names=NO_CLASSES, named=False, masks=None)
+    labels = np.zeros(len(images), np.int32)
+    return dataclasses.replace(images, labels=labels, class_names=NO_CLASSES, named=False, masks=None)
 
 
 def lies_in_files(spec: DataSpec) -> bool:
@@ -54,21 +56,25 @@ def open_all(spec: DataSpec) -> tuple[ImageSet, ImageSet]:
         both = open_all_shards(folder, spec.train_split, spec.val_split, lambda count: _held_out(count, where))
         return _scanned(both[0], spec), _scanned(both[1], spec)
     sources = [open_source(Path(source)) for source in spec.sources]
-    split: tuple[list[ImageFile], list[ImageFile]] = ([], [])
+    split: tuple[list[Sequence[ImageFile]], list[Sequence[ImageFile]]] = ([], [])
+    left: list[Left] = []
     for source in sources:
-        for mine, more in zip(split, _split(source, spec), strict=True):
-            mine += more
-    train, val = split
-    if not train:
+        for mine, more in zip(split, _split(source, spec, left), strict=True):
+            mine.append(more)
+    train, val = (_one(parts) for parts in split)
+    if not len(train):
         raise DataError(f"{where}: no images; give folders or tars with images in them")
-    if not val:
+    if not len(val):
         kept, out = _held_out(len(train), where)
-        train, val = [train[number] for number in kept], [train[number] for number in out]
-    left = [left for source in sources for left in source.left if left.reason != NO_CLASS]
-    used = {id(place) for place in (*train, *val)}
-    elsewhere = [place for source in sources for place in source.images if id(place) not in used and not source.masked]
-    left += [Left(tuple(place.name.split("/")), NO_SPLIT) for place in elsewhere]
-    return _set(where, train, spec, left), _set(where, val, spec, [])
+        train, val = some_of(train, kept), some_of(train, out)
+    return _set(where, train, spec, [*(left for source in sources for left in source.left), *left]), _set(
+        where, val, spec, []
+    )
+
+
+def _one(parts: Sequence[Sequence[ImageFile]]) -> Sequence[ImageFile]:
+    full = [part for part in parts if len(part)]
+    return full[0] if len(full) == 1 else [place for part in full for place in part]
 
 
 def _held_out(count: int, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -82,26 +88,32 @@ def _held_out(count: int, where: str) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~judged), np.flatnonzero(judged)
 
 
-def _split(source: Source, spec: DataSpec) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Images of a source to train on, and to judge by, each in the order of their names."""
+def _split(source: Source, spec: DataSpec, left: list[Left]) -> tuple[Sequence[ImageFile], Sequence[ImageFile]]:
+    """Images of a source to train on, and to judge by, each in the order of their names; the others are ``left``."""
     if source.voc is not None:
         return [image for image, _ in source.pairs(spec.train_split)], [
             image for image, _ in source.pairs(spec.val_split)
         ]
     train, val = ((name, *SPLIT_NAMES.get(name, ())) for name in (spec.train_split, spec.val_split))
-    places = sorted(source.images, key=lambda place: place.name)
-    if source.masked:
-        places = [place for place in places if place.name.startswith(f"{IMAGES}/")]
-    tops = [place.name.removeprefix(f"{IMAGES}/").split("/")[0] for place in places]
+    above = (IMAGES,) if source.masked else ()
+    folders = [folder for folder in source.folders if folder.parts[: len(above)] == above]
+    tops = [next(iter(folder.parts[len(above) :]), None) for folder in folders]
     judged = next((name for name in val if name in tops), None)
     trained = next((name for name in train if name in tops), None)
-    kept = [place for place, top in zip(places, tops, strict=True) if top == trained or (not trained and top != judged)]
-    return kept, [place for place, top in zip(places, tops, strict=True) if top == judged]
+    of_split: tuple[list[ImageFolder], list[ImageFolder]] = ([], [])
+    for folder, top in zip(folders, tops, strict=True):
+        if top == trained or (trained is None and top != judged):
+            of_split[0].append(folder)
+        elif top == judged:
+            of_split[1].append(folder)
+        elif not source.masked:
+            left += [Left(tuple(place.name.split("/")), NO_SPLIT) for place in folder.images]
+    return in_order([of_split[0]]), in_order([of_split[1]])
 
 
 def _set(where: str, places: Sequence[ImageFile], spec: DataSpec, left: Sequence[Left]) -> ImageSet:
-    labels, names = [0] * len(places), [place.name for place in places]
-    images = ImageSet(where, Files(list(places)), names, labels, NO_CLASSES, left=left, named=False)
+    labels = np.zeros(len(places), np.int32)
+    images = ImageSet(where, Files(places), names_of(places), labels, NO_CLASSES, left=left, named=False)
     return _scanned(images, spec)
 
 
