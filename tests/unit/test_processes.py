@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from learngene.system.processes import announce
+from learngene.system.speech import announce
 from processes import program
 
 MAIN = """

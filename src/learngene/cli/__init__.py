@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -24,6 +25,7 @@ from learngene.cli.app import app
 from learngene.cli.examples import add_examples
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.machine_faults import machine_fault
+from learngene.system.speech import speech, spoken, tell
 
 for _command in app.registered_commands:
     add_examples(_command)
@@ -33,6 +35,7 @@ for _command in app.registered_commands:
 def _main(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    log_level: Annotated[str, typer.Option(help="how much is told: debug, info, warning or error")] = "info",
 ) -> None:
     if version:
         print(f"learngene {__version__}")
@@ -42,10 +45,11 @@ def _main(
 def main() -> None:
     """Runs the command line: exit code 0 if all went well, 2 with one line if the input was wrong."""
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    with warnings.catch_warnings():
+    arguments, level = _level_of([argument for argument in sys.argv[1:] if argument != "--debug"])
+    with warnings.catch_warnings(), contextlib.ExitStack() as speaking:
         warnings.showwarning = _warn
         try:
+            speaking.enter_context(spoken(level))
             sys.exit(app(arguments, prog_name="learngene", standalone_mode=False))
         except InterruptedRun as stop:
             _fail(f"stopped and saved at {stop.where}; the same command continues", 128 + stop.signal_number)
@@ -65,10 +69,25 @@ def main() -> None:
             _fail(f"{type(error).__name__}: {reason} (a bug; --debug shows where)", 1)
 
 
+def _level_of(arguments: list[str]) -> tuple[list[str], str]:
+    """What is left of the arguments without ``--log-level``, which may stand anywhere, and what that says."""
+    rest, level = list(arguments), "info"
+    for flag in [argument for argument in arguments if argument.partition("=")[0] == "--log-level"]:
+        place = rest.index(flag)
+        level = flag.partition("=")[2] or "".join(rest[place + 1 : place + 2])
+        del rest[place : place + (1 if "=" in flag else 2)]
+    return rest, level
+
+
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Prints a warning on one line; if it is not one of ours, with its kind."""
+    if speech.level == "error":
+        return
     kind = "" if category is UserWarning else f"{category.__name__}: "
-    print(f"learngene: warning: {kind}{' '.join(str(message).split())}", file=sys.stderr)
+    text = f"{kind}{' '.join(str(message).split())}"
+    print(f"learngene: warning: {text}", file=sys.stderr)
+    if speech.json:
+        tell("warning", text=text)
 
 
 def _usage(error: Any) -> None:
@@ -85,4 +104,6 @@ def _fail(text: str, code: int) -> None:
     if os.environ.get("RANK", "0") == "0" or code == 1:
         for line in text.splitlines():  # one per fault, where there are several
             print(f"learngene: {' '.join(line.split())}", file=sys.stderr)
+        if speech.json:
+            tell("stopped" if code > 2 else "error", text=" ".join(text.split()), code=code)
     sys.exit(code)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from learngene.system.errors import LearngeneError, RecipeError
+from learngene.system.speech import speech, tell
 from learngene.vits.shape import MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ Executor = Annotated[
     str, typer.Option(help="whose workers: local, dask[:ADDRESS], slurm[:KEY=VALUE,...] or ray[:ADDRESS]")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+JsonLines = Annotated[bool, typer.Option("--json", help="tell progress and outcome in JSON, an object a line")]
 
 
 def read_recipe(kind: type[SomeRecipe], path: Path, overrides: list[str] | None, data: Path | None) -> SomeRecipe:
@@ -73,15 +75,24 @@ def require_kind(kind: type[SomeRecipe], recipe: Recipe, where: Path | str) -> S
     return recipe
 
 
-def say(text: str) -> None:
-    """Prints a line once, however many processes a training command runs in."""
-    if os.environ.get("RANK", "0") == "0":
+def say(text: str, **outcome: Any) -> None:
+    """Prints a line once, however many processes a training command runs in.
+
+    Args:
+        text: The line.
+        outcome: What it tells, for programs: paths, scores in percent.
+    """
+    if speech.json:
+        tell("outcome" if outcome else "note", text=text, **outcome)
+    elif os.environ.get("RANK", "0") == "0":
         print(text)
 
 
 def say_start(what: str, where: str) -> None:
     """Says what is about to happen, once the call is known to be one: importing torch and timm takes seconds."""
-    if os.environ.get("RANK", "0") == "0":
+    if speech.json:
+        tell("start", text=f"{what}: {where}")
+    elif speech.progress and os.environ.get("RANK", "0") == "0":
         print(f"{what}: {where}", file=sys.stderr, flush=True)
 
 
@@ -92,7 +103,8 @@ def call_of(command: str, recipe: Path, overrides: list[str] | None, data: Path 
 
 def suggest(*words: object) -> None:
     """Says which command usually comes next."""
-    say(f"next: learngene {shlex.join(map(str, words))}")
+    if speech.progress and not speech.json:
+        say(f"next: learngene {shlex.join(map(str, words))}")
 
 
 def mapping(flag: str, text: str | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_read
 from learngene.training.optimizer import refuse_optimizer
 from learngene.training.run_folder import MARKER, RunFolder, run_bytes
 from learngene.training.stage import set_drop_path
+from learngene.training.trackers import refuse_missing
 
 
 def check_recipe(recipe: Recipe) -> Iterator[str]:
@@ -53,6 +54,7 @@ def _check_images(recipe: CondenseRecipe | FinetuneRecipe) -> Generator[str, Non
     for name, spec in _trained(recipe):
         open_splits(data, spec, opened=splits, unlabelled=unlabelled)
         refuse_optimizer(spec)
+        refuse_missing(spec.track)
         updates = len(train) // spec.batch_size * spec.epochs
         yield f"{name}: {spec.epochs} epochs, {updates} steps of {spec.batch_size} images"
     return splits

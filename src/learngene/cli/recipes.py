@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from inspect import Signature, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -16,6 +16,7 @@ from learngene.cli.app import (
     DataFolder,
     Depth,
     Executor,
+    JsonLines,
     ModelArgs,
     Overrides,
     PoolPath,
@@ -32,6 +33,7 @@ from learngene.cli.app import (
     suggest,
 )
 from learngene.system.errors import RecipeError
+from learngene.system.speech import speech
 
 if TYPE_CHECKING:
     from learngene.making.steps import MadeGene
@@ -43,8 +45,11 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 @app.command()
-def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
+def condense(
+    recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None, json_lines: JsonLines = False
+) -> None:
     """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
+    speech.json = json_lines
     from learngene.recipe.condense import CondenseRecipe
     from learngene.recipe.genes import GenesRecipe
     from learngene.recipe.loading import load_recipe
@@ -77,8 +82,11 @@ def _condense_together(recipe: GenesRecipe) -> None:
 
 
 def _say_condensed(done: MadeGene) -> None:
-    score = done.result.final
-    say(f"{done.path}: {score.label} {score.main:.2f} % at the auxiliary shape, {done.result.updates} steps")
+    score, steps = done.result.final, done.result.updates
+    say(
+        f"{done.path}: {score.label} {score.main:.2f} % at the auxiliary shape, {steps} steps",
+        **{"path": done.path, "measure": score.label, "score": score.main, "steps": steps},
+    )
     suggest("plan", done.path)
 
 
@@ -115,8 +123,10 @@ def search(
     data: DataFolder = None,
     processes: Processes = 1,
     executor: Executor = "local",
+    json_lines: JsonLines = False,
 ) -> None:
     """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
+    speech.json = json_lines
     from learngene.recipe.search import SearchRecipe
 
     loaded = read_recipe(SearchRecipe, recipe, overrides, data)
@@ -126,13 +136,17 @@ def search(
     record, path = run(loaded, processes=processes, executor=executor).metadata["search"], gene_path(loaded.out)
     used = " ".join(f"{layer}:{count}" for layer, count in enumerate(record["usage"], start=1))
     say(f"base blocks of layers, by how many of {len(record['tasks'])} data sets they are used: {used}")
-    say(f"{path}: blocks {', '.join(map(str, record['layers']))}; map in {loaded.out}/usage.png")
+    layers = record["layers"]
+    say(f"{path}: blocks {', '.join(map(str, layers))}; map in {loaded.out}/usage.png", path=path, layers=layers)
     suggest("plan", path)
 
 
 @app.command()
-def tune(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
+def tune(
+    recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None, json_lines: JsonLines = False
+) -> None:
     """Run a tune recipe: a hypernetwork learns several tasks (stage 2 of TAL). Continues a stopped run."""
+    speech.json = json_lines
     from learngene.recipe.tune import TuneRecipe
 
     loaded = read_recipe(TuneRecipe, recipe, overrides, data)
@@ -141,7 +155,9 @@ def tune(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = Non
     done = run(loaded)
     for entry in done.gene.metadata["tasks"]:
         say(f"{entry['task']}: top-1 {entry['top1']:.2f} % untuned at the auxiliary shape")
-    say(f"{done.path}: mean top-1 {done.result.final.main:.2f} %, {done.result.updates} steps")
+    score, steps = done.result.final.main, done.result.updates
+    said = {"path": done.path, "measure": "mean top-1", "score": score, "steps": steps}
+    say(f"{done.path}: mean top-1 {score:.2f} %, {steps} steps", **said)
     suggest("plan", done.path)
 
 
@@ -204,12 +220,13 @@ def finetune_recipe(
     return require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
 
 
-def _takes_what(other: Callable[..., Any]) -> Callable[[Command], Command]:
-    """Gives a command the arguments of a function, which it gets by name."""
+def _takes_what(other: Callable[..., Any], **flags: Any) -> Callable[[Command], Command]:
+    """Gives a command the arguments of a function, and more flags that are off, all of which it gets by name."""
 
     def give(command: Command) -> Command:
-        command.__annotations__ = get_type_hints(other, localns={"FinetuneRecipe": Any}, include_extras=True)
-        parameters = signature(other).parameters.values()
+        command.__annotations__ = get_type_hints(other, localns={"FinetuneRecipe": Any}, include_extras=True) | flags
+        more = [Parameter(name, Parameter.KEYWORD_ONLY, default=False) for name in flags]
+        parameters = [*signature(other).parameters.values(), *more]
         kinds = command.__annotations__
         shown = Signature([one.replace(annotation=kinds[one.name]) for one in parameters])
         command.__signature__ = shown  # type: ignore[attr-defined]
@@ -219,9 +236,10 @@ def _takes_what(other: Callable[..., Any]) -> Callable[[Command], Command]:
 
 
 @app.command()
-@_takes_what(finetune_recipe)
-def finetune(**flags: Any) -> None:
+@_takes_what(finetune_recipe, json_lines=JsonLines)
+def finetune(json_lines: bool, **flags: Any) -> None:
     """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
+    speech.json = json_lines
     loaded = finetune_recipe(**flags)
     say_start(f"finetune {loaded.model}", f"run folder {loaded.out}")
     from learngene.making.finetune import run
@@ -229,7 +247,10 @@ def finetune(**flags: Any) -> None:
 
     done = run(loaded)
     untuned, tuned = done.untuned, done.result.final
-    say(f"{done.path}: {tuned.label} {untuned.main:.2f} % untuned, {tuned.main:.2f} % fine-tuned")
+    say(
+        f"{done.path}: {tuned.label} {untuned.main:.2f} % untuned, {tuned.main:.2f} % fine-tuned",
+        **{"path": done.path, "measure": tuned.label, "score": tuned.main, "untuned": untuned.main},
+    )
     for line in tuned.report.told() if isinstance(tuned, Accuracy) and tuned.report else ():
         say(f"    {line}")
     suggest("export", done.path, "--out", "MODEL.onnx")

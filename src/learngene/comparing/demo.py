@@ -27,7 +27,7 @@ from learngene.recipe.sections import merge
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, nearest
 from learngene.system.files import in_package, refuse_foreign, write_file, write_folder
-from learngene.system.processes import announce
+from learngene.system.speech import announce
 from learngene.vits.descendant_folder import PROVENANCE
 
 MARKER = "demo.json"

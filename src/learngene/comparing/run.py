@@ -38,7 +38,7 @@ from learngene.recipe.search import SearchRecipe, TaskSearch
 from learngene.recipe.tune import TuneRecipe
 from learngene.system.errors import Faults, LearngeneError
 from learngene.system.files import refuse_unwritable
-from learngene.system.processes import announce
+from learngene.system.speech import announce
 from learngene.training.probes import refuse_few
 from learngene.training.record import NAME as RESULT_FILE
 from learngene.vits.shape import ViTShape

@@ -102,8 +102,8 @@ def _folder_pairs(source: Source, split: str) -> list[tuple[ImageFile, ImageFile
     folder = split_folder(split, {each.parts[1] for each in placed if each.parts[0] == IMAGES}, path)
     sides: dict[str, dict[str, ImageFile]] = {IMAGES: {}, MASKS: {}}
     for each in placed:
-        side = sides.get(each.parts[0])
-        for place in each.images if side is not None and each.parts[1] == folder else ():
+        side = sides.get(each.parts[0], {})
+        for place in each.images if each.parts[0] in sides and each.parts[1] == folder else ():
             name = place.name.partition("/")[2].rpartition(".")[0]
             if name in side:
                 raise DataError(f"data {path}: {side[name].name} and {place.name} have the same name")

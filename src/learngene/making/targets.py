@@ -18,8 +18,8 @@ from learngene.recipe.genes import GenesRecipe
 from learngene.recipe.sections import Replay
 from learngene.system.errors import RecipeError
 from learngene.system.files import refuse_full_disk
-from learngene.system.processes import announce
 from learngene.system.quantities import size_in_words
+from learngene.system.speech import announce
 from learngene.training.loop import make_accelerator
 from learngene.training.stored_targets import StoredTargets, Views
 from learngene.training.teacher import fewest

@@ -26,6 +26,7 @@ from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.executors import Executor, open_executor
 from learngene.system.notes import noting, read_note
 from learngene.system.processes import POLL_SECONDS, stopping, work_beside
+from learngene.system.speech import speech
 from learngene.training.kept_runs import held
 
 Recipe = TypeVar("Recipe")
@@ -94,7 +95,7 @@ class Workers:
         self._live: Live | None = None
 
     def __enter__(self) -> Workers:
-        if (console := Console(stderr=True)).is_terminal:
+        if speech.progress and not speech.json and (console := Console(stderr=True)).is_terminal:
             self._live = Live(console=console, transient=True, auto_refresh=False)
             self._live.start()
         return self

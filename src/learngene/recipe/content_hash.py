@@ -9,7 +9,7 @@ from typing import Any
 from learngene.recipe.sections import DataSpec, Replay, Section
 
 KEY_LENGTH = 10
-FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile")
+FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile", "track")
 """Entries that do not change what is computed."""
 
 _OWN_WEIGHTS = ("state", "mean", "std", "interpolation", "crop_pct")
@@ -26,7 +26,7 @@ ADDED_LATER = {
     "Distill": ("target", "replay"),
     "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
-    "Train": ("class_weight", "sampling"),
+    "Train": ("class_weight", "sampling", "track"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),
 }
@@ -54,7 +54,7 @@ def hashed_content(section: Section) -> dict[str, Any]:
         place: Any = values
         for parent in parents:
             place = place[int(parent)] if isinstance(place, list) else place[parent]
-        del place[name]
+        place.pop(name, None)
     if isinstance(section, DataSpec):
         values["source"] = section.names
     _without_exact_replay(section, values)

@@ -355,6 +355,9 @@ class Distill(Section):
     )
 
 
+Tracked = Literal["tensorboard", "trackio", "wandb"]
+
+
 class Train(Section):
     """One training run; the defaults are the papers' and so DeiT's."""
 
@@ -398,6 +401,9 @@ class Train(Section):
     seed: Seed = 0
     eval_every: Positive = Field(1, description="epochs between evaluations; the last epoch is always evaluated")
     save_every: Positive = Field(1, description="epochs between saved states")
+    track: list[Tracked] | None = Field(
+        None, description="where the numbers of epochs go, too; null: tensorboard, if it is installed; []: nowhere"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:

@@ -17,12 +17,6 @@ POLL_SECONDS = 0.5
 """How long a process waits when others are doing all that can be done."""
 
 
-def announce(text: str) -> None:
-    """Prints a line at once and in one piece, so that the lines of several processes can be followed in one file."""
-    # ``print`` writes the end of a line by itself where output is unbuffered, and two processes' lines run together.
-    print(f"{text}\n", end="", flush=True)
-
-
 class LocalExecutor:
     """Processes of this machine, each a pool of its own, so that one that dies takes no work of others with it.
 

@@ -1,13 +1,10 @@
-"""What a long run shows and records: where it stands and how long it takes, a line per epoch, TensorBoard events."""
+"""What a long run shows: where it stands and how long it takes, a line per epoch; in words, or in JSON."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,33 +12,39 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from learngene.system.notes import note
 from learngene.system.quantities import time_in_words
+from learngene.system.speech import speech, tell
 from learngene.training.kept_runs import SCORES
+from learngene.training.trackers import Tracker
 
 MEASURED, BETWEEN = 3.0, 30.0
 """Seconds after which a run says how long it takes, and between its lines where there is no terminal."""
 
+BETWEEN_STEPS = 1.0
+"""Seconds between steps that are told in JSON."""
+
 
 class TrainLog:
-    """Shows progress on a terminal and writes events; silent where ``show`` is off."""
+    """Shows progress, and hands numbers to trackers; silent where ``show`` is off."""
 
-    def __init__(self, title: str, epochs: int, steps: int, folder: Path | None, show: bool) -> None:
+    def __init__(self, title: str, epochs: int, steps: int, trackers: Sequence[Tracker], show: bool) -> None:
         """Prepares the log.
 
         Args:
             title: What is being trained.
             epochs: Of the whole run.
             steps: Optimizer steps of an epoch.
-            folder: Where TensorBoard events go, if tensorboard is installed.
+            trackers: Where numbers go besides.
             show: Whether to print.
         """
-        self.title, self.show = title, show
+        self.title, self.show = title, show and speech.progress
         self.console = Console(stderr=True)
         self._epochs, self._steps = epochs, steps
         self._numbers = ""
+        self._measured: dict[str, float] = {}
         self._since: tuple[float, int] | None = None
         self._next, self._foretold = 0.0, False
         self._live: Progress | None = None
-        self._events = _events(folder) if folder else None
+        self._trackers = trackers
 
     def watch(self, progress: Progress, done: int) -> None:
         """Has a live line from now on, behind so many steps."""
@@ -53,6 +56,7 @@ class TrainLog:
         """Updates the live line."""
         if self.show:
             self._numbers = f"{_loss(loss, parts)}  {images_per_second:.0f} images/s"
+            self._measured = {"loss": loss, **parts, "images_per_second": images_per_second}
         if self._live:
             self._live.update(self._task, completed=updates, numbers=self._numbers, place=self._place(updates))
 
@@ -66,13 +70,18 @@ class TrainLog:
             return
         now = time.perf_counter()
         if self._since is None:
-            self._since, self._next = (now, updates), now + MEASURED
+            self._since, self._next = (now, updates), now + (BETWEEN_STEPS if speech.json else MEASURED)
         if now < self._next:
             return
-        self._next = now + BETWEEN
+        self._next = now + (BETWEEN_STEPS if speech.json else BETWEEN)
         each = (now - self._since[0]) / (updates - self._since[1])
-        left = time_in_words(each * (self._epochs * self._steps - updates))
-        if not self._foretold:
+        seconds = each * (self._epochs * self._steps - updates)
+        left = time_in_words(seconds)
+        if speech.json:
+            epoch, step = divmod(updates - 1, self._steps)
+            at = {"epoch": epoch + 1, "epochs": self._epochs, "step": step + 1, "steps": self._steps}
+            tell("step", run=self.title, **at, **self._measured, seconds_left=seconds)
+        elif not self._foretold:
             self._foretold = True
             self.note(
                 f"{self.title}  about {time_in_words(each * self._steps)} an epoch, {left} to go, evaluation on top"
@@ -86,10 +95,12 @@ class TrainLog:
         return f"epoch {epoch + 1}/{self._epochs} step {min(step + 1, updates)}/{self._steps}"
 
     def epoch(self, entry: Mapping[str, Any], parts: Mapping[str, float]) -> None:
-        """Prints one line for a finished epoch, the parts of the loss in brackets, and writes its events."""
-        if self._events:
-            self._events.write(entry["epoch"], {key: value for key, value in entry.items() if isinstance(value, float)})
-        if self.show:
+        """Prints one line for a finished epoch, parts of the loss in brackets, and hands its numbers to trackers."""
+        for tracker in self._trackers:
+            tracker.write(entry["epoch"], {key: value for key, value in entry.items() if isinstance(value, float)})
+        if self.show and speech.json:
+            tell("epoch", run=self.title, **entry)
+        elif self.show:
             score = "".join(f"  {name} {entry[key]:.2f} %" for key, name in SCORES.items() if key in entry)
             self.console.print(
                 f"{self.title}  epoch {entry['epoch']}/{entry['epochs']}  {_loss(entry['loss'], parts)}{score}  "
@@ -100,7 +111,10 @@ class TrainLog:
 
     def note(self, text: str) -> None:
         """Prints a remark."""
-        if self.show:
+        if self.show and speech.json:
+            for line in text.splitlines():
+                tell("note", run=self.title, text=line)
+        elif self.show:
             self.console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -108,7 +122,7 @@ class TrainLog:
 def live(logs: Sequence[tuple[TrainLog, int]]) -> Iterator[None]:
     """Shows a live line for each of some logs inside the block, if there is a terminal; with the steps done so far."""
     first = logs[0][0]
-    if not (first.show and first.console.is_terminal):
+    if speech.json or not (first.show and first.console.is_terminal):
         yield
         return
     columns = [
@@ -127,41 +141,3 @@ def live(logs: Sequence[tuple[TrainLog, int]]) -> Iterator[None]:
 def _loss(loss: float, parts: Mapping[str, float]) -> str:
     inside = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
     return f"loss {loss:.4g}" + (f" ({inside})" if inside else "")
-
-
-class _Events:
-    """Writes TensorBoard events when it is asked to.
-
-    Torch's writer does it in a thread of its own, where a full disk or a lost folder ends in a traceback.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Begins a file; raises ``ImportError`` without the ``track`` extra."""
-        from torch.utils.tensorboard import summary
-
-        self._scalar = summary.scalar
-        # Named and begun as TensorBoard looks for it.
-        self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._append({"file_version": "brain.Event:2"})
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds numbers under their names."""
-        self._append(*({"step": step, "summary": self._scalar(name, value)} for name, value in values.items()))
-
-    def _append(self, *entries: Mapping[str, Any]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            records = RecordWriter(file)
-            for entry in entries:
-                records.write(Event(wall_time=time.time(), **entry).SerializeToString())
-
-
-def _events(folder: Path) -> _Events | None:
-    """A writer of TensorBoard events, or None without the ``track`` extra."""
-    try:
-        return _Events(folder)
-    except ImportError:
-        return None

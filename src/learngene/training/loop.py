@@ -77,8 +77,7 @@ def train(
             return _Pass(students, train_images, val_images, data, show, accelerator, replay).train()
     finally:
         for student in students:
-            if student.folder:
-                student.folder.release()
+            student.release()
 
 
 def make_accelerator(uses_all: bool = True) -> Accelerator:

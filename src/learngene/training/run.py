@@ -17,6 +17,7 @@ from learngene.training.record import read_result, record
 from learngene.training.run_folder import RunFolder, mark
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.student import Student
+from learngene.training.trackers import refuse_missing
 
 
 def run_stage(
@@ -53,6 +54,8 @@ def run_stages(
     Returns:
         How each went, or why it failed.
     """
+    for _, recipe in stages:
+        refuse_missing(recipe.train.track)
     accelerator = make_accelerator(all(stage.uses_all for stage, _ in stages))
     students = [
         Student(stage, recipe.train, RunFolder(recipe.out, recipe) if keep else None) for stage, recipe in stages

@@ -33,6 +33,7 @@ FREE_TO_CHANGE = {
     "train.micro_batch",
     "train.save_every",
     "train.compile",
+    "train.track",
     "pool.kept",
     *(f"distill.replay.{name}" for name in ("folder", "patches", "check", "make")),
 }
@@ -82,7 +83,7 @@ def mark(folder: Path, recipe: Section) -> None:
 
 
 class RunFolder:
-    """A folder with the resolved recipe, ``metrics.jsonl`` and the last and best state."""
+    """A folder with the resolved ``recipe``, ``metrics.jsonl`` and the last and best state."""
 
     def __init__(self, path: Path, recipe: Section) -> None:
         """Looks at the folder; ``begin`` makes it.
@@ -99,6 +100,7 @@ class RunFolder:
         refuse_foreign(path, MARKER)
         refuse_other_kind(path, recipe)
         self._recipe = dump_recipe(recipe)
+        self.recipe: dict[str, Any] = yaml.safe_load(self._recipe)
         if (path / LAST).exists():
             refuse_other_recipe(path, recipe)
 

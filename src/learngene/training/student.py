@@ -28,6 +28,7 @@ from learngene.training.run_folder import Progress, RunFolder
 from learngene.training.scores import Score, autocast
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.teacher import Outputs, Teacher, said_by
+from learngene.training.trackers import Tracker, trackers
 
 MODEL_NOISE = 4
 """Purpose of randomness beside those of ``batches.py``: what the model itself draws, such as dropped paths."""
@@ -67,6 +68,7 @@ class Student:
         self.fault: LearngeneError | None = None
         self.result: TrainResult | None = None
         self.progress = Progress()
+        self._trackers: list[Tracker] = []
         self._pending: list[Parts] = []
         self._score: Score | None = None
 
@@ -92,8 +94,9 @@ class Student:
         if spec.compile:
             stage.module.compile()
         self.model = self.accelerator.prepare_model(stage.module)
-        events = folder.path if folder and self.accelerator.is_main_process else None
-        self.log = TrainLog(stage.name, spec.epochs, shared.steps_per_epoch, events, show)
+        mine = folder if self.accelerator.is_main_process else None
+        self._trackers = trackers(spec.track, mine.path, mine.recipe) if mine else []
+        self.log = TrainLog(stage.name, spec.epochs, shared.steps_per_epoch, self._trackers, show)
 
     # -- the run -------------------------------------------------------------------------------------
 
@@ -226,6 +229,13 @@ class Student:
         del self.optimizer, self.scheduler, self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def release(self) -> None:
+        """Lets trackers send what they have, and another run use the folder."""
+        while self._trackers:
+            self._trackers.pop().close()
+        if self.folder:
+            self.folder.release()
 
     # -- learning rate, faults, state ----------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from learngene.methods.lsamd import LSAMD
 from learngene.recipe.search import SearchRecipe
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, refuse_unwritable, write_file
-from learngene.system.processes import announce
+from learngene.system.speech import announce
 from learngene.training.loop import make_accelerator
 from learngene.training.record import diverged
 from learngene.training.run import owned, write_once

@@ -1,0 +1,95 @@
+"""How commands speak: how much, and in JSON for programs that follow them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import learngene
+from learngene.system.speech import speech, spoken
+from learngene.training.log import TrainLog
+from pico import CLI, pico_shape
+
+
+@pytest.fixture
+def flags(images: Path, tmp_path: Path) -> list[object]:
+    learngene.save_descendant(learngene.scratch(pico_shape()), tmp_path / "des")
+    training = ["--preset", "laptop", "--epochs", 2, "--batch-size", 8, "data.workers=0", "train.augment.preset=none"]
+    return ["finetune", "--model", tmp_path / "des", "--data", images, *training, "--out", tmp_path / "run"]
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_tells_a_run_from_its_start_to_its_outcome(cli: CLI, flags: list[object], tmp_path: Path) -> None:
+    done = cli(*flags, "--json")
+    told = events(done.out)
+    kinds = [event["event"] for event in told]
+    assert kinds[0] == "start"
+    assert kinds.count("epoch") == 2
+    assert done.code == 0
+    (outcome,) = [event for event in told if event["event"] == "outcome"]
+    epochs = [event for event in told if event["event"] == "epoch"]
+    assert outcome["path"] == str(tmp_path / "run" / "descendant")
+    assert (outcome["measure"], outcome["score"]) == ("top-1", epochs[-1]["top1"])
+    kept = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [{key: event[key] for key in event if key not in ("event", "run")} for event in epochs] == events(
+        "\n".join(kept)
+    )
+
+
+def test_json_tells_steps_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(speech, "json", True)
+    log = TrainLog("net", 2, 10, (), show=True)
+    for now, step in ((0.0, 1), (0.9, 2), (2.0, 3), (2.5, 4), (3.0, 13)):
+        monkeypatch.setattr("time.perf_counter", lambda now=now: now)
+        log.step(step, 0.5, {"kd": float("nan")}, 70.0)
+        log.pace(step)
+    first = {"event": "step", "run": "net", "epoch": 1, "epochs": 2, "step": 3, "steps": 10, "loss": 0.5, "kd": None}
+    told = events(capsys.readouterr().out)
+    assert told[0] == first | {"images_per_second": 70.0, "seconds_left": 17.0}
+    assert [(event["epoch"], event["step"]) for event in told] == [(1, 3), (2, 3)]
+
+
+def test_json_tells_an_error_that_standard_error_tells_too(cli: CLI, flags: list[object]) -> None:
+    done = cli(*flags, "--json", "train.optimizer=none-such")
+    last = events(done.out)[-1]
+    assert done.code == last["code"] == 2
+    assert last["event"] == "error"
+    assert done.err.splitlines()[-1] == f"learngene: {last['text']}"
+
+
+@pytest.mark.parametrize("place", [0, 1, 99])
+def test_a_log_level_of_warning_leaves_the_outcome_alone(place: int, cli: CLI, flags: list[object]) -> None:
+    words = list(flags)
+    words[place:place] = ["--log-level", "warning"]
+    done = cli(*words)
+    assert (done.code, done.err) == (0, "")
+    assert "fine-tuned" in done.out
+    assert "next:" not in done.out
+
+
+def test_levels_decide_what_libraries_and_cautions_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("some.library")
+    for level, told in (("debug", ["DEBUG", "WARNING"]), ("error", [])):
+        with spoken(level):
+            library.debug("a detail")
+            library.warning("a caution")
+        words = capsys.readouterr().err
+        assert [line.split()[0] for line in words.splitlines() if "some.library" in line] == told
+    assert logging.getLogger().level == logging.WARNING
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_a_log_level_that_is_none_is_refused(cli: CLI) -> None:
+    for words in (("methods", "--log-level", "loud"), ("methods", "--log-level=loud")):
+        done = cli(*words)
+        assert (done.code, done.err) == (
+            2,
+            "learngene: --log-level loud: no such level; give debug, info, warning or error\n",
+        )
