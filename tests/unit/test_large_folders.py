@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from learngene.data.images import ImageSet
 from learngene.data.layouts import open_source
@@ -39,7 +40,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / "train" / folder).mkdir(parents=True, exist_ok=True)
         (root / "train" / folder / f"{number}.jpg").touch()
     for folder in ("a", "b"):
-        touch(root / "val" / folder / "0.jpg")
+        (root / "val" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / "val" / folder / "0.jpg")
     return root
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class ImageFolder:
     images: Sequence[ImageFile]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileTable(Sequence[ImageFile]):
     """Images of many folders of file systems, in an order.
 
@@ -95,11 +96,14 @@ class FileTable(Sequence[ImageFile]):
         return FileTable(self.folders, self.folder[numbers], self.start[numbers], self.end[numbers], self.names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileNames(Sequence[str]):
-    """The names of a table's images, made when asked for."""
+    """The names of a table's images, made when asked for; equal to whatever has the same names in the same order."""
 
     table: FileTable
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
 
     def __len__(self) -> int:
         return len(self.table)

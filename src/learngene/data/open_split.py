@@ -158,7 +158,7 @@ def _files(spec: DataSpec, split: str, classes: list[str] | int | None, sources:
         f"data {where}",
         Files(places),
         names_of(places),
-        np.repeat(np.arange(len(names), dtype=np.int32), sizes),
+        [number for number, size in enumerate(sizes) for _ in range(size)],
         names,
         left=[left for source in sources for left in source.left_of(wanted)],
     )

@@ -31,8 +31,7 @@ NO_SPLIT = "images outside the folders of both splits"
 
 def without_labels(images: ImageSet) -> ImageSet:
     """The images without their classes or masks."""
-    labels = np.zeros(len(images), np.int32)
-    return dataclasses.replace(images, labels=labels, class_names=NO_CLASSES, named=False, masks=None)
+    return dataclasses.replace(images, labels=[0] * len(images), class_names=NO_CLASSES, named=False, masks=None)
 
 
 def lies_in_files(spec: DataSpec) -> bool:
@@ -97,7 +96,7 @@ def _split(source: Source, spec: DataSpec, left: list[Left]) -> tuple[Sequence[I
     train, val = ((name, *SPLIT_NAMES.get(name, ())) for name in (spec.train_split, spec.val_split))
     above = (IMAGES,) if source.masked else ()
     folders = [folder for folder in source.folders if folder.parts[: len(above)] == above]
-    tops = [next(iter(folder.parts[len(above) :]), None) for folder in folders]
+    tops = [next(iter(folder.parts[len(above) :]), "") for folder in folders]
     judged = next((name for name in val if name in tops), None)
     trained = next((name for name in train if name in tops), None)
     of_split: tuple[list[ImageFolder], list[ImageFolder]] = ([], [])
@@ -112,7 +111,7 @@ def _split(source: Source, spec: DataSpec, left: list[Left]) -> tuple[Sequence[I
 
 
 def _set(where: str, places: Sequence[ImageFile], spec: DataSpec, left: Sequence[Left]) -> ImageSet:
-    labels = np.zeros(len(places), np.int32)
+    labels = [0] * len(places)
     images = ImageSet(where, Files(places), names_of(places), labels, NO_CLASSES, left=left, named=False)
     return _scanned(images, spec)
 
