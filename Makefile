@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lint faults bench site release-check format schema requirements clean
+.PHONY: demo test test-all lint faults bench site notebooks release-check format schema requirements clean
 
 demo: $(STAMP)
 	$(BIN)/learngene demo $(if $(METHOD),--method $(METHOD))
@@ -36,6 +36,10 @@ bench: $(STAMP)
 site: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/uv run -q --no-project --isolated --with-requirements requirements-docs.txt \
 	  mkdocs build -q --strict
+
+# Runs the notebooks and writes into them what they show.
+notebooks: $(STAMP)
+	$(BIN)/python docs/notebooks/run.py
 
 # Builds sdist and wheel (from the sdist), and runs the demo of the wheel in an environment and a folder with nothing else.
 release-check: $(STAMP)

@@ -6,6 +6,7 @@ A hook of mkdocs. Links out of ``docs/``, and into it from the root, are right f
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of the root, one of the library, and every file outside that a page points to."""
     for source, name in PAGES.items():
         files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
+    for notebook in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=_as_page(notebook)))
     files.append(File.generated(config, "api.md", content=f"# The library\n\n{_reference()}"))
     for page in [*files.documentation_pages()]:
         for _, link, _ in LINK.findall(page.content_string):
@@ -42,6 +45,17 @@ def on_page_markdown(markdown: str, files: Files, **_: Any) -> str:
         return words if outside else f"[{words}]({name}{anchor or ''})"
 
     return LINK.sub(turned, markdown)
+
+
+def _as_page(notebook: Path) -> str:
+    """A notebook as Markdown: its words, its code, and below each piece of code what it shows."""
+    out = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        out.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        shown = "".join("".join(output["text"]) for output in cell.get("outputs", ()))
+        out += [f"```text\n{shown}```"] if shown else []
+    return "\n\n".join([*out, f"[This notebook as a file]({notebook.name})"])
 
 
 def _reference() -> str:
