@@ -100,6 +100,24 @@ def test_two_processes_give_the_gene_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ancestry", ["vit", "convolutions"])
+def test_two_processes_that_share_the_teacher_give_the_gene_of_two_that_have_it_each(
+    ancestry: str, start: Start, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    teacher: dict[str, Any] = {"source": str(ancestry_folder)}
+    if ancestry == "convolutions":
+        teacher = {"source": "test_resnet", "pretrained": False, "model_args": {"num_classes": 3}}
+    train = {**MIXED, "micro_batch": 2}
+    recipe = written(tmp_path / "r.yaml", condense_fields("", images, tmp_path / "x", ancestry=teacher, train=train))
+    for name, shared in (("each", "false"), ("shared", "true")):
+        more = [f"train.shard_teachers={shared}", f"out={tmp_path / name}"]
+        both = [start("condense", recipe, *more, **rank) for rank in ranks(2)]
+        assert [process.wait().code for process in both] == [0, 0], both[0].wait().err
+    assert same(tensors(tmp_path / "each.safetensors"), tensors(tmp_path / "shared.safetensors"))
+    assert metrics(tmp_path / "each") == metrics(tmp_path / "shared")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_two_processes_store_what_one_reads(
     target: str, cli: CLI, start: Start, images: Path, ancestry_folder: Path, tmp_path: Path

@@ -409,3 +409,17 @@ def test_what_is_no_plain_value_is_refused_with_its_kind() -> None:
         LearngeneError, match=r"^recipe: start: Input should be a mapping of keys to values, not Learngene$"
     ):
         condense(method="any-size", shape=pico_shape(), data="digits", start=pico_gene("any-size"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill": {"target": "features"}}, "not with distill.target=features, whose teacher each process asks"),
+        ({"distill": {"replay": "store"}}, "not with distill.replay, whose teacher each process asks by itself"),
+        ({"ancestry": None, "distill": {"alpha": 0}}, "this recipe has no teacher; leave it out"),
+        ({"method": "pool", "settings": {}, "shape": "deit_base_patch16_224"}, "not with a pool"),
+    ],
+)
+def test_a_teacher_is_shared_where_processes_ask_it_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_recipe({**CONDENSE, **changes, "train": {"shard_teachers": True}})

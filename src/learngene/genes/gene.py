@@ -37,6 +37,7 @@ from learngene.system.errors import GeneFileError, LearngeneError, ShapeError, n
 from learngene.system.files import write_file
 from learngene.vits.fresh_weights import fresh_parameters
 from learngene.vits.layout import Layout
+from learngene.vits.recomputing import recomputed
 from learngene.vits.resampling import resampled
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape, StitchedShape
@@ -91,6 +92,7 @@ class Learngene(nn.Module):
         self.method = method
         self.shape = shape
         self.metadata: dict[str, Any] = dict(metadata or {})
+        self.recompute = False  # activations of layers for their gradients, instead of keeping them
         self._skeletons: dict[Shape | None, VisionTransformer] = {}
         shapes, bridge = method.gene_tensors(shape), bridge_tensors(shape, self.metadata)
         if tensors is None:
@@ -226,7 +228,8 @@ class Learngene(nn.Module):
         weights = self.weights(shape) if shape else self.method.auxiliary_weights(self.tensors(), self.shape)
         if self.shape.arch:  # may compute with more than parameters: indices, frequencies
             weights |= {name: value.to(images.device) for name, value in skeleton.named_buffers()}
-        return functional_call(skeleton, weights, (images,), strict=True)
+        with recomputed(skeleton.blocks, self.recompute):
+            return functional_call(skeleton, weights, (images,), strict=True)
 
     def _absent(self) -> set[str]:
         """What the gene does not hold of a model that computes."""

@@ -134,6 +134,7 @@ class CondenseRecipe(Section):
             self._refuse_start(kind, self.start.gene)
         self._refuse_features(kind)
         self._refuse_replay()
+        self._refuse_sharing(kind)
         return self
 
     def _refuse_start(self, kind: Method, gene: Path) -> None:
@@ -160,6 +161,18 @@ class CondenseRecipe(Section):
                 "distill.replay.patches=true, or learn none (features.tokens=[pooled], pool.terms=[pred], "
                 "hyper.guidance.features=pooled)"
             )
+
+    def _refuse_sharing(self, kind: Method) -> None:
+        """Raises ``RecipeError`` if processes would have to call a shared teacher who do not do so together."""
+        if not self.train.shard_teachers:
+            return
+        if self.ancestry is None:
+            raise RecipeError("train.shard_teachers: this recipe has no teacher; leave it out")
+        apart = {"distill.target=features": self.distill.target == "features", "a pool": kind.making == "pool"}
+        apart["distill.replay"] = self.distill.replay is not None
+        for what, there in apart.items():
+            if there:
+                raise RecipeError(f"train.shard_teachers: not with {what}, whose teacher each process asks by itself")
 
     def _teaches(self) -> Literal["logits", "pooled", "patches"]:
         """The largest of what a teacher teaches."""

@@ -9,7 +9,9 @@ from typing import Any
 from learngene.recipe.sections import DataSpec, Replay, Section
 
 KEY_LENGTH = 10
-FREE_TO_CHANGE = ("root", "download", "workers", "save_every", "micro_batch", "compile", "track")
+FREE_TO_CHANGE = (
+    *("root", "download", "workers", "save_every", "micro_batch", "compile", "track", "recompute", "shard_teachers"),
+)
 """Entries that do not change what is computed."""
 
 _OWN_WEIGHTS = ("state", "mean", "std", "interpolation", "crop_pct")
@@ -26,7 +28,7 @@ ADDED_LATER = {
     "Distill": ("target", "replay"),
     "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
-    "Train": ("class_weight", "sampling", "track"),
+    "Train": ("class_weight", "sampling", "track", "recompute", "shard_teachers"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),
 }

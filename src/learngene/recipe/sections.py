@@ -396,6 +396,12 @@ class Train(Section):
     drop_path: Fraction = Field(0.0, description="of the last layer; TLEG's auxiliary 0, SWS's and all descendants 0.1")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = Field(False, description="torch.compile; on GPUs it pays after about a minute")
+    recompute: bool = Field(
+        False, description="activations of layers again for their gradients, instead of keeping them: less memory"
+    )
+    shard_teachers: bool = Field(
+        False, description="several processes hold a share of every teacher each, and gather a layer when it is needed"
+    )
     ema_decay: float | None = Field(None, gt=0, lt=1, description="track an exponential average of the weights")
     use_ema: bool = Field(False, description="evaluate and keep the average; the authors never do")
     seed: Seed = 0

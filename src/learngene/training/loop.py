@@ -133,7 +133,8 @@ class _Pass:
             notes += [line for each in stored for line in each.prepare()]
             self.teachers = stored
         else:
-            self.teachers = [Asked(teacher, self.device) for teacher in teachers]
+            sharing = processes if spec.shard_teachers else 1
+            self.teachers = [Asked(teacher, self.device, sharing) for teacher in teachers]
         show = show and accelerator.is_main_process
         for student in students:
             student.begin(self, show)

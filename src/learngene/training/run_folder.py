@@ -34,6 +34,8 @@ FREE_TO_CHANGE = {
     "train.save_every",
     "train.compile",
     "train.track",
+    "train.recompute",
+    "train.shard_teachers",
     "pool.kept",
     *(f"distill.replay.{name}" for name in ("folder", "patches", "check", "make")),
 }

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from learngene.genes.gene import Learngene
 from learngene.recipe.sections import Train
 from learngene.system.errors import LearngeneError, TrainingDivergedError
 from learngene.training.log import TrainLog
@@ -29,6 +30,7 @@ from learngene.training.scores import Score, autocast
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.teacher import Outputs, Teacher, said_by
 from learngene.training.trackers import Tracker, trackers
+from learngene.vits.recomputing import recompute_layers
 
 MODEL_NOISE = 4
 """Purpose of randomness beside those of ``batches.py``: what the model itself draws, such as dropped paths."""
@@ -91,12 +93,22 @@ class Student:
         self._resume()
         if folder and self.accelerator.is_main_process:
             folder.begin(self.progress.history)
+        if spec.recompute:
+            self._recompute()
         if spec.compile:
             stage.module.compile()
         self.model = self.accelerator.prepare_model(stage.module)
         mine = folder if self.accelerator.is_main_process else None
         self._trackers = trackers(spec.track, mine.path, mine.recipe) if mine else []
         self.log = TrainLog(stage.name, spec.epochs, shared.steps_per_epoch, self._trackers, show)
+
+    def _recompute(self) -> None:
+        """Has layers compute their activations again; those of genes with weights that are gone by then."""
+        genes = [each for each in self.stage.module.modules() if isinstance(each, Learngene)]
+        for gene in genes:
+            gene.recompute = True
+        if not genes:
+            recompute_layers(self.stage.module)
 
     # -- the run -------------------------------------------------------------------------------------
 

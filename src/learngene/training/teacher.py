@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learngene.genes.ancestry import Ancestry
+from learngene.training.sharding import shard
 
 Outputs = dict[str, Tensor]
 """What a teacher says of a batch of images by name: ``logits``, ``pooled``, ``patches``, ``block 4`` and so on."""
@@ -74,10 +75,13 @@ class _Reading(nn.Module):
 class Asked:
     """A teacher that is asked about every batch."""
 
-    def __init__(self, teacher: Teacher, device: torch.device) -> None:
-        """Loads it."""
+    def __init__(self, teacher: Teacher, device: torch.device, sharing: int = 1) -> None:
+        """Loads it, of several processes that are ``sharing`` its weights a part in each."""
         self.teacher = teacher
-        self.module = teacher.load().to(device)
+        self.module = teacher.load()
+        if sharing > 1:
+            shard(self.module, device, sharing)
+        self.module.to(device)
 
     def outputs(self, prints: Tensor | None, mixed: Tensor, epoch: int, step: int, part: int) -> Outputs:
         """What the teacher says of mixed images, wherever they stand in the run."""

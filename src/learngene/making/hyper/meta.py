@@ -23,6 +23,7 @@ from learngene.methods.tal.ranges import sample_size
 from learngene.recipe.hyper import Guidance, Hyper
 from learngene.training.losses import Parts, classification_loss
 from learngene.training.stage import set_drop_path
+from learngene.vits.recomputing import recomputed
 from learngene.vits.shape import ViTShape
 
 Predicted = tuple[Tensor, Tensor, Tensor | None, Tensor]
@@ -114,7 +115,9 @@ class MetaBatch(nn.Module):
             self._readings[shape] = _Reading(vit, channel_wise)
         reading = self._readings[shape].train(self.training)
         named = {f"vit.{name}": value for name, value in weights.items()}
-        logits, features = functional_call(reading, named, (images,), strict=True)
+        blocks: Any = reading.vit.blocks
+        with recomputed(blocks, self.gene.recompute):
+            logits, features = functional_call(reading, named, (images,), strict=True)
         return logits, features
 
     def _map(self, width: int) -> Tensor | None:
