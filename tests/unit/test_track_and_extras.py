@@ -52,6 +52,9 @@ class Recorded(ModuleType):
         self.runs.append(self.Run(settings))
         return self.runs[-1]
 
+    def finish(self) -> None:
+        raise RuntimeError("no run")
+
     class Run:
         def __init__(self, settings: dict[str, Any]) -> None:
             self.settings, self.steps, self.finished = settings, dict[int, dict[str, float]](), False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import socket
@@ -87,8 +88,10 @@ class _Accelerates:
 
     def close(self) -> None:
         """Sends what has not been sent."""
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(RuntimeError):
             self._tracker.finish()
+            if self._tracker.name == "trackio":  # which would end its last run again, aloud, when Python ends
+                importlib.import_module("trackio").finish()
 
 
 def _identity(folder: Path) -> str:
