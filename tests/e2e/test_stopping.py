@@ -108,7 +108,8 @@ def test_two_processes_that_share_the_teacher_give_the_gene_of_two_that_have_it_
     if ancestry == "convolutions":
         teacher = {"source": "test_resnet", "pretrained": False, "model_args": {"num_classes": 3}}
     train = {**MIXED, "micro_batch": 2}
-    recipe = written(tmp_path / "r.yaml", condense_fields("", images, tmp_path / "x", ancestry=teacher, train=train))
+    fields = condense_fields("", images, tmp_path / "unused", train=train) | {"ancestry": teacher}
+    recipe = written(tmp_path / "r.yaml", fields)
     for name, shared in (("each", "false"), ("shared", "true")):
         more = [f"train.shard_teachers={shared}", f"out={tmp_path / name}"]
         both = [start("condense", recipe, *more, **rank) for rank in ranks(2)]
