@@ -423,3 +423,8 @@ def test_what_is_no_plain_value_is_refused_with_its_kind() -> None:
 def test_a_teacher_is_shared_where_processes_ask_it_together(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_recipe({**CONDENSE, **changes, "train": {"shard_teachers": True}})
+
+
+def test_a_compiled_model_is_not_told_what_to_keep() -> None:
+    with pytest.raises(RecipeError, match=r"recompute: a compiled model decides by itself what it keeps"):
+        build_recipe({**CONDENSE, "train": {"recompute": True, "compile": True}})

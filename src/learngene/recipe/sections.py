@@ -415,6 +415,8 @@ class Train(Section):
     def _consistent(self) -> Train:
         if self.use_ema and self.ema_decay is None:
             raise RecipeError("use_ema needs ema_decay, for example 0.999")
+        if self.recompute and self.compile:
+            raise RecipeError("recompute: a compiled model decides by itself what it keeps; leave out one of the two")
         if self.class_weight and self.sampling:
             raise RecipeError("class_weight and sampling would even classes out twice; give one of the two")
         if self.batch_size % 2 and (self.augment.mixup or self.augment.cutmix):
