@@ -1,7 +1,7 @@
 """Runs the benchmarks and writes one JSON each under ``results/benchmarks``: medians, and ratios within one run.
 
     python benchmarks/run.py [startup] [creation] [selection] [step] [any_size] [pool] [search] [hyper] [replay]
-                             [loader] [large_sets] [runner] [gpu] [families]
+                             [devices] [loader] [large_sets] [runner] [gpu] [families]
 
 Without names, all that this machine can run but the families of timm, which are no matter of time. One thread; nothing
 else should be running.
@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "benchmarks"
 NAMES = ["startup", "creation", "selection", "step", "any_size", "pool", "search", "hyper"]
-NAMES += ["replay", "loader", "large_sets", "runner", "gpu"]
+NAMES += ["replay", "devices", "loader", "large_sets", "runner", "gpu"]
 
 
 def main() -> None:

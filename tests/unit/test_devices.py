@@ -70,6 +70,12 @@ def test_a_file_is_judged_in_its_own_runtime(
     assert (found["score"], found["model_score"]) == (100, 100)
 
 
+@OPENVINO
+def test_openvino_takes_a_folder_with_a_comma(trained: Any, tmp_path: Path) -> None:
+    export(trained, tmp_path / "a, b" / "m.xml", to="openvino")
+    assert {path.suffix for path in (tmp_path / "a, b").iterdir()} == {".xml", ".bin", ".json"}
+
+
 def test_an_int8_file_holds_its_weights_in_bytes_and_computes_what_it_is_said_to(
     trained: Any, images: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,9 @@
 """One gene file and a small graph per depth that computes its weights from it."""
 
+import base64
+import io
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +11,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
-from learngene import load
+from learngene import load, scratch
+from learngene.devices.check import check_images
 from learngene.devices.grow import Grown, grow
+from learngene.devices.grown_page import grown_page
 from learngene.system.errors import LearngeneError
 from pico import CLI, batch, pico_gene, pico_shape
 
@@ -25,7 +32,12 @@ def test_graphs_compute_what_descendants_do_from_the_one_gene_file(name: str, dt
     depths = [2, 4] if name == "tleg" else [load(tmp_path / "gene.safetensors").shape.depth]
     said = grow(tmp_path / "gene.safetensors", tmp_path / "out", depths)
     names = [f"depth-{depth}.onnx" for depth in depths]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "gene.safetensors", "grow.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *names,
+        "gene.safetensors",
+        "grow.json",
+        "index.html",
+    ]
     assert Grown.read(tmp_path / "out" / "grow.json") == said
     assert (tmp_path / "out" / "gene.safetensors").read_bytes() == (tmp_path / "gene.safetensors").read_bytes()
     inputs = batch(pico_shape(), 3)
@@ -48,6 +60,35 @@ def test_another_gene_in_the_folder_changes_the_models(tmp_path: Path) -> None:
     inputs = batch(pico_shape())
     found = logits(tmp_path / "out" / "depth-3.onnx", inputs)
     np.testing.assert_allclose(found, pico_gene(seed=1).expand(3)(inputs).detach().numpy(), atol=1e-5)
+
+
+def test_the_page_has_all_that_a_browser_needs_but_the_runtime(tmp_path: Path) -> None:
+    pico_gene(num_classes=10).save(tmp_path / "gene.safetensors")
+    said = grow(tmp_path / "gene.safetensors", tmp_path / "out", [4, 2])
+    page = (tmp_path / "out" / "index.html").read_text()
+    data = json.loads(re.findall(r'<script type="application/json" id=data>(.*?)</script>', page)[0])
+    assert [each["depth"] for each in data["graphs"]] == [2, 4]  # what the slider goes through
+    assert {each["file"]: each["bytes"] for each in data["graphs"]} == said.graphs
+    assert (data["gene"], data["classes"], data["names"]) == (said.gene, 10, [str(number) for number in range(10)])
+    model = load(tmp_path / "gene.safetensors").expand(2)
+    digits, _ = next(iter(check_images(model, None, 8).batches))
+    assert len(data["images"]) == 8
+    first = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["images"][0].partition(",")[2]))))
+    assert list(first.shape) == [*data["input_size"][1:], data["input_size"][0]]
+    inputs = (first / 255 - data["mean"]) / data["std"]  # as the page does
+    np.testing.assert_allclose(inputs.transpose(2, 0, 1), digits[0].numpy(), atol=0.5 / 255 / min(data["std"]) + 1e-6)
+    addresses = set(re.findall(r"https?://[^\s\"'<>`]+", page))
+    assert addresses == {data["cdn"], "http://localhost:8000"}
+    for id in re.findall(r'at\("(\w+)"\)', page):
+        assert re.search(rf"id={id}\b", page), id
+
+
+def test_class_names_cannot_end_the_script_and_other_images_have_no_page(tmp_path: Path) -> None:
+    model = scratch(pico_shape(depth=1), class_names=["</script>", "b", "c"])
+    page = grown_page(model, 1, {1: ("depth-1.onnx", 2)})
+    assert page is not None
+    assert page.count("</script>") == 2
+    assert grown_page(scratch(pico_shape(depth=1, in_chans=4)), 1, {1: ("depth-1.onnx", 2)}) is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import sys
 from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -212,6 +213,8 @@ def export(
         print(f"{out}: gene.safetensors {grown.gene / 1e6:.2f} MB; with all graphs {grown.ratio:.3f} of it")
         for name, length in grown.graphs.items():
             print(f"    {name}: {length / 1e3:.0f} kB, logits as expanded within {grown.differences[name]:.1g}")
+        if (out / "index.html").exists():
+            print(f"to look at: python -m http.server -d {quote(str(out))}, then http://localhost:8000 in a browser")
         return
     from learngene.devices.export import export as write_file
     from learngene.vits.descendant_folder import load_descendant

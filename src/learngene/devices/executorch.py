@@ -61,10 +61,13 @@ class ExecuTorch(Target):
         return quantised
 
     def open(self, path: Path, precision: str, threads: int | None = None) -> Session:
-        """Loads a program, which says the type that it takes. The number of threads is its own choice."""
+        """Loads a program, which says the type that it takes. Threads are one pool for all programs of the process."""
+        from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
         with _quiet():
+            if threads is not None:
+                portable_lib._unsafe_reset_threadpool(threads)  # unsafe while another thread runs a program
             program = Runtime.get().load_program(str(path))
             method = program.load_method("forward")
         taken = torch.float16 if precision == "fp16" else torch.float32

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from learngene.devices.check import agreement, check_images
+from learngene.devices.grown_page import grown_page
 from learngene.devices.onnxruntime import OnnxRuntime
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import GeneHeader, read_header
@@ -24,7 +25,7 @@ from learngene.system.files import refuse_foreign, refuse_read_only, write_folde
 from learngene.system.records import Record
 from learngene.vits.onnx_export import write_onnx
 
-GENE, RECORD = "gene.safetensors", "grow.json"
+GENE, RECORD, PAGE = "gene.safetensors", "grow.json", "index.html"
 
 BOUND = 1e-5
 """Largest accepted difference of a logit from the expanded descendant's, relative to the largest logit."""
@@ -70,6 +71,9 @@ class _At(nn.Module):
 def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
     """Writes a folder with the gene file and a graph ``depth-D.onnx`` for every depth, each run and compared.
 
+    ``index.html`` there is a page with a slider over the depths, for ONNX Runtime Web; models that take other images
+    than square ones in grey or colour get none.
+
     Args:
         gene: The gene file; in float16 or bfloat16 all is half as large.
         out: The folder.
@@ -111,6 +115,10 @@ def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
             graphs[file.name], differences[file.name] = file.stat().st_size, found.largest_difference
         record = Grown(gene=gene.stat().st_size, graphs=graphs, differences=differences, versions=target.versions())
         record.write(folder / RECORD)
+        files = zip(models, graphs.items(), strict=True)
+        page = grown_page(next(iter(models.values())), record.gene, dict(files))
+        if page is not None:
+            (folder / PAGE).write_text(page, encoding="utf-8")
 
     write_folder(out, RECORD, write)
     return Grown.read(out / RECORD)

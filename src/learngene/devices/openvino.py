@@ -48,7 +48,9 @@ class OpenVino(Target):
             said = OnnxRuntime().write(
                 Job(**{**vars(job), "precision": "int8" if job.precision == "int8" else "fp32"}), onnx
             )
-            openvino.save_model(openvino.convert_model(str(onnx)), str(path), compress_to_fp16=job.precision == "fp16")
+            # convert_model would split the path at commas.
+            read = openvino.Core().read_model(str(onnx))
+            openvino.save_model(read, str(path), compress_to_fp16=job.precision == "fp16")
         return said
 
     def open(self, path: Path, precision: str, threads: int | None = None) -> Session:
