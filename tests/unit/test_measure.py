@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,6 +189,7 @@ def test_a_runtime_is_really_measured_here(
     shown = cli("plan", gene, "--runtime", "torch", "--json")
     assert shown.code == 0, shown.err
     assert all(one["latency"] > 0 and one["size"] > 0 for one in json.loads(shown.out))
+    assert re.match(r"torch \S+, fp32, threads of its own choice, batch 1: lines .* are off by at most .*%", shown.err)
     (path,) = (tmp_path / "cache").iterdir()
     before = path.read_text()
     assert cli("plan", gene, "--runtime", "torch", "--json").out == shown.out

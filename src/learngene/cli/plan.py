@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,8 +69,11 @@ def plan(
         return
     task = {"num_classes": num_classes, "img_size": img_size, "on": on, **choices(options)}
     found = make_plan(gene, budget, **task)
+    fits = f"{on.found}: {on.found.told()}" if on is not None and on.found is not None else ""
     if as_json:
         print(json.dumps([{**vars(one), "shape": one.shape.to_dict()} for one in found], indent=2))
+        if fits:
+            print(fits, file=sys.stderr)
         return
     if not found:
         why = misfit(gene, budget, **task)
@@ -88,8 +92,8 @@ def plan(
         print(f"{header.method.label(header.shape, one.shape)}  {size}{time}{top1}{known}{beyond}")
         if explain:
             explain_layers(one.layers)
-    if on is not None and on.found is not None:
-        print(f"{on.found}: {on.found.told()}")
+    if fits:
+        print(fits)
     given = {"--num-classes": num_classes, "--img-size": img_size}
     flags = [str(part) for flag, value in given.items() if value is not None for part in (flag, value)]
     flags += [part for option in options or [] for part in ("--set", option)]
