@@ -24,7 +24,7 @@ from learngene.devices.executorch import ExecuTorch
 from learngene.devices.grow import grow
 from learngene.devices.onnxruntime import OnnxRuntime
 from learngene.devices.openvino import OpenVino
-from learngene.devices.target import Job, Target
+from learngene.devices.target import Job, Target, most_common
 from learngene.genes.gene import Learngene
 from learngene.making.finetune import scratch
 from learngene.methods import method
@@ -55,7 +55,7 @@ LIMITS = {
     ("ONNX Runtime fp32", EAGER): 1 / 1.2,
     ("ONNX Runtime int8", "ONNX Runtime fp32"): 1 / 2,
 }
-"""Most time of a case over another's, of DeiT-Ti with one thread."""
+"""Most time of a case over another's, of DeiT-Ti with one thread, on a CPU that has VNNI and bfloat16."""
 
 EXPORT, GROWN = 0.6, 1.5
 """Most time of writing ONNX over torch's own way, and of starting a session of a grown graph over a plain file's."""
@@ -87,7 +87,12 @@ def main() -> None:
         targets.append(target(f"writing ONNX over torch's own way, {title}", share, EXPORT))
         share = ratio(times, f"start {title}: grown", f"start {title}: plain")
         targets.append(target(f"session start, grown over plain, {title}, {DEEP} layers", share, GROWN))
-    finish("devices", times, targets, over_eager=over_eager(times), computed_in=computed, skipped=skipped)
+    kinds = {kind for name, (kind, _) in FILES.items() if name not in skipped}
+    versions = {package: version for kind in kinds for package, version in kind().versions().items()}
+    has = torch.cpu.get_capabilities()
+    cpu = {name: has.get(name, False) for name in ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "avx512_bf16")}
+    more = {"computed_in": computed, "skipped": skipped, "versions": versions, "cpu": cpu}
+    finish("devices", times, targets, over_eager=over_eager(times), **more)
 
 
 def written(shape: ViTShape, folder: Path, skipped: dict[str, str]) -> dict[str, Path]:
@@ -137,7 +142,7 @@ def contenders(
             import openvino
 
             compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_NUM_THREADS": threads})
-            computed[DEFAULT] = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            computed[DEFAULT] = most_common([compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()])
             cases[DEFAULT] = lambda compiled=compiled: compiled(images.numpy())
     return cases
 
@@ -193,7 +198,9 @@ def torchs_own(one: Job, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dynamic = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(one.model, (one.example,), path, dynamic_shapes=dynamic, dynamo=True, verbose=False)
+        torch.onnx.export(
+            one.model, (one.example,), path, dynamic_shapes=dynamic, dynamo=True, opset_version=20, verbose=False
+        )
 
 
 def starts(folder: Path) -> dict[str, Callable[[], float]]:
