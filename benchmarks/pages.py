@@ -211,6 +211,56 @@ def six_shapes(verdict: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def devices(result: Mapping[str, Any]) -> str:
+    """How many times as fast as eager PyTorch one image goes through every runtime, and what else was timed."""
+    over, seconds = result["over_eager"], result["seconds"]
+    cases = list(dict.fromkeys(case for found in over.values() for case in found))
+    rounds = next(iter(seconds.values()))["rounds"]
+    words = {where: where.replace("1 threads", "one thread").replace("2 threads", "two") for where in over}
+    lines = [f"Times as fast as eager PyTorch, one image; medians of {rounds} rounds:", ""]
+    lines += ["| | " + " | ".join(words.values()) + " |", "|---" * (1 + len(over)) + "|"]
+    for case in cases:
+        in_words = f", in {result['computed_in'][case]}" if case == "OpenVINO, its default precision" else ""
+        row = [f"{found[case]:.2f}" if case in found else "" for found in over.values()]
+        lines.append(f"| {case}{in_words} | " + " | ".join(row) + " |")
+    lines += ["", "| ratio of times, within one run | value | goal, at most |", "|---|---|---|"]
+    lines += [f"| {each['what']} | {each['value']:.2f} | {each['limit']:.2f} |" for each in result["targets"]]
+    lines += [f"\nNot here: {case}, {reason}." for case, reason in result["skipped"].items()]
+    where = result["environment"]
+    has = [name for name, present in result["cpu"].items() if present]
+    return "\n".join([*lines, "", f"On {where['cores']} cores of {where['processor']} with {', '.join(has)}."]) + "\n"
+
+
+def device_files(result: Mapping[str, Any]) -> str:
+    """Size, latency, agreement and accuracy of every descendant's files, and errors of genes in half."""
+    images = next(each["images"] for each in result["files"] if "images" in each)
+    lines = [
+        f"On {images} digits that no training saw:",
+        "",
+        "| layers | target | precision | computed in | kB | ms | same guess, % | accuracy, % | of the model, % |",
+    ]
+    lines.append("|---" * 9 + "|")
+    missing = {}
+    for each in result["files"]:
+        if "missing" in each:
+            missing[each["target"], each["precision"]] = each["missing"]
+            continue
+        figures = f"{each['bytes'] / 1e3:,.0f} | {each['milliseconds']:.2f} | {each['top1_agreement']:.1f}"
+        figures += f" | {each['score']:.1f} | {each['model_score']:.1f}"
+        names = (each["depth"], each["target"], each["precision"], each["computed_in"])
+        lines.append(f"| {' | '.join(map(str, names))} | {figures} |")
+    lines += [f"\nNot here: {target} in {precision}, {why}." for (target, precision), why in missing.items()]
+    lines += ["", "The same gene stored in half, expanded to 12 layers:", ""]
+    lines += ["| gene in | bytes of float32's | error of a layer | of what lies between two | of layers in half |"]
+    lines.append("|---" * 5 + "|")
+    for dtype, half in result["gene"]["half"].items():
+        least, most = min(half["layers"]), max(half["layers"])
+        between, others = fmean(half["between"]), fmean(half["between_one_by_one"])
+        figures = f"{half['bytes_over_float32']:.2f} | {least:.3%} to {most:.3%} | {between:.3%} | {others:.2%}"
+        lines.append(f"| {dtype} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
 def draw_any_size(every: Mapping[str, Any], verdict: Mapping[str, Any], path: Path) -> None:
     """Accuracy over parameters: one gene at every width and depth, and students that were distilled one by one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -250,6 +300,8 @@ def draw_any_size(every: Mapping[str, Any], verdict: Mapping[str, Any], path: Pa
 
 
 PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "results/benchmarks/devices.json": ("docs/devices.md", devices),
+    "results/device_files.json": ("docs/devices.md", device_files),
     "results/benchmarks/peers.json": ("docs/foundation.md", five_sizes),
     "results/benchmarks/replay.json": ("docs/teacher-cost.md", teacher_cost),
     "results/laptop/tal-more-seeds": ("docs/tal.md", tal_seeds),
@@ -265,10 +317,12 @@ def with_table(source: str) -> str:
     page, table = PAGES[source]
     path = ROOT / source
     cells = path.is_dir() and [*path.glob("cells/*.json"), *path.parent.glob("cells/*.json")]
-    result = [json.loads(cell.read_text()) for cell in cells] if cells else json.loads(path.read_text())
     begin = f"<!-- from {source} -->\n"
     before, found, rest = (ROOT / page).read_text().partition(begin)
     assert found, f"{page} has no mark {begin}"
+    if not path.exists():
+        return before + begin + "Not measured yet.\n" + END + rest.partition(END)[2]
+    result = [json.loads(cell.read_text()) for cell in cells] if cells else json.loads(path.read_text())
     return before + begin + table(result) + END + rest.partition(END)[2]
 
 
