@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from learngene.vits.timm_registration import register_with_timm
+from learngene.vits.without_compiler import keep_compiler_out
 
 if TYPE_CHECKING:
     from learngene.devices.export import export, export_onnx
@@ -97,6 +98,7 @@ _MODULES = {
 __all__ = ["__version__", "load", *_HOMES, *_MODULES]
 
 register_with_timm()
+keep_compiler_out()
 
 
 def load(path: str, *, verify_content: bool = True) -> "Learngene":

@@ -16,6 +16,7 @@ from learngene.comparing.claims.groups import comparison_of, load_claims
 from learngene.comparing.claims.reproduce import table
 from learngene.comparing.claims.verdict_file import judge_claim
 from learngene.comparing.results import collect
+from learngene.shipping.page import verdict
 from pico import CLI
 
 RESULTS = Path(__file__).parents[2] / "results" / "laptop"
@@ -47,6 +48,15 @@ def test_every_cell_of_a_group_is_there_and_gives_the_committed_verdict(name: st
     assert ([cell.path.name for cell in found.missing], found.failed, found.foreign) == ([], {}, [])
     claims = [judge_claim(claim, found.rows, "laptop").model_dump(mode="json") for claim in GROUPS[name].claims]
     assert decided(table(found.rows), claims) == committed(RESULTS / "claims" / f"{name}.json")
+
+
+@pytest.mark.parametrize("record", sorted((RESULTS.parent / "ship").glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_of_a_shipped_job_is_that_of_its_record_and_has_no_images(record: Path) -> None:
+    page = record.with_suffix(".html").read_text()
+    assert f"<h1>{verdict(json.loads(record.read_text()))}</h1>" in page
+    assert "data:image" not in page
+    assert len(page) < 300_000
+    assert "/" not in json.loads(record.read_text())["recipe"]["data"]["source"]
 
 
 def test_a_study_is_resumed_and_runs_nothing(cli: CLI, tmp_path: Path) -> None:

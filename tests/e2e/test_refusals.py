@@ -82,7 +82,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data said twice": ("check --model des --data images data.source=digits",
                         "--data and data.source= say the same; leave one out"),
     "plan no gene": ("plan none.safetensors", "none.safetensors: no such gene file"),
-    "plan a folder": ("plan des", "des: a folder with a model, not a gene"),
+    "plan a folder within limits": ("plan des --max-params 1M", "--max-params: des is one model, of one size"),
     "plan a recipe": ("plan condense.yaml", "not a gene file"),
     "plan nothing fits": ("plan gene.safetensors --max-params 10", "no shape fits this budget"),
     "plan no number": ("plan gene.safetensors --max-params tiny", "'tiny' is not a number such as 10M"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from learngene import export, finetune, scratch, segment
+from learngene import export, finetune, save_descendant, scratch, segment
 from learngene.devices.check import CheckImages, agreement
 from learngene.devices.export import DeviceFile
 from learngene.devices.target import Session
@@ -74,6 +74,25 @@ def test_a_file_is_judged_in_its_own_runtime(
 def test_openvino_takes_a_folder_with_a_comma(trained: Any, tmp_path: Path) -> None:
     export(trained, tmp_path / "a, b" / "m.xml", to="openvino")
     assert {path.suffix for path in (tmp_path / "a, b").iterdir()} == {".xml", ".bin", ".json"}
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_eval_asks_an_exported_file(
+    to: str, trained: Any, images: Path, tmp_path: Path, cli: CLI, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / f"m.{SUFFIX[to]}"
+    export(trained, out, to=to, batch=2)
+    save_descendant(trained, tmp_path / "model")
+    told = [cli("eval", path, "--data", images, "--json", "data.workers=0").out for path in (out, tmp_path / "model")]
+    found, model = map(json.loads, told)
+    assert (found["images"], found["top1"]) == (model["images"], model["top1"])
+    assert found["loss"] == pytest.approx(model["loss"], abs=1e-4)
+    assert "--knn: " in refused("eval", out, "--data", images, "--knn")
+    assert "data.img_size: " in refused("eval", out, "--data", images, "data.img_size=16")
+    out.write_bytes(out.read_bytes()[:-1])
+    assert "a byte was changed" in refused("eval", out, "--data", images)
+    out.with_name(f"{out.name}.json").unlink()
+    assert f"has no {out.name}.json beside it" in refused("eval", out, "--data", images)
 
 
 def test_an_int8_file_holds_its_weights_in_bytes_and_computes_what_it_is_said_to(

@@ -148,13 +148,24 @@ def model(name: str, params: int, top1: float, low: float, high: float, least: f
             [model("S", 1, 54, 49, 59), model("M", 2, 40, 35, 45, 9.0), model("L", 3, 30, 25, 35, 20.0)],
             "Take S: 54.0 % top-1 (49.0 to 59.0); M and L are larger and worse, a sign of too little time",
         ),
+        (
+            [model("S", 1, 54, 49, 59), model("M", 2, 53, 48, 58, -2.0)],
+            "Take S: 54.0 % top-1 (49.0 to 59.0); M is larger and no better as far as 358 images can tell",
+        ),
         ([model("S", 1, 54, 49, 59)], "S: 54.0 % top-1 (49.0 to 59.0)"),
-        ([model("S", 1, 22, 17, 27)], "Not usable: the best of 1 model has 22.0 %, no better than"),
+        (
+            [model("S", 1, 22, 17, 27)],
+            "Not usable: the best of 1 model has 22.0 %, no better than always guessing the most common class (20.0 %)",
+        ),
+        (
+            [model("S", 1, 30, 25, 34)],
+            "S: 30.0 % top-1 (25.0 to 34.0); copying the class of the most similar training image does better, 35 %",
+        ),
     ],
 )
 def test_the_verdict_says_what_to_take(models: list[dict[str, Any]], said: str) -> None:
-    found = {"majority": 20.0, "classes": 7, "val_images": 358}
-    assert verdict({"models": models, "look": found}).startswith(said)
+    found = {"majority": 20.0, "classes": 7, "val_images": 358, "neighbours": 35.0}
+    assert verdict({"models": models, "look": found}) == said
 
 
 def judged_of(guesses: list[int], labels: list[int], names: list[str]) -> Judged:

@@ -32,7 +32,7 @@ from learngene.system.errors import LearngeneError, told_of
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="descendant folder, gene file, checkpoint file, or timm name")],
+    model: Annotated[str, typer.Argument(help="descendant folder, gene, exported or checkpoint file, timm name")],
     data: Data,
     overrides: Annotated[list[str] | None, typer.Argument(help="data.key=value, such as data.max_pixels=1000")] = None,
     split: Annotated[str, typer.Option(help="val or train")] = "val",
@@ -80,6 +80,7 @@ def evaluate(
         raise LearngeneError("--baseline: compares heads; leave --knn, --linear, --teacher and --text-features out")
     from dataclasses import asdict
 
+    from learngene.devices.file_model import FileModel, is_exported
     from learngene.genes.gene import Learngene
     from learngene.making.finetune import data_section, mask_names, open_for
     from learngene.making.finetune import evaluate as score
@@ -95,10 +96,23 @@ def evaluate(
         fields["mask_classes"] = int(mask_classes) if mask_classes.isdecimal() else mask_classes.split(",")
     section = data_section(apply_overrides({"data": fields}, overrides or [])["data"])
     sizes = {key: value for key, value in {"depth": depth, "embed_dim": embed_dim}.items() if value is not None}
-    if not is_checkpoint(model, architecture) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
+    if is_exported(model):
+        asked: dict[str, Any] = {
+            "--knn": knn,
+            "--linear": linear,
+            "--teacher": teacher,
+            "--text-features": text_features,
+            "--path": path,
+        }
+        asked |= {"--depth": depth, "--embed-dim": embed_dim, "data.img_size": section.img_size}
+        for flag, value in asked.items():
+            if value not in (None, False):
+                raise LearngeneError(f"{flag}: {model} is an exported file, which has one size and no features")
+        net: Any = FileModel(model)
+    elif not is_checkpoint(model, architecture) and (Path(model).is_file() or Path(model).suffix == ".safetensors"):
         if path is not None and sizes:
             raise LearngeneError("--path says depth, width and heads; leave --depth and --embed-dim out")
-        net: Any = Learngene.load(model).expand(
+        net = Learngene.load(model).expand(
             path if path is not None else sizes or None, bridge=text_features is not None, **choices(options)
         )
     elif sizes or path is not None:
@@ -263,10 +277,12 @@ def picture(
     if architecture is None and Path(model).suffix == ".safetensors":
         from learngene.cli.pictures.pool import pool_picture
         from learngene.cli.pictures.sizes import sizes_picture
+        from learngene.genes.gene import Learngene
         from learngene.genes.gene_file import read_header
         from learngene.making.search.usage_map import search_picture
 
         header = read_header(model)
+        Learngene.load(model)  # refuses what is damaged or has weights that are no numbers
         method = header.method
         if path is not None and method.making != "pool":
             raise LearngeneError(f"--path {path}: {model} is of {method.name}, which has no paths; leave it out")

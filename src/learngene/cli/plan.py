@@ -16,11 +16,16 @@ from learngene.system.errors import LearngeneError
 if TYPE_CHECKING:
     from learngene.devices.measure import OnDevice
     from learngene.genes.plan import Budget
+    from learngene.vits.stitched_shape import Shape
+
+
+SHOWN = 5
+"""Most smaller models that are listed of a descendant."""
 
 
 @app.command()
 def plan(
-    gene: Annotated[Path | None, typer.Argument(help="gene file (.safetensors); none with --sizes")] = None,
+    gene: Annotated[Path | None, typer.Argument(help="gene file, or descendant folder; none with --sizes")] = None,
     sizes: Annotated[
         str | None, typer.Option(help="without a gene: a shape for each of so many parameters, such as 0.2M,0.6M")
     ] = None,
@@ -52,13 +57,23 @@ def plan(
 ) -> None:
     """List the shapes of a gene that fit a budget, best first, or without a gene one shape for every size.
 
-    Limits combine. With --sizes width, depth, heads and patch follow the published families of ViTs.
+    Limits combine. With --sizes width, depth, heads and patch follow the published families of ViTs. Of a descendant
+    folder it tells size and latency, and which smaller ones its gene makes, if that lies near.
     """
     from learngene.genes.gene_file import read_header
     from learngene.genes.plan import Budget, misfit
     from learngene.genes.plan import plan as make_plan
     from learngene.system.quantities import amount
 
+    if gene is not None and (gene / "learngene.json").is_file():
+        limits: dict[str, Any] = {"--max-params": max_params, "--max-macs": max_macs, "--max-latency": max_latency}
+        limits |= {"--max-size": max_size, "--max-memory": max_memory, "--sizes": sizes}
+        limits |= {"--runtime": runtime, "--latency-file": latency_file}
+        for flag, value in limits.items():
+            if value is not None:
+                raise LearngeneError(f"{flag}: {gene} is one model, of one size; plan its gene")
+        _plan_descendant(gene, measure=measure, as_json=as_json)
+        return
     params, macs = (None if text is None else amount(text) for text in (max_params, max_macs))
     on = _device(runtime, precision, threads, batch_size, device, latency_file)
     budget = Budget(params, macs, max_latency, 1 if batch_size is None else batch_size, device, max_size, max_memory)
@@ -139,6 +154,34 @@ def _plan_sizes(
         print(f"{' '.join(one.budget.told):>14s}  {one.shape.size:32s}{size}{time}")
     if measure:
         print(f"an epoch is of {images} images, here and now; reading them and evaluation come on top")
+
+
+def _plan_descendant(folder: Path, *, measure: bool, as_json: bool) -> None:
+    """Says what a descendant takes, and which smaller ones there are of its gene."""
+    from learngene.genes.descendant_plan import plan_descendant
+
+    found = plan_descendant(folder, measure=measure)
+    if as_json:
+        print(json.dumps(found.entry(), indent=2))
+        return
+    time = f"  {found.latency:8.2f} ms" if found.latency is not None else ""
+    size = f"{found.shape.params() / 1e6:9.3f} M params  {found.shape.macs() / 1e9:9.4f} G macs  {found.size:8.2f} MB"
+    print(f"{_named(found.shape)}  {size}{time}")
+    if found.gene is None:
+        near = f"its gene ({found.digest}) is not near; `learngene plan GENE` lists what else it makes"
+        print(near if found.digest else "it was made from no gene")
+        return
+    least = "none" if not found.smaller else f"{len(found.smaller)}, the largest first"
+    print(f"smaller ones of {found.gene}: {least}")
+    for one in found.smaller[:SHOWN]:
+        print(f"{_named(one.shape)}  {one.params / 1e6:9.3f} M params  {one.macs / 1e9:9.4f} G macs")
+    if found.smaller:
+        flags = found.header.method.flags(found.header.shape, found.smaller[0].shape).split() if found.header else []
+        suggest("expand", found.gene, *flags, "--out", "DIR")
+
+
+def _named(shape: Shape) -> str:
+    return getattr(shape, "size", None) or str(shape)
 
 
 def _device(

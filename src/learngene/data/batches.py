@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from learngene.data.images import ImageSet
-from learngene.data.mask_transforms import MaskTransform
 from learngene.data.splits import accumulation, refuse_channels, refuse_unfit
-from learngene.data.transforms import eval_transform, train_transform
+from learngene.data.transforms import ImageTransform, eval_transform, train_transform
 from learngene.data.views import MIX, ORDER, ImageViews, Part, Raw, seeded
 from learngene.recipe.sections import Augment, DataSpec, Train
+
+if TYPE_CHECKING:
+    from learngene.data.mask_transforms import MaskTransform
 
 CPU = torch.device("cpu")
 
@@ -144,11 +146,7 @@ class TrainBatches:
         self.masked = images.segmentation
         self.balance = images.labels if train.sampling else None
         self.weights = _class_weights(images) if train.class_weight else None
-        transform = (
-            MaskTransform(spec, img_size, train.augment)
-            if self.masked
-            else train_transform(train.augment, spec, img_size)
-        )
+        transform = _transform(images, spec, img_size, train.augment)
         varied, keep = _is_random(train.augment), spec.workers == 0
         self.views = ImageViews(images, transform, in_chans, train.seed, varied=varied, keep=keep)
         self.workers, self.device = spec.workers, device
@@ -284,6 +282,17 @@ class EvalBatches(Iterable[tuple[Tensor, Tensor]]):
         return _loaded(self.views, keys, self.workers, self.device)
 
 
+def _transform(
+    images: ImageSet, spec: DataSpec, img_size: int, augment: Augment | None = None
+) -> ImageTransform | MaskTransform:
+    """How images, with their masks if they have some, become pixels: augmented, or as they are judged."""
+    if images.segmentation:
+        from learngene.data.mask_transforms import MaskTransform  # loads torch's compiler
+
+        return MaskTransform(spec, img_size, augment)
+    return train_transform(augment, spec, img_size) if augment else eval_transform(spec, img_size)
+
+
 def eval_loader(
     images: ImageSet,
     spec: DataSpec,
@@ -297,8 +306,7 @@ def eval_loader(
 ) -> EvalBatches:
     """This process's share of a split, in order: resize to ``img_size / crop_pct``, centre crop; no crop with masks."""
     refuse_channels(spec, in_chans)
-    transform = MaskTransform(spec, img_size) if images.segmentation else eval_transform(spec, img_size)
-    views = ImageViews(images, transform, in_chans, 0, varied=False, keep=spec.workers == 0)
+    views = ImageViews(images, _transform(images, spec, img_size), in_chans, 0, varied=False, keep=spec.workers == 0)
     return EvalBatches(views, range(rank, len(images), processes), batch_size, spec.workers, device)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from learngene.data.images import ImageSet
-from learngene.data.mask_transforms import MaskTransform
 from learngene.data.transforms import ImageTransform
+
+if TYPE_CHECKING:
+    from learngene.data.mask_transforms import MaskTransform
 
 KEEP_BYTES = 256 << 20
 """Most memory for what is kept of a set: views if they are the same in every epoch, else the images they are of."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Example:
 
 
 def write_ship_page(
-    path: Path, result: Mapping[str, Any], recipe: ShipRecipe, judged: Mapping[str, Judged], images: ImageSet
+    path: Path, result: Mapping[str, Any], recipe: ShipRecipe, judged: Mapping[str, Judged], images: ImageSet | None
 ) -> None:
     """Writes the page.
 
@@ -44,7 +44,7 @@ def write_ship_page(
         result: What ``result.json`` has.
         recipe: With every choice.
         judged: What every model says of the validation images.
-        images: Those.
+        images: Those; None leaves examples out.
     """
     models = result["models"]
     best = max(models, key=lambda model: model["top1"])
@@ -58,7 +58,7 @@ def write_ship_page(
     rest = sum(result["spent"]["sessions"]) - sum(seconds for _, seconds, _ in spent)
     spent.append(("rest", max(rest, 0.0), time_in_words(max(rest, 0.0))))
     said = judged[best["name"]]
-    right, wrong = examples(said, images)
+    right, wrong = examples(said, images) if images is not None else ([], [])
     write_page(
         path,
         "ship.html",
@@ -109,17 +109,23 @@ def verdict(result: Mapping[str, Any]) -> str:
     )
     low, high = pick["interval"]
     text = f"{'Take ' * (len(models) > 1)}{pick['name']}: {pick['top1']:.1f} % top-1 ({low:.1f} to {high:.1f})"
+    told = f"as far as {found['val_images']} images can tell"
     if pick is not best:
-        count = found["val_images"]
-        text += f", as good as {best['name']} with {best['top1']:.1f} % as far as {count} images can tell"
+        text += f", as good as {best['name']} with {best['top1']:.1f} % {told}"
+    elif level_with := [each["name"] for each in models if each["params"] > pick["params"] and each["behind"][1] <= 0]:
+        text += f"; {_are(level_with)} larger and no better {told}"
     if smaller := [each for each in models if each["params"] < pick["params"]]:
         loss = sorted(pick["top1"] - each["top1"] for each in smaller)
         text += f"; smaller costs {' to '.join(f'{value:.1f}' for value in dict.fromkeys((loss[0], loss[-1])))} points"
     if worse := [each["name"] for each in models if each["params"] > pick["params"] and each["behind"][1] > 0]:
-        text += (
-            f"; {' and '.join(worse)} {'is' if len(worse) == 1 else 'are'} larger and worse, a sign of too little time"
-        )
+        text += f"; {_are(worse)} larger and worse, a sign of too little time"
+    if found["neighbours"] > max(best["interval"]):
+        text += f"; copying the class of the most similar training image does better, {found['neighbours']:.0f} %"
     return text
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def class_rows(said: Judged) -> list[dict[str, Any]]:

@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec, Train
 from learngene.vits.shape import ViTShape
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TRAINING = 3
 """Forward passes that a training step costs."""
@@ -17,7 +21,11 @@ TRAINING = 3
 MOST_SPREAD = 0.5
 """Beyond which single steps say more about other programs than about a run of minutes."""
 STEPS, WARM_UP, ENOUGH = 10, 1, 4.0
-"""Steps that are timed, after those that are not; no more than two behind so many seconds."""
+"""Most steps that are timed, after those that are not; no more than two behind so many seconds."""
+FEW, AGREEING = 5, 0.03
+"""Steps that will do if the middle half of them lies so near to the middle one."""
+READ = 4
+"""Batches that are read for the price of reading."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,6 @@ def measured(
     from learngene.making.finetune import scratch
     from learngene.training.loop import make_accelerator
     from learngene.training.losses import task_loss
-    from learngene.training.optimizer import make_optimizer
 
     device = make_accelerator().device
     ends = sorted(dict.fromkeys((min(shapes, key=ViTShape.macs), max(shapes, key=ViTShape.macs))), key=ViTShape.macs)
@@ -77,31 +84,56 @@ def measured(
     shape = ends[0]
     batches = TrainBatches(images, data, train, img_size=shape.img_size, in_chans=shape.in_chans, device=device)
     models = [scratch(shape).to(device).train() for shape in ends]
-    optimizers = [make_optimizer(model, train) for model in models]
-    count = min(STEPS + WARM_UP, batches.steps_per_epoch)
+    updates = [_update(model, train) for model in models]
+    count = min(READ, batches.steps_per_epoch)
     for parts in batches.epoch(0, end=count):  # decoded images are kept, so that only later epochs tell the price
         del parts
     start = clock()
     mixed = [batches.mix(*parts[0], 0, step) for step, parts in enumerate(batches.epoch(0, end=count))]
     reading = (clock() - start) / count
     start = clock()
-    for step, (views, targets) in enumerate(mixed):
-        if step > WARM_UP + 1 and clock() - start > ENOUGH:
-            break
-        for times, model, optimizer in zip(rounds, models, optimizers, strict=True):
+    for step in range(STEPS + WARM_UP):
+        views, targets = mixed[step % count]
+        for times, model, update in zip(rounds, models, updates, strict=True):
             begun = clock()
             loss = loss_of(model(views), targets)
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            update()
             loss.item()
             times.append(clock() - begun)
-    kept = slice(min(WARM_UP, count - 1), None)
-    small, *more = (median(times[kept]) / len(views) for times in rounds)
+        done = step + 1 - WARM_UP
+        if done >= 2 and (clock() - start > ENOUGH or (done >= FEW and _spread(rounds[-1][WARM_UP:]) < AGREEING)):
+            break
+    small, *more = (median(times[WARM_UP:]) / len(views) for times in rounds)
     per_mac = (more[0] - small) / (ends[1].macs() - ends[0].macs()) if more else small / ends[0].macs()
     per_mac = max(per_mac, 0.0)
     fixed = max(small - per_mac * ends[0].macs(), 0.0) + reading / len(views)
-    times = sorted(rounds[-1][kept])
+    return Prices("s", fixed, per_mac, min(_spread(rounds[-1][WARM_UP:]), MOST_SPREAD))
+
+
+def _spread(times: Sequence[float]) -> float:
+    """How far the middle half of some times lies from the middle one, as a share of it."""
+    times = sorted(times)
     quarter = len(times) // 4
-    spread = (times[-1 - quarter] - times[quarter]) / 2 / times[len(times) // 2]
-    return Prices("s", fixed, per_mac, min(spread, MOST_SPREAD))
+    return (times[-1 - quarter] - times[quarter]) / 2 / times[len(times) // 2]
+
+
+def _update(model: nn.Module, train: Train) -> Callable[[], None]:
+    """A step of AdamW as a function: an optimizer would load torch's compiler, which takes longer than all of this."""
+    import torch
+    from torch.optim.adamw import adamw
+
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    first, second = ([torch.zeros_like(each) for each in parameters] for _ in range(2))
+    counts = [torch.zeros((), device=each.device) for each in parameters]
+    (beta1, beta2), rates = train.betas, {"lr": 1e-4, "weight_decay": train.weight_decay, "eps": train.eps}
+
+    @torch.no_grad()
+    def update() -> None:
+        gradients = [each.grad for each in parameters]
+        given = {"amsgrad": False, "maximize": False, "fused": True, "beta1": beta1, "beta2": beta2, **rates}
+        adamw(parameters, gradients, first, second, [], counts, **given)  # type: ignore[arg-type]
+        for each in parameters:
+            each.grad = None
+
+    return update

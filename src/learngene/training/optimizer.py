@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from torch import nn
 
@@ -24,6 +23,8 @@ def refuse_optimizer(spec: Train, device: torch.device | None = None) -> None:
         LearngeneError: If timm has no optimizer of that name, or it does not work here: some need CUDA, a package, or
             gradients of gradients.
     """
+    from timm.optim import list_optimizers  # loads torch's compiler
+
     known = list_optimizers()
     if spec.optimizer not in known:
         raise LearngeneError(f"train.optimizer: unknown optimizer '{spec.optimizer}'{nearest(spec.optimizer, known)}")
@@ -50,6 +51,8 @@ def make_optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
 
 
 def _optimizer(module: nn.Module, spec: Train) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2
+
     more: dict[str, Any] = {"layer_decay": spec.layer_decay} if spec.layer_decay else {}
     if "adam" in spec.optimizer or spec.optimizer == "lamb":
         more |= {"betas": spec.betas, "eps": spec.eps}

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from learngene.system.errors import LearngeneError
 from learngene.system.png import save_png
 from learngene.vits.linearity import MATRICES, layer_lines, layer_state, linearity, random_limit, random_linearity
 
@@ -18,13 +19,15 @@ def layer_picture(model: nn.Module, path: Path) -> None:
     """Draws the first principal component over the layers' position, one small plot per tensor.
 
     Raises:
-        LearngeneError: If the model is not a Vision Transformer of timm.
+        LearngeneError: If the model is not a Vision Transformer of timm, or has weights that are no numbers.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
     state, depth = layer_state(model)
+    if (name := next((name for name, value in state.items() if not value.isfinite().all()), None)) is not None:
+        raise LearngeneError(f"{name} is not finite, so there is nothing to draw; make the model again")
     lines, positions = layer_lines(state, depth), range(1, depth + 1)
     rows = math.ceil(len(lines) / 4)
     figure = Figure(figsize=(11, 2.3 * rows + 0.7), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.08))
