@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from comparisons import contents
-from learngene import Ancestry, finetune, scratch
+from learngene import Ancestry, finetune, save_descendant, scratch
 from learngene.recipe.loading import build_recipe
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.training.run_folder import RunFolder
@@ -206,6 +206,18 @@ def test_another_recipe_in_the_same_folder_is_refused(
     with pytest.raises(LearngeneError, match=message):
         condensed(place / "run", images, Ancestry(ancestry_folder), **changes)
     assert contents(place) == before
+
+
+def test_a_finished_run_of_fewer_epochs_is_told_how_to_go_on(images: Path, tmp_path: Path) -> None:
+    model = fresh()
+    run(model, images, tmp_path, FAST)
+    done = tmp_path / "descendant"
+    save_descendant(model, done)
+    with pytest.raises(
+        LearngeneError, match=r"train.epochs=2, but .*=3; choose .*; to train .* from it: --model "
+    ) as told:
+        run(fresh(), images, tmp_path, {**FAST, "epochs": 3})
+    assert str(told.value).endswith(f"--model {done}")
 
 
 def test_a_run_is_not_continued_on_other_images(images: Path, tmp_path: Path, stop_after: Any) -> None:

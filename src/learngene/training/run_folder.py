@@ -200,9 +200,12 @@ def refuse_other_recipe(path: Path, recipe: Section) -> None:
     for key in sorted((before.keys() | now.keys()) - unsaid):
         default = AS_UNSAID.get(key)
         if before.get(key, default) != now.get(key, default) and key not in FREE_TO_CHANGE:
+            done = path / "descendant"
+            more = key == "train.epochs" and done.exists()
+            hint = f"; to train that model further, start another run from it: --model {done}" if more else ""
             raise LearngeneError(
                 f"{path} holds a run with {key}={before.get(key)}, but this one has {key}={now.get(key)}; "
-                "choose another out, or delete the folder"
+                f"choose another out, or delete the folder{hint}"
             )
 
 
