@@ -43,14 +43,13 @@ class OpenVino(Target):
         """Converts the ONNX file, which for int8 is quantised: both runtimes then compute with the same numbers."""
         import openvino
 
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        # convert_model splits a path at commas, so the ONNX file lies where none are; read_model folds less.
+        with tempfile.TemporaryDirectory() as folder:
             onnx = Path(folder) / "model.onnx"
             said = OnnxRuntime().write(
                 Job(**{**vars(job), "precision": "int8" if job.precision == "int8" else "fp32"}), onnx
             )
-            # convert_model would split the path at commas.
-            read = openvino.Core().read_model(str(onnx))
-            openvino.save_model(read, str(path), compress_to_fp16=job.precision == "fp16")
+            openvino.save_model(openvino.convert_model(str(onnx)), str(path), compress_to_fp16=job.precision == "fp16")
         return said
 
     def open(self, path: Path, precision: str, threads: int | None = None) -> Session:
