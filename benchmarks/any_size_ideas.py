@@ -171,6 +171,15 @@ IDEAS = {
     "48-faster": Idea("48 templates, 6e-3", "wave", {"templates": (48,)}, lr=6e-3),
     "48-slower": Idea("48 templates, 1.5e-3", "wave", {"templates": (48,)}, lr=1.5e-3),
     "48-ends": Idea("48 templates, end layers of their own", settings={"ends": True, "templates": (48,)}),
+    "one-set-ends": Idea(
+        "48 templates for all kinds of matrices together, end layers of their own",
+        settings={"one_set": True, "ends": True, "templates": (48,)},
+    ),
+    "one-set-of-4-ends": Idea(
+        "48 templates for all kinds of matrices, scalers of four layers, end layers of their own",
+        settings={"one_set": True, "ends": True, "templates": (48,)},
+        largest=(96, 4),
+    ),
     "48-gains": Idea("48 templates and the gains", settings={"gains": True, "templates": (48,)}),
     "48-one-set": Idea(
         "48 templates for all kinds of matrices, scalers of four layers",

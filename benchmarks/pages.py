@@ -261,6 +261,25 @@ def device_files(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def variants(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Genes of every size and variants of them: means over the shapes, and over the seeds that all of them have."""
+    names = ("any-size", "any-size-8", "any-size-8-depths", "wave", "wave-depths")
+    trained, others = ((32, 4), (48, 6), (64, 8), (96, 8)), ((64, 5), (80, 6))
+    tops: dict[str, dict[int, dict[tuple[Any, ...], float]]] = {name: {} for name in names}
+    for cell in cells:
+        if cell["contender"] in names and cell["task"] == "home":
+            key = (cell["train"] is not None, cell["shape"]["embed_dim"], cell["shape"]["depth"])
+            tops[cell["contender"]].setdefault(cell["seed"], {})[key] = (cell["last"] or cell["untuned"])["top1"]
+    seeds = sorted(set.intersection(*(set(of) for of in tops.values())))
+    parts = [(False, trained), (False, others), (True, trained), (True, others)]
+    head = ["untuned, four trained", "untuned, two others", "two epochs, four trained", "two epochs, two others"]
+    lines = ["| | seeds | " + " | ".join(head) + " |", "|---" * 6 + "|"]
+    for name, of in tops.items():
+        figures = [fmean(of[seed][tuned, *shape] for seed in seeds for shape in shapes) for tuned, shapes in parts]
+        lines.append(f"| {name} | {len(seeds)} | " + " | ".join(f"{figure:.1f}" for figure in figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def draw_any_size(every: Mapping[str, Any], verdict: Mapping[str, Any], path: Path) -> None:
     """Accuracy over parameters: one gene at every width and depth, and students that were distilled one by one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -308,6 +327,7 @@ PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results/ship_evidence.json": ("docs/which-method.md", which_method),
     "results/any_size_ideas.json": ("docs/any-size-experiments.md", any_size_ideas),
     "results/laptop/claims/any-size.six-shapes.json": ("docs/any-size-experiments.md", six_shapes),
+    "results/laptop": ("docs/any-size-experiments.md", variants),
 }
 """The page of a result, and what makes its table; of a comparison, its cells and those of the ledger."""
 
