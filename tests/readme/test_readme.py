@@ -79,7 +79,7 @@ def run_shell(text: str, cli: CLI, *, exports: bool) -> int:
             arguments = [part for part in arguments if part not in ("--processes", "2")] + FEW_CELLS
         if arguments[:2] == ["learngene", "ship"]:  # on a budget that is the same on every machine
             place = arguments.index("--hours")
-            arguments[place : place + 2] = ["--budget-macs", "1G"]
+            arguments[place : place + 2] = ["--budget-macs", "4G"]
         if arguments[1:2] in (["condense"], ["finetune"]) and arguments[2].startswith("recipes/"):
             arguments += FEW_EPOCHS
         if arguments[0] == "learngene":
