@@ -38,4 +38,5 @@ def test_what_is_no_plan_of_a_descendant_is_refused(
     assert "it was made from no gene" in cli("plan", tmp_path / "model", "--no-measure").out
     line = refused("plan", tmp_path / "model", "--max-params", "1M")
     assert line.endswith("is one model, of one size; plan its gene")
-    assert "--sizes: " in refused("plan", tmp_path / "model", "--sizes", "1M")
+    for flag, value in {"--sizes": "1M", "--num-classes": 3, "--threads": 2, "--device": "cuda"}.items():
+        assert f"{flag}: " in refused("plan", tmp_path / "model", flag, value)

@@ -113,3 +113,6 @@ def test_what_holds_no_whole_model_and_other_folders_are_refused(tmp_path: Path)
     (tmp_path / "other" / "notes").touch()
     with pytest.raises(LearngeneError, match=r"was not written by learngene"):
         grow(tmp_path / "gene.safetensors", tmp_path / "other", [2])
+    (tmp_path / "other" / "grow.json").write_text('{"graphs": {}}')
+    with pytest.raises(LearngeneError, match=r"other also holds notes, which would be lost"):
+        grow(tmp_path / "gene.safetensors", tmp_path / "other", [2])

@@ -205,7 +205,7 @@ def test_a_runtime_is_really_measured_here(
     ("flags", "message"),
     [
         ("--runtime onnxrt", "unknown runtime 'onnxrt'; did you mean 'onnxruntime'?"),
-        ("--runtime torch --threads 0", "threads must be 1 or more, not 0"),
+        ("--runtime torch --threads 0", "threads must be from 1 to 1024, not 0"),
         ("--runtime torch --batch-size 0", "batch_size must be 1 or more, not 0"),
         (
             "--runtime torch --precision int8",
@@ -244,6 +244,13 @@ def test_what_cannot_be_planned_is_one_line(flags: str, message: str, gene: Path
             "damaged, 'points.0",
         ),
         (lambda content: json.dumps(content).replace('"depth": 1', '"depth": 0'), "damaged, shape: depth"),
+        (
+            lambda content: json.dumps(content).replace('"stored": ', '"stored": 9999999999999999'),
+            "damaged, 'points.0",
+        ),
+        (lambda content: json.dumps(content).replace('"memory": ', '"memory": -'), "damaged, 'points.0"),
+        (lambda content: json.dumps({**content, "runtime": "nonsense"}), "damaged, 'runtime'"),
+        (lambda content: json.dumps({**content, "threads": 0}), "damaged, 'threads'"),
         (lambda content: json.dumps(content).replace('"depth": 1', '"layers": 1'), "damaged, shape: unknown"),
     ],
 )
@@ -257,6 +264,22 @@ def test_a_damaged_or_foreign_file_is_one_line(
     result = cli("plan", gene, "--latency-file", tmp_path / "latency.json")
     assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
     assert message in result.err
+
+
+@pytest.mark.parametrize("file", ["latency.json", "notes.txt"])
+def test_what_lies_in_the_folder_is_not_lost(file: str, gene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "device"
+    job = {"groups": [[{"file": "0-8x1.onnx"}]]}
+    out.mkdir()
+    (out / "models.json").write_text(json.dumps(job))
+    for name in ("measure.py", "0-8x1.onnx", file):
+        (out / name).write_text("kept")
+    with pytest.raises(LearngeneError, match=rf"also holds {file}, which would be lost; choose another output path$"):
+        measure_on_device(gene, out)
+    (out / "models.json").write_text('{"mine": 1}')
+    with pytest.raises(LearngeneError, match=r"its models.json was not written by learngene"):
+        measure_on_device(gene, out)
+    assert (out / file).read_text() == "kept"
 
 
 def test_a_runtime_that_is_not_installed_names_the_extra(

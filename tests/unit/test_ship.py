@@ -295,6 +295,8 @@ def test_a_teacher_that_nothing_is_known_of_is_not_asked(cli: CLI, images: Path,
     [
         (("--sizes", "100"), "fits 100 params; the smallest is"),
         (("--sizes", "ten"), "'ten' is not a number"),
+        (("--sizes", "nan"), "'nan' is not a number"),
+        (("--sizes", "1e999M"), "'1e999M' is not a number"),
         (("--hours", "1", "--budget-macs", "1M"), "two budgets"),
         (
             ("--budget-macs", "1K", "--sizes", "20K,30K,40K"),

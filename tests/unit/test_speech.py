@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import learngene
-from learngene.system.speech import speech, spoken
+from learngene.cli.app import say_start
+from learngene.system.speech import announce, speech, spoken, tell
 from learngene.training.log import TrainLog
 from pico import CLI, pico_shape
 
@@ -54,6 +57,23 @@ def test_json_tells_steps_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys:
     told = events(capsys.readouterr().out)
     assert told[0] == first | {"images_per_second": 70.0, "seconds_left": 17.0}
     assert [(event["epoch"], event["step"]) for event in told] == [(1, 3), (2, 3)]
+
+
+def test_a_reader_that_goes_away_stops_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ends = os.pipe()
+    with os.fdopen(ends[1], "w") as gone:
+        os.close(ends[0])
+        monkeypatch.setattr(sys, "stdout", gone)
+        tell("note", text="nobody reads this")
+        tell("note", text="nor this")
+
+
+def test_a_level_of_error_leaves_out_progress_in_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with spoken("error"):
+        speech.json = True
+        say_start("condensing", "gene.yaml")
+        announce("a word")
+    assert capsys.readouterr().out == ""
 
 
 def test_json_tells_an_error_that_standard_error_tells_too(cli: CLI, flags: list[object]) -> None:

@@ -90,9 +90,11 @@ def say(text: str, **outcome: Any) -> None:
 
 def say_start(what: str, where: str) -> None:
     """Says what is about to happen, once the call is known to be one: importing torch and timm takes seconds."""
+    if not speech.progress:
+        return
     if speech.json:
         tell("start", text=f"{what}: {where}")
-    elif speech.progress and os.environ.get("RANK", "0") == "0":
+    elif os.environ.get("RANK", "0") == "0":
         print(f"{what}: {where}", file=sys.stderr, flush=True)
 
 

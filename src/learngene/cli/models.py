@@ -103,6 +103,7 @@ def evaluate(
             "--teacher": teacher,
             "--text-features": text_features,
             "--path": path,
+            "--architecture": architecture,
         }
         asked |= {"--depth": depth, "--embed-dim": embed_dim, "data.img_size": section.img_size}
         for flag, value in asked.items():

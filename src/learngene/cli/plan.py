@@ -68,7 +68,10 @@ def plan(
     if gene is not None and (gene / "learngene.json").is_file():
         limits: dict[str, Any] = {"--max-params": max_params, "--max-macs": max_macs, "--max-latency": max_latency}
         limits |= {"--max-size": max_size, "--max-memory": max_memory, "--sizes": sizes}
-        limits |= {"--runtime": runtime, "--latency-file": latency_file}
+        limits |= {"--runtime": runtime, "--latency-file": latency_file, "--precision": precision, "--threads": threads}
+        limits |= {"--batch-size": batch_size, "--img-size": img_size, "--num-classes": num_classes}
+        limits |= {"--device": None if device == "cpu" else device}
+        limits |= {"--explain": explain or None, "--set": options or None}
         for flag, value in limits.items():
             if value is not None:
                 raise LearngeneError(f"{flag}: {gene} is one model, of one size; plan its gene")

@@ -106,6 +106,8 @@ def export(
     model, path = refuse_other("export", model).eval().cpu(), Path(path)
     _refuse_foreign(path, *([path.with_suffix(".bin")] if to == "openvino" else []))
     target = _target(to, precision, path)
+    if bound is not None and not 0 <= bound <= 100:
+        raise LearngeneError(f"export: --bound must be from 0 to 100 (points of accuracy or percent), not {bound:g}")
     if batch < 1:
         raise LearngeneError(f"export: --batch must be 1 or more, not {batch}")
     if calibrate is not None and (precision != "int8" or calibrate < 1):

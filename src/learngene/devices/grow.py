@@ -21,7 +21,7 @@ from learngene.devices.onnxruntime import OnnxRuntime
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import GeneHeader, read_header
 from learngene.system.errors import LearngeneError
-from learngene.system.files import refuse_foreign, refuse_read_only, write_folder
+from learngene.system.files import refuse_others, refuse_read_only, write_folder
 from learngene.system.records import Record
 from learngene.vits.onnx_export import write_onnx
 
@@ -87,7 +87,7 @@ def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
     target = OnnxRuntime()
     target.refuse("fp32")
     refuse_read_only(out.parent)
-    refuse_foreign(out, RECORD)
+    refuse_others(out, RECORD, lambda record: (GENE, PAGE, *record["graphs"]))
     if not depths:
         raise LearngeneError("export: --grow names the depths, such as 3,6,9,12")
     loaded = Learngene.load(gene).eval()

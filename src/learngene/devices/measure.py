@@ -19,7 +19,7 @@ from learngene.genes.gene_file import read_header
 from learngene.genes.plan import cache_folder, plan
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, nearest
-from learngene.system.files import refuse_foreign, refuse_read_only, write_folder
+from learngene.system.files import refuse_others, refuse_read_only, write_folder
 from learngene.system.records import RecordError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -38,6 +38,9 @@ DEPTHS = (1, 4, 8)
 
 WIDTHS = 3
 """Widths that are measured at most: the ends and the middle, and others lie between."""
+
+MOST_THREADS, MOST_BATCH = 1024, 4096
+"""Beyond what a device has: a larger number is a slip with which a runtime would never end."""
 
 SCRIPT, JOB = "measure.py", "models.json"
 
@@ -65,9 +68,9 @@ class OnDevice:
         """
         if runtime not in RUNTIMES:
             raise LearngeneError(f"plan: unknown runtime '{runtime}'{nearest(runtime, RUNTIMES)}")
-        for name, value in (("threads", threads), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise LearngeneError(f"plan: {name} must be 1 or more, not {value}")
+        for name, value, most in (("threads", threads, MOST_THREADS), ("batch_size", batch_size, MOST_BATCH)):
+            if value is not None and not 1 <= value <= most:
+                raise LearngeneError(f"plan: {name} must be from 1 to {most}, not {value}")
         self._how: dict[str, Any] = {"runtime": runtime, "precision": precision}
         self._how |= {"threads": threads, "batch_size": batch_size}
         self._file: Path | None = None
@@ -155,13 +158,19 @@ def measure_on_device(
     """
     OnDevice(runtime, precision=precision, threads=threads, batch_size=batch_size)  # refuses what cannot be
     refuse_read_only(Path(out).parent)
-    refuse_foreign(Path(out), JOB)
+    refuse_others(Path(out), JOB, _written)
     shapes = [one.shape for one in plan(read_header(gene), num_classes=num_classes, img_size=img_size)]
     parts = list({family(part): part for shape in shapes for part in shape.parts}.values())
     how: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size}
     write_folder(Path(out), JOB, lambda folder: write_models(folder, few(parts), memory=True, **how))
     job = json.loads((Path(out) / JOB).read_text())
     return [model["file"] for group in job["groups"] for model in group]
+
+
+def _written(job: Any) -> list[str]:
+    """Names of the files beside a job that was written here."""
+    files = [Path(model["file"]) for group in job["groups"] for model in group]
+    return [SCRIPT, *(file.name for file in files), *(f"{file.stem}.bin" for file in files)]
 
 
 def few(parts: Sequence[ViTShape]) -> list[ViTShape]:

@@ -32,9 +32,9 @@ class Point(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     shape: dict[str, Any]
-    milliseconds: float = Field(gt=0, allow_inf_nan=False)
-    stored: int = Field(gt=0)
-    memory: float | None = Field(None, allow_inf_nan=False)
+    milliseconds: float = Field(ge=1e-6, le=1e9, allow_inf_nan=False)
+    stored: int = Field(gt=0, le=10**15)
+    memory: float | None = Field(None, ge=1e-6, le=1e9, allow_inf_nan=False)
 
 
 class Line(NamedTuple):
@@ -62,11 +62,11 @@ class Measurements(Record):
     version: ClassVar[int] = 1
     noun: ClassVar[str] = "a file of measured latencies, which the program of `learngene measure-on-device` makes"
 
-    runtime: str
+    runtime: Literal["onnxruntime", "openvino", "executorch", "torch", "torch-compile"]
     runtime_version: str
-    precision: str
-    batch_size: int
-    threads: int | None
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    batch_size: int = Field(gt=0)
+    threads: int | None = Field(gt=0)
     environment: dict[str, Any]
     points: list[Point]
 

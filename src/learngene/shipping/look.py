@@ -59,9 +59,10 @@ class Look:
 
     def told(self) -> Iterator[str]:
         """Lines for people."""
+        each = f"{self.smallest}" if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
         yield (
             f"{self.train_images} training and {self.val_images} validation images of {self.classes} classes "
-            f"({self.smallest} to {self.largest} training images each), {self.side} px"
+            f"({each} training images each), {self.side} px"
         )
         yield from self.remarks
 

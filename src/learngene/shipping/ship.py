@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -223,8 +224,9 @@ def _latencies(shapes: Sequence[ViTShape]) -> list[float]:
 
 def _sessions(out: Path) -> list[float]:
     """Seconds of the sessions before this one."""
-    path = out / TIMES
-    return list(json.loads(path.read_text())) if path.exists() else []
+    with contextlib.suppress(OSError, ValueError, TypeError):  # times alone: a damaged file is as good as none
+        return [float(seconds) for seconds in json.loads((out / TIMES).read_bytes())]
+    return []
 
 
 def _write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:

@@ -7,7 +7,7 @@ import functools
 import os
 import platform
 import subprocess
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,9 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what a run computes."""
-    out = {}
-    for package in ("learngene", "torch", "timm", "torchvision", "accelerate", "numpy"):
+    # Of the source that runs, which an editable installation does not tell.
+    out = {"learngene": import_module("learngene").__version__}
+    for package in ("torch", "timm", "torchvision", "accelerate", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             out[package] = metadata.version(package)
     return out

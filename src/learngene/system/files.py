@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from learngene.system.errors import LearngeneError
 
@@ -134,6 +136,27 @@ def refuse_foreign(path: Path, marker: str) -> None:
         raise LearngeneError(
             f"{path} exists and was not written by learngene (it has no {marker}); choose another output path"
         )
+
+
+def refuse_others(path: Path, marker: str, written: Callable[[Any], Iterable[str]]) -> None:
+    """As ``refuse_foreign``, and raises ``LearngeneError`` if the folder holds what was not written with the marker.
+
+    Args:
+        path: A folder that is to be replaced as a whole.
+        marker: A JSON file in it.
+        written: What that file says to names of all that was written with it.
+    """
+    refuse_foreign(path, marker)
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    try:
+        known = {marker, *written(json.loads((path / marker).read_bytes()))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise LearngeneError(
+            f"{path} exists and its {marker} was not written by learngene; choose another output path"
+        ) from None
+    if others := sorted(each.name for each in path.iterdir() if each.name not in known):
+        raise LearngeneError(f"{path} also holds {others[0]}, which would be lost; choose another output path")
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from learngene.system.errors import LearngeneError
 
 
@@ -11,9 +13,12 @@ def amount(text: str | float) -> float:
         return text
     scale = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(text[-1:].upper(), 1.0)
     try:
-        return float(text[:-1] if scale > 1 else text) * scale
+        number = float(text[:-1] if scale > 1 else text) * scale
     except ValueError:
-        raise LearngeneError(f"'{text}' is not a number such as 10M, 2.5G or 5000") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise LearngeneError(f"'{text}' is not a number such as 10M, 2.5G or 5000")
+    return number
 
 
 def short(number: float) -> str:

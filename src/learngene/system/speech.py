@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -70,10 +71,8 @@ def spoken(level: str) -> Iterator[None]:
 
 def announce(text: str) -> None:
     """Prints a line at once and in one piece, so that the lines of several processes can be followed in one file."""
-    if speech.json:
-        tell("note", text=text)
-    elif speech.progress:
-        _print(text)
+    if speech.progress:
+        tell("note", text=text) if speech.json else _print(text)
 
 
 def tell(event: str, **values: Any) -> None:
@@ -94,4 +93,7 @@ def _plain(value: Any) -> Any:
 
 def _print(line: str) -> None:
     # ``print`` writes the end of a line by itself where output is unbuffered, and two processes' lines run together.
-    print(f"{line}\n", end="", flush=True)
+    try:
+        print(f"{line}\n", end="", flush=True)
+    except BrokenPipeError:  # the reader went away, as `head` does; the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
