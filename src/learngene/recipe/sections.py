@@ -358,11 +358,6 @@ class Distill(Section):
 Tracked = Literal["tensorboard", "trackio", "wandb"]
 
 
-def _one_as_several(value: Any) -> Any:
-    """A word as the list of it."""
-    return [value] if isinstance(value, str) else value
-
-
 class Train(Section):
     """One training run; the defaults are the papers' and so DeiT's."""
 
@@ -412,7 +407,7 @@ class Train(Section):
     seed: Seed = 0
     eval_every: Positive = Field(1, description="epochs between evaluations; the last epoch is always evaluated")
     save_every: Positive = Field(1, description="epochs between saved states")
-    track: Annotated[list[Tracked] | None, BeforeValidator(_one_as_several)] = Field(
+    track: Annotated[list[Tracked] | None, BeforeValidator(lambda it: [it] if isinstance(it, str) else it)] = Field(
         None, description="where the numbers of epochs go, too; null: tensorboard, if it is installed; []: nowhere"
     )
 
