@@ -104,7 +104,10 @@ class DaskExecutor:
         self._name, self._running = f"learngene-stop-{uuid.uuid4().hex}", set[Future[Any]]()
         self._cluster: Any = None
         if not where:
-            self._cluster = distributed.LocalCluster(n_workers=processes, threads_per_worker=1, dashboard_address=None)
+            # Port 0: any free one, as a scheduler always has an HTTP server, and says aloud if 8787 is taken.
+            self._cluster = distributed.LocalCluster(
+                n_workers=processes, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            )
         elif "/" not in where and ":" not in where:
             module, _, name = where.rpartition(".")
             if not module or not hasattr(made_by := importlib.import_module(module), name):
