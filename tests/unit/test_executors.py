@@ -89,14 +89,14 @@ def test_what_fails_takes_nothing_else_down(executor: str, images: Path, tmp_pat
     assert {cell["method"] for cell in results(tmp_path / "out").values()} == {"scratch"}
 
 
-def killing(notes: Path, sign: int = signal.SIGKILL, whom: int | None = None) -> threading.Thread:
-    """Kills the worker that first notes that it trains, or signals ``whom`` then."""
+def killing(notes: Path, sign: int = signal.SIGKILL, whom: int | None = None, at: str = "epoch") -> threading.Thread:
+    """Kills the worker that first notes that it trains, or signals ``whom`` then; ``at`` is part of its note."""
 
     def kill() -> None:
         while True:
             for note in notes.glob("*.note"):
                 worker, _, training = note.read_text().partition(" ") if note.exists() else ("", "", "")
-                if "epoch" in training:
+                if at in training:
                     os.kill(whom or int(worker.rpartition(":")[2]), sign)
                     return
             time.sleep(0.01)
@@ -126,7 +126,7 @@ def test_a_worker_that_is_killed_is_replaced(executor: str, images: Path, tmp_pa
 @pytest.mark.parametrize("executor", ["local", DASK])
 def test_ctrl_c_stops_workers_and_keeps_what_is_done(executor: str, images: Path, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores Ctrl-C
-    killing(tmp_path / "store" / "locks", signal.SIGINT, os.getpid())
+    killing(tmp_path / "store" / "locks", signal.SIGINT, os.getpid(), "epoch 1/1000")
     long = {"condense": {"epochs": 1000, "eval_every": 1000, "save_every": 1000}}
     try:
         with pytest.raises(InterruptedRun):

@@ -106,6 +106,8 @@ class Workers:
         if kind:
             self._executor.cancel()
         self._executor.close()
+        for path in self.running:  # a worker that was stopped before it trained leaves its note
+            _note_path(self._locks, path).unlink(missing_ok=True)
 
     def __call__(self, step: Step[Any], *, failed: dict[str, str] | None, say: Say | None) -> Any:
         """Hands a step out if a worker is free and nobody else makes it, or takes it back."""
