@@ -138,11 +138,17 @@ def test_any_timm_model_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(load_descendant(tmp_path / "des").eval()(images), model(images))
 
 
-def test_our_own_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    save_descendant(pico_gene().expand(3), tmp_path / "des")
-    (tmp_path / "des" / "leftover").write_text("old")
-    save_descendant(pico_gene().expand(5), tmp_path / "des")
-    assert {path.name for path in (tmp_path / "des").iterdir()} == FILES
+def test_a_model_is_replaced_and_what_others_put_beside_it_stays(tmp_path: Path) -> None:
+    des = tmp_path / "des"
+    save_descendant(pico_gene().expand(3), des)
+    (des / "notes").write_text("mine")
+    (des / "plots").mkdir()
+    (des / "plots" / "a.png").write_text("mine, too")
+    (des / "link").symlink_to("notes")
+    save_descendant(pico_gene().expand(5), des)
+    assert {path.name for path in des.iterdir()} == FILES | {"notes", "plots", "link"}
+    assert [(des / name).read_text() for name in ("notes", "plots/a.png")] == ["mine", "mine, too"]
+    assert (des / "link").readlink() == Path("notes")
     assert len(load_descendant(tmp_path / "des").blocks) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["des"]
 

@@ -113,6 +113,7 @@ def test_what_holds_no_whole_model_and_other_folders_are_refused(tmp_path: Path)
     (tmp_path / "other" / "notes").touch()
     with pytest.raises(LearngeneError, match=r"was not written by learngene"):
         grow(tmp_path / "gene.safetensors", tmp_path / "other", [2])
-    (tmp_path / "other" / "grow.json").write_text('{"graphs": {}}')
-    with pytest.raises(LearngeneError, match=r"other also holds notes, which would be lost"):
+    (tmp_path / "other" / "grow.json").write_text('{"mine": 1}')
+    with pytest.raises(LearngeneError, match=r"grow.json: "):
         grow(tmp_path / "gene.safetensors", tmp_path / "other", [2])
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["grow.json", "notes"]

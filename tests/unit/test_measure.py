@@ -266,20 +266,17 @@ def test_a_damaged_or_foreign_file_is_one_line(
     assert message in result.err
 
 
-@pytest.mark.parametrize("file", ["latency.json", "notes.txt"])
-def test_what_lies_in_the_folder_is_not_lost(file: str, gene: Path, tmp_path: Path) -> None:
+def test_what_lies_in_the_folder_is_not_lost(gene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "DEPTHS", (1, 2))
     out = tmp_path / "device"
-    job = {"groups": [[{"file": "0-8x1.onnx"}]]}
-    out.mkdir()
-    (out / "models.json").write_text(json.dumps(job))
-    for name in ("measure.py", "0-8x1.onnx", file):
-        (out / name).write_text("kept")
-    with pytest.raises(LearngeneError, match=rf"also holds {file}, which would be lost; choose another output path$"):
-        measure_on_device(gene, out)
-    (out / "models.json").write_text('{"mine": 1}')
-    with pytest.raises(LearngeneError, match=r"its models.json was not written by learngene"):
-        measure_on_device(gene, out)
-    assert (out / file).read_text() == "kept"
+    measure_on_device(gene, out, runtime="torch")
+    stale = out / "model-9-8x1.pt2"
+    for path in (out / "latency.json", stale):
+        path.write_text("measured there")
+    measure_on_device(gene, out, runtime="torch", threads=1)
+    assert (out / "latency.json").read_text() == "measured there"
+    assert json.loads((out / "learngene-models.json").read_text())["threads"] == 1
+    assert not stale.exists()
 
 
 def test_a_runtime_that_is_not_installed_names_the_extra(

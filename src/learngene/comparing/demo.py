@@ -26,9 +26,9 @@ from learngene.recipe.search import SearchRecipe
 from learngene.recipe.sections import merge
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, nearest
-from learngene.system.files import in_package, refuse_foreign, write_file, write_folder
+from learngene.system.files import in_package, refuse_foreign, write_file
 from learngene.system.speech import announce
-from learngene.vits.descendant_folder import PROVENANCE
+from learngene.vits.descendant_folder import PROVENANCE, copy_descendant
 
 MARKER = "demo.json"
 
@@ -107,9 +107,7 @@ def _tell(text: str) -> None:
 def _keep_models(comparison: Comparison, out: Path, seed: int) -> dict[str, Path]:
     """Copies ancestry and genes to names that are easy to find; returns the genes by contender."""
     source = next(job.path for name, job in comparison.ancestries.items() if name == f"ancestry-s{seed}")
-    write_folder(
-        out / f"ancestry-{seed}", PROVENANCE, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True)
-    )
+    copy_descendant(source, out / f"ancestry-{seed}")
     genes: dict[str, Path] = {}
     for cell in comparison.cells:
         each = comparison.recipe.contenders[cell.contender].each

@@ -21,11 +21,11 @@ from learngene.devices.onnxruntime import OnnxRuntime
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import GeneHeader, read_header
 from learngene.system.errors import LearngeneError
-from learngene.system.files import refuse_others, refuse_read_only, write_folder
+from learngene.system.files import refuse_foreign, refuse_read_only, write_folder
 from learngene.system.records import Record
 from learngene.vits.onnx_export import write_onnx
 
-GENE, RECORD, PAGE = "gene.safetensors", "grow.json", "index.html"
+GENE, RECORD, PAGE, GRAPHS = "gene.safetensors", "grow.json", "index.html", "depth-*.onnx"
 
 BOUND = 1e-5
 """Largest accepted difference of a logit from the expanded descendant's, relative to the largest logit."""
@@ -87,7 +87,9 @@ def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
     target = OnnxRuntime()
     target.refuse("fp32")
     refuse_read_only(out.parent)
-    refuse_others(out, RECORD, lambda record: (GENE, PAGE, *record["graphs"]))
+    refuse_foreign(out, RECORD)
+    if out.exists() and any(out.iterdir()):
+        Grown.read(out / RECORD)  # refuses a file of that name that is another's
     if not depths:
         raise LearngeneError("export: --grow names the depths, such as 3,6,9,12")
     loaded = Learngene.load(gene).eval()
@@ -120,7 +122,7 @@ def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
         if page is not None:
             (folder / PAGE).write_text(page, encoding="utf-8")
 
-    write_folder(out, RECORD, write)
+    write_folder(out, (RECORD, GENE, PAGE, GRAPHS), write)
     return Grown.read(out / RECORD)
 
 

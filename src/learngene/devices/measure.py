@@ -19,7 +19,7 @@ from learngene.genes.gene_file import read_header
 from learngene.genes.plan import cache_folder, plan
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, nearest
-from learngene.system.files import refuse_others, refuse_read_only, write_folder
+from learngene.system.files import refuse_foreign, refuse_read_only, write_folder
 from learngene.system.records import RecordError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
@@ -42,7 +42,7 @@ WIDTHS = 3
 MOST_THREADS, MOST_BATCH = 1024, 4096
 """Beyond what a device has: a larger number is a slip with which a runtime would never end."""
 
-SCRIPT, JOB = "measure.py", "models.json"
+SCRIPT, JOB, MODELS = "measure.py", "learngene-models.json", "model-*"
 
 
 class OnDevice:
@@ -158,19 +158,13 @@ def measure_on_device(
     """
     OnDevice(runtime, precision=precision, threads=threads, batch_size=batch_size)  # refuses what cannot be
     refuse_read_only(Path(out).parent)
-    refuse_others(Path(out), JOB, _written)
+    refuse_foreign(Path(out), JOB)
     shapes = [one.shape for one in plan(read_header(gene), num_classes=num_classes, img_size=img_size)]
     parts = list({family(part): part for shape in shapes for part in shape.parts}.values())
     how: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size}
-    write_folder(Path(out), JOB, lambda folder: write_models(folder, few(parts), memory=True, **how))
+    write_folder(Path(out), (JOB, SCRIPT, MODELS), lambda folder: write_models(folder, few(parts), memory=True, **how))
     job = json.loads((Path(out) / JOB).read_text())
     return [model["file"] for group in job["groups"] for model in group]
-
-
-def _written(job: Any) -> list[str]:
-    """Names of the files beside a job that was written here."""
-    files = [Path(model["file"]) for group in job["groups"] for model in group]
-    return [SCRIPT, *(file.name for file in files), *(f"{file.stem}.bin" for file in files)]
 
 
 def few(parts: Sequence[ViTShape]) -> list[ViTShape]:
@@ -208,7 +202,7 @@ def write_models(
             at = shape.replace(depth=depth)
             model = scratch(at).eval()
             images = torch.randn(2, at.in_chans, at.img_size, at.img_size)
-            file = folder / f"{number}-{shape.embed_dim}x{depth}{target.suffix}"
+            file = folder / f"model-{number}-{shape.embed_dim}x{depth}{target.suffix}"
             calibration = images if precision == "int8" else None
             target.write(Job(model, images, precision, batch_size, calibration, lambda _: True), file)
             stored = sum(each.stat().st_size for each in folder.glob(f"{file.stem}.*"))

@@ -133,7 +133,7 @@ def processor() -> str:
 
 def main() -> None:
     """Measures all models, or the memory of the one that is named."""
-    job = json.loads((HERE / "models.json").read_text())
+    job = json.loads((HERE / "learngene-models.json").read_text())
     if job["threads"]:
         os.environ["OMP_NUM_THREADS"] = str(job["threads"])
     if len(sys.argv) > 1:

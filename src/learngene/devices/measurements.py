@@ -16,6 +16,7 @@ from learngene.system.records import Record, RecordError
 from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import Shape
 
+Runtime = Literal["onnxruntime", "openvino", "executorch", "torch", "torch-compile"]
 What = Literal["milliseconds", "stored", "memory"]
 
 
@@ -49,7 +50,7 @@ class Measurements(Record):
     """Models of a few depths and widths, measured in one runtime, as ``latency.json``.
 
     Attributes:
-        runtime: ``onnxruntime``, ``openvino``, ``executorch``, ``torch`` or ``torch-compile``.
+        runtime: Whose times they are.
         runtime_version: Of its package.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         batch_size: Images of a pass.
@@ -62,7 +63,7 @@ class Measurements(Record):
     version: ClassVar[int] = 1
     noun: ClassVar[str] = "a file of measured latencies, which the program of `learngene measure-on-device` makes"
 
-    runtime: Literal["onnxruntime", "openvino", "executorch", "torch", "torch-compile"]
+    runtime: Runtime
     runtime_version: str
     precision: Literal["fp32", "fp16", "bf16", "int8"]
     batch_size: int = Field(gt=0)

@@ -20,6 +20,9 @@ CARD = "README.md"
 MARKER = ".learngene-hub"
 """Says that a folder is a card's or was pulled, and may be replaced."""
 
+FILES = ["*.safetensors", "*.json", CARD]
+"""What is pulled, and no pickle."""
+
 
 def push(path: Path, repo: str, *, licence: str | None = None, private: bool = False, dry_run: bool = False) -> str:
     """Uploads a gene file or a descendant folder with its card.
@@ -41,7 +44,7 @@ def push(path: Path, repo: str, *, licence: str | None = None, private: bool = F
     if not owner or not name or "/" in name:
         raise LearngeneError(f"{repo}: no name of a repository; give OWNER/NAME")
     if dry_run:
-        write_folder(Path(name), MARKER, lambda folder: _marked(folder, path, repo, licence))
+        write_folder(Path(name), [MARKER, *FILES], lambda folder: _marked(folder, path, repo, licence))
         return name
     with tempfile.TemporaryDirectory() as temporary, _answers(repo):
         from huggingface_hub import HfApi
@@ -60,7 +63,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> Path:
 
     Args:
         repo: ``OWNER/NAME``.
-        out: The folder to write; what was pulled to it before is replaced, anything else is refused.
+        out: The folder to write; what was pulled to it before is replaced, a folder of others is refused.
         revision: A branch, tag or commit.
 
     Returns:
@@ -76,9 +79,8 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> Path:
         from huggingface_hub import HfApi
 
         with _answers(repo):
-            wanted = ["*.safetensors", "*.json", CARD]  # and no pickle
             HfApi(library_name="learngene").snapshot_download(
-                repo, revision=revision, local_dir=folder, allow_patterns=wanted
+                repo, revision=revision, local_dir=folder, allow_patterns=FILES
             )
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         if (folder / PROVENANCE).exists():
@@ -94,7 +96,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> Path:
             raise LearngeneError(f"{repo}: holds neither a gene nor a descendant")
         (folder / MARKER).touch()
 
-    write_folder(out, MARKER, write)
+    write_folder(out, [MARKER, *FILES], write)
     return out / gene[0] if gene else out
 
 

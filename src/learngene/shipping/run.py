@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.sections import Train
 from learngene.recipe.ship import FRESH, ShipRecipe
 from learngene.shipping.plan import TEACHER
-from learngene.system.files import write_folder
 from learngene.training.record import read_result
-from learngene.vits.descendant_folder import PROVENANCE
+from learngene.vits.descendant_folder import copy_descendant
 
 RUNS, MODELS = "runs", "models"
 
@@ -113,7 +111,7 @@ def train_all(recipe: ShipRecipe, images: Splits, *, show: bool, say: Callable[[
 def keep_model(recipe: ShipRecipe, name: str, trained: Trained) -> Path:
     """Copies a model to where it is easy to find, as a folder that stock timm loads."""
     path = recipe.out / MODELS / name
-    write_folder(path, PROVENANCE, lambda folder: shutil.copytree(trained.path, folder, dirs_exist_ok=True))
+    copy_descendant(trained.path, path)
     return path
 
 

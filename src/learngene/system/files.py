@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from learngene.system.errors import LearngeneError
 
@@ -63,18 +62,18 @@ def clear_unfinished(folder: Path, name: str = "*", *, untouched: float = 0) -> 
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> None:
+def write_folder(path: Path, own: Sequence[str], write: Callable[[Path], object]) -> None:
     """Like ``write_file`` for a folder: filled under a temporary name, then moved into place.
 
     Args:
-        path: Where the folder shall be. One of ours (it holds ``marker``) is replaced.
-        marker: Name of a file that ``write`` creates in every such folder.
+        path: Where the folder shall be. One of ours is replaced; what others have put into it stays.
+        own: Names, or patterns of names, of what ``write`` may create; the first is of a file in every such folder.
         write: Fills the folder it is given.
 
     Raises:
         LearngeneError: If ``path`` exists and is not ours, or cannot be written.
     """
-    refuse_foreign(path, marker)
+    refuse_foreign(path, own[0])
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     try:
@@ -83,6 +82,7 @@ def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> No
         for file in temporary.iterdir():
             _readable(file)
         if path.exists():
+            _keep_others(path, temporary, own)
             path.rename(old)
         temporary.rename(path)
     except Exception as error:
@@ -95,6 +95,17 @@ def write_folder(path: Path, marker: str, write: Callable[[Path], object]) -> No
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep_others(old: Path, new: Path, own: Sequence[str]) -> None:
+    """Copies what is in a folder and neither ours nor in the new one. A copy, so that a crash loses nothing."""
+    for each in old.iterdir():
+        if os.path.lexists(new / each.name) or any(fnmatchcase(each.name, pattern) for pattern in own):
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.copytree(each, new / each.name, symlinks=True)
+        else:
+            shutil.copy2(each, new / each.name, follow_symlinks=False)
 
 
 def take_lock(path: Path) -> contextlib.ExitStack | None:
@@ -136,27 +147,6 @@ def refuse_foreign(path: Path, marker: str) -> None:
         raise LearngeneError(
             f"{path} exists and was not written by learngene (it has no {marker}); choose another output path"
         )
-
-
-def refuse_others(path: Path, marker: str, written: Callable[[Any], Iterable[str]]) -> None:
-    """As ``refuse_foreign``, and raises ``LearngeneError`` if the folder holds what was not written with the marker.
-
-    Args:
-        path: A folder that is to be replaced as a whole.
-        marker: A JSON file in it.
-        written: What that file says to names of all that was written with it.
-    """
-    refuse_foreign(path, marker)
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    try:
-        known = {marker, *written(json.loads((path / marker).read_bytes()))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise LearngeneError(
-            f"{path} exists and its {marker} was not written by learngene; choose another output path"
-        ) from None
-    if others := sorted(each.name for each in path.iterdir() if each.name not in known):
-        raise LearngeneError(f"{path} also holds {others[0]}, which would be lost; choose another output path")
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from learngene.vits.stitched_shape import Shape, shape_from
 from learngene.vits.timm_models import TimmModel, refuse_argument
 
 PROVENANCE, TIMM_FILES = "learngene.json", ("config.json", "model.safetensors")
+OWN = (PROVENANCE, *TIMM_FILES)
+"""What is written into a descendant folder."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -35,7 +38,7 @@ def save_descendant(model: TimmModel, path: str | Path) -> None:
     Args:
         model: A timm model, for example from ``Learngene.expand``. Its ``pretrained_cfg`` (normalisation, input
             size) and its ``learngene`` record travel with it.
-        path: The folder to write. One that ``save_descendant`` wrote is replaced, anything else is refused.
+        path: The folder to write. Of one that ``save_descendant`` wrote the model is replaced; others are refused.
 
     Raises:
         LearngeneError: If the path is not ours or cannot be written.
@@ -52,7 +55,7 @@ def save_descendant(model: TimmModel, path: str | Path) -> None:
         _mend_config(folder / "config.json", {**model.pretrained_cfg, **image_config(model)})
         _write_record(folder, record)
 
-    write_folder(Path(path), PROVENANCE, write)
+    write_folder(Path(path), OWN, write)
 
 
 def write_descendant(
@@ -78,7 +81,17 @@ def write_descendant(
         (folder / TIMM_FILES[0]).write_text(json.dumps(config, indent=2) + "\n")
         _write_record(folder, record)
 
-    write_folder(path, PROVENANCE, write)
+    write_folder(path, OWN, write)
+
+
+def copy_descendant(source: Path, path: Path) -> None:
+    """Copies a descendant to another folder, which is replaced as by ``save_descendant``."""
+
+    def write(folder: Path) -> None:
+        for name in OWN:
+            shutil.copyfile(source / name, folder / name)
+
+    write_folder(path, OWN, write)
 
 
 def _plain_config(shape: Shape, cfg: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
