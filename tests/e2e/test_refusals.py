@@ -85,6 +85,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan a folder within limits": ("plan des --max-params 1M", "--max-params: des is one model, of one size"),
     "plan a recipe": ("plan condense.yaml", "not a gene file"),
     "plan nothing fits": ("plan gene.safetensors --max-params 10", "no shape fits this budget"),
+    "plan nothing fits, in JSON": ("plan gene.safetensors --max-params 10 --json", "no shape fits this budget"),
     "plan no number": ("plan gene.safetensors --max-params tiny", "'tiny' is not a number such as 10M"),
     "plan negative": ("plan gene.safetensors --max-macs 0", "max_macs must be positive"),
     "plan unknown choice": ("plan gene.safetensors --set ordr=1", "did you mean 'order'"),

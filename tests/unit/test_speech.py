@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import learngene
+from learngene.cli import main
 from learngene.cli.app import say_start
 from learngene.system.speech import announce, speech, spoken, tell
 from learngene.training.log import TrainLog
@@ -66,6 +67,19 @@ def test_a_reader_that_goes_away_stops_no_run(monkeypatch: pytest.MonkeyPatch, t
         monkeypatch.setattr(sys, "stdout", gone)
         tell("note", text="nobody reads this")
         tell("note", text="nor this")
+        assert os.fstat(gone.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # and so on, into nothing
+
+
+@pytest.mark.parametrize("command", ["methods", "--version"])  # more than a buffer takes, and less
+def test_a_reader_that_has_enough_is_no_fault(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = os.pipe()
+    with os.fdopen(ends[1], "w") as gone, monkeypatch.context() as patch:
+        os.close(ends[0])
+        patch.setattr(sys, "stdout", gone)
+        patch.setattr(sys, "argv", ["learngene", command])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0
 
 
 def test_a_level_of_error_leaves_out_progress_in_json_too(capsys: pytest.CaptureFixture[str]) -> None:

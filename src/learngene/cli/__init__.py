@@ -50,19 +50,24 @@ def main() -> None:
         warnings.showwarning = _warn
         try:
             speaking.enter_context(spoken(level))
-            sys.exit(app(arguments, prog_name="learngene", standalone_mode=False))
+            code = app(arguments, prog_name="learngene", standalone_mode=False)
+            sys.stdout.flush()
+            sys.exit(code)
         except InterruptedRun as stop:
             _fail(f"stopped and saved at {stop.where}; the same command continues", 128 + stop.signal_number)
-        except BrokenPipeError:
-            # The reader went away, as `head` does; not an error, but Python would complain at exit.
+        except (SystemExit, BrokenPipeError) as end:
+            if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
+                raise
+            # The reader went away, as `head` does. Typer makes an exit of it, and Python would complain at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         except Exception as error:
             if debug:
                 raise
             if isinstance(error, LearngeneError):
                 _fail(str(error), 2)
             if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
-                _usage(error)
+                _usage(error, bare=not arguments)
             if line := machine_fault(error):
                 _fail(line, 2)
             reason = " ".join(str(error)[:300].split())
@@ -74,7 +79,7 @@ def _level_of(arguments: list[str]) -> tuple[list[str], str]:
     rest, level = list(arguments), "info"
     for flag in [argument for argument in arguments if argument.partition("=")[0] == "--log-level"]:
         place = rest.index(flag)
-        level = flag.partition("=")[2] or "".join(rest[place + 1 : place + 2])
+        level = flag.partition("=")[2] if "=" in flag else "".join(rest[place + 1 : place + 2])
         del rest[place : place + (1 if "=" in flag else 2)]
     return rest, level
 
@@ -90,11 +95,11 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
         tell("warning", text=text)
 
 
-def _usage(error: Any) -> None:
+def _usage(error: Any, *, bare: bool) -> None:
     """Shows the help after a bare ``learngene``, and one line after a wrong call."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "learngene"
-    if not sys.argv[1:]:
+    if bare:
         print(context.get_help() if context else "learngene --help shows the commands")
         sys.exit(2)
     _fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2)

@@ -64,8 +64,9 @@ def plan(
     from learngene.genes.plan import Budget, misfit
     from learngene.genes.plan import plan as make_plan
     from learngene.system.quantities import amount
+    from learngene.vits.descendant_folder import PROVENANCE
 
-    if gene is not None and (gene / "learngene.json").is_file():
+    if gene is not None and (gene / PROVENANCE).is_file():
         limits: dict[str, Any] = {"--max-params": max_params, "--max-macs": max_macs, "--max-latency": max_latency}
         limits |= {"--max-size": max_size, "--max-memory": max_memory, "--sizes": sizes}
         limits |= {"--runtime": runtime, "--latency-file": latency_file, "--precision": precision, "--threads": threads}
@@ -88,14 +89,14 @@ def plan(
     task = {"num_classes": num_classes, "img_size": img_size, "on": on, **choices(options)}
     found = make_plan(gene, budget, **task)
     fits = f"{on.found}: {on.found.told()}" if on is not None and on.found is not None else ""
+    if not found:
+        why = misfit(gene, budget, **task)
+        raise LearngeneError(f"{gene}: no shape fits this budget; {why}")
     if as_json:
         print(json.dumps([{**vars(one), "shape": one.shape.to_dict()} for one in found], indent=2))
         if fits:
             print(fits, file=sys.stderr)
         return
-    if not found:
-        why = misfit(gene, budget, **task)
-        raise LearngeneError(f"{gene}: no shape fits this budget; {why}")
     header = read_header(gene)
     for one in found:
         time = f"  {one.latency:8.2f} ms" if one.latency is not None else ""

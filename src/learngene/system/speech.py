@@ -71,8 +71,10 @@ def spoken(level: str) -> Iterator[None]:
 
 def announce(text: str) -> None:
     """Prints a line at once and in one piece, so that the lines of several processes can be followed in one file."""
-    if speech.progress:
-        tell("note", text=text) if speech.json else _print(text)
+    if speech.progress and speech.json:
+        tell("note", text=text)
+    elif speech.progress:
+        _print(text)
 
 
 def tell(event: str, **values: Any) -> None:
