@@ -6,14 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
 
 from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec, Train
 from learngene.vits.shape import ViTShape
-
-if TYPE_CHECKING:
-    from torch import nn
 
 TRAINING = 3
 """Forward passes that a training step costs."""
@@ -65,6 +61,8 @@ def measured(
 ) -> Prices:
     """Times training steps of the smallest and the largest shape on this machine.
 
+    The optimizer is left out: it takes little of a step, and seconds to load, as torch's compiler comes with it.
+
     Args:
         images: The training images.
         data: The data section, mean and std set.
@@ -84,7 +82,6 @@ def measured(
     shape = ends[0]
     batches = TrainBatches(images, data, train, img_size=shape.img_size, in_chans=shape.in_chans, device=device)
     models = [scratch(shape).to(device).train() for shape in ends]
-    updates = [_update(model, train) for model in models]
     count = min(READ, batches.steps_per_epoch)
     for parts in batches.epoch(0, end=count):  # decoded images are kept, so that only later epochs tell the price
         del parts
@@ -94,11 +91,11 @@ def measured(
     start = clock()
     for step in range(STEPS + WARM_UP):
         views, targets = mixed[step % count]
-        for times, model, update in zip(rounds, models, updates, strict=True):
+        for times, model in zip(rounds, models, strict=True):
             begun = clock()
             loss = loss_of(model(views), targets)
             loss.backward()
-            update()
+            model.zero_grad(set_to_none=True)
             loss.item()
             times.append(clock() - begun)
         done = step + 1 - WARM_UP
@@ -116,24 +113,3 @@ def _spread(times: Sequence[float]) -> float:
     times = sorted(times)
     quarter = len(times) // 4
     return (times[-1 - quarter] - times[quarter]) / 2 / times[len(times) // 2]
-
-
-def _update(model: nn.Module, train: Train) -> Callable[[], None]:
-    """A step of AdamW as a function: an optimizer would load torch's compiler, which takes longer than all of this."""
-    import torch
-    from torch.optim.adamw import adamw
-
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    first, second = ([torch.zeros_like(each) for each in parameters] for _ in range(2))
-    counts = [torch.zeros((), device=each.device) for each in parameters]
-    (beta1, beta2), rates = train.betas, {"lr": 1e-4, "weight_decay": train.weight_decay, "eps": train.eps}
-
-    @torch.no_grad()
-    def update() -> None:
-        gradients = [each.grad for each in parameters]
-        given = {"amsgrad": False, "maximize": False, "fused": True, "beta1": beta1, "beta2": beta2, **rates}
-        adamw(parameters, gradients, first, second, [], counts, **given)  # type: ignore[arg-type]
-        for each in parameters:
-            each.grad = None
-
-    return update
