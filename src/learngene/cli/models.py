@@ -278,12 +278,10 @@ def picture(
     if architecture is None and Path(model).suffix == ".safetensors":
         from learngene.cli.pictures.pool import pool_picture
         from learngene.cli.pictures.sizes import sizes_picture
-        from learngene.genes.gene import Learngene
         from learngene.genes.gene_file import read_header
         from learngene.making.search.usage_map import search_picture
 
         header = read_header(model)
-        Learngene.load(model)  # refuses what is damaged or has weights that are no numbers
         method = header.method
         if path is not None and method.making != "pool":
             raise LearngeneError(f"--path {path}: {model} is of {method.name}, which has no paths; leave it out")
