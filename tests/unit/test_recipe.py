@@ -425,6 +425,15 @@ def test_a_teacher_is_shared_where_processes_ask_it_together(changes: dict[str, 
         build_recipe({**CONDENSE, **changes, "train": {"shard_teachers": True}})
 
 
+@pytest.mark.parametrize("other", [{"compile": True}, {"ema_decay": 0.9}, {"precision": "fp16"}])
+def test_a_model_is_shared_without_what_would_need_it_whole(other: dict[str, Any]) -> None:
+    fields = {"kind": "finetune", "model": "scratch", "train": {"shard": True, **other}}
+    with pytest.raises(RecipeError, match=f"shard: not together with {next(iter(other))}"):
+        build_recipe({**fields, "data": {"source": "digits"}})
+    with pytest.raises(RecipeError, match="shard is for fine-tuning"):
+        build_recipe({**CONDENSE, "train": {"shard": True}})
+
+
 def test_a_compiled_model_is_not_told_what_to_keep() -> None:
     with pytest.raises(RecipeError, match=r"recompute: a compiled model decides by itself what it keeps"):
         build_recipe({**CONDENSE, "train": {"recompute": True, "compile": True}})

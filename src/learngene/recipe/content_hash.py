@@ -10,7 +10,8 @@ from learngene.recipe.sections import DataSpec, Replay, Section
 
 KEY_LENGTH = 10
 FREE_TO_CHANGE = (
-    *("root", "download", "workers", "save_every", "micro_batch", "compile", "track", "recompute", "shard_teachers"),
+    *("root", "download", "workers", "save_every", "micro_batch", "compile", "track", "recompute"),
+    *("shard", "shard_teachers"),
 )
 """Entries that do not change what is computed."""
 
@@ -28,7 +29,7 @@ ADDED_LATER = {
     "Distill": ("target", "replay"),
     "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
-    "Train": ("class_weight", "sampling", "track", "recompute", "shard_teachers"),
+    "Train": ("class_weight", "sampling", "track", "recompute", "shard", "shard_teachers"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),
 }

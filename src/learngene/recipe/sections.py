@@ -402,6 +402,10 @@ class Train(Section):
     shard_teachers: bool = Field(
         False, description="several processes hold a share of every teacher each, and gather a layer when it is needed"
     )
+    shard: bool = Field(
+        False,
+        description="fine-tuning: several processes hold a share of the model, gradients and optimizer's state each",
+    )
     ema_decay: float | None = Field(None, gt=0, lt=1, description="track an exponential average of the weights")
     use_ema: bool = Field(False, description="evaluate and keep the average; the authors never do")
     seed: Seed = 0
@@ -417,6 +421,9 @@ class Train(Section):
             raise RecipeError("use_ema needs ema_decay, for example 0.999")
         if self.recompute and self.compile:
             raise RecipeError("recompute: a compiled model decides by itself what it keeps; leave out one of the two")
+        apart = {"ema_decay": self.ema_decay, "compile": self.compile, "precision=fp16": self.precision == "fp16"}
+        if self.shard and (other := next((name for name, there in apart.items() if there), None)):
+            raise RecipeError(f"shard: not together with {other}; leave out one of the two")
         if self.class_weight and self.sampling:
             raise RecipeError("class_weight and sampling would even classes out twice; give one of the two")
         if self.batch_size % 2 and (self.augment.mixup or self.augment.cutmix):
@@ -428,13 +435,15 @@ class Train(Section):
         return self
 
 
-def _refuse_layer_decay(train: Train) -> Train:
+def _refuse_tuning(train: Train) -> Train:
     if train.layer_decay is not None:
         raise RecipeError("layer_decay is for fine-tuning; a gene has no layers of its own")
+    if train.shard:
+        raise RecipeError("shard is for fine-tuning; a gene is small, and shard_teachers is for its teacher")
     return train
 
 
-GeneTrain = Annotated[Train, AfterValidator(_refuse_layer_decay)]
+GeneTrain = Annotated[Train, AfterValidator(_refuse_tuning)]
 """How a gene is trained."""
 
 

@@ -246,7 +246,7 @@ class _Pass:
         stage, spec = student.stage, student.spec
         if stage.before_scoring:
             stage.before_scoring()
-        model = student.ema.module if student.ema and spec.use_ema else stage.module
+        model = student.ema.module if student.ema and spec.use_ema else student.trained
         reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
         if stage.feed:
             place = self.accelerator.process_index, self.accelerator.num_processes
@@ -256,7 +256,17 @@ class _Pass:
         how: dict[str, Any] = {"precision": spec.precision, "reduce": reduce}
         if student.progress.epoch == spec.epochs:
             how |= {"names": self.val_names, "baseline": stage.baseline and self._share(stage.baseline)}
-        return task_score(model, self.val, self.ignore_index, **how)
+        val = self._in_step(student) if student.sharded else self.val
+        return task_score(model, val, self.ignore_index, **how)
+
+    def _in_step(self, student: Student) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's validation batches; its model is called once more where other processes have a batch more."""
+        yield from self.val
+        mine, size = self.val.images, self.val.batch_size
+        largest = range(0, mine.stop, mine.step)
+        if -(-len(mine) // size) < -(-len(largest) // size):
+            stage = student.stage
+            student.trained(torch.zeros(1, stage.in_chans, stage.img_size, stage.img_size, device=self.device))
 
     def _share(self, baseline: Baseline) -> Baseline:
         """What a baseline scored on this process's validation images."""

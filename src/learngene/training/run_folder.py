@@ -35,6 +35,7 @@ FREE_TO_CHANGE = {
     "train.compile",
     "train.track",
     "train.recompute",
+    "train.shard",
     "train.shard_teachers",
     "pool.kept",
     *(f"distill.replay.{name}" for name in ("folder", "patches", "check", "make")),

@@ -27,6 +27,7 @@ from learngene.training.losses import Parts
 from learngene.training.optimizer import make_optimizer, make_scheduler
 from learngene.training.run_folder import Progress, RunFolder
 from learngene.training.scores import Score, autocast
+from learngene.training.sharding import Sharded
 from learngene.training.stage import Stage, TrainResult
 from learngene.training.teacher import Outputs, Teacher, said_by
 from learngene.training.trackers import Tracker, trackers
@@ -84,8 +85,10 @@ class Student:
         self._shared = shared
         self.accelerator, stage, spec, folder = shared.accelerator, self.stage, self.spec, self.folder
         self.device = self.accelerator.device
-        stage.module.to(self.device)
-        self.optimizer = make_optimizer(stage.module, spec)
+        processes = self.accelerator.num_processes
+        self.sharded = Sharded(stage.module, self.device, processes) if spec.shard and processes > 1 else None
+        self.trained = self.sharded.part if self.sharded else stage.module.to(self.device)
+        self.optimizer = make_optimizer(self.trained, spec)
         self.scheduler = make_scheduler(self.optimizer, spec, shared.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
         self.ema = ModelEmaV3(stage.module, decay=spec.ema_decay) if spec.ema_decay else None
@@ -97,7 +100,7 @@ class Student:
             self._recompute()
         if spec.compile:
             stage.module.compile()
-        self.model = self.accelerator.prepare_model(stage.module)
+        self.model = self.trained if self.sharded else self.accelerator.prepare_model(stage.module)
         mine = folder if self.accelerator.is_main_process else None
         self._trackers = trackers(spec.track, mine.path, mine.recipe) if mine else []
         self.log = TrainLog(stage.name, spec.epochs, shared.steps_per_epoch, self._trackers, show)
@@ -108,14 +111,14 @@ class Student:
         for gene in genes:
             gene.recompute = True
         if not genes:
-            recompute_layers(self.stage.module)
+            recompute_layers(self.trained)
 
     # -- the run -------------------------------------------------------------------------------------
 
     def enter(self) -> None:
         """Begins, or goes on with, an epoch."""
         self._first = self.progress.step
-        self.stage.module.train()
+        self.trained.train()
 
     def step(self, seen: Iterable[Seen], parts: int) -> None:
         """One optimizer step; ``look`` sees whether it went well.
@@ -162,7 +165,7 @@ class Student:
             losses.append({name: value.detach().float() for name, value in loss.items()})
         if spec.clip_grad:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.stage.module.parameters(), spec.clip_grad)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), spec.clip_grad)
         mean = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
         if self.device.type == "cpu" and not math.isfinite(mean["loss"].item()):
             return mean  # _check stops the run; do not let it into the weights
@@ -206,14 +209,16 @@ class Student:
         self.log.epoch(entry, parts)
         if self.folder and self.accelerator.is_main_process:
             self.folder.log(progress.history)
-            if improved:
-                self.save("best.pt")
+        if improved:
+            self.save("best.pt")
         if done or progress.epoch % spec.save_every == 0:
             self.save()
 
     def end(self) -> None:
         """Sums up the run, behind its last epoch."""
         score = self._score or self._shared.evaluate(self)
+        if self.sharded:
+            self.sharded.gather(self.optimizer)
         self.stage.module.eval()
         progress = self.progress
         self.result = TrainResult(
@@ -286,12 +291,15 @@ class Student:
             progress.loss_sum += value
 
     def save(self, name: str = "last.pt") -> None:
-        """Writes the state, if there is a folder for it."""
-        if not self.folder or not self.accelerator.is_main_process:
+        """Writes the state, if there is a folder for it; all processes call this together."""
+        if not self.folder or not (self.sharded or self.accelerator.is_main_process):
+            return
+        optimizer = self.sharded.gather(self.optimizer) if self.sharded else self.optimizer.state_dict()
+        if not self.accelerator.is_main_process:
             return
         tensors: dict[str, Any] = {
             "module": self.stage.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
         }
         if self.ema:
@@ -304,8 +312,11 @@ class Student:
             return
         tensors, progress = saved
         try:
-            self.stage.module.load_state_dict(tensors["module"])
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            if self.sharded:
+                self.sharded.load(tensors["module"], self.optimizer, tensors["optimizer"])
+            else:
+                self.stage.module.load_state_dict(tensors["module"])
+                self.optimizer.load_state_dict(tensors["optimizer"])
             self.scaler.load_state_dict(tensors["scaler"])
             if self.ema:
                 self.ema.module.load_state_dict(tensors["ema"])
