@@ -200,6 +200,15 @@ def test_a_cell_that_was_deleted_is_run_again_alone_and_gives_the_same(cli: CLI,
     assert kept.items() <= contents(place.out / "cells").items()
 
 
+def test_json_tells_which_steps_are_done_and_where_the_page_is(cli: CLI, place: Place) -> None:
+    place.one("scratch").unlink()
+    told = [json.loads(line) for line in cli(*place.arguments, "--json").out.splitlines()]
+    (done,), (outcome,) = ([each for each in told if each["event"] == kind] for kind in ("progress", "outcome"))
+    assert done["text"].startswith("cell scratch d2")
+    assert (done["done"], done["of"], done["failed"]) == (1, 1, False)
+    assert (outcome["path"], outcome["cells"]) == (str(place.out / "index.html"), SIZE)
+
+
 def test_genes_whose_cells_are_all_there_are_not_made_again(cli: CLI, place: Place) -> None:
     """As in a clone of a repository that holds results but no weights."""
     cells = contents(place.out / "cells")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import re
 import tarfile
@@ -113,6 +114,12 @@ def test_a_sample_is_what_webdataset_takes_for_one(images: Path, tmp_path: Path)
     assert list(train.names) == [f"train-0.tar/{n}" for n in ("deep/er/a.b.PNG", "deep/er/c.png", "d.input.png")]
     assert (list(train.labels), made.imageless) == ([1, 0, 1], 1)
     assert all(train.image(index).size == (8, 8) for index in range(3))
+
+
+def test_json_tells_what_was_indexed(images: Path, tmp_path: Path, cli: CLI) -> None:
+    outcome, _ = map(json.loads, cli("index", make_shards(images, tmp_path), "--json").out.splitlines())
+    counts = {"shards": 8, "images": 36, "classes": 3, "without_image": 0, "damaged": []}
+    assert outcome.items() >= {"event": "outcome", "path": str(tmp_path / INDEX), **counts}.items()
 
 
 def test_which_shards_a_split_has_can_be_said(images: Path, tmp_path: Path) -> None:

@@ -316,6 +316,13 @@ def test_wishes_that_cannot_be_met_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_is_told_in_json_too(cli: CLI, images: Path, tmp_path: Path) -> None:
+    flags = ["--sizes", "20K", "--budget-macs", "1G", "--out", tmp_path / "out", "--dry-run", "--json"]
+    told = [json.loads(line) for line in cli("ship", images, *flags, "data.img_size=8").out.splitlines()]
+    assert [each["event"] for each in told] == ["start", "outcome"]
+    assert told[1]["plan"]["recipe"]["sizes"] == [20_000]
+
+
 @pytest.mark.parametrize("method", [[], ["--method", "any-size"], ["--method", "chebyshev"]])
 def test_a_budget_that_is_refused_names_one_that_will_do(
     cli: CLI, images: Path, tmp_path: Path, refused: Callable[..., str], method: list[str]

@@ -14,7 +14,7 @@ import pytest
 import learngene
 from learngene.cli import main
 from learngene.cli.app import say_start
-from learngene.system.speech import announce, speech, spoken, tell
+from learngene.system.speech import announce, counted, speech, spoken, tell
 from learngene.training.log import TrainLog
 from pico import CLI, pico_shape
 
@@ -98,6 +98,43 @@ def test_json_tells_an_error_that_standard_error_tells_too(cli: CLI, flags: list
     assert done.err.splitlines()[-1] == f"learngene: {last['text']}"
 
 
+LONG = (
+    "ship demo compare reproduce condense targets search tune finetune index extract export measure-on-device push pull"
+)
+
+
+@pytest.mark.parametrize("command", LONG.split())
+def test_json_tells_that_a_call_is_wrong(command: str, cli: CLI) -> None:
+    done = cli(command, "--json", "--no-such-flag")
+    (told,) = events(done.out)
+    assert (done.code, told["event"], told["code"]) == (2, "error", 2)
+    assert told["text"].startswith("No such option: --no-such-flag")
+    assert done.err == f"learngene: {told['text']}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("finetune --epochs x --json", "Invalid value for '--epochs'"),
+        ("compare --json", "Missing argument 'recipe'"),
+        ("demo --log-level loud --json", "Invalid value for --log-level: 'loud' is not one of debug, info"),
+        ("no-such-command --json", "No such command 'no-such-command'"),
+    ],
+)
+def test_json_tells_what_is_wrong_with_a_flag(words: str, said: str, cli: CLI) -> None:
+    done = cli(*words.split())
+    (told,) = events(done.out)
+    assert (done.code, told["event"], told["text"].startswith(said)) == (2, "error", True), told
+
+
+def test_things_are_counted_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 0.5, 1.0, 1.5, 2.5])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(speech, "json", True)
+    assert list(counted("shards", "abcd", 4)) == [*"abcd"]
+    assert [(event["done"], event["of"]) for event in events(capsys.readouterr().out)] == [(2, 4), (4, 4)]
+
+
 @pytest.mark.parametrize("place", [0, 1, 99])
 def test_a_log_level_of_warning_leaves_the_outcome_alone(place: int, cli: CLI, flags: list[object]) -> None:
     words = list(flags)
@@ -120,10 +157,17 @@ def test_levels_decide_what_libraries_and_cautions_tell(capsys: pytest.CaptureFi
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_a_log_level_that_is_none_is_refused(cli: CLI) -> None:
-    for words in (("methods", "--log-level", "loud"), ("methods", "--log-level=loud")):
-        done = cli(*words)
-        assert (done.code, done.err) == (
-            2,
-            "learngene: --log-level loud: no such level; give debug, info, warning or error\n",
-        )
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [("methods --log-level loud", "loud"), ("methods --log-level=loud", "loud"), ("--log-level", "")],
+)
+def test_a_log_level_that_is_none_is_refused(words: str, given: str, cli: CLI) -> None:
+    done = cli(*words.split())
+    line = f"Invalid value for --log-level: '{given}' is not one of debug, info, warning, error; see learngene --help"
+    assert (done.code, done.out, done.err) == (2, "", f"learngene: {line}\n")
+
+
+def test_flags_alone_are_no_call(cli: CLI) -> None:
+    done = cli("--log-level", "warning")
+    assert (done.code, done.out, done.err) == (2, "", "learngene: give a command; see learngene --help\n")
+    assert "Commands:" in cli().out

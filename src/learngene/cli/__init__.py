@@ -25,7 +25,7 @@ from learngene.cli.app import app
 from learngene.cli.examples import add_examples
 from learngene.system.errors import InterruptedRun, LearngeneError
 from learngene.system.machine_faults import machine_fault
-from learngene.system.speech import speech, spoken, tell
+from learngene.system.speech import LEVELS, Level, speech, spoken, tell
 
 for _command in app.registered_commands:
     add_examples(_command)
@@ -33,6 +33,7 @@ for _command in app.registered_commands:
 
 @app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
     log_level: Annotated[str, typer.Option(help="how much is told: debug, info, warning or error")] = "info",
@@ -40,15 +41,20 @@ def _main(
     if version:
         print(f"learngene {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        if sys.argv[1:]:
+            raise LearngeneError("give a command; see learngene --help")
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 def main() -> None:
     """Runs the command line: exit code 0 if all went well, 2 with one line if the input was wrong."""
     debug = "--debug" in sys.argv
-    arguments, level = _level_of([argument for argument in sys.argv[1:] if argument != "--debug"])
     with warnings.catch_warnings(), contextlib.ExitStack() as speaking:
         warnings.showwarning = _warn
         try:
+            arguments, level = _level_of([argument for argument in sys.argv[1:] if argument != "--debug"])
             speaking.enter_context(spoken(level))
             code = app(arguments, prog_name="learngene", standalone_mode=False)
             sys.stdout.flush()
@@ -67,21 +73,23 @@ def main() -> None:
             if isinstance(error, LearngeneError):
                 _fail(str(error), 2)
             if hasattr(error, "format_message"):  # typer's own: an unknown command or flag, a missing argument
-                _usage(error, bare=not arguments)
+                _usage(error)
             if line := machine_fault(error):
                 _fail(line, 2)
             reason = " ".join(str(error)[:300].split())
             _fail(f"{type(error).__name__}: {reason} (a bug; --debug shows where)", 1)
 
 
-def _level_of(arguments: list[str]) -> tuple[list[str], str]:
+def _level_of(arguments: list[str]) -> tuple[list[str], Level]:
     """What is left of the arguments without ``--log-level``, which may stand anywhere, and what that says."""
     rest, level = list(arguments), "info"
     for flag in [argument for argument in arguments if argument.partition("=")[0] == "--log-level"]:
         place = rest.index(flag)
         level = flag.partition("=")[2] if "=" in flag else "".join(rest[place + 1 : place + 2])
         del rest[place : place + (1 if "=" in flag else 2)]
-    return rest, level
+    if chosen := next((known for known in LEVELS if known == level), None):
+        return rest, chosen
+    raise typer.BadParameter(f"{level!r} is not one of {', '.join(LEVELS)}", param_hint="--log-level")
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -95,20 +103,17 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
         tell("warning", text=text)
 
 
-def _usage(error: Any, *, bare: bool) -> None:
-    """Shows the help after a bare ``learngene``, and one line after a wrong call."""
+def _usage(error: Any) -> None:
+    """Prints one line after a wrong call, which is wrong before it is known whether its ``--json`` is a flag."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "learngene"
-    if bare:
-        print(context.get_help() if context else "learngene --help shows the commands")
-        sys.exit(2)
-    _fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2)
+    _fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2, told="--json" in sys.argv)
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int, *, told: bool = False) -> None:
     if os.environ.get("RANK", "0") == "0" or code == 1:
         for line in text.splitlines():  # one per fault, where there are several
             print(f"learngene: {' '.join(line.split())}", file=sys.stderr)
-        if speech.json:
+        if told or speech.json:
             tell("stopped" if code > 2 else "error", text=" ".join(text.split()), code=code)
     sys.exit(code)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from learngene.system.errors import LearngeneError, RecipeError
-from learngene.system.speech import speech, tell
+from learngene.system.speech import say, speech, tell
 from learngene.vits.shape import MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="learngene",
     help="Condense one large Vision Transformer into a small learngene; expand it into timm ViTs of any depth.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time of --help
@@ -58,7 +58,20 @@ Executor = Annotated[
     str, typer.Option(help="whose workers: local, dask[:ADDRESS], slurm[:KEY=VALUE,...] or ray[:ADDRESS]")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-JsonLines = Annotated[bool, typer.Option("--json", help="tell progress and outcome in JSON, an object a line")]
+
+
+class Followed(TyperCommand):
+    """A command that programs can follow: with ``--json`` it tells progress and outcome in JSON, an object a line."""
+
+    def __init__(self, *arguments: Any, params: list[Any] | None = None, **more: Any) -> None:
+        flag = TyperOption(
+            param_decls=["--json"],
+            is_flag=True,
+            expose_value=False,
+            callback=lambda _context, _flag, value: setattr(speech, "json", value),
+            help="tell progress and outcome in JSON, an object a line",
+        )
+        super().__init__(*arguments, params=[*(params or []), flag], **more)
 
 
 def read_recipe(kind: type[SomeRecipe], path: Path, overrides: list[str] | None, data: Path | None) -> SomeRecipe:
@@ -73,19 +86,6 @@ def require_kind(kind: type[SomeRecipe], recipe: Recipe, where: Path | str) -> S
     if not isinstance(recipe, kind):
         raise RecipeError(f"{where}: a {recipe.kind} recipe; run it with `learngene {recipe.kind}`")
     return recipe
-
-
-def say(text: str, **outcome: Any) -> None:
-    """Prints a line once, however many processes a training command runs in.
-
-    Args:
-        text: The line.
-        outcome: What it tells, for programs: paths, scores in percent.
-    """
-    if speech.json:
-        tell("outcome" if outcome else "note", text=text, **outcome)
-    elif os.environ.get("RANK", "0") == "0":
-        print(text)
 
 
 def say_start(what: str, where: str) -> None:

@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "--model d6 --data pets.tar --epochs 20 --lr 1e-3",
         "--model gene.safetensors --depth 6 --data pets.tar --data more-pets --out runs/pets",
     ),
-    "index": ("imagenet-wds --processes 8", "shards --skip-corrupt"),
+    "index": ("imagenet-wds --processes 8", "hfids/cifar100 --label fine_label --out cifar100"),
     "info": ("gene.safetensors", "gene.safetensors --verify --json"),
     "measure-on-device": (
         "gene.safetensors --out to-phone",

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from learngene.cli.app import DataFolder, Executor, Overrides, Processes, RecipeFile, app, call_of, read_recipe, suggest
+from learngene.cli.app import (
+    DataFolder,
+    Executor,
+    Followed,
+    Overrides,
+    Processes,
+    RecipeFile,
+    app,
+    call_of,
+    read_recipe,
+    suggest,
+)
 from learngene.system.errors import LearngeneError
+from learngene.system.speech import say
 
 
-@app.command()
+@app.command(cls=Followed)
 def demo(
     method: Annotated[str, typer.Option(help="genes (TLEG and SWS), pool, lsamd, tal or foundation")] = "genes",
     out: Annotated[
@@ -36,7 +47,7 @@ def demo(
         ship_demo(out or Path("demo-output"), seed)
 
 
-@app.command()
+@app.command(cls=Followed)
 def compare(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -57,19 +68,18 @@ def compare(
     from learngene.comparing.tables import as_markdown, save_tables
 
     found = read_results(loaded) if collect else run_all(loaded, processes=processes, executor=executor)
-    for line in [*found.foreign, *(f"{title}: {reason}" for title, reason in found.failed.items())]:
-        print(f"learngene: {line}", file=sys.stderr)
     if found.rows:
-        print(as_markdown(found.rows))
+        say(as_markdown(found.rows))
         remarks = conclusions(found)
-        print("\n".join(remarks))
+        say("\n".join(remarks))
         plots = save_plots(found.rows, loaded.out / "plots")
         again = shlex.join(map(str, ["learngene", *call_of("compare", recipe, overrides, data)]))
         page = write_compare_page(loaded.out / "index.html", found, remarks, plots, again)
         written = [*save_tables(found, loaded.out, remarks), page, *plots]
         for stale in set(loaded.out.glob("plots/*.png")) - set(written):
             stale.unlink()  # of other cells than the tables now show
-        print(f"{len(found.rows)} cells; written: {', '.join(map(str, written))}")
+        text = f"{len(found.rows)} cells; written: {', '.join(map(str, written))}"
+        say(text, path=page, files=list(map(str, written)), cells=len(found.rows), missing=len(found.missing))
     faults = {
         "cells have no result yet": found.missing,
         "jobs failed": found.failed,
@@ -77,10 +87,10 @@ def compare(
     }
     if any(faults.values()):
         counts = ", ".join(f"{len(which)} {what}" for what, which in faults.items() if which)
-        raise LearngeneError(f"{loaded.out}: {counts}")
+        raise LearngeneError("\n".join([*found.faults, f"{loaded.out}: {counts}"]))
 
 
-@app.command()
+@app.command(cls=Followed)
 def reproduce(
     claims: Annotated[str | None, typer.Argument(help="a group such as tleg.table2; none lists them")] = None,
     overrides: Overrides = None,
@@ -95,7 +105,7 @@ def reproduce(
 
     if claims is None:
         for group in load_claims().values():
-            print(f"{group.id:14s} {group.paper} {group.source}: {group.title} ({len(group.claims)} claims)")
+            say(f"{group.id:14s} {group.paper} {group.source}: {group.title} ({len(group.claims)} claims)")
         suggest("reproduce", "GROUP", "--scale", "laptop", "--data", "FOLDER")
         return
     group = find_group(claims)
@@ -103,14 +113,14 @@ def reproduce(
     if cost:
         from learngene.comparing.claims.estimate import estimate
 
-        print(estimate(group, recipe))
+        say(estimate(group, recipe))
         return
     from learngene.comparing.claims.reproduce import reproduce as run_group
 
     path, faults = run_group(group, recipe, scale, processes=processes, executor=executor)
     for claim in json.loads(path.read_text())["claims"]:
-        print(f"{claim['outcome']:14s} {claim['text']}")
-    print(path)
+        say(f"{claim['outcome']:14s} {claim['text']}", claim=claim["text"], verdict=claim["outcome"])
+    say(str(path), path=path)
     suggest("report")
     if faults:
         raise LearngeneError("\n".join(faults))

@@ -13,6 +13,7 @@ import typer
 from learngene.cli.app import (
     Architecture,
     Explain,
+    Followed,
     GeneFile,
     Json,
     ModelArgs,
@@ -28,9 +29,10 @@ from learngene.cli.app import (
     suggest,
 )
 from learngene.system.errors import LearngeneError
+from learngene.system.speech import say
 
 
-@app.command()
+@app.command(cls=Followed)
 def extract(
     ancestry: Annotated[str, typer.Argument(help="a trained ViT: timm name, folder or checkpoint file")],
     method: Annotated[str, typer.Option(help="see `learngene methods`, for example vanilla-lg or lsamd")],
@@ -59,7 +61,8 @@ def extract(
     gene = make_gene(teacher, method=method, settings=choices(settings), data=data or None)
     gene.save(out, dtype=dtype)
     stored = sum(parameter.numel() for parameter in gene.parameters())
-    print(f"{out}: {method}, {stored / 1e6:.3f} M parameters, {out.stat().st_size / 1e6:.2f} MB")
+    text = f"{out}: {method}, {stored / 1e6:.3f} M parameters, {out.stat().st_size / 1e6:.2f} MB"
+    say(text, path=out, params=stored, bytes=out.stat().st_size)
     suggest("plan", out)
 
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from learngene.cli.app import app, suggest
+from learngene.cli.app import Followed, app, suggest
+from learngene.system.speech import say
 
 Repo = Annotated[str, typer.Argument(help="OWNER/NAME on the hub")]
 
 
-@app.command()
+@app.command(cls=Followed)
 def push(
     path: Annotated[Path, typer.Argument(help="gene file or descendant folder")],
     repo: Repo,
@@ -23,10 +24,11 @@ def push(
     """Upload a gene or a descendant to the Hugging Face hub, with a card that says what its record says."""
     from learngene.shipping.hub import push as upload
 
-    print(upload(path, repo, licence=licence, private=private, dry_run=dry_run))
+    where = upload(path, repo, licence=licence, private=private, dry_run=dry_run)
+    say(str(where), path=where)
 
 
-@app.command()
+@app.command(cls=Followed)
 def pull(
     repo: Repo,
     out: Annotated[Path | None, typer.Option(help="folder to write; NAME by default")] = None,
@@ -36,5 +38,5 @@ def pull(
     from learngene.shipping.hub import pull as download
 
     path = download(repo, out or Path(repo.rpartition("/")[2]), revision=revision)
-    print(path)
+    say(str(path), path=path)
     suggest("plan" if path.is_file() else "export", path)

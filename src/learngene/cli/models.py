@@ -15,6 +15,7 @@ from learngene.cli.app import (
     Architecture,
     Data,
     Depth,
+    Followed,
     Json,
     ModelArgs,
     Options,
@@ -28,6 +29,7 @@ from learngene.cli.app import (
     layer_list,
 )
 from learngene.system.errors import LearngeneError, told_of
+from learngene.system.speech import say
 
 
 @app.command("eval")
@@ -198,7 +200,7 @@ def _tops(found: Any, classes: int) -> str:
     return f"top-1 {found.top1:.2f} %" + (f", top-5 {found.top5:.2f} %" if classes > 5 else "")
 
 
-@app.command()
+@app.command(cls=Followed)
 def export(
     descendant: Annotated[Path, typer.Argument(help="descendant folder; with --grow a gene file")],
     out: Annotated[Path, typer.Option(help="file to write: .onnx, .xml (openvino), .pte (executorch), .pt2 (torch)")],
@@ -225,11 +227,12 @@ def export(
         from learngene.devices.grow import grow
 
         grown = grow(descendant, out, layer_list(depths, "--grow"))
-        print(f"{out}: gene.safetensors {grown.gene / 1e6:.2f} MB; with all graphs {grown.ratio:.3f} of it")
+        text = f"{out}: gene.safetensors {grown.gene / 1e6:.2f} MB; with all graphs {grown.ratio:.3f} of it"
+        say(text, path=out, graphs=dict(grown.graphs))
         for name, length in grown.graphs.items():
-            print(f"    {name}: {length / 1e3:.0f} kB, logits as expanded within {grown.differences[name]:.1g}")
+            say(f"    {name}: {length / 1e3:.0f} kB, logits as expanded within {grown.differences[name]:.1g}")
         if (out / "index.html").exists():
-            print(f"to look at: python -m http.server -d {quote(str(out))}, then http://localhost:8000 in a browser")
+            say(f"to look at: python -m http.server -d {quote(str(out))}, then http://localhost:8000 in a browser")
         return
     from learngene.devices.export import export as write_file
     from learngene.vits.descendant_folder import load_descendant
@@ -247,14 +250,15 @@ def export(
     )
     found = record.agreement
     size = sum(record.files.values()) / 1e6
-    print(
+    say(
         f"{out}: {size:.1f} MB, computed in {record.computed_in}; logits agree at batch 1 and {batch} within "
-        f"{found['largest_difference']:.1g}, the guess on {found['top1_agreement']:.1f} % of {found['images']} images"
+        f"{found['largest_difference']:.1g}, the guess on {found['top1_agreement']:.1f} % of {found['images']} images",
+        **{"path": out, "bytes": sum(record.files.values()), **found},
     )
     if found["score"] is not None:
-        print(f"accuracy {found['score']:.2f} %, of the model {found['model_score']:.2f} %")
+        say(f"accuracy {found['score']:.2f} %, of the model {found['model_score']:.2f} %")
     for note in record.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 @app.command()

@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from learngene.cli.app import Explain, GeneFile, Json, Options, app, choices, explain_layers, say_start, suggest
+from learngene.cli.app import (
+    Explain,
+    Followed,
+    GeneFile,
+    Json,
+    Options,
+    app,
+    choices,
+    explain_layers,
+    say_start,
+    suggest,
+)
 from learngene.system.errors import LearngeneError
+from learngene.system.speech import say
 
 if TYPE_CHECKING:
     from learngene.devices.measure import OnDevice
@@ -215,7 +227,7 @@ def _device(
     return OnDevice(str(runtime), precision=precision or "fp32", threads=threads, batch_size=batch_size or 1)
 
 
-@app.command("measure-on-device")
+@app.command("measure-on-device", cls=Followed)
 def measure_on_device(
     gene: GeneFile,
     out: Annotated[Path, typer.Option(help="folder to write, to be taken to the device")],
@@ -235,6 +247,7 @@ def measure_on_device(
     how: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size}
     files = write(gene, out, **how, num_classes=num_classes, img_size=img_size)
     size = sum((out / file).stat().st_size for file in files) / 1e6
-    print(f"{out}: measure.py and {len(files)} models, {size:.1f} MB; it needs Python and {runtime} alone")
-    print("there: python measure.py > latency.json")
+    text = f"{out}: measure.py and {len(files)} models, {size:.1f} MB; it needs Python and {runtime} alone"
+    say(text, path=out, models=len(files))
+    say("there: python measure.py > latency.json")
     suggest("plan", gene, "--latency-file", "latency.json", "--max-latency", "MS")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from inspect import Parameter, Signature, signature
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -16,7 +16,7 @@ from learngene.cli.app import (
     DataFolder,
     Depth,
     Executor,
-    JsonLines,
+    Followed,
     ModelArgs,
     Overrides,
     PoolPath,
@@ -28,12 +28,11 @@ from learngene.cli.app import (
     mapping,
     read_recipe,
     require_kind,
-    say,
     say_start,
     suggest,
 )
-from learngene.system.errors import RecipeError
-from learngene.system.speech import speech
+from learngene.system.errors import LearngeneError, RecipeError
+from learngene.system.speech import say
 
 if TYPE_CHECKING:
     from learngene.making.steps import MadeGene
@@ -44,12 +43,9 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-@app.command()
-def condense(
-    recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None, json_lines: JsonLines = False
-) -> None:
+@app.command(cls=Followed)
+def condense(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
     """Run a condense recipe: ancestry and data in, gene file out. The same command continues a stopped run."""
-    speech.json = json_lines
     from learngene.recipe.condense import CondenseRecipe
     from learngene.recipe.genes import GenesRecipe
     from learngene.recipe.loading import load_recipe
@@ -90,7 +86,7 @@ def _say_condensed(done: MadeGene) -> None:
     suggest("plan", done.path)
 
 
-@app.command()
+@app.command(cls=Followed)
 def targets(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -112,21 +108,20 @@ def targets(
 
     for one in write_targets(loaded, processes=processes, executor=executor, again=again):
         stored = f"{', '.join(one.forms)} of {one.views} views, {size_in_words(one.size)}"
-        print(f"{one.folder}: {stored}, {one.size / one.views:.0f} bytes a view; {size_in_words(one.added)} are new")
+        each = f"{one.size / one.views:.0f} bytes a view; {size_in_words(one.added)} are new"
+        say(f"{one.folder}: {stored}, {each}", path=one.folder, views=one.views, bytes=one.size, new_bytes=one.added)
     suggest(*call_of("condense", recipe, overrides, data))
 
 
-@app.command()
+@app.command(cls=Followed)
 def search(
     recipe: RecipeFile,
     overrides: Overrides = None,
     data: DataFolder = None,
     processes: Processes = 1,
     executor: Executor = "local",
-    json_lines: JsonLines = False,
 ) -> None:
     """Run a search recipe: the blocks of a ViT that many data sets share become a gene. Continues a stopped run."""
-    speech.json = json_lines
     from learngene.recipe.search import SearchRecipe
 
     loaded = read_recipe(SearchRecipe, recipe, overrides, data)
@@ -141,12 +136,9 @@ def search(
     suggest("plan", path)
 
 
-@app.command()
-def tune(
-    recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None, json_lines: JsonLines = False
-) -> None:
+@app.command(cls=Followed)
+def tune(recipe: RecipeFile, overrides: Overrides = None, data: DataFolder = None) -> None:
     """Run a tune recipe: a hypernetwork learns several tasks (stage 2 of TAL). Continues a stopped run."""
-    speech.json = json_lines
     from learngene.recipe.tune import TuneRecipe
 
     loaded = read_recipe(TuneRecipe, recipe, overrides, data)
@@ -220,26 +212,23 @@ def finetune_recipe(
     return require_kind(FinetuneRecipe, build_recipe(fields, where="flags"), "flags")
 
 
-def _takes_what(other: Callable[..., Any], **flags: Any) -> Callable[[Command], Command]:
-    """Gives a command the arguments of a function, and more flags that are off, all of which it gets by name."""
+def _takes_what(other: Callable[..., Any]) -> Callable[[Command], Command]:
+    """Gives a command the arguments of a function, which it gets by name."""
 
     def give(command: Command) -> Command:
-        command.__annotations__ = get_type_hints(other, localns={"FinetuneRecipe": Any}, include_extras=True) | flags
-        more = [Parameter(name, Parameter.KEYWORD_ONLY, default=False) for name in flags]
-        parameters = [*signature(other).parameters.values(), *more]
+        command.__annotations__ = get_type_hints(other, localns={"FinetuneRecipe": Any}, include_extras=True)
         kinds = command.__annotations__
-        shown = Signature([one.replace(annotation=kinds[one.name]) for one in parameters])
-        command.__signature__ = shown  # type: ignore[attr-defined]
+        shown = [one.replace(annotation=kinds[one.name]) for one in signature(other).parameters.values()]
+        command.__signature__ = Signature(shown)  # type: ignore[attr-defined]
         return command
 
     return give
 
 
-@app.command()
-@_takes_what(finetune_recipe, json_lines=JsonLines)
-def finetune(json_lines: bool, **flags: Any) -> None:
+@app.command(cls=Followed)
+@_takes_what(finetune_recipe)
+def finetune(**flags: Any) -> None:
     """Fine-tune a descendant as an ordinary model. The same command continues a stopped run."""
-    speech.json = json_lines
     loaded = finetune_recipe(**flags)
     say_start(f"finetune {loaded.model}", f"run folder {loaded.out}")
     from learngene.making.finetune import run
@@ -256,23 +245,48 @@ def finetune(json_lines: bool, **flags: Any) -> None:
     suggest("export", done.path, "--out", "MODEL.onnx")
 
 
-@app.command()
+@app.command(cls=Followed)
 def index(
-    folder: Annotated[Path, typer.Argument(help="folder of webdataset shards, at any depth")],
+    source: Annotated[str, typer.Argument(help="folder of webdataset shards, at any depth; or hfids/NAME, a stream")],
+    out: Annotated[
+        Path | None, typer.Option(help="hfids: folder of the shards that the stream is written into")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="hfids: column of images, where there are several")] = None,
+    label: Annotated[str | None, typer.Option(help="hfids: column of classes, where there are several")] = None,
     processes: Annotated[int, typer.Option(help="processes that read shards at the same time", min=1, max=256)] = 1,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="count and leave out damaged shards")] = False,
 ) -> None:
-    """Write the index of webdataset shards, by which they are read in any order. Once, and after any change of them."""
-    from learngene.data.shard_index import INDEX, write_index
+    """Write the index of webdataset shards, by which they are read in any order. Once, and after any change of them.
 
-    made = write_index(folder, processes=processes, skip_corrupt=skip_corrupt)
+    hfids/NAME is a data set of Hugging Face's, on the hub or in a folder, in Parquet or otherwise: it is read once, as
+    a stream, into shards. The same command goes on with a stopped one.
+    """
+    from learngene.data.shard_index import INDEX, write_index
+    from learngene.data.streams import write_shards
+    from learngene.data.timm_sets import STREAMED
+
+    if source.startswith(STREAMED):
+        if out is None:
+            raise LearngeneError(f"{source}: say with --out where its shards shall be written")
+        if skip_corrupt:
+            raise LearngeneError("--skip-corrupt: is of shards; a stream is read whole or not at all")
+        folder = out
+        made = write_shards(source.removeprefix(STREAMED), out, image=image, label=label, processes=processes)
+    else:
+        for flag, value in (("--out", out), ("--image", image), ("--label", label)):
+            if value is not None:
+                raise LearngeneError(f"{flag}: is of {STREAMED}NAME; shards are indexed where they lie and as they are")
+        folder = Path(source)
+        made = write_index(folder, processes=processes, skip_corrupt=skip_corrupt)
     classes = "no classes" if made.classes is None else f"{len(made.classes)} classes"
-    print(f"{folder / INDEX}: {len(made.shards)} shards, {made.first[-1]} images, {classes}")
+    counts = {"shards": len(made.shards), "images": int(made.first[-1]), "classes": len(made.classes or ())}
+    told = f"{folder / INDEX}: {counts['shards']} shards, {counts['images']} images, {classes}"
+    say(told, path=folder / INDEX, **counts, without_image=made.imageless, damaged=made.left)
     if made.imageless:
-        print(f"left out: {made.imageless} samples without an image")
+        say(f"left out: {made.imageless} samples without an image")
     if made.left:
-        print(f"left out: {len(made.left)} damaged shards ({', '.join(made.left)})")
-    print(f"in a recipe: data.source=wds/{folder.as_posix()}")
+        say(f"left out: {len(made.left)} damaged shards ({', '.join(made.left)})")
+    say(f"in a recipe: data.source=wds/{folder.as_posix()}")
 
 
 @app.command()

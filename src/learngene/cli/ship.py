@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from learngene.cli.app import Overrides, app, say_start
+from learngene.cli.app import Followed, Overrides, app, say_start
 from learngene.system.errors import LearngeneError
 from learngene.system.quantities import amount
 
 
-@app.command()
+@app.command(cls=Followed)
 def ship(
     data: Annotated[str, typer.Argument(help="folder, tar or data set name; or a recipe that ship wrote")],
     overrides: Overrides = None,

@@ -27,7 +27,7 @@ from learngene.recipe.sections import merge
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError, nearest
 from learngene.system.files import in_package, refuse_foreign, write_file
-from learngene.system.speech import announce
+from learngene.system.speech import announce, speech
 from learngene.vits.descendant_folder import PROVENANCE, copy_descendant
 
 MARKER = "demo.json"
@@ -53,7 +53,7 @@ def run_demo(
     """
     if name not in DEMOS:
         raise LearngeneError(f"--method {name}: there are demos of {', '.join(DEMOS)}{nearest(name, DEMOS)}")
-    console, start, demo = Console(highlight=False), time.perf_counter(), DEMOS[name]
+    console, start, demo = Console(highlight=False, stderr=speech.json), time.perf_counter(), DEMOS[name]
     recipe = _recipe(name, out, seed, overrides)
     refuse_foreign(recipe.out, MARKER)
     if not (recipe.out / MARKER).exists():

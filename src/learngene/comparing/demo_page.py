@@ -16,6 +16,7 @@ from learngene.comparing.html import write_page
 from learngene.making.search.usage_map import usage_picture
 from learngene.recipe.compare import SOURCE
 from learngene.system.png import save_png
+from learngene.system.speech import say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ COLORS = ("#1b6ca8", "#c4622d", "#6b6b6b")
 
 def show(name: str, result: Mapping[str, Any], gene: Path, out: Path, epochs: int, console: Console) -> None:
     """Prints the tables of a demo, and writes its picture and its page."""
-    demo, say, tables = DEMOS[name], partial(console.print, soft_wrap=True), []
+    demo, line, tables = DEMOS[name], partial(console.print, soft_wrap=True), []
     for key, table in demo.tables.items():
         title = table.title.format(epochs=epochs)
         shown = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -37,17 +38,19 @@ def show(name: str, result: Mapping[str, Any], gene: Path, out: Path, epochs: in
         console.print(shown)
         tables.append((title, list(map(_one_line, table.columns.values())), texts))
     for text, pick in result["budgets"].items():
-        say(f"{text}: {pick}{' layers' if isinstance(pick, int) else ''}")
+        line(f"{text}: {pick}{' layers' if isinstance(pick, int) else ''}")
     singly = sum(row["params"] for row in result["rows"])
     for contender, entry in result["genes"].items():
-        say(
+        line(
             f"{contender}: {entry['bytes'] / 1e6:.2f} MB stored for all; singly these models take "
             f"{4 * singly / 1e6:.2f} MB, {singly / entry['params']:.1f} times the parameters"
         )
     if macs := result["training_macs"]:
         least = min(macs, key=macs.__getitem__)
         for other in sorted(macs.keys() - {least}):
-            say(f"{least}: condensed for all depths at {macs[least] / macs[other]:.2f} of the multiply-adds of {other}")
+            line(
+                f"{least}: condensed for all depths at {macs[least] / macs[other]:.2f} of the multiply-adds of {other}"
+            )
     pictures = [(out / "demo.png", "scores of the descendants")]
     demo_picture(name, result, epochs, out / "demo.png")
     if "search" in result:
@@ -58,8 +61,11 @@ def show(name: str, result: Mapping[str, Any], gene: Path, out: Path, epochs: in
     images = [(path.read_bytes(), caption) for path, caption in pictures]
     values = {"name": name, "result": result, "epochs": epochs, "tables": tables, "pictures": images, "next": commands}
     write_page(out / "index.html", "demo.html", **values)
-    say(f"\nWritten in {result['seconds']:.0f} s: {out / 'demo.json'}, {out / 'demo.png'}, {out / 'index.html'}")
-    say("\n".join(["Next, with your own budget and data:", *(f"  {command}" for command in commands)]))
+    written = [out / file for file in ("demo.json", "demo.png", "index.html")]
+    text = f"Written in {result['seconds']:.0f} s: {', '.join(map(str, written))}"
+    line()
+    say(text, path=written[-1], files=list(map(str, written)), seconds=result["seconds"])
+    line("\n".join(["Next, with your own budget and data:", *(f"  {command}" for command in commands)]))
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

@@ -25,6 +25,7 @@ from learngene.data.file_kinds import left_behind, says_image
 from learngene.data.image_files import ImageFile
 from learngene.system.errors import DataError
 from learngene.system.files import write_file
+from learngene.system.speech import counted
 
 INDEX, VERSION = "learngene-index.safetensors", "1"
 CLASS_FILES = ("classnames.txt", "classes.txt")
@@ -208,7 +209,7 @@ def write_index(root: Path, *, processes: int = 1, skip_corrupt: bool = False) -
         raise DataError(f"data {root}: no shards; expected plain tars such as train-000000.tar or train/000000.tar")
     kept: list[Shard] = []
     left: list[Shard] = []
-    for shard in _read_all(root, found, processes):
+    for shard in counted(f"index {root}: shards", _read_all(root, found, processes), len(found)):
         if shard.fault and not skip_corrupt:
             raise DataError(
                 f"{root / shard.name}: {shard.fault}; write the shard anew, or leave such out with --skip-corrupt"

@@ -11,7 +11,8 @@ from learngene.data.images import ImageSet
 from learngene.recipe.sections import DataSpec
 from learngene.system.errors import DataError
 
-TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/")
+STREAMED = "hfids/"
+TIMM_PREFIXES = ("torch/", "hfds/", STREAMED, "tfds/")
 """How the names of timm's data sets begin."""
 
 
@@ -42,6 +43,11 @@ def open_timm_set(spec: DataSpec, name: str, split: str) -> ImageSet:
     Raises:
         DataError: If timm cannot open it, or it gives no image by its index.
     """
+    if name.startswith(STREAMED):
+        raise DataError(
+            f"data {name}: a stream has no order of its own making; write it into shards once, with "
+            f"`learngene index {name} --out FOLDER`, and give wds/FOLDER"
+        )
     from timm.data import create_dataset
 
     def unusable(error: Exception) -> DataError:
@@ -65,6 +71,8 @@ def open_timm_set(spec: DataSpec, name: str, split: str) -> ImageSet:
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise unusable(error) from None
     labels = getattr(dataset, "targets", None)
+    if labels is None and hasattr(read.items, "iter_targets"):  # without the images beside them
+        labels = read.items.iter_targets()
     labels = [read.label(i) for i in range(count)] if labels is None else [int(label) for label in labels]
     known = getattr(dataset, "classes", None) or _reader_classes(dataset, labels)
     classes = [str(label) for label in known or range(max(labels) + 1)]

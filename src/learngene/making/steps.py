@@ -26,6 +26,7 @@ from learngene.system.errors import LearngeneError
 from learngene.system.files import clear_unfinished, refuse_full_disk, take_lock
 from learngene.system.machine_faults import machine_fault
 from learngene.system.processes import POLL_SECONDS
+from learngene.system.speech import speech, tell
 from learngene.training.kept_runs import gene_path
 from learngene.training.run import write_once
 from learngene.training.run_folder import run_bytes
@@ -110,6 +111,7 @@ def run_steps(
         Every step with its outcome, whether it was found or made here.
     """
     pending = list(steps)
+    of = len(pending)
     lost: set[Path] = set()
     make_it = crew or partial(make_here, locks=locks)
     while pending:
@@ -125,6 +127,8 @@ def run_steps(
                     continue
             pending.remove(step)
             waiting = False
+            if say and speech.json and speech.progress:
+                tell("progress", text=step.name, done=of - len(pending), of=of, failed=outcome is None)
             if outcome is None:
                 lost.add(step.path)
             else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from learngene.shipping.ship import ship
 from learngene.system.quantities import short
+from learngene.system.speech import announce
 
 SIZES, BUDGET = [20_000, 40_000, 80_000], 500e9
 """Most parameters of each model, and multiply-adds of all training: less than a minute of one core."""
@@ -25,5 +26,5 @@ def ship_demo(out: Path, seed: int = 0, budget_macs: float = BUDGET) -> dict[str
     """
     folder, sizes = out / f"ship-{seed}", ",".join(map(short, SIZES))
     command = f"learngene ship digits --sizes {sizes} --budget-macs {short(budget_macs)} --out {folder}"
-    print(f"\nThe same from images to shipped models: {command}", flush=True)
+    announce(f"\nThe same from images to shipped models: {command}")
     return ship("digits", out=folder, sizes=SIZES, budget_macs=budget_macs, seed=seed)

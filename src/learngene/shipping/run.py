@@ -9,7 +9,7 @@ from typing import Any
 
 from learngene.data.splits import Splits
 from learngene.making import condense, finetune
-from learngene.making.steps import Step, gene_path, run_steps
+from learngene.making.steps import Say, Step, gene_path, run_steps
 from learngene.recipe.content_hash import short_hash
 from learngene.recipe.finetune import FinetuneRecipe
 from learngene.recipe.sections import Train
@@ -100,7 +100,7 @@ def _there(path: Path, run: Path) -> Trained:
     return Trained(path, run, result.seconds)
 
 
-def train_all(recipe: ShipRecipe, images: Splits, *, show: bool, say: Callable[[str], None]) -> dict[str, Trained]:
+def train_all(recipe: ShipRecipe, images: Splits, *, show: bool, say: Say | None) -> dict[str, Trained]:
     """Trains what is missing; what is there is kept. By name of the step."""
     out = {}
     for step, outcome in run_steps(training_steps(recipe, images, show=show), say=say):

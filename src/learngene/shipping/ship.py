@@ -19,11 +19,12 @@ from learngene.shipping.judge import behind, judged
 from learngene.shipping.look import look
 from learngene.shipping.page import verdict, write_ship_page
 from learngene.shipping.plan import Plan, make_plan
-from learngene.shipping.run import exported, keep_model, train_all, training_steps
+from learngene.shipping.run import MODELS, exported, keep_model, train_all, training_steps
 from learngene.system.environment import environment
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_full_disk, write_file
 from learngene.system.processes import stopping
+from learngene.system.speech import announce, say
 from learngene.vits.shape import ViTShape
 from learngene.vits.speed import latency
 
@@ -134,13 +135,15 @@ def run(
         clock: What the budget is counted in.
     """
     start = clock() if start is None else start
-    say = print if show else (lambda _text: None)
     refuse_foreign(recipe.out, RECIPE)
     splits = open_splits(recipe.data)
     plan = planned(recipe, splits, start, clock)
     recipe = plan.recipe
-    for line in told(plan, splits):
-        say(line)
+    if show and dry_run:
+        say("\n".join(told(plan, splits)), plan=plan.entry())
+    elif show:
+        for line in told(plan, splits):
+            announce(line)
     if dry_run:
         return plan.entry()
     refuse_full_disk(recipe.out, sum(step.disk for step in plan.steps))
@@ -149,7 +152,7 @@ def run(
     spent: dict[str, float] = {}
     try:
         with stopping(lambda: f"{recipe.out}"):
-            trained = train_all(recipe, splits, show=show, say=say)
+            trained = train_all(recipe, splits, show=show, say=announce if show else None)
             spent = {name: each.seconds for name, each in trained.items()}
             models, said = [], {}
             for name, model in (recipe.models or {}).items():
@@ -184,11 +187,18 @@ def run(
     }
     _write_json(recipe.out / RESULT, result)
     write_ship_page(recipe.out / PAGE, result, recipe, said, splits.val)
-    for each in models:
-        low, high = each["interval"]
-        say(f"{each['name']}: top-1 {each['top1']:.1f} % ({low:.1f} to {high:.1f})")
-    say(f"{verdict(result)}\n{sum(sessions):.0f} s in all; {recipe.out / PAGE}")
+    if show:
+        _say_result(recipe.out, result)
     return result
+
+
+def _say_result(out: Path, result: Mapping[str, Any]) -> None:
+    for each in result["models"]:
+        (low, high), said = each["interval"], {"measure": "top-1", "score": each["top1"], "params": each["params"]}
+        text = f"{each['name']}: top-1 {each['top1']:.1f} % ({low:.1f} to {high:.1f})"
+        say(text, path=out / MODELS / each["name"], **said)
+    seconds = sum(result["spent"]["sessions"])
+    say(f"{verdict(result)}\n{seconds:.0f} s in all; {out / PAGE}", path=out / PAGE, seconds=seconds)
 
 
 def planned(recipe: ShipRecipe, splits: Splits, start: float, clock: Callable[[], float] = time.perf_counter) -> Plan:

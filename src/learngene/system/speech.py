@@ -8,14 +8,17 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-from learngene.system.errors import LearngeneError
-
+Thing = TypeVar("Thing")
 Level = Literal["debug", "info", "warning", "error"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+
+BETWEEN, BETWEEN_EVENTS = 30.0, 1.0
+"""Seconds between lines of progress where there is no terminal, and between those that are told in JSON."""
 
 
 @dataclass
@@ -41,15 +44,8 @@ speech = Speech()
 
 
 @contextlib.contextmanager
-def spoken(level: str) -> Iterator[None]:
-    """Has this process speak so much inside the block.
-
-    Raises:
-        LearngeneError: If there is no such level.
-    """
-    chosen = next((known for known in LEVELS if known == level), None)
-    if chosen is None:
-        raise LearngeneError(f"--log-level {level}: no such level; give {', '.join(LEVELS[:-1])} or {LEVELS[-1]}")
+def spoken(level: Level) -> Iterator[None]:
+    """Has this process speak so much inside the block."""
     root, before = logging.getLogger(), (logging.getLogger().level, logging.root.manager.disable)
     handler = logging.StreamHandler() if level == "debug" else None
     if handler:
@@ -58,7 +54,7 @@ def spoken(level: str) -> Iterator[None]:
         root.setLevel(logging.DEBUG)
     if level == "error":
         logging.disable(logging.WARNING)
-    speech.level, speech.json = chosen, False
+    speech.level, speech.json = level, False
     try:
         yield
     finally:
@@ -75,6 +71,33 @@ def announce(text: str) -> None:
         tell("note", text=text)
     elif speech.progress:
         _print(text)
+
+
+def counted(what: str, things: Iterable[Thing], of: int) -> Iterator[Thing]:
+    """Passes things on, and tells now and then how many of so many there were."""
+    last = time.monotonic()
+    for done, thing in enumerate(things, start=1):
+        yield thing
+        now, between = time.monotonic(), BETWEEN_EVENTS if speech.json else BETWEEN
+        if speech.progress and now >= last + between:
+            last = now
+            if speech.json:
+                tell("progress", text=what, done=done, of=of)
+            else:
+                print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
+
+
+def say(text: str, **outcome: Any) -> None:
+    """Prints a line of what came out once, however many processes a command runs in.
+
+    Args:
+        text: The line.
+        outcome: What it tells, for programs: paths, scores in percent.
+    """
+    if speech.json:
+        tell("outcome" if outcome else "note", text=text, **outcome)
+    elif os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
 
 
 def tell(event: str, **values: Any) -> None:

@@ -12,15 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from learngene.system.notes import note
 from learngene.system.quantities import time_in_words
-from learngene.system.speech import speech, tell
+from learngene.system.speech import BETWEEN, BETWEEN_EVENTS, speech, tell
 from learngene.training.kept_runs import SCORES
 from learngene.training.trackers import Tracker
 
-MEASURED, BETWEEN = 3.0, 30.0
-"""Seconds after which a run says how long it takes, and between its lines where there is no terminal."""
-
-BETWEEN_STEPS = 1.0
-"""Seconds between steps that are told in JSON."""
+MEASURED = 3.0
+"""Seconds after which a run says how long it takes."""
 
 
 class TrainLog:
@@ -70,10 +67,10 @@ class TrainLog:
             return
         now = time.perf_counter()
         if self._since is None:
-            self._since, self._next = (now, updates), now + (BETWEEN_STEPS if speech.json else MEASURED)
+            self._since, self._next = (now, updates), now + (BETWEEN_EVENTS if speech.json else MEASURED)
         if now < self._next:
             return
-        self._next = now + (BETWEEN_STEPS if speech.json else BETWEEN)
+        self._next = now + (BETWEEN_EVENTS if speech.json else BETWEEN)
         each = (now - self._since[0]) / (updates - self._since[1])
         seconds = each * (self._epochs * self._steps - updates)
         left = time_in_words(seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from learngene.comparing.results import ResultRow
 from learngene.comparing.tables import group, mean_and_deviation
 from learngene.recipe.compare import CompareRecipe
 from learngene.system.environment import commit, environment
+from learngene.system.speech import announce
 
 
 def reproduce(
@@ -23,7 +23,7 @@ def reproduce(
     *,
     processes: int = 1,
     executor: str = "local",
-    say: Callable[[str], None] = partial(print, flush=True),  # noqa: B008
+    say: Callable[[str], None] = announce,
 ) -> tuple[Path, list[str]]:
     """Runs what is missing of a group's comparison, judges its claims and writes the verdict file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -294,8 +295,8 @@ def _start_stitches(recipe: CondenseRecipe, gene: Learngene, rows: Sequence[Row]
     chosen = images.picked(np.linspace(0, len(images) - 1, min(pool.images, len(images))).astype(int).tolist())
     size, chans = gene.shape.img_size, gene.shape.in_chans
     loader = eval_loader(chosen, recipe.data, img_size=size, in_chans=chans, batch_size=LS_BATCH)
-    say: Callable[[str], object] = print if show else (lambda _text: None)
-    least_squares_stitches(gene, (batch for batch, _ in loader), lambda text: say(f"warning: {text}"))
+    warn: Callable[[str], object] = warnings.warn if show else (lambda _text: None)
+    least_squares_stitches(gene, (batch for batch, _ in loader), warn)
 
 
 def _stitch_init(recipe: CondenseRecipe) -> str:
