@@ -27,6 +27,6 @@ class ImageFile(NamedTuple):
             return Image.open(io.BytesIO(self.content))
         if self.size < 0:
             return Image.open(self.path)
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             return Image.open(io.BytesIO(file.read(self.size)))

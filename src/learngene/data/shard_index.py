@@ -11,6 +11,7 @@ import json
 import posixpath
 import re
 import tarfile
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -111,6 +112,9 @@ class ShardIndex:
             }
             self._names = memoryview(mapped[slice(*header["names"]["data_offsets"])])  # type: ignore[arg-type]
             self.first = np.asarray(content["first"])
+            self._places = [self.columns[name] for name in ("name_end", "offset", "size")]
+            self._roots = [str(root / file["name"]) for file in content["shards"]]
+            self._bounds: list[int] = content["first"]
             files = content["shards"]
             ends = self.columns["name_end"]
             if any(len(column) != self.first[-1] for column in self.columns.values()) or len(self._names) != ends[-1]:
@@ -128,11 +132,11 @@ class ShardIndex:
         self.named = bool(content["named"])
 
     def place(self, row: int) -> ImageFile:
-        """Where an image lies."""
-        (name,) = self.names(np.asarray([row]))
-        shard = self.shards[int(np.searchsorted(self.first, row, "right")) - 1]
-        offset, size = (int(self.columns[column][row]) for column in ("offset", "size"))
-        return ImageFile(str(self.root / shard), name, offset, size)
+        """Where an image lies; asked for every image, for which arrays of one number would be slow."""
+        ends, offsets, sizes = self._places
+        shard = bisect_right(self._bounds, row) - 1
+        name = str(self._names[ends.item(row - 1) if row else 0 : ends.item(row)], "utf-8")
+        return ImageFile(self._roots[shard], f"{self.shards[shard]}/{name}", offsets.item(row), sizes.item(row))
 
     def names(self, rows: np.ndarray) -> list[str]:
         """The names of images: that of the shard, then that in the shard."""
