@@ -73,7 +73,7 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     expected |= {"wave.abstract", "wave.ablations", "sweet.abstract"}
     assert len(expected) == 8 + 9 + 8 + 12 + 7 + 7 + 3
     assert expected <= set(GROUPS)
-    assert {name.partition("-")[0] for name in GROUPS.keys() if not name.startswith("any-size.")} == expected
+    assert {name.partition("-")[0] for name in GROUPS if not name.startswith("any-size.")} == expected
     papers = [name.partition(".")[0] for name in GROUPS]
     assert papers == sorted(papers, key=list(PREFIXES.values()).index)
     assert [papers.count(name) for name in PREFIXES.values()] == [9, 11, 8, 12, 7, 7, 2, 1, 3]

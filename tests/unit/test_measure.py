@@ -304,3 +304,27 @@ def test_a_program_that_ends_badly_is_told_by_its_last_line(
     result = cli("plan", gene, "--runtime", "openvino", "--precision", "bf16")
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert "the runtime cannot time these models here (measure: this CPU has no bf16)" in result.err
+
+
+# -- without a gene ----------------------------------------------------------------------------------------
+
+IN_RUNTIME = ("--max-latency", "300", "--runtime", "onnxruntime")
+
+
+def test_sizes_are_planned_without_a_gene_in_a_runtimes_time(cli: CLI, device: list[list[int]]) -> None:
+    # Of a layer in thousands: 12 w² + 13 w, so 12.7 at 32, 50.0 at 64, 111.8 at 96. As deep as the rule has it (2, 4
+    # and 6 layers) and with stem and head: 25.9, 200.4 and 671.3 ms.
+    told = [cli("plan", *IN_RUNTIME, "--img-size", "64", "--num-classes", "7", "--no-measure") for _ in range(2)]
+    assert told[0].out == told[1].out
+    assert "4 layers x 64 (2 heads)" in told[0].out
+    assert "200.4" in told[0].out
+    assert device == [[64, 192], [32, 96]]  # 64 in two heads lies between 32 and 96, and nothing is measured twice
+
+
+def test_models_are_shipped_by_a_runtimes_time(
+    cli: CLI, device: list[list[int]], images: Path, refused: Callable[..., str]
+) -> None:
+    told = cli("ship", images, *IN_RUNTIME, "--budget-macs", "1T", "--dry-run", "data.img_size=64", "data.workers=0")
+    assert "4 layers x 64 (2 heads)" in told.out
+    assert device[:2] == [[64, 192], [32, 96]]
+    assert "unknown runtime 'onnx'" in refused("ship", images, "--runtime", "onnx", "--dry-run")

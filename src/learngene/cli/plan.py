@@ -94,9 +94,11 @@ def plan(
     on = _device(runtime, precision, threads, batch_size, device, latency_file)
     budget = Budget(params, macs, max_latency, 1 if batch_size is None else batch_size, device, max_size, max_memory)
     if gene is None or sizes is not None:
-        if on is not None or max_memory is not None:
-            raise LearngeneError("--runtime, --latency-file and --max-memory: need a gene; without one plan times timm")
-        _plan_sizes(gene, sizes, budget, img_size, num_classes, images=images, measure=measure, as_json=as_json)
+        if latency_file is not None or max_memory is not None:
+            raise LearngeneError("--latency-file and --max-memory: need a gene, whose sizes were measured")
+        if on is not None and max_latency is None:
+            raise LearngeneError("--runtime: without a gene it is for --max-latency; give that, too")
+        _plan_sizes(gene, sizes, budget, on, img_size, num_classes, images=images, measure=measure, as_json=as_json)
         return
     task = {"num_classes": num_classes, "img_size": img_size, "on": on, **choices(options)}
     found = make_plan(gene, budget, **task)
@@ -138,6 +140,7 @@ def _plan_sizes(
     gene: Path | None,
     sizes: str | None,
     budget: Budget,
+    on: OnDevice | None,
     img_size: int | None,
     num_classes: int | None,
     *,
@@ -157,7 +160,8 @@ def _plan_sizes(
             "`learngene plan --sizes 0.2M,0.6M --img-size 64 --num-classes 7`"
         )
     asked = [budget] if sizes is None else [replace(budget, max_params=amount(size)) for size in sizes.split(",")]
-    found = plan_sizes(asked, img_size=img_size, num_classes=num_classes, measure=measure)
+    timer = on.timer if on is not None else None
+    found = plan_sizes(asked, img_size=img_size, num_classes=num_classes, measure=measure, timer=timer)
     if as_json:
         print(json.dumps([{**asdict(one), "shape": one.shape.to_dict()} for one in found], indent=2))
         return
@@ -170,6 +174,8 @@ def _plan_sizes(
         print(f"{' '.join(one.budget.told):>14s}  {one.shape.size:32s}{size}{time}")
     if measure:
         print(f"an epoch is of {images} images, here and now; reading them and evaluation come on top")
+    if on is not None:
+        print(f"milliseconds are those of {on.found}")
 
 
 def _plan_descendant(folder: Path, *, measure: bool, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -22,6 +23,7 @@ from learngene.system.errors import LearngeneError, nearest
 from learngene.system.files import refuse_foreign, refuse_read_only, write_folder
 from learngene.system.records import RecordError
 from learngene.vits.shape import ViTShape
+from learngene.vits.shape_rule import FAMILY
 from learngene.vits.stitched_shape import Shape
 
 RUNTIMES = {
@@ -35,6 +37,9 @@ RUNTIMES = {
 
 DEPTHS = (1, 4, 8)
 """Depths that are measured: what a layer adds does not depend on how many there are."""
+
+AHEAD = 3
+"""How many times as wide the next width is that is measured, when shapes are asked for one by one."""
 
 WIDTHS = 3
 """Widths that are measured at most: the ends and the middle, and others lie between."""
@@ -92,14 +97,8 @@ class OnDevice:
         """
         if self._file is not None or not shapes:
             return
-        path = _cache(self._how)
-        if self.found is None:
-            try:
-                self.found = Measurements.read(path)
-            except RecordError:
-                self.found = None  # measured anew
         parts = list({family(part): part for shape in shapes for part in shape.parts}.values())
-        if self.found and all(self.found.tells(part, memory=memory) for part in parts):
+        if self._tells(parts, memory=memory):
             return
         with tempfile.TemporaryDirectory() as folder:
             write_models(Path(folder), few(parts), memory=memory, **self._how)
@@ -107,8 +106,29 @@ class OnDevice:
         again = {family(ViTShape.from_dict(point.shape)) for point in fresh.points}
         kept = self.found.points if self.found else []
         kept = [point for point in kept if family(ViTShape.from_dict(point.shape)) not in again]
-        self.found = fresh.model_copy(update={"points": kept + fresh.points})
-        self.found.write(path)
+        self.found = Measurements(**{**dict(fresh), "points": kept + fresh.points})  # a copy keeps what it derived
+        self.found.write(_cache(self._how))
+
+    def _tells(self, parts: Sequence[ViTShape], *, memory: bool) -> bool:
+        """Whether all is known by now, of this call or an earlier one."""
+        if self.found is None:
+            with contextlib.suppress(RecordError):  # else measured anew
+                self.found = Measurements.read(_cache(self._how))
+        return self.found is not None and all(self.found.tells(part, memory=memory) for part in parts)
+
+    def timer(self, shape: ViTShape, batch_size: int = 1, device: str = "cpu") -> float:
+        """Milliseconds of a shape, as ``plan_sizes`` asks for them, the narrowest first.
+
+        Args:
+            shape: Whose width is measured together with one ``AHEAD`` times as wide, for those between.
+            batch_size: Unused: it was said when this was made.
+            device: Unused.
+        """
+        if not self._tells([shape], memory=False):
+            ahead = min(AHEAD, FAMILY[-1][0] // shape.embed_dim)
+            wider = shape.replace(embed_dim=ahead * shape.embed_dim, num_heads=ahead * shape.num_heads)
+            self.prepare([shape, wider])
+        return self.latency(shape)
 
     def latency(self, shape: Shape) -> float:
         """Milliseconds of a forward pass."""

@@ -146,7 +146,7 @@ class Measurements(Record):
     def _line(self, shape: ViTShape, what: What) -> Line:
         if family(shape) in self._families:
             return self._own_line(family(shape), what)
-        beside = self._groups.get(_group(shape), [])
+        beside = [each for each in self._groups.get(_group(shape), []) if each.embed_dim != shape.embed_dim]
         between = [
             pair for pair in itertools.pairwise(beside) if pair[0].embed_dim < shape.embed_dim < pair[1].embed_dim
         ]

@@ -44,6 +44,7 @@ class ShipRecipe(Section):
     sizes: Distinct[Positive] | None = Field(None, description="models by their most parameters")
     max_latency: Distinct[Above0] | None = Field(None, description="models by their most milliseconds per image here")
     max_size: Distinct[Above0] | None = Field(None, description="models by their most megabytes on disk")
+    runtime: str | None = Field(None, description="whose milliseconds count, as plan's; eager timm by default")
     teacher: str = Field(
         "none",
         description="none; a folder with a model, which teaches as it is; or a timm name, trained on the task first",
@@ -118,5 +119,5 @@ class ShipRecipe(Section):
     @property
     def asked(self) -> dict[str, Any]:
         """What was asked for, and not chosen."""
-        names = ("data", "sizes", "max_latency", "max_size", "teacher", "hours", "budget_macs", "seed")
+        names = ("data", "sizes", "max_latency", "max_size", "runtime", "teacher", "hours", "budget_macs", "seed")
         return self.model_dump(mode="json", include=set(names))

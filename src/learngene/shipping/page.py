@@ -88,6 +88,7 @@ def _alone(recipe: ShipRecipe) -> list[str]:
     """What was asked for, as the command takes it, with every model trained by itself."""
     asked = {"--sizes": recipe.sizes, "--max-latency": recipe.max_latency, "--max-size": recipe.max_size}
     out = [part for flag, values in asked.items() if values for part in (flag, ",".join(map(short, values)))]
+    out += ["--runtime", recipe.runtime] if recipe.runtime else []
     out += ["--hours", f"{recipe.hours:g}"] if recipe.hours else ["--budget-macs", short(recipe.budget_macs or 0)]
     return [*out, "--method", "scratch", "--out", f"{recipe.out}-scratch"]
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NoReturn
 
 from learngene.data.splits import Splits
+from learngene.devices.measure import OnDevice
 from learngene.genes.plan import Budget
 from learngene.genes.plan_sizes import plan_sizes
 from learngene.recipe.one_line_faults import changed
@@ -334,10 +335,11 @@ def make_plan(
 
 def limits_of(recipe: ShipRecipe, size: int, classes: int) -> dict[str, float]:
     """The most parameters of every model that is wanted; of one with a limit on latency, what was timed here."""
-    out = {}
+    out, timer = {}, OnDevice(recipe.runtime).timer if recipe.runtime else None
     for name, (kind, value) in recipe.wanted.items():
         if kind == "latency":
-            (fast,) = plan_sizes([Budget(max_latency=value)], img_size=size, num_classes=classes, measure=False)
+            budget = Budget(max_latency=value)
+            (fast,) = plan_sizes([budget], img_size=size, num_classes=classes, measure=False, timer=timer)
             value = fast.params
         out[name] = value
     return out
