@@ -29,6 +29,23 @@ def test_every_kind_of_matrix_is_made_of_the_same_templates() -> None:
             assert torch.allclose(w[f"blocks.{layer}.{name}"], value, atol=1e-6), (layer, name)
 
 
+def test_the_first_and_the_last_layer_may_have_scalers_besides() -> None:
+    settings = {"tile": 4, "templates": [3], "layers": 2}
+    kinds = [method("any-size", settings | more) for more in ({}, {"ends": True})]
+    plain, gene = (Learngene(kind, pico_shape(depth=3)) for kind in kinds)
+    before = gene.weights()
+    assert all(torch.equal(value, before[name]) for name, value in plain.weights().items())  # they begin at 0
+    with torch.no_grad():
+        gene.tensors()["E.attn.proj.weight"][1, 0, 2, 1] = (
+            2.0  # the last layer, the tile above at the right, template 1
+        )
+    after, name = gene.weights(), "blocks.2.attn.proj.weight"
+    assert [key for key, value in after.items() if not torch.equal(value, before[key])] == [name]
+    assert torch.allclose((after[name] - before[name])[:4, 8:12], 2 * gene.tensors()["T.matrix"][1], atol=1e-6)
+    assert gene.expand(pico_shape(depth=1)).blocks[0].attn.proj.weight.shape == (16, 16)
+    assert gene.method.describe(gene.shape, gene.shape)[::2] == ["E[0] + S[0]", "E[1] + S[1]"]
+
+
 def test_stored_numbers_by_hand() -> None:
     """64 x 6 in tiles of 16: 48 x 256 numbers of templates, and four layers of 192 places of 48 scalers."""
     shape = lg.ViTShape(embed_dim=64, depth=6, num_heads=4, patch_size=8, img_size=32, num_classes=10)
@@ -36,6 +53,8 @@ def test_stored_numbers_by_hand() -> None:
     assert sizes["T.matrix"] == (48, 16, 16)
     assert sum(torch.Size(sizes[f"S.{name}"]).numel() for name in MATRICES) == 4 * 192 * 48
     assert sum(torch.Size(size).numel() for name, size in sizes.items() if name.startswith("S.")) == 37_792
+    ends = method("any-size", {"ends": True}).gene_tensors(shape)
+    assert sum(torch.Size(size).numel() for name, size in ends.items() if name.startswith("E.")) == 2 * 192 * 48
 
 
 def test_every_size_of_deit_comes_from_twelve_megabytes() -> None:

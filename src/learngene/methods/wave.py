@@ -188,14 +188,15 @@ class WAVE(Method):
 
     def _scalers(self, tensors: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
         """Those of every parameter, at another shape."""
-        side, sizes, inside, out = self.side(auxiliary), _tiled_params(auxiliary), shape.layer_params(), {}
-        for name, size in _tiled_params(shape).items():
-            scalers = tensors[f"S.{name}"]
-            if name in inside:
-                scalers = interpolated(scalers, shape.depth)
-            have, want = grid_of(name, sizes[name], side), grid_of(name, size, side)
-            out[name] = resized(scalers, have, want, reads=name in READERS)
-        return out
+        scalers, inside = {name: tensors[f"S.{name}"] for name in _tiled_params(shape)}, shape.layer_params()
+        scalers |= {name: interpolated(scalers[name], shape.depth) for name in inside}
+        return self.resized(scalers, auxiliary, shape)
+
+    def resized(self, scalers: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
+        """Scalers of parameters, with their tiles repeated or cut as the width of a shape wants it."""
+        side, have, want = self.side(auxiliary), _tiled_params(auxiliary), _tiled_params(shape)
+        grids = {name: (grid_of(name, have[name], side), grid_of(name, want[name], side)) for name in scalers}
+        return {name: resized(value, *grids[name], reads=name in READERS) for name, value in scalers.items()}
 
 
 def _tiled_params(shape: ViTShape) -> dict[str, tuple[int, ...]]:
