@@ -192,16 +192,25 @@ def which_method(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+TUNED = {
+    ("home", "untuned"): "untuned",
+    ("home", "short"): "two epochs",
+    ("gtsrb", "transfer"): "eight epochs of traffic signs",
+    ("cifar10", "transfer"): "eight epochs of CIFAR-10",
+}
+"""What task and budget mean in the comparisons of six shapes."""
+
+
 def six_shapes(verdict: Mapping[str, Any]) -> str:
-    """Top-1 of every contender at every shape, untuned and tuned briefly, means over seeds; and what each stores."""
-    rows = {(row["contender"], row["budget"], row["shape"]): row for row in verdict["table"]}
+    """Top-1 of every contender at every shape and after every kind of tuning, means over seeds; and what each stores."""
+    rows = {(row["contender"], (row["task"], row["budget"]), row["shape"]): row for row in verdict["table"]}
     shapes = list(dict.fromkeys(shape for _, _, shape in rows))
     lines = ["| | seeds | stored numbers | " + " | ".join(shapes) + " | mean |", "|---" * (4 + len(shapes)) + "|"]
     params = {shape: next(row["params"] for (*_, name), row in rows.items() if name == shape) for shape in shapes}
     lines.append("| parameters | | | " + " | ".join(f"{params[shape]:,}" for shape in shapes) + " | |")
     for contender in dict.fromkeys(contender for contender, _, _ in rows):
-        for budget, text in (("untuned", "untuned"), ("short", "two epochs")):
-            mine = [rows[contender, budget, shape] for shape in shapes if (contender, budget, shape) in rows]
+        for tuning, text in TUNED.items():
+            mine = [rows[contender, tuning, shape] for shape in shapes if (contender, tuning, shape) in rows]
             if len(mine) == len(shapes):
                 tops = [row["last_top1"][0] for row in mine]
                 alone = contender.startswith("distilled")
@@ -327,6 +336,8 @@ PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results/ship_evidence.json": ("docs/which-method.md", which_method),
     "results/any_size_ideas.json": ("docs/any-size-experiments.md", any_size_ideas),
     "results/laptop/claims/any-size.six-shapes.json": ("docs/any-size-experiments.md", six_shapes),
+    "results/laptop/claims/any-size.fresh-seeds.json": ("docs/any-size-experiments.md", six_shapes),
+    "results/laptop/claims/any-size.transfer.json": ("docs/any-size-experiments.md", six_shapes),
     "results/laptop": ("docs/any-size-experiments.md", variants),
 }
 """The page of a result, and what makes its table; of a comparison, its cells and those of the ledger."""
