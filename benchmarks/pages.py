@@ -202,7 +202,7 @@ TUNED = {
 
 
 def six_shapes(verdict: Mapping[str, Any]) -> str:
-    """Top-1 of every contender at every shape and after every kind of tuning, means over seeds; and what each stores."""
+    """Top-1 of every contender at every shape, before and after tuning, means over seeds; and what each stores."""
     rows = {(row["contender"], (row["task"], row["budget"]), row["shape"]): row for row in verdict["table"]}
     shapes = list(dict.fromkeys(shape for _, _, shape in rows))
     lines = ["| | seeds | stored numbers | " + " | ".join(shapes) + " | mean |", "|---" * (4 + len(shapes)) + "|"]
