@@ -270,6 +270,28 @@ def device_files(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def int8_training(result: Mapping[str, Any]) -> str:
+    """What int8 costs untuned descendants, and those that were tuned with and without rounding: means over seeds."""
+    found: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for each in result["models"]:
+        found.setdefault((each["depth"], each["way"]), []).append(each)
+    seeds, images = len({each["seed"] for each in result["models"]}), result["models"][0]["images"]
+    told = f"{images} digits, {result['train']['epochs']} epochs, means of {seeds} seeds"
+    lines = [
+        f"Descendants of the demo's TLEG gene on {told}:",
+        "",
+        "| layers | | model, % | int8, % | lost, points | guessed otherwise, % | largest difference of a logit, % |",
+        "|---" * 7 + "|",
+    ]
+    for (depth, way), each in found.items():
+        model, file, same = (fmean(one[key] for one in each) for key in ("model_score", "score", "top1_agreement"))
+        far = 100 * fmean(one["relative_difference"] for one in each)
+        lines.append(
+            f"| {depth} | {way} | {model:.2f} | {file:.2f} | {model - file:.2f} | {100 - same:.2f} | {far:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def variants(cells: Sequence[Mapping[str, Any]]) -> str:
     """Genes of every size and variants of them: means over the shapes, and over the seeds that all of them have."""
     names = ("any-size", "any-size-8", "any-size-8-depths", "wave", "wave-depths")
@@ -330,6 +352,7 @@ def draw_any_size(every: Mapping[str, Any], verdict: Mapping[str, Any], path: Pa
 PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results/benchmarks/devices.json": ("docs/devices.md", devices),
     "results/device_files.json": ("docs/devices.md", device_files),
+    "results/int8_training.json": ("docs/devices.md", int8_training),
     "results/benchmarks/peers.json": ("docs/foundation.md", five_sizes),
     "results/benchmarks/replay.json": ("docs/teacher-cost.md", teacher_cost),
     "results/laptop/tal-more-seeds": ("docs/tal.md", tal_seeds),

@@ -224,6 +224,7 @@ PAGES = {"benchmarks/peers.json": "foundation.md", "benchmarks/replay.json": "te
          "laptop/tal-more-seeds": "tal.md", "any_size_ideas.json": "any-size-experiments.md",
          "ship_evidence.json": "which-method.md",
          "benchmarks/devices.json": "devices.md", "device_files.json": "devices.md",
+         "int8_training.json": "devices.md",
          "laptop/claims/any-size.six-shapes.json": "any-size-experiments.md",
          "laptop": "any-size-experiments.md"}  # fmt: skip
 
@@ -276,6 +277,11 @@ def test_the_table_is_that_of_the_result(name: str, page: str) -> None:
         for each in result["files"]:
             name = f"| {each['depth']} | {each['target']} | {each['precision']} | "
             assert "missing" in each or f"{name}{each['computed_in']} | {each['bytes'] / 1e3:,.0f} | " in text
+    elif "models" in result:
+        for each in result["models"]:
+            same = [one for one in result["models"] if (one["depth"], one["way"]) == (each["depth"], each["way"])]
+            model, file = (sum(one[key] for one in same) / len(same) for key in ("model_score", "score"))
+            assert f"| {each['depth']} | {each['way']} | {model:.2f} | {file:.2f} | " in text
     elif "scores" in result:
         peer = result["scores"]["peer"]["3"].values()
         assert f"| {sum(score['knn'] for score in peer) / len(peer):.1f}, " in text

@@ -52,6 +52,35 @@ def test_graphs_compute_what_descendants_do_from_the_one_gene_file(name: str, dt
         assert sum(int(np.prod(tensor.dims)) for tensor in inside) < 64  # shapes and factors, no weights
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("tleg", "float32"), ("tleg", "float16")])
+def test_one_graph_takes_the_depth_as_an_input(name: str, dtype: str, cli: CLI, tmp_path: Path) -> None:
+    pico_gene(name).save(tmp_path / "gene.safetensors", dtype=dtype)
+    done = cli("export", tmp_path / "gene.safetensors", "--grow", "5,1,3", "--one-graph", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"gene.safetensors", "grow.json", "depths.onnx"}
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "depths.onnx"), providers=["CPUExecutionProvider"])
+    inputs, gene = batch(pico_shape(), 3), load(tmp_path / "gene.safetensors")
+    for asked, depth in {1: 1, 2: 3, 3: 3, 5: 5, 9: 5}.items():
+        (found,) = session.run(["logits"], {"images": inputs.numpy(), "depth": np.array(asked)})
+        np.testing.assert_allclose(found, gene.expand(depth)(inputs).detach().numpy(), atol=1e-5)
+
+
+def test_widths_grow_from_a_gene_of_any_size(tmp_path: Path) -> None:
+    pico_gene("any-size", {"tile": 4}).save(tmp_path / "gene.safetensors")
+    sizes = [(8, 3), (16, 2)]
+    said = grow(tmp_path / "gene.safetensors", tmp_path / "out", sizes)
+    assert list(said.graphs) == ["width-8-depth-3.onnx", "width-16-depth-2.onnx"]
+    inputs, gene = batch(pico_shape(), 3), load(tmp_path / "gene.safetensors")
+    for (width, depth), file in zip(sizes, said.graphs, strict=True):
+        model = gene.expand({"embed_dim": width, "depth": depth})
+        np.testing.assert_allclose(logits(tmp_path / "out" / file, inputs), model(inputs).detach().numpy(), atol=1e-5)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert '"size": "8 x 3"' in page
+    assert '"sizes": "width x layers"' in page
+    with pytest.raises(LearngeneError, match="--one-graph has the depth as its input"):
+        grow(tmp_path / "gene.safetensors", tmp_path / "out", sizes, one_graph=True)
+
+
 def test_another_gene_in_the_folder_changes_the_models(tmp_path: Path) -> None:
     for seed in (0, 1):
         pico_gene(seed=seed).save(tmp_path / f"{seed}.safetensors")
@@ -67,7 +96,10 @@ def test_the_page_has_all_that_a_browser_needs_but_the_runtime(tmp_path: Path) -
     said = grow(tmp_path / "gene.safetensors", tmp_path / "out", [4, 2])
     page = (tmp_path / "out" / "index.html").read_text()
     data = json.loads(re.findall(r'<script type="application/json" id=data>(.*?)</script>', page)[0])
-    assert [each["depth"] for each in data["graphs"]] == [2, 4]  # what the slider goes through
+    assert ([each["size"] for each in data["graphs"]], data["sizes"]) == (
+        [2, 4],
+        "layers",
+    )  # what the slider goes through
     assert {each["file"]: each["bytes"] for each in data["graphs"]} == said.graphs
     assert (data["gene"], data["classes"], data["names"]) == (said.gene, 10, [str(number) for number in range(10)])
     model = load(tmp_path / "gene.safetensors").expand(2)
@@ -85,18 +117,23 @@ def test_the_page_has_all_that_a_browser_needs_but_the_runtime(tmp_path: Path) -
 
 def test_class_names_cannot_end_the_script_and_other_images_have_no_page(tmp_path: Path) -> None:
     model = scratch(pico_shape(depth=1), class_names=["</script>", "b", "c"])
-    page = grown_page(model, 1, {1: ("depth-1.onnx", 2)})
+    (tmp_path / "depth-1.onnx").write_bytes(b"12")
+    graphs = {1: tmp_path / "depth-1.onnx"}
+    page = grown_page(model, 1, graphs)
     assert page is not None
     assert page.count("</script>") == 2
-    assert grown_page(scratch(pico_shape(depth=1, in_chans=4)), 1, {1: ("depth-1.onnx", 2)}) is None
+    assert grown_page(scratch(pico_shape(depth=1, in_chans=4)), 1, graphs) is None
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--grow 0", "depth"),
+        ("--grow 8x2x2", "--grow '8x2x2' is no list of widths and depths such as 32x4,64x8"),
+        ("--grow 8x2,16x2", "this gene has embed_dim 16, not 8; only its own embed_dim can be made"),
+        ("--one-graph", "--one-graph: is of a gene that grows; say with --grow to which depths"),
         ("--grow three", "--grow 'three' is not a list such as 1-3 or 1,4"),
-        ("--grow 2 --precision int8", "leave all other flags but --out out"),
+        ("--grow 2 --precision int8", "leave out all flags but --out"),
     ],
 )
 def test_a_wrong_size_is_one_line_and_writes_nothing(flags: str, message: str, cli: CLI, tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ def test_a_runtime_is_really_measured_here(
         ("--runtime onnxrt", "unknown runtime 'onnxrt'; did you mean 'onnxruntime'?"),
         ("--runtime torch --threads 0", "threads must be from 1 to 1024, not 0"),
         ("--runtime torch --batch-size 0", "batch_size must be 1 or more, not 0"),
+        ("--runtime torch --batch-size 5000", "plan: batch_size must be from 1 to 4096, not 5000"),
         (
             "--runtime torch --precision int8",
             "plan: torch has no files in int8 here; give --precision fp32, fp16, bf16",
@@ -279,6 +280,29 @@ def test_what_lies_in_the_folder_is_not_lost(gene: Path, tmp_path: Path, monkeyp
     assert not stale.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--runtime torch --precision int8", "torch has no files in int8 here; give --precision fp32, fp16, bf16"),
+        ("--runtime onnxrt", "unknown runtime 'onnxrt'; did you mean 'onnxruntime'?"),
+        ("--threads 5000", "threads must be from 1 to 1024, not 5000"),
+    ],
+)
+def test_what_cannot_be_measured_elsewhere_is_told_by_its_own_command(
+    flags: str, message: str, gene: Path, cli: CLI, tmp_path: Path
+) -> None:
+    result = cli("measure-on-device", gene, "--out", tmp_path / "out", *flags.split())
+    assert (result.code, result.err.splitlines()[-1]) == (2, f"learngene: measure-on-device: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_precision_that_this_cpu_lacks_can_be_measured_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pico_gene().save(tmp_path / "gene.safetensors")
+    files = measure_on_device(tmp_path / "gene.safetensors", tmp_path / "out", runtime="openvino", precision="bf16")
+    assert all((tmp_path / "out" / file).is_file() for file in files)
+
+
 def test_a_runtime_that_is_not_installed_names_the_extra(
     gene: Path, cli: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +325,7 @@ def test_a_program_that_ends_badly_is_told_by_its_last_line(
         (folder / "measure.py").write_text("import sys; sys.exit('measure: this CPU has no bf16')")
 
     monkeypatch.setattr(measure, "write_models", write)
-    result = cli("plan", gene, "--runtime", "openvino", "--precision", "bf16")
+    result = cli("plan", gene, "--runtime", "torch", "--precision", "bf16")
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert "the runtime cannot time these models here (measure: this CPU has no bf16)" in result.err
 

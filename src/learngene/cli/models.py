@@ -216,17 +216,23 @@ def export(
         typer.Option(help="points of accuracy that may be lost (0.5), or without --data percent of other guesses (2)"),
     ] = None,
     keep_worse: Annotated[bool, typer.Option("--keep-worse", help="warn where a file loses more")] = False,
-    depths: Annotated[
-        str | None, typer.Option("--grow", help="of a gene: a folder with it and a small ONNX graph for each of 3,6,9")
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--grow", help="of a gene: a folder with it and a small ONNX graph for each of 3,6,9 or 32x4,64x8"
+        ),
     ] = None,
+    one_graph: Annotated[bool, typer.Option("--one-graph", help="--grow: one graph, the depth is an input")] = False,
 ) -> None:
     """Write a model for a runtime, run it there again at batch 1 and another, and compare on real images."""
-    if depths is not None:
+    if one_graph and sizes is None:
+        raise LearngeneError("--one-graph: is of a gene that grows; say with --grow to which depths")
+    if sizes is not None:
         if to != "onnx" or precision != "fp32" or batch != 8 or data or calibrate or bound is not None or keep_worse:
-            raise LearngeneError("--grow: makes ONNX graphs that compute in fp32; leave all other flags but --out out")
+            raise LearngeneError("--grow: makes ONNX graphs that compute in fp32; leave out all flags but --out")
         from learngene.devices.grow import grow
 
-        grown = grow(descendant, out, layer_list(depths, "--grow"))
+        grown = grow(descendant, out, _grown_sizes(sizes), one_graph=one_graph)
         text = f"{out}: gene.safetensors {grown.gene / 1e6:.2f} MB; with all graphs {grown.ratio:.3f} of it"
         say(text, path=out, graphs=dict(grown.graphs))
         for name, length in grown.graphs.items():
@@ -259,6 +265,17 @@ def export(
         say(f"accuracy {found['score']:.2f} %, of the model {found['model_score']:.2f} %")
     for note in record.notes:
         say(f"note: {note}")
+
+
+def _grown_sizes(text: str) -> list[int | tuple[int, int]]:
+    """Depths, such as 3,6 or 3-6, or widths and depths, such as 32x4,64x8."""
+    if "x" not in text:
+        return [*layer_list(text, "--grow")]
+    pairs = [part.split("x") for part in text.split(",")]
+    try:
+        return [(int(width), int(depth)) for width, depth in pairs]
+    except ValueError:
+        raise LearngeneError(f"--grow '{text}' is no list of widths and depths such as 32x4,64x8") from None
 
 
 @app.command()

@@ -170,6 +170,7 @@ def finetune_recipe(
     lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="of weights, not of biases and norms")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(help="epochs in which the rate rises")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8: round in training as an int8 file will")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
 ) -> FinetuneRecipe:
@@ -194,6 +195,7 @@ def finetune_recipe(
         "train.lr": lr,
         "train.weight_decay": weight_decay,
         "train.schedule.warmup_epochs": warmup_epochs,
+        "train.quantize": quantize,
         "train.seed": seed,
         "data.source": data or None,
         "out": str(out) if out else None,

@@ -231,6 +231,7 @@ def _judged(found: Agreement, precision: str, bound: float | None, keep_worse: b
         return []
     if keep_worse:
         return [f"worse than the bound of {most:g}: {what}"]
+    tune = "fine-tune it for a few epochs with `learngene finetune --quantize int8`, " if precision == "int8" else ""
     raise LearngeneError(
-        f"export: the file {what}, more than {most:g}; give another precision, a wider --bound, or --keep-worse"
+        f"export: the file {what}, more than {most:g}; {tune}give another precision, a wider --bound, or --keep-worse"
     )

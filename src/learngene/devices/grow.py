@@ -1,4 +1,4 @@
-"""One gene file and a small ONNX graph per depth that computes its weights from it: a device downloads the gene once.
+"""One gene file and a small ONNX graph per size that computes its weights from it: a device downloads the gene once.
 
 The gene file itself is the external data of every graph: its tensors lie in it as ONNX wants them. ONNX Runtime folds
 what the graph computes of them when a session starts, and runs what an expanded descendant would.
@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from learngene.devices.check import agreement, check_images
 from learngene.devices.grown_page import grown_page
-from learngene.devices.onnxruntime import OnnxRuntime
+from learngene.devices.one_graph import DEPTH
+from learngene.devices.one_graph import one_graph as one_graph_of
+from learngene.devices.onnxruntime import OnnxRuntime, load_session
+from learngene.devices.target import Session
+from learngene.genes.expansion import with_heads
 from learngene.genes.gene import Learngene
 from learngene.genes.gene_file import GeneHeader, read_header
 from learngene.system.errors import LearngeneError
 from learngene.system.files import refuse_foreign, refuse_read_only, write_folder
 from learngene.system.records import Record
 from learngene.vits.onnx_export import write_onnx
+from learngene.vits.shape import ViTShape
 
-GENE, RECORD, PAGE, GRAPHS = "gene.safetensors", "grow.json", "index.html", "depth-*.onnx"
+GENE, RECORD, PAGE, GRAPHS = "gene.safetensors", "grow.json", "index.html", "*depth*.onnx"
 
 BOUND = 1e-5
 """Largest accepted difference of a logit from the expanded descendant's, relative to the largest logit."""
@@ -68,20 +74,23 @@ class _At(nn.Module):
         return self.gene(images, self.shape)
 
 
-def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
-    """Writes a folder with the gene file and a graph ``depth-D.onnx`` for every depth, each run and compared.
+def grow(
+    gene: str | Path, out: str | Path, sizes: Sequence[int | tuple[int, int]], *, one_graph: bool = False
+) -> Grown:
+    """Writes a folder with the gene file and a small graph for every size, each run and compared.
 
-    ``index.html`` there is a page with a slider over the depths, for ONNX Runtime Web; models that take other images
+    ``index.html`` there is a page with a slider over the sizes, for ONNX Runtime Web; models that take other images
     than square ones in grey or colour get none.
 
     Args:
         gene: The gene file; in float16 or bfloat16 all is half as large.
         out: The folder.
-        depths: Layers of each graph.
+        sizes: Depths, or widths and depths.
+        one_graph: Write one graph, ``depths.onnx``, with the depth as an input, and no page.
 
     Raises:
-        LearngeneError: If the gene cannot be made so deep, or holds no whole model, or a graph's logits are not those
-            of the expanded descendant.
+        LearngeneError: If the gene cannot be made so, or holds no whole model, or a graph's logits are not those of the
+            expanded descendant.
     """
     gene, out = Path(gene), Path(out)
     target = OnnxRuntime()
@@ -90,10 +99,14 @@ def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
     refuse_foreign(out, RECORD)
     if out.exists() and any(out.iterdir()):
         Grown.read(out / RECORD)  # refuses a file of that name that is another's
-    if not depths:
-        raise LearngeneError("export: --grow names the depths, such as 3,6,9,12")
+    if not sizes:
+        raise LearngeneError("export: --grow names the sizes, such as 3,6,9,12, or 32x4,64x8")
     loaded = Learngene.load(gene).eval()
-    models = {depth: loaded.expand(depth) for depth in sorted(set(depths))}
+    shapes = _shapes(loaded, sizes)
+    wide = len({shape.embed_dim for shape in shapes}) > 1
+    if wide and one_graph:
+        raise LearngeneError("export: --one-graph has the depth as its input; give --grow depths of one width")
+    models = {shape: loaded.expand(shape) for shape in shapes}
     header, unlike = read_header(gene), copy.deepcopy(loaded)
     for tensor in unlike.parameters():  # the exporter merges tensors that are alike, such as zeros
         torch.nn.init.uniform_(tensor)
@@ -102,28 +115,62 @@ def grow(gene: str | Path, out: str | Path, depths: Sequence[int]) -> Grown:
 
     def write(folder: Path) -> None:
         shutil.copyfile(gene, folder / GENE)
-        for depth, model in models.items():
-            file = folder / f"depth-{depth}.onnx"
-            shape = loaded.shape.replace(depth=depth)
+        width = "width-{}-" if wide else ""
+        files = {shape: folder / f"{width.format(shape.embed_dim)}depth-{shape.depth}.onnx" for shape in shapes}
+        for shape, file in files.items():
             images = torch.randn(2, shape.in_chans, shape.img_size, shape.img_size)
             write_onnx(_At(unlike, shape), images, file, fold=False)
             _share(file, header)
-            found = agreement(model, target.open(file, "fp32"), check_images(model, None, 8), 8)
+        if one_graph:
+            files = dict.fromkeys(files, _joined({shape.depth: file for shape, file in files.items()}))
+        for shape, file in files.items():
+            session = _session(file, {DEPTH: np.array(shape.depth)} if one_graph else {})
+            found = agreement(models[shape], session, check_images(models[shape], None, 8), 8)
             if not found.relative_difference <= BOUND:
                 raise LearngeneError(
-                    f"export: the graph of depth {depth} gives logits that differ by {found.largest_difference:.2g} "
+                    f"export: the graph of {shape.size} gives logits that differ by {found.largest_difference:.2g} "
                     "from the descendant's; nothing was written"
                 )
-            graphs[file.name], differences[file.name] = file.stat().st_size, found.largest_difference
+            graphs[file.name] = file.stat().st_size
+            differences[file.name] = max(found.largest_difference, differences.get(file.name, 0.0))
         record = Grown(gene=gene.stat().st_size, graphs=graphs, differences=differences, versions=target.versions())
         record.write(folder / RECORD)
-        files = zip(models, graphs.items(), strict=True)
-        page = grown_page(next(iter(models.values())), record.gene, dict(files))
+        named = {f"{shape.embed_dim} x {shape.depth}" if wide else shape.depth: file for shape, file in files.items()}
+        page = None if one_graph else grown_page(next(iter(models.values())), record.gene, named)
         if page is not None:
             (folder / PAGE).write_text(page, encoding="utf-8")
 
     write_folder(out, (RECORD, GENE, PAGE, GRAPHS), write)
     return Grown.read(out / RECORD)
+
+
+def _shapes(gene: Learngene, sizes: Sequence[int | tuple[int, int]]) -> list[ViTShape]:
+    """The shapes of some sizes, the smallest first, each once; a depth alone has the gene's own width."""
+    pairs = sorted({size if isinstance(size, tuple) else (gene.shape.embed_dim, size) for size in sizes})
+    own = gene.shape.embed_dim
+    widths = {width: {} if width == own else with_heads(gene, {"embed_dim": width}) for width, _ in pairs}
+    return [gene.shape.replace(depth=depth, **widths[width]) for width, depth in pairs]
+
+
+def _joined(files: Mapping[int, Path]) -> Path:
+    """The file with the one graph that is made of those of all depths, which go."""
+    import onnx
+
+    models = {depth: onnx.load(str(file), load_external_data=False) for depth, file in files.items()}
+    path = next(iter(files.values())).with_name("depths.onnx")
+    onnx.save(one_graph_of(models), str(path))
+    for file in files.values():
+        file.unlink()
+    return path
+
+
+def _session(file: Path, feeds: Mapping[str, Any]) -> Session:
+    session = load_session(file)
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy(), **feeds})[0])
+
+    return Session(run, "fp32", {})
 
 
 def _share(file: Path, header: GeneHeader) -> None:

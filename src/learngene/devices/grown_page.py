@@ -1,4 +1,4 @@
-"""A page beside grown graphs: a slider over depth, an image, what every depth says of it and how long that takes."""
+"""A page beside grown graphs: a slider over sizes, an image, what every size says of it and how long that takes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"
 IMAGES = 8
 
 
-def grown_page(model: Any, gene: int, graphs: Mapping[int, tuple[str, int]]) -> str | None:
+def grown_page(model: Any, gene: int, graphs: Mapping[int | str, Path]) -> str | None:
     """The page, whose images are some of scikit-learn's digits; None for a model that takes no images to look at.
 
     Args:
         model: One of the descendants.
         gene: Bytes of the gene file.
-        graphs: Name and bytes of the graph by depth.
+        graphs: Of every size the graph, the smallest first; depths, or widths and depths in words.
     """
     config = image_config(model)
     chans, height, width = config["input_size"]
@@ -40,7 +40,8 @@ def grown_page(model: Any, gene: int, graphs: Mapping[int, tuple[str, int]]) -> 
     pictures = chosen * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     data = {
         "gene": gene,
-        "graphs": [{"depth": depth, "file": name, "bytes": size} for depth, (name, size) in sorted(graphs.items())],
+        "graphs": [{"size": size, "file": file.name, "bytes": file.stat().st_size} for size, file in graphs.items()],
+        "sizes": "width x layers" if any(isinstance(size, str) for size in graphs) else "layers",
         "input_size": [chans, height, width],
         "mean": mean,
         "std": std,

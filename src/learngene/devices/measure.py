@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learngene.devices import measure_script
 from learngene.devices.measurements import Measurements, family
@@ -25,6 +25,9 @@ from learngene.system.records import RecordError
 from learngene.vits.shape import ViTShape
 from learngene.vits.shape_rule import FAMILY
 from learngene.vits.stitched_shape import Shape
+
+if TYPE_CHECKING:
+    from learngene.devices.target import Target
 
 RUNTIMES = {
     "onnxruntime": "onnx",
@@ -71,13 +74,7 @@ class OnDevice:
         Raises:
             LearngeneError: If there is no such runtime; that one is not installed is seen by ``prepare``.
         """
-        if runtime not in RUNTIMES:
-            raise LearngeneError(f"plan: unknown runtime '{runtime}'{nearest(runtime, RUNTIMES)}")
-        for name, value, most in (("threads", threads, MOST_THREADS), ("batch_size", batch_size, MOST_BATCH)):
-            if value is not None and not 1 <= value <= most:
-                raise LearngeneError(f"plan: {name} must be from 1 to {most}, not {value}")
-        self._how: dict[str, Any] = {"runtime": runtime, "precision": precision}
-        self._how |= {"threads": threads, "batch_size": batch_size}
+        self._how = _how("plan", runtime, precision, threads, batch_size)
         self._file: Path | None = None
         self.found: Measurements | None = None
 
@@ -101,6 +98,7 @@ class OnDevice:
         if self._tells(parts, memory=memory):
             return
         with tempfile.TemporaryDirectory() as folder:
+            _target(self._how).refuse(self._how["precision"], "plan")
             write_models(Path(folder), few(parts), memory=memory, **self._how)
             fresh = _run(Path(folder))
         again = {family(ViTShape.from_dict(point.shape)) for point in fresh.points}
@@ -176,15 +174,31 @@ def measure_on_device(
     Returns:
         The names of the model files.
     """
-    OnDevice(runtime, precision=precision, threads=threads, batch_size=batch_size)  # refuses what cannot be
+    how = _how("measure-on-device", runtime, precision, threads, batch_size)
+    _target(how).refuse(precision, "measure-on-device", here=False)
     refuse_read_only(Path(out).parent)
     refuse_foreign(Path(out), JOB)
     shapes = [one.shape for one in plan(read_header(gene), num_classes=num_classes, img_size=img_size)]
     parts = list({family(part): part for shape in shapes for part in shape.parts}.values())
-    how: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size}
     write_folder(Path(out), (JOB, SCRIPT, MODELS), lambda folder: write_models(folder, few(parts), memory=True, **how))
     job = json.loads((Path(out) / JOB).read_text())
     return [model["file"] for group in job["groups"] for model in group]
+
+
+def _how(command: str, runtime: str, precision: str, threads: int | None, batch_size: int) -> dict[str, Any]:
+    """How to measure; raises ``LearngeneError`` on behalf of a command for what no runtime can do."""
+    if runtime not in RUNTIMES:
+        raise LearngeneError(f"{command}: unknown runtime '{runtime}'{nearest(runtime, RUNTIMES)}")
+    for name, value, most in (("threads", threads, MOST_THREADS), ("batch_size", batch_size, MOST_BATCH)):
+        if value is not None and not 1 <= value <= most:
+            raise LearngeneError(f"{command}: {name} must be from 1 to {most}, not {value}")
+    return {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size}
+
+
+def _target(how: dict[str, Any]) -> Target:
+    from learngene.devices.export import TARGETS
+
+    return TARGETS[RUNTIMES[how["runtime"]]]()
 
 
 def few(parts: Sequence[ViTShape]) -> list[ViTShape]:
@@ -209,12 +223,10 @@ def write_models(
     """Writes a folder as ``measure_script`` wants it: models with random weights of every width at a few depths."""
     import torch
 
-    from learngene.devices.export import TARGETS
     from learngene.devices.target import Job
     from learngene.making.finetune import scratch
 
-    target = TARGETS[RUNTIMES[runtime]]()
-    target.refuse(precision, "plan")
+    target = _target({"runtime": runtime})
     groups = []
     for number, shape in enumerate(shapes):
         group = []

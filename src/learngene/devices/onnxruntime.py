@@ -47,7 +47,7 @@ class OnnxRuntime(Target):
 
     def open(self, path: Path, precision: str, threads: int | None = None) -> Session:
         """Loads a file; its profiler tells of every product what types it got."""
-        session = _session(path, threads)
+        session = load_session(path, threads)
         name = session.get_inputs()[0].name
         size = [1 if isinstance(side, str) else side for side in session.get_inputs()[0].shape]
         words = _product_types(path, {name: torch.zeros(size).numpy()})
@@ -58,7 +58,8 @@ class OnnxRuntime(Target):
         return Session(run, most_common(words), {})
 
 
-def _session(path: Path, threads: int | None = None, profile: str | None = None) -> Any:
+def load_session(path: Path, threads: int | None = None, profile: str | None = None) -> Any:
+    """ONNX Runtime's own session of a file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -73,7 +74,7 @@ def _session(path: Path, threads: int | None = None, profile: str | None = None)
 def _product_types(path: Path, feeds: dict[str, Any]) -> list[str]:
     """The types of the first inputs of all products of a run."""
     with tempfile.TemporaryDirectory() as folder:
-        session = _session(path, profile=f"{folder}/run")
+        session = load_session(path, profile=f"{folder}/run")
         session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     products = [event["args"] for event in events if any(key in event["args"].get("op_name", "") for key in PRODUCTS)]

@@ -27,10 +27,10 @@ class OpenVino(Target):
     modules: ClassVar = {**OnnxRuntime.modules, "openvino": "openvino"}
     precisions = ("fp32", "fp16", "bf16", "int8")
 
-    def refuse(self, precision: str, command: str = "export") -> None:
+    def refuse(self, precision: str, command: str = "export", *, here: bool = True) -> None:
         """Refuses bfloat16 where the CPU has none: OpenVINO takes float32 instead, without a word."""
-        super().refuse(precision, command)
-        if precision == "bf16":
+        super().refuse(precision, command, here=here)
+        if here and precision == "bf16":
             import openvino
 
             if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -82,8 +82,14 @@ class Target(ABC):
     def open(self, path: Path, precision: str, threads: int | None = None) -> Session:
         """Loads a file that ``write`` has written; threads are the runtime's own choice by default."""
 
-    def refuse(self, precision: str, command: str = "export") -> None:
-        """Raises ``LearngeneError`` on behalf of a command if packages are missing, or the precision cannot be had."""
+    def refuse(self, precision: str, command: str = "export", *, here: bool = True) -> None:
+        """Raises ``LearngeneError`` on behalf of a command if packages are missing, or the precision cannot be had.
+
+        Args:
+            precision: Of the file.
+            command: Who is told to refuse.
+            here: Whether this machine runs the file, or another one will.
+        """
         for module in self.modules:
             try:
                 import_module(module)

@@ -118,8 +118,7 @@ def _refuse(budget: Budget, base: ViTShape, timer: Callable[..., float]) -> NoRe
     )
     if budget.max_latency is not None:
         small += f", {timer(least, budget.batch_size, budget.device):.4g} ms"
-    asked = ", ".join(budget.told)
-    raise LearngeneError(
-        f"no model of {base.img_size} px and {base.num_classes} classes fits {asked}; the smallest is {small}, the "
-        f"largest {large}"
-    )
+    asked, task = ", ".join(budget.told), f"{base.img_size} px and {base.num_classes} classes"
+    if budget.max_latency is None and budget.room(most) > 1:
+        raise LearngeneError(f"{asked} is more than any model of {task} has; the largest is {large}: ask for less")
+    raise LearngeneError(f"no model of {task} fits {asked}; the smallest is {small}, the largest {large}")

@@ -36,6 +36,7 @@ from learngene.system.machine_faults import machine_faults
 from learngene.training.classification import Baseline
 from learngene.training.loop import make_accelerator
 from learngene.training.losses import Parts, task_loss
+from learngene.training.rounding import rounded
 from learngene.training.run import run_stage, write_once
 from learngene.training.run_folder import run_bytes
 from learngene.training.scores import SetScore, counted, task_score
@@ -247,7 +248,8 @@ def train_model(model: TimmModel, recipe: FinetuneRecipe, images: Splits, *, kee
 
     made = made_of(None, getattr(model, "learngene", {}).get("gene"))
     stage = Stage(f"finetune {stage_name(model)}", model, objective, size, chans, baseline=other, made_of=made)
-    result = run_stage(stage, recipe, images, keep=keep, show=show)
+    with rounded(model) if recipe.train.quantize else contextlib.nullcontext():
+        result = run_stage(stage, recipe, images, keep=keep, show=show)
     set_drop_path(model, 0.0)
     crop = 1.0 if images.train.segmentation else crop_pct(data, size)
     _record_preprocessing(model, data, size, chans, crop)

@@ -29,7 +29,7 @@ ADDED_LATER = {
     "Distill": ("target", "replay"),
     "FeatureTarget": ("keep_bridge",),
     "Schedule": ("kind", "power"),
-    "Train": ("class_weight", "sampling", "track", "recompute", "shard", "shard_teachers"),
+    "Train": ("class_weight", "sampling", "track", "recompute", "shard", "shard_teachers", "quantize"),
     "Routing": ("compared", "preset"),
     "PoolSpec": ("guide_reduction", "guide_scale"),
 }

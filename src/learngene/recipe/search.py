@@ -13,6 +13,7 @@ from learngene.methods.lsamd import LSAMD
 from learngene.recipe.content_hash import hashed_content, short_hash
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import (
+    LAYERED,
     AncestrySpec,
     AtLeast0,
     ByName,
@@ -158,8 +159,9 @@ class SearchRecipe(Section):
             train = self.task(name).train
             if train.drop_path:
                 raise RecipeError(f"tasks.{name}: train.drop_path is not for super nets, whose base blocks stay; use 0")
-            if train.layer_decay is not None:
-                raise RecipeError(f"tasks.{name}: train.layer_decay is for fine-tuning; leave it out")
+            for key in LAYERED:
+                if getattr(train, key) is not None:
+                    raise RecipeError(f"tasks.{name}: train.{key} is for fine-tuning; leave it out")
         if self.routing.gate == "two-branch" and self.routing.noise == "none":
             raise RecipeError(
                 "routing: without noise a two-branch gate sees two equal blocks and never tries the specific one; use "

@@ -382,6 +382,9 @@ class Train(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Above0 = 1e-8
     layer_decay: FractionAbove0 | None = Field(None, description="fine-tuning: rate per layer, by timm")
+    quantize: Literal["int8"] | None = Field(
+        None, description="fine-tuning: int8 rounds as `export --precision int8` will, so that its file loses less"
+    )
     clip_grad: Above0 | None = Field(None, description="largest gradient norm; the papers do not clip")
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
@@ -424,6 +427,9 @@ class Train(Section):
         apart = {"ema_decay": self.ema_decay, "compile": self.compile, "precision=fp16": self.precision == "fp16"}
         if self.shard and (other := next((name for name, there in apart.items() if there), None)):
             raise RecipeError(f"shard: not together with {other}; leave out one of the two")
+        apart = {"ema_decay": self.ema_decay, "recompute": self.recompute, "shard": self.shard}
+        if self.quantize and (other := next((name for name, there in apart.items() if there), None)):
+            raise RecipeError(f"quantize: not together with {other}; leave out one of the two")
         if self.class_weight and self.sampling:
             raise RecipeError("class_weight and sampling would even classes out twice; give one of the two")
         if self.batch_size % 2 and (self.augment.mixup or self.augment.cutmix):
@@ -436,12 +442,16 @@ class Train(Section):
 
 
 def _refuse_tuning(train: Train) -> Train:
-    if train.layer_decay is not None:
-        raise RecipeError("layer_decay is for fine-tuning; a gene has no layers of its own")
+    for name in LAYERED:
+        if getattr(train, name) is not None:
+            raise RecipeError(f"{name} is for fine-tuning; a gene has no layers of its own")
     if train.shard:
         raise RecipeError("shard is for fine-tuning; a gene is small, and shard_teachers is for its teacher")
     return train
 
+
+LAYERED = ("layer_decay", "quantize")
+"""Entries of a train section that only a model with layers of its own can have."""
 
 GeneTrain = Annotated[Train, AfterValidator(_refuse_tuning)]
 """How a gene is trained."""
