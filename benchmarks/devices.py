@@ -1,4 +1,4 @@
-"""One image through every runtime, over eager PyTorch, with one and two threads; export; session start of grown graphs.
+"""One image through every runtime, over eager PyTorch; export; session start of grown graphs; planning in a runtime.
 
     python benchmarks/devices.py [ROUNDS]
 
@@ -8,7 +8,9 @@ threads of the one before still spin for a while. A runtime that is not installe
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ from learngene.devices.target import Job, Target, most_common
 from learngene.genes.gene import Learngene
 from learngene.making.finetune import scratch
 from learngene.methods import method
+from learngene.methods.base import DEEPEST
 from learngene.system.errors import LearngeneError
 from learngene.vits.onnx_export import write_onnx
 from learngene.vits.shape import ViTShape
@@ -61,6 +64,10 @@ EXPORT, GROWN = 0.6, 1.5
 """Most time of writing ONNX over torch's own way, and of starting a session of a grown graph over a plain file's."""
 
 
+PLAN = {"first": 20, "again": 0.3}
+"""Most seconds of planning every depth in a runtime, measured and remembered."""
+
+
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 21
     times: dict[str, list[float]] = {}
@@ -77,7 +84,12 @@ def main() -> None:
         torch.set_num_threads(1)
         times |= paired_rounds(exports(folder, skipped), max(3, rounds // 7))
         times |= paired_rounds(starts(folder), rounds)
-    targets = []
+        planned = planning(folder, skipped)
+        times |= planned
+    targets = [
+        target(f"seconds of {case} time, {DEEPEST} depths", statistics.median(values), PLAN[case.split(": ")[1]])
+        for case, values in planned.items()
+    ]
     for (case, base), limit in LIMITS.items():
         ours, theirs = (f"DeiT-Ti, 224 px, 1 threads: {each}" for each in (case, base))
         if ours in times:
@@ -221,6 +233,23 @@ def starts(folder: Path) -> dict[str, Callable[[], float]]:
             load = lambda path=path, options=options: onnxruntime.InferenceSession(str(path), options)  # noqa: E731
             cases[f"start {title}: {case}"] = once(load)
     return cases
+
+
+def planning(folder: Path, skipped: dict[str, str]) -> dict[str, list[float]]:
+    """Seconds of the command that plans all depths of the laptop gene in a runtime: measuring, then remembering."""
+    gene, times = folder / "plan.safetensors", {}
+    Learngene(method("tleg"), SHAPES["laptop, 32 px"]).save(gene)
+    for runtime in ("onnxruntime", "openvino"):
+        if runtime == "openvino" and "OpenVINO fp32" in skipped:
+            continue
+        command = [sys.executable, "-m", "learngene", "plan", gene, "--runtime", runtime, "--threads", "1"]
+        where = {**os.environ, "LEARNGENE_CACHE": str(folder / runtime)}
+        run = once(
+            lambda command=command, where=where: subprocess.run(command, env=where, check=True, capture_output=True)
+        )
+        times[f"plan --runtime {runtime}: first"] = [run()]
+        times[f"plan --runtime {runtime}: again"] = [run() for _ in range(5)]
+    return times
 
 
 def over_eager(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:

@@ -232,7 +232,7 @@ def devices(result: Mapping[str, Any]) -> str:
         in_words = f", in {result['computed_in'][case]}" if case == "OpenVINO, its default precision" else ""
         row = [f"{found[case]:.2f}" if case in found else "" for found in over.values()]
         lines.append(f"| {case}{in_words} | " + " | ".join(row) + " |")
-    lines += ["", "| ratio of times, within one run | value | goal, at most |", "|---|---|---|"]
+    lines += ["", "| ratio of times within one run, or seconds | value | goal, at most |", "|---|---|---|"]
     lines += [f"| {each['what']} | {each['value']:.2f} | {each['limit']:.2f} |" for each in result["targets"]]
     lines += [f"\nNot here: {case}, {reason}." for case, reason in result["skipped"].items()]
     where = result["environment"]
