@@ -26,8 +26,9 @@ class ExecuTorch(Target):
 
     def write(self, job: Job, path: Path) -> list[str]:
         """Writes a program for batches of up to ``job.batch`` images; memory for those is planned in it."""
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        with _quiet():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
 
         # Without a largest batch the lowering would close it at the example's, without a word.
         shapes = ({0: torch.export.Dim("batch", max=job.batch)},) if job.batch > 1 else None
@@ -62,10 +63,10 @@ class ExecuTorch(Target):
 
     def open(self, path: Path, precision: str, threads: int | None = None) -> Session:
         """Loads a program, which says the type that it takes. Threads are one pool for all programs of the process."""
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
-
         with _quiet():
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+
             if threads is not None:
                 portable_lib._unsafe_reset_threadpool(threads)  # unsafe while another thread runs a program
             program = Runtime.get().load_program(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -92,7 +93,9 @@ class Target(ABC):
         """
         for module in self.modules:
             try:
-                import_module(module)
+                with warnings.catch_warnings():  # of what it imports itself, which is no concern of ours
+                    warnings.simplefilter("ignore")
+                    import_module(module)
             except ImportError as error:
                 hint = f"pip install 'learngene[{self.extra}]'"
                 raise LearngeneError(f"{command}: package '{error.name or module}' is missing; {hint}") from None
