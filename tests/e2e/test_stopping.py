@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,29 @@ def test_two_processes_give_the_gene_of_one(
     before = (tmp_path / "two.safetensors").read_bytes()
     assert cli("condense", recipe, f"out={tmp_path / 'two'}").code == 0
     assert (tmp_path / "two.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_two_nodes_that_are_stopped_give_the_gene_of_one(
+    cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path
+) -> None:
+    train = {**MIXED, **SGD, "micro_batch": 2, "epochs": 60, "eval_every": 60, "save_every": 60}
+    recipe = written(tmp_path / "r.yaml", condense_fields(ancestry_folder, images, tmp_path / "one", train=train))
+    assert cli("condense", recipe).code == 0
+    meeting = ["--rdzv-backend=c10d", "--rdzv-id=gene", f"--rdzv-endpoint=127.0.0.1:{ranks(1)[0]['MASTER_PORT']}"]
+    node = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *meeting, "--no-python"]
+    call = [*node, Path(sys.executable).with_name("learngene"), "condense", recipe, f"out={tmp_path / 'two'}"]
+    for stopped in (True, False):
+        both = [program(*call, ACCELERATE_USE_CPU="true") for _ in range(2)]
+        while stopped and not (tmp_path / "two" / "metrics.jsonl").exists():
+            assert [each.poll() for each in both] == [None, None]
+            time.sleep(0.05)
+        for each in both if stopped else ():
+            each.send_signal(signal.SIGTERM)
+        said = [each.communicate()[1] for each in both]
+        assert [each.returncode == 0 for each in both] == [not stopped] * 2, said
+        assert (tmp_path / "two.safetensors").exists() is not stopped
+    close(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
 
 
 @pytest.mark.slow
