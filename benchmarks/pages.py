@@ -360,7 +360,6 @@ PAGES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results/any_size_ideas.json": ("docs/any-size-experiments.md", any_size_ideas),
     "results/laptop/claims/any-size.six-shapes.json": ("docs/any-size-experiments.md", six_shapes),
     "results/laptop/claims/any-size.fresh-seeds.json": ("docs/any-size-experiments.md", six_shapes),
-    "results/laptop/claims/any-size.transfer.json": ("docs/any-size-experiments.md", six_shapes),
     "results/laptop": ("docs/any-size-experiments.md", variants),
 }
 """The page of a result, and what makes its table; of a comparison, its cells and those of the ledger."""

@@ -226,6 +226,7 @@ PAGES = {"benchmarks/peers.json": "foundation.md", "benchmarks/replay.json": "te
          "benchmarks/devices.json": "devices.md", "device_files.json": "devices.md",
          "int8_training.json": "devices.md",
          "laptop/claims/any-size.six-shapes.json": "any-size-experiments.md",
+         "laptop/claims/any-size.fresh-seeds.json": "any-size-experiments.md",
          "laptop": "any-size-experiments.md"}  # fmt: skip
 
 
