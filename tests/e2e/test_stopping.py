@@ -105,7 +105,7 @@ def test_two_processes_give_the_gene_of_one(
 def test_two_nodes_that_are_stopped_give_the_gene_of_one(
     cli: CLI, images: Path, ancestry_folder: Path, tmp_path: Path
 ) -> None:
-    train = {**MIXED, **SGD, "micro_batch": 2, "epochs": 60, "eval_every": 60, "save_every": 60}
+    train = {**MIXED, **SGD, "micro_batch": 2, "epochs": 30, "eval_every": 30, "save_every": 30}
     recipe = written(tmp_path / "r.yaml", condense_fields(ancestry_folder, images, tmp_path / "one", train=train))
     assert cli("condense", recipe).code == 0
     meeting = ["--rdzv-backend=c10d", "--rdzv-id=gene", f"--rdzv-endpoint=127.0.0.1:{ranks(1)[0]['MASTER_PORT']}"]
