@@ -44,6 +44,13 @@ def test_the_first_and_the_last_layer_may_have_scalers_besides() -> None:
     assert torch.allclose((after[name] - before[name])[:4, 8:12], 2 * gene.tensors()["T.matrix"][1], atol=1e-6)
     assert gene.expand(pico_shape(depth=1)).blocks[0].attn.proj.weight.shape == (16, 16)
     assert gene.method.describe(gene.shape, gene.shape)[::2] == ["E[0] + S[0]", "E[1] + S[1]"]
+    one = pico_shape(depth=1)
+    assert gene.method.describe(gene.shape, one) == ["1/2 E[0] + 1/2 E[1] + 1/2 S[0] + 1/2 S[1]"]
+    moved = gene.weights(one)["blocks.0.attn.proj.weight"][:4, 8:12]
+    with torch.no_grad():
+        gene.tensors()["E.attn.proj.weight"].zero_()
+    still = gene.weights(one)["blocks.0.attn.proj.weight"][:4, 8:12]
+    assert torch.allclose(moved - still, gene.tensors()["T.matrix"][1], atol=1e-6)  # half of 2, in a single layer
 
 
 def test_stored_numbers_by_hand() -> None:

@@ -73,11 +73,13 @@ class AnySize(WAVE):
         """Scalers of as many layers, with their tiles repeated or cut."""
         ends = {name: tensors[f"E.{name}"] for name in MATRICES if self.ends}
         out = super().at_shape(tensors, self.held(auxiliary), self.held(shape))
-        return out | {f"E.{name}": value for name, value in self.resized(ends, auxiliary, shape).items()}
+        return out | {f"E.{name}": value for name, value in self.at_width(ends, auxiliary, shape).items()}
 
     def describe(self, auxiliary: ViTShape, shape: Shape, **options: Any) -> list[str]:
         """The scalers of every layer, and what becomes of their grid."""
         out = super().describe(self.held(auxiliary), shape, **options)
+        if self.ends and len(out) == 1:
+            return [f"1/2 E[0] + 1/2 E[1] + {out[0]}"]
         if self.ends:
             out[0], out[-1] = f"E[0] + {out[0]}", f"E[1] + {out[-1]}"
         return out

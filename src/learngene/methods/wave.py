@@ -190,9 +190,9 @@ class WAVE(Method):
         """Those of every parameter, at another shape."""
         scalers, inside = {name: tensors[f"S.{name}"] for name in _tiled_params(shape)}, shape.layer_params()
         scalers |= {name: interpolated(scalers[name], shape.depth) for name in inside}
-        return self.resized(scalers, auxiliary, shape)
+        return self.at_width(scalers, auxiliary, shape)
 
-    def resized(self, scalers: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
+    def at_width(self, scalers: Mapping[str, Tensor], auxiliary: ViTShape, shape: ViTShape) -> dict[str, Tensor]:
         """Scalers of parameters, with their tiles repeated or cut as the width of a shape wants it."""
         side, have, want = self.side(auxiliary), _tiled_params(auxiliary), _tiled_params(shape)
         grids = {name: (grid_of(name, have[name], side), grid_of(name, want[name], side)) for name in scalers}
