@@ -348,9 +348,20 @@ def test_sizes_are_planned_without_a_gene_in_a_runtimes_time(cli: CLI, device: l
 
 
 def test_models_are_shipped_by_a_runtimes_time(
-    cli: CLI, device: list[list[int]], images: Path, refused: Callable[..., str]
+    cli: CLI,
+    device: list[list[int]],
+    images: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = cli("ship", images, *IN_RUNTIME, "--budget-macs", "1T", "--dry-run", "data.img_size=64", "data.workers=0")
     assert "4 layers x 64 (2 heads)" in told.out
     assert device[:2] == [[64, 192], [32, 96]]
     assert "unknown runtime 'onnx'" in refused("ship", images, "--runtime", "onnx", "--dry-run")
+    monkeypatch.setattr("learngene.devices.export.export", lambda model, path: path.write_bytes(b"onnx"))
+    small = ("--sizes", "16K", "--budget-macs", "1G", "--runtime", "onnxruntime", "--out", tmp_path / "out")
+    assert cli("ship", images, *small, "data.img_size=8", "data.workers=0").code == 0
+    (model,) = json.loads((tmp_path / "out" / "result.json").read_text())["models"]
+    assert model["latency_ms"] == pytest.approx(milliseconds(ViTShape.from_dict(model["shape"])), abs=1e-3)
+    assert "in onnxruntime" in (tmp_path / "out" / "index.html").read_text()

@@ -160,8 +160,7 @@ def _plan_sizes(
             "`learngene plan --sizes 0.2M,0.6M --img-size 64 --num-classes 7`"
         )
     asked = [budget] if sizes is None else [replace(budget, max_params=amount(size)) for size in sizes.split(",")]
-    timer = on.timer if on is not None else None
-    found = plan_sizes(asked, img_size=img_size, num_classes=num_classes, measure=measure, timer=timer)
+    found = plan_sizes(asked, img_size=img_size, num_classes=num_classes, measure=measure, on=on)
     if as_json:
         print(json.dumps([{**asdict(one), "shape": one.shape.to_dict()} for one in found], indent=2))
         return

@@ -98,7 +98,7 @@ class OnDevice:
         if self._tells(parts, memory=memory):
             return
         with tempfile.TemporaryDirectory() as folder:
-            _target(self._how).refuse(self._how["precision"], "plan")
+            _target(self._how["runtime"]).refuse(self._how["precision"], "plan")
             write_models(Path(folder), few(parts), memory=memory, **self._how)
             fresh = _run(Path(folder))
         again = {family(ViTShape.from_dict(point.shape)) for point in fresh.points}
@@ -114,13 +114,11 @@ class OnDevice:
                 self.found = Measurements.read(_cache(self._how))
         return self.found is not None and all(self.found.tells(part, memory=memory) for part in parts)
 
-    def timer(self, shape: ViTShape, batch_size: int = 1, device: str = "cpu") -> float:
-        """Milliseconds of a shape, as ``plan_sizes`` asks for them, the narrowest first.
+    def measured_latency(self, shape: ViTShape) -> float:
+        """Milliseconds of a forward pass, measured where they are not known yet.
 
-        Args:
-            shape: Whose width is measured together with one ``AHEAD`` times as wide, for those between.
-            batch_size: Unused: it was said when this was made.
-            device: Unused.
+        Of shapes that are asked for one by one, the narrowest first, few widths are measured: that of a shape together
+        with one ``AHEAD`` times as wide, so that those between are known.
         """
         if not self._tells([shape], memory=False):
             ahead = min(AHEAD, FAMILY[-1][0] // shape.embed_dim)
@@ -175,7 +173,7 @@ def measure_on_device(
         The names of the model files.
     """
     how = _how("measure-on-device", runtime, precision, threads, batch_size)
-    _target(how).refuse(precision, "measure-on-device", here=False)
+    _target(runtime).refuse(precision, "measure-on-device", here=False)
     refuse_read_only(Path(out).parent)
     refuse_foreign(Path(out), JOB)
     shapes = [one.shape for one in plan(read_header(gene), num_classes=num_classes, img_size=img_size)]
@@ -195,10 +193,10 @@ def _how(command: str, runtime: str, precision: str, threads: int | None, batch_
     return {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size}
 
 
-def _target(how: dict[str, Any]) -> Target:
+def _target(runtime: str) -> Target:
     from learngene.devices.export import TARGETS
 
-    return TARGETS[RUNTIMES[how["runtime"]]]()
+    return TARGETS[RUNTIMES[runtime]]()
 
 
 def few(parts: Sequence[ViTShape]) -> list[ViTShape]:
@@ -226,7 +224,7 @@ def write_models(
     from learngene.devices.target import Job
     from learngene.making.finetune import scratch
 
-    target = _target({"runtime": runtime})
+    target = _target(runtime)
     groups = []
     for number, shape in enumerate(shapes):
         group = []

@@ -104,6 +104,9 @@ class Device(Protocol):
     def latency(self, shape: Shape) -> float:
         """Milliseconds of a forward pass."""
 
+    def measured_latency(self, shape: ViTShape) -> float:
+        """The same of a shape that nobody prepared."""
+
     def size(self, shape: Shape) -> float:
         """Megabytes of the shape's files."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from learngene.genes.plan import Budget, measured_latency
+from learngene.genes.plan import Budget, Device, measured_latency
 from learngene.system.errors import LearngeneError
 from learngene.system.quantities import amount, short
 from learngene.vits.shape import ViTShape
@@ -50,6 +50,7 @@ def plan_sizes(
     batch_size: int = 64,
     measure: bool = True,
     timer: Callable[[ViTShape, int, str], float] | None = None,
+    on: Device | None = None,
 ) -> list[PlannedSize]:
     """One shape for every size: width, depth, heads of one width and patches of one side, by a published rule.
 
@@ -64,6 +65,7 @@ def plan_sizes(
         batch_size: Images per step when the speed of training is measured; 64 as ``train.batch_size`` by default.
         measure: Whether to measure how fast each trains here: two seconds or a few steps of each.
         timer: Times a shape at a batch size on a device where a budget limits the latency; measures by default.
+        on: A runtime whose latency counts instead, as in ``plan``.
 
     Returns:
         A plan for every size, in their order.
@@ -75,7 +77,7 @@ def plan_sizes(
         raise LearngeneError("plan: give one size or more, such as 0.6M")
     budgets = [size if isinstance(size, Budget) else Budget(max_params=amount(size)) for size in sizes]
     base = ViTShape(img_size=img_size, patch_size=patch_for(img_size), in_chans=in_chans, num_classes=num_classes)
-    timed = timer or measured_latency
+    timed = timer or measured_latency if on is None else lambda shape, *_: on.measured_latency(shape)
     found = [_shape(budget, base, WIDE_HEAD, timed) for budget in budgets]
     if any(shape is None or shape.num_heads < 3 for shape in found):
         found = [_shape(budget, base, NARROW_HEAD, timed) for budget in budgets]

@@ -335,11 +335,11 @@ def make_plan(
 
 def limits_of(recipe: ShipRecipe, size: int, classes: int) -> dict[str, float]:
     """The most parameters of every model that is wanted; of one with a limit on latency, what was timed here."""
-    out, timer = {}, OnDevice(recipe.runtime).timer if recipe.runtime else None
+    out, on = {}, OnDevice(recipe.runtime) if recipe.runtime else None
     for name, (kind, value) in recipe.wanted.items():
         if kind == "latency":
             budget = Budget(max_latency=value)
-            (fast,) = plan_sizes([budget], img_size=size, num_classes=classes, measure=False, timer=timer)
+            (fast,) = plan_sizes([budget], img_size=size, num_classes=classes, measure=False, on=on)
             value = fast.params
         out[name] = value
     return out
