@@ -13,6 +13,7 @@ from learngene.methods import Method, method
 from learngene.methods.stitching import rows_of
 from learngene.methods.tal import hypernetwork_of
 from learngene.recipe.features import FeatureTarget, TeacherSpec
+from learngene.recipe.gene_run import GeneRun, GeneTrain, GeneType
 from learngene.recipe.hyper import Stage1Hyper, stage1_hyper
 from learngene.recipe.one_line_faults import changed
 from learngene.recipe.pool import PoolSpec
@@ -22,9 +23,6 @@ from learngene.recipe.sections import (
     DataSpec,
     Distill,
     Distinct,
-    GeneRun,
-    GeneTrain,
-    GeneType,
     Positive,
     Section,
     Train,

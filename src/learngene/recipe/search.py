@@ -11,16 +11,14 @@ from pydantic import Field, model_validator
 
 from learngene.methods.lsamd import LSAMD
 from learngene.recipe.content_hash import hashed_content, short_hash
+from learngene.recipe.gene_run import LAYERED, GeneRun, GeneType
 from learngene.recipe.one_line_faults import validated
 from learngene.recipe.sections import (
-    LAYERED,
     AncestrySpec,
     AtLeast0,
     ByName,
     DataSpec,
     FractionAbove0,
-    GeneRun,
-    GeneType,
     Positive,
     Section,
     Train,

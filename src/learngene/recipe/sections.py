@@ -10,15 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from learngene.recipe.mask_values import MASK_VALUES, MaskValues, class_names
 from learngene.system.errors import RecipeError, nearest, refuse_unknown
@@ -26,7 +18,6 @@ from learngene.vits.shape import ViTShape
 from learngene.vits.stitched_shape import PATH_FIELDS
 
 AuxiliaryShape = Annotated[ViTShape, BeforeValidator(ViTShape.from_dict), PlainSerializer(ViTShape.to_dict)]
-
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -90,8 +81,6 @@ Distinct = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
 """One name or more, none of them twice."""
 ByName = Annotated[dict[str, T], BeforeValidator(_without_removed)]
 """Named entries, but for those that an override or an extending recipe set to null to remove them."""
-GeneType = Annotated[Literal["float32", "bfloat16", "float16"], Field(description="storage type of the gene file")]
-GeneRun = Annotated[Path, Field(description="run folder; the gene is written beside it as OUT.safetensors")]
 
 
 class Section(BaseModel):
@@ -357,6 +346,9 @@ class Distill(Section):
 
 Tracked = Literal["tensorboard", "trackio", "wandb"]
 
+APART = {"shard": ("ema_decay", "compile"), "quantize": ("ema_decay", "recompute", "shard")}
+"""What a train section cannot have together; an average makes NaN of ranges that begin at infinity."""
+
 
 class Train(Section):
     """One training run; the defaults are the papers' and so DeiT's."""
@@ -424,12 +416,12 @@ class Train(Section):
             raise RecipeError("use_ema needs ema_decay, for example 0.999")
         if self.recompute and self.compile:
             raise RecipeError("recompute: a compiled model decides by itself what it keeps; leave out one of the two")
-        apart = {"ema_decay": self.ema_decay, "compile": self.compile, "precision=fp16": self.precision == "fp16"}
-        if self.shard and (other := next((name for name, there in apart.items() if there), None)):
-            raise RecipeError(f"shard: not together with {other}; leave out one of the two")
-        apart = {"ema_decay": self.ema_decay, "recompute": self.recompute, "shard": self.shard}
-        if self.quantize and (other := next((name for name, there in apart.items() if there), None)):
-            raise RecipeError(f"quantize: not together with {other}; leave out one of the two")
+        for name, others in APART.items():
+            other = next((each for each in others if getattr(self, each)), None) if getattr(self, name) else None
+            if other:
+                raise RecipeError(f"{name}: not together with {other}; leave out one of the two")
+        if self.shard and self.precision == "fp16":
+            raise RecipeError("shard: not together with precision=fp16; leave out one of the two")
         if self.class_weight and self.sampling:
             raise RecipeError("class_weight and sampling would even classes out twice; give one of the two")
         if self.batch_size % 2 and (self.augment.mixup or self.augment.cutmix):
@@ -439,22 +431,6 @@ class Train(Section):
                 f"warmup_epochs {warmup:g} leave nothing of {self.epochs} epochs; lower schedule.warmup_epochs"
             )
         return self
-
-
-def _refuse_tuning(train: Train) -> Train:
-    for name in LAYERED:
-        if getattr(train, name) is not None:
-            raise RecipeError(f"{name} is for fine-tuning; a gene has no layers of its own")
-    if train.shard:
-        raise RecipeError("shard is for fine-tuning; a gene is small, and shard_teachers is for its teacher")
-    return train
-
-
-LAYERED = ("layer_decay", "quantize")
-"""Entries of a train section that only a model with layers of its own can have."""
-
-GeneTrain = Annotated[Train, AfterValidator(_refuse_tuning)]
-"""How a gene is trained."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from learngene.methods import method
+from learngene.recipe.gene_run import GeneRun, GeneTrain, GeneType
 from learngene.recipe.hyper import Hyper
 from learngene.recipe.one_line_faults import changed
 from learngene.recipe.sections import (
@@ -16,9 +17,6 @@ from learngene.recipe.sections import (
     AuxiliaryShape,
     ByName,
     DataSpec,
-    GeneRun,
-    GeneTrain,
-    GeneType,
     Section,
     Train,
 )

@@ -19,7 +19,6 @@ PRODUCTS = (nn.Linear, nn.Conv2d)
 STEPS = 64
 """Steps of a weight on either side of 0: ``export`` gives weights 7 bits."""
 
-
 NEWEST = 0.1
 """Weight of the newest batch in a range: ten times torch's own, because fine-tuning may have few steps."""
 
